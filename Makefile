@@ -1,0 +1,46 @@
+# Everything happens in .venv, installed from the hashed lock; a second run installs nothing.
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/installed
+
+.PHONY: help demo test check format lock clean
+
+help:
+	@echo "make demo     install, then fine-tune a small Whisper on spoken Japanese (3 minutes on 2 cores)"
+	@echo "make test     install, then run every test"
+	@echo "make check    install, then ruff, mypy and the fast tests"
+	@echo "make format   let ruff format the code"
+	@echo "make lock     resolve the dependencies anew into requirements.lock (needs uv)"
+	@echo "make clean    remove .venv"
+
+demo: $(STAMP)
+	@echo "make: fine-tuning a Whisper from random weights on the demo corpus"
+	@$(BIN)/kikitori train experiment=demo
+
+test: $(STAMP)
+	@echo "make: running every test"
+	@$(BIN)/python -m pytest -q -m "not long"
+
+check: $(STAMP)
+	@echo "make: ruff, mypy and the fast tests"
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+	@$(BIN)/python -m pytest -q -m "not slow and not long"
+
+format: $(STAMP)
+	@$(BIN)/ruff check --fix . && $(BIN)/ruff format .
+
+lock:
+	@echo "make: resolving pyproject.toml into requirements.lock"
+	@uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
+		--extra dev pyproject.toml --output-file requirements.lock
+
+$(STAMP): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "kikitori needs Python 3.11 or later; say make PYTHON=python3.12")'
+	@echo "make: installing the locked packages into .venv (5 GB, a few minutes, once)"
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+clean:
+	rm -rf .venv

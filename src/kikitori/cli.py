@@ -1,0 +1,57 @@
+"""The command `kikitori`: hands the rest of the line to one of the commands below."""
+
+import os
+import sys
+from importlib import import_module
+
+USAGE = """\
+kikitori: fine-tune Whisper on speech, Japanese first.
+
+  train       fine-tune a model, with scores before and after
+              kikitori train model=whisper_small data.release=cv-corpus-27.0-2026-09-09-ja.tar.gz
+  evaluate    score a checkpoint or a stock model
+              kikitori evaluate checkpoint=outputs/my-run data=demo
+  prepare     decode a corpus once, and tell what would be left out
+              kikitori prepare data=manifest data.manifest=recordings/metadata.csv
+  transcribe  read audio files to text
+              kikitori transcribe talk.mp3 --model outputs/my-run
+
+train, evaluate and prepare are Hydra applications: --help lists what can be chosen, --cfg job prints the configuration,
+-m sweeps over comma-separated values. Completion: eval "$(kikitori train -sc install=bash)" (or zsh, fish).
+"""
+HYDRA_COMMANDS = ("train", "evaluate", "prepare")
+COMMANDS = (*HYDRA_COMMANDS, "transcribe")
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # Threads that spin while they wait slow a busy CPU up to 30 times; OpenMP reads this at torch's import.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    arguments = sys.argv[1:]
+    if arguments[:1] == ["-sc"]:
+        _complete()
+    elif not arguments or arguments[0] in ("-h", "--help"):
+        print(USAGE)
+    elif arguments[0] not in COMMANDS:
+        sys.exit(f"kikitori: {arguments[0]!r} is none of {', '.join(COMMANDS)}; see kikitori --help")
+    else:
+        # Hydra and argparse read sys.argv from its second word on.
+        del sys.argv[1]
+        import_module(f"kikitori.{arguments[0]}").main()
+
+
+def _complete() -> None:
+    """Answer a shell that completes a line: the commands first, then Hydra's answer for the line without the command."""
+    line = os.environ.get("COMP_LINE", "")
+    program, _, rest = line.partition(" ")
+    command, space, overrides = rest.partition(" ")
+    if not space:
+        print(" ".join(name for name in COMMANDS if name.startswith(command)))
+    elif command in HYDRA_COMMANDS:
+        os.environ["COMP_LINE"] = f"{program} {overrides}"
+        import_module(f"kikitori.{command}").main()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,97 @@
+"""The nouns of a corpus: a clip with its transcript, and a clip that was left out with the reason."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+Split = Literal["train", "validation", "test"]
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+
+Reason = Literal[
+    "malformed row",
+    "not UTF-8",
+    "outside the corpus",
+    "missing",
+    "undecodable",
+    "empty",
+    "silent",
+    "too short",
+    "too long",
+    "empty transcript",
+    "too many tokens",
+    "duplicate",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Clip:
+    """One recording and what was said in it.
+
+    name: unique in its corpus (a file's path in it). identity: changes when the audio does (size and time of a file).
+    speaker: serves to keep splits apart and goes nowhere else. source: a file, or a function that reads the bytes.
+    """
+
+    name: str
+    split: Split
+    text: str
+    identity: str
+    source: Path | Callable[[], bytes]
+    speaker: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Reject:
+    """A clip, or a row that names one, that is left out."""
+
+    name: str
+    split: Split
+    reason: Reason
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """What decoding found. samples: at 16 kHz. peak: in [0, 1]. digest: of the samples. error: of decoding, or ''."""
+
+    samples: int
+    peak: float
+    digest: str
+    error: str
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """The rows of a corpus as its files tell them, before any audio is opened.
+
+    description: what stands in the results, such as a release's name; never a path of somebody's home.
+    """
+
+    description: str
+    clips: Sequence[Clip]
+    rejects: Sequence[Reject]
+
+
+def file_clip(root: Path, path: str, split: Split, text: str, speaker: str | None) -> Clip | Reject:
+    """A clip of a file below `root`, or a reject where the path leaves `root` or the text is not UTF-8.
+
+    A missing file is no reject yet: whoever decodes it finds out, once.
+    """
+    if not_utf8(path) or not_utf8(text):
+        return Reject(ascii(path), split, "not UTF-8", ascii(text))
+    if not path or "\0" in path:
+        return Reject(path, split, "malformed row", "no path")
+    file = root / path
+    if not file.resolve().is_relative_to(root.resolve()):
+        return Reject(path, split, "outside the corpus", f"leaves {root.name}/")
+    try:
+        stat = file.stat()
+        identity = f"{stat.st_size} {stat.st_mtime_ns}"
+    except OSError:
+        identity = "missing"
+    return Clip(path, split, text.strip(), identity, file, speaker or None)
+
+
+def not_utf8(text: str) -> bool:
+    """Whether bytes that are no UTF-8 were carried into a text by errors='surrogateescape'."""
+    return any("\udc80" <= character <= "\udcff" for character in text)

@@ -1,0 +1,64 @@
+"""From examples to a batch, and the check of the label contract that every run makes on its first batch."""
+
+from typing import Any, TypedDict
+
+import torch
+from torch import Tensor
+from transformers.models.whisper.modeling_whisper import shift_tokens_right
+
+from kikitori.errors import DataError
+from kikitori.whisper import FrontEnd
+
+# The target that cross-entropy leaves out.
+IGNORED = -100
+
+
+class Batch(TypedDict):
+    """input_features: (batch, mels, frames) float32. labels: (batch, tokens) int64. clips: ids. texts: references."""
+
+    input_features: Tensor
+    labels: Tensor
+    clips: list[str]
+    texts: list[str]
+
+
+def collate(examples: list[dict[str, Any]]) -> Batch:
+    """Stack the log-Mels and pad the labels of some examples.
+
+    The start token is cut off the labels, because the model's own shift puts it in front of the decoder's input: left
+    in, the decoder would be trained on two. Padding is masked by position, not by value: the end token has the
+    padding's id and must stay supervised.
+    """
+    sequences = [torch.tensor(e["tokens"][1:], dtype=torch.int64) for e in examples]
+    return Batch(
+        input_features=torch.stack([e["input_features"] for e in examples]),
+        labels=torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True, padding_value=IGNORED),
+        clips=[e["clip"] for e in examples],
+        texts=[e["text"] for e in examples],
+    )
+
+
+def preflight(batch: Batch, front_end: FrontEnd) -> None:
+    """Raise DataError unless a batch keeps the contract between front end, labels and decoder.
+
+    One start token in the decoder's input, the language and task prefix after it, an end token that is supervised, all
+    padding masked, features that fill the window. Run before the first step, so that no run trains on a broken batch.
+    """
+    features, labels = batch["input_features"], batch["labels"]
+    end, (start, *prefix) = front_end.tokenizer.eos_token_id, front_end.prefix
+    decoder_input_ids = shift_tokens_right(labels, end, start)
+    wrong = []
+    if features.shape[1:] != (front_end.num_mel_bins, front_end.frames) or not features.isfinite().all():
+        wrong.append(f"features of shape {tuple(features.shape)} are not finite log-Mels of the window")
+    for clip, row, inputs in zip(batch["clips"], labels.tolist(), decoder_input_ids.tolist(), strict=True):
+        supervised = [token for token in row if token != IGNORED]
+        if inputs.count(start) != 1:
+            wrong.append(f"{clip}: {inputs.count(start)} start tokens in the decoder's input, must be 1")
+        if supervised[: len(prefix)] != prefix:
+            wrong.append(f"{clip}: labels begin with {supervised[: len(prefix)]}, must be {prefix}")
+        if supervised[-1:] != [end] or end in supervised[:-1]:
+            wrong.append(f"{clip}: the labels must hold one supervised end token, {end}, at their end")
+        if row[: len(supervised)] != supervised:
+            wrong.append(f"{clip}: a masked label stands before a supervised one")
+    if wrong:
+        raise DataError("the first batch breaks the label contract:\n  " + "\n  ".join(wrong))

@@ -1,0 +1,157 @@
+"""Checks of a configuration before anything is loaded: every problem at once, each with its key, value and remedy.
+
+The schema of a node is the signature of its `_target_`: names and types are read from there, so that they stand once.
+"""
+
+import inspect
+import os
+import types
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from hydra.utils import get_object
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from transformers import WhisperConfig
+
+from kikitori.errors import ConfigError
+
+REMEDIES = {
+    "data.release": "pass data.release=/path/to/cv-corpus-27.0-2026-09-09-ja.tar.gz, or the folder it unpacks to",
+    "data.manifest": "pass data.manifest=/path/to/metadata.csv",
+    "data.name": "pass data.name=owner/dataset",
+}
+ABOVE_ZERO = {
+    *("optim.lr", "trainer.max_steps", "trainer.accumulate_grad_batches", "validation.every_steps", "model.window_s"),
+    *("data.batch_size", "data.eval_batch_size", "generation.max_new_tokens", "generation.num_beams"),
+    *("score.train_clips", "data.limit.train", "data.limit.validation", "data.limit.test"),
+}
+NOT_NEGATIVE = {"optim.weight_decay", "optim.warmup_steps", "data.num_workers", "data.min_duration_s", "seed"}
+FRACTIONS = {
+    *("data.max_reject_rate", "model.dropout", "model.attention_dropout", "model.activation_dropout"),
+    *("model.mask_time_prob", "model.mask_feature_prob"),
+}
+CHOICES = {
+    "trainer.precision": ("auto", "16-mixed", "bf16-mixed", "32", "32-true"),
+    "trainer.accelerator": ("auto", "cpu", "gpu", "cuda", "mps"),
+}
+SECRET_NAMES = ("TOKEN", "KEY", "SECRET", "PASSWORD")
+
+
+def check(cfg: DictConfig) -> None:
+    """Raise ConfigError with every problem of a composed configuration."""
+    found = list(_problems(cfg))
+    if found:
+        count = f"{len(found)} problem{'s' * (len(found) > 1)}"
+        raise ConfigError(f"{count} in the configuration\n" + "\n".join(f"  {line}" for line in found))
+
+
+def _problems(cfg: DictConfig) -> Iterator[str]:
+    for key in sorted(OmegaConf.missing_keys(cfg)):
+        yield f"{key}: not set; {REMEDIES.get(key, f'pass {key}=...')}"
+    try:
+        values: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=False)
+    except OmegaConfBaseException as error:
+        yield f"{error.full_key}: {error.msg}"
+        return
+    flat = dict(_leaves(values))
+    wrong_type = dict(_type_faults(values))
+    yield from (f"{key}: {fault}" for key, fault in wrong_type.items())
+    numbers = {key: v for key, v in flat.items() if key not in wrong_type and isinstance(v, int | float)}
+    for key, value in numbers.items():
+        if key in ABOVE_ZERO and not value > 0:
+            yield f"{key}: must be above 0, got {value}"
+        if key in NOT_NEGATIVE and not value >= 0:
+            yield f"{key}: must not be below 0, got {value}"
+        if key in FRACTIONS and not 0 <= value <= 1:
+            yield f"{key}: must be between 0 and 1, got {value}"
+    for key, choices in CHOICES.items():
+        if key in flat and str(flat[key]) not in choices:
+            yield f"{key}: must be one of {', '.join(choices)}, got {flat[key]}"
+    secrets = {v: k for k, v in os.environ.items() if len(v) >= 8 and any(name in k.upper() for name in SECRET_NAMES)}
+    for key, value in flat.items():
+        if isinstance(value, str) and (variable := next((secrets[s] for s in secrets if s in value), None)):
+            yield f"{key}: holds the value of {variable}, and a configuration is written to files; leave it out"
+
+
+def _leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(node, Mapping):
+        for key, value in node.items():
+            yield from _leaves(value, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        yield prefix, node
+
+
+def _type_faults(node: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """(key, fault) of every value that does not fit the parameter of its `_target_`, at any depth."""
+    if not isinstance(node, Mapping):
+        return
+    for key, value in node.items():
+        yield from _type_faults(value, f"{prefix}.{key}" if prefix else str(key))
+    if "_target_" not in node:
+        return
+    try:
+        parameters, open_ended = _parameters(get_object(node["_target_"]))
+    except Exception as error:  # whatever importing a foreign module raises
+        yield f"{prefix}._target_", f"cannot be imported: {node['_target_']} ({error})"
+        return
+    for key, value in node.items():
+        if key.startswith("_") or value == "???":
+            continue
+        if key not in parameters:
+            if not open_ended:
+                yield f"{prefix}.{key}", f"{node['_target_']} has no such argument; it has {', '.join(parameters)}"
+        elif not _fits(value, parameters[key]):
+            yield f"{prefix}.{key}", f"must be {_words(parameters[key])}, got {value!r}"
+
+
+def _parameters(target: Callable[..., Any]) -> tuple[dict[str, Any], bool]:
+    """Name and type of each argument of a function or class, and whether it takes others besides.
+
+    Arguments that a class passes on through ** to its base are the base's; those named `config` are WhisperConfig's.
+    """
+    functions = [target]
+    if inspect.isclass(target):
+        functions = [vars(base)["__init__"] for base in target.__mro__ if "__init__" in vars(base)]
+    parameters: dict[str, Any] = {}
+    for function in functions:
+        signature = inspect.signature(function)
+        hints = get_type_hints(function) if function.__module__.startswith("kikitori") else {}
+        rest = None
+        for name, parameter in signature.parameters.items():
+            if parameter.kind is parameter.VAR_KEYWORD:
+                rest = name
+            elif name != "self" and parameter.kind is not parameter.VAR_POSITIONAL:
+                parameters.setdefault(name, hints.get(name, Any))
+        if rest == "config":
+            return {**WhisperConfig.__annotations__, **parameters}, False
+        if rest is None:
+            return parameters, False
+    return parameters, True
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a plain value is of an annotated type; annotations not known here fit everything."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        return any(_fits(value, argument) for argument in arguments)
+    if origin is Literal:
+        return value in arguments
+    if origin in (list, tuple, Sequence):
+        return isinstance(value, list)
+    if origin in (dict, Mapping):
+        return isinstance(value, Mapping)
+    if hint in (int, float, str, bool, type(None)):
+        allowed = (int, float) if hint is float else hint
+        return isinstance(value, allowed) and (hint is bool or not isinstance(value, bool))
+    return True
+
+
+def _words(hint: Any) -> str:
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        return " or ".join(_words(argument) for argument in arguments)
+    if origin is Literal:
+        return "one of " + ", ".join(map(str, arguments))
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", type(None): "null"}
+    return names.get(hint, "a list" if origin in (list, tuple, Sequence) else "a mapping")

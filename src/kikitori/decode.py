@@ -1,0 +1,58 @@
+"""From log-Mel or a whole recording to text."""
+
+import torch
+from torch import Tensor
+from transformers import WhisperForConditionalGeneration
+
+from kikitori.audio import SAMPLE_RATE
+from kikitori.whisper import FrontEnd, Whisper
+
+# The energy of a recording is looked at in steps of this length to find a pause.
+PAUSE_S = 0.2
+
+
+def generate(
+    model: WhisperForConditionalGeneration,
+    front_end: FrontEnd,
+    input_features: Tensor,
+    max_new_tokens: int,
+    num_beams: int = 1,
+) -> list[str]:
+    """The text of each row of (batch, mels, frames): greedy, or by beam search, and at most max_new_tokens long."""
+    sequences = model.generate(
+        input_features,
+        language=front_end.language,
+        task=front_end.task,
+        max_new_tokens=min(max_new_tokens, front_end.max_label_tokens - len(front_end.prefix)),
+        num_beams=num_beams,
+        do_sample=False,
+    )
+    return front_end.decode(sequences)
+
+
+def cut_at_pauses(waveform: Tensor, window_s: float) -> list[Tensor]:
+    """Cut (samples,) at 16 kHz into pieces no longer than the window, each at the quietest moment of its last third.
+
+    A model fine-tuned on short clips has forgotten timestamps, so the stock long-form algorithm cannot steer by them.
+    """
+    window, step = round(window_s * SAMPLE_RATE), round(PAUSE_S * SAMPLE_RATE)
+    pieces = []
+    while len(waveform) > window:
+        tail = waveform[window * 2 // 3 : window]
+        energy = tail[: len(tail) // step * step].reshape(-1, step).square().mean(dim=1)
+        cut = window * 2 // 3 + int(energy.argmin()) * step + step // 2
+        pieces.append(waveform[:cut])
+        waveform = waveform[cut:]
+    return [*pieces, waveform]
+
+
+@torch.inference_mode()
+def transcribe(whisper: Whisper, waveform: Tensor, max_new_tokens: int = 225, batch_size: int = 8) -> str:
+    """The text of a whole recording, (samples,) at 16 kHz; one longer than the window is read piece by piece."""
+    front_end, model = whisper.front_end, whisper.model
+    pieces = cut_at_pauses(waveform, front_end.window_s)
+    texts = []
+    for i in range(0, len(pieces), batch_size):
+        features = torch.stack([front_end.log_mel(piece) for piece in pieces[i : i + batch_size]])
+        texts += generate(model, front_end, features.to(model.device, model.dtype), max_new_tokens)
+    return ("" if front_end.language == "ja" else " ").join(text for text in texts if text)

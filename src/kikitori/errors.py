@@ -1,0 +1,22 @@
+"""Errors that a user can cause: each names the thing, its value and the remedy, and is shown without a traceback."""
+
+from hydra.errors import CompactHydraException
+
+
+class KikitoriError(CompactHydraException):
+    """Base of the errors below. Hydra prints a compact exception as its message alone."""
+
+    def __str__(self) -> str:
+        return f"{type(self).__name__}: {super().__str__()}"
+
+
+class ConfigError(KikitoriError):
+    """The configuration cannot be run as it is."""
+
+
+class DataError(KikitoriError):
+    """The corpus cannot be used as it is."""
+
+
+class ModelError(KikitoriError):
+    """The model cannot be loaded, or does not fit the configuration."""

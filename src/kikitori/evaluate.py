@@ -1,0 +1,14 @@
+"""kikitori evaluate: score a checkpoint or a stock model on any corpus."""
+
+import hydra
+from omegaconf import DictConfig
+
+from kikitori.paths import CONF, run_folder
+
+
+@hydra.main(config_path=str(CONF), config_name="evaluate", version_base="1.3")
+def main(cfg: DictConfig) -> None:
+    """One run."""
+    from kikitori import experiment
+
+    experiment.evaluate(cfg, run_folder())

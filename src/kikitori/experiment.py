@@ -1,0 +1,281 @@
+"""A run, from configuration to results; read `train` from top to bottom. `cfg` goes no deeper than this file."""
+
+import logging
+import resource
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import pytorch_lightning as pl
+import torch
+import transformers
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.callbacks import LearningRateMonitor, RichProgressBar
+from pytorch_lightning.loggers import CSVLogger, Logger
+
+from kikitori import whisper as whispers
+from kikitori.callbacks import Recorder
+from kikitori.clips import SPLITS, Split
+from kikitori.collate import preflight
+from kikitori.config import check
+from kikitori.datamodule import SpeechDataModule
+from kikitori.errors import ConfigError
+from kikitori.metrics import ClipScore, change, prediction, score_clips, summarise
+from kikitori.module import WhisperModule
+from kikitori.progress import shows_bars
+from kikitori.report import git_state, markdown, print_results, versions, write_json, write_lines
+from kikitori.text import NORMALISER, segmenter
+from kikitori.whisper import Whisper
+
+log = logging.getLogger(__name__)
+
+Results = dict[str, Any]
+Scores = dict[Split, list[ClipScore]]
+
+
+def train(cfg: DictConfig, folder: Path) -> Results:
+    """Fine-tune, with scores before the first step and after the last; everything lands in `folder`."""
+    with _run("train", cfg, folder) as results:
+        pl.seed_everything(cfg.seed, workers=True, verbose=False)
+        whisper: Whisper = instantiate(cfg.model, _convert_="all")
+        data = build_data(cfg, whisper.front_end)
+        with _timed(results, "prepare_s"):
+            data.setup()
+        describe(results, whisper, data)
+        write_lines(folder / "rejects.jsonl", data.reject_rows())
+        preflight(next(iter(data.train_dataloader())), whisper.front_end)
+
+        module = WhisperModule(whisper, plain(cfg.optim), plain(cfg.generation))
+        recorder = Recorder()
+        trainer = build_trainer(cfg, folder, recorder)
+        splits = list(SPLITS)
+        with _timed(results, "evaluate_s"):
+            before = score(trainer, module, data, splits, cfg.score.train_clips, folder, "before", results)
+        with _timed(results, "fit_s"):
+            trainer.fit(module, datamodule=data)
+        take_best(trainer, module)
+        with _timed(results, "evaluate_s"):
+            after = score(trainer, module, data, splits, cfg.score.train_clips, folder, "after", results)
+        results["scores"]["change"] = {split: change(before[split], after[split]) for split in splits}
+        results["history"] = recorder.history
+        results["checkpoint"] = {"steps": trainer.global_step, **_best(trainer)}
+        results["cost"] |= {"train_clips_per_s": recorder.train_clips / max(recorder.train_s, 1e-9)}
+        results["cost"] |= machine(trainer)
+        whisper.save(folder / "model")
+        log_scores(trainer.loggers, results)
+    return results
+
+
+def evaluate(cfg: DictConfig, folder: Path) -> Results:
+    """Score a checkpoint or a stock model on the chosen splits."""
+    with _run("evaluate", cfg, folder) as results:
+        pl.seed_everything(cfg.seed, workers=True, verbose=False)
+        whisper = checkpoint_model(cfg) if cfg.checkpoint else instantiate(cfg.model, _convert_="all")
+        data = build_data(cfg, whisper.front_end)
+        with _timed(results, "prepare_s"):
+            data.setup()
+        describe(results, whisper, data)
+        write_lines(folder / "rejects.jsonl", data.reject_rows())
+        module = WhisperModule(whisper, {}, plain(cfg.generation))
+        trainer = build_trainer(cfg, folder, Recorder())
+        with _timed(results, "evaluate_s"):
+            score(trainer, module, data, cfg.splits, cfg.score.train_clips, folder, "evaluated", results)
+        results["cost"] |= machine(trainer)
+    return results
+
+
+def prepare(cfg: DictConfig, folder: Path) -> SpeechDataModule:
+    """Read and decode a corpus into the store, and tell what would be left out; no model is needed."""
+    check(cfg)
+    data = build_data(cfg, None)
+    data.setup()
+    write_lines(folder / "rejects.jsonl", data.reject_rows())
+    return data
+
+
+def build_data(cfg: DictConfig, front_end: whispers.FrontEnd | None) -> SpeechDataModule:
+    """The configured corpus, not read yet."""
+    # Partial, because instantiate would turn the front end, a dataclass, into a dict.
+    return instantiate(cfg.data, _partial_=True, _convert_="all")(front_end=front_end, seed=cfg.seed)
+
+
+def build_trainer(cfg: DictConfig, folder: Path, recorder: Recorder) -> pl.Trainer:
+    """The configured Trainer with its loggers and callbacks; what the machine makes it change is said in one line."""
+    settings, changes = on_this_machine(plain(cfg.trainer), torch.cuda.is_available())
+    if changes:
+        log.info("on this machine: %s", "; ".join(changes))
+    callbacks: list[pl.Callback] = [recorder]
+    loggers: list[Logger] = []
+    if "callbacks" in cfg:
+        callbacks += [instantiate(node) for node in cfg.callbacks.values()]
+        loggers += [CSVLogger(folder, name="", version=""), *(instantiate(node) for node in cfg.logger.values())]
+        callbacks.append(LearningRateMonitor("step"))
+        for logger in loggers[1:]:
+            logger.log_hyperparams(plain(cfg))
+        # Lightning counts batches here, we count optimizer steps; a run shorter than the interval is still validated.
+        steps = min(cfg.validation.every_steps, settings["max_steps"])
+        settings["val_check_interval"] = steps * settings["accumulate_grad_batches"]
+    if shows_bars():
+        callbacks.append(RichProgressBar())
+    return instantiate(settings, _partial_=True, _convert_="all")(
+        callbacks=callbacks,
+        logger=loggers,
+        default_root_dir=str(folder),
+        enable_progress_bar=shows_bars(),
+        enable_checkpointing="callbacks" in cfg,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        check_val_every_n_epoch=None,
+    )
+
+
+def plain(cfg: DictConfig) -> dict[str, Any]:
+    """A node as plain values, interpolations resolved."""
+    return cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
+
+
+def on_this_machine(trainer: dict[str, Any], has_cuda: bool) -> tuple[dict[str, Any], list[str]]:
+    """The Trainer's settings with `auto` decided, and what was decided or had to be changed, for a person to read."""
+    on_gpu = has_cuda and trainer["accelerator"] in ("auto", "gpu", "cuda")
+    precision, changes = str(trainer["precision"]), []
+    if precision == "auto":
+        precision = "16-mixed" if on_gpu else "32"
+        changes = [f"trainer=auto takes {'the GPU' if on_gpu else 'the CPU'} and precision {precision}"]
+    elif precision == "16-mixed" and not on_gpu and trainer["accelerator"] in ("auto", "cpu"):
+        precision, changes = "32", ["no GPU, so trainer.precision is 32 instead of 16-mixed"]
+    return {**trainer, "precision": precision}, changes
+
+
+def score(
+    trainer: pl.Trainer,
+    module: WhisperModule,
+    data: SpeechDataModule,
+    splits: list[Split],
+    train_clips: int | None,
+    folder: Path,
+    stage: str,
+    results: Results,
+) -> Scores:
+    """Read every clip of the splits (a sample of train), write the predictions, put the rates under `stage`."""
+    scores: Scores = {}
+    results["scores"][stage] = {}
+    for split in splits:
+        log.info("scoring %s %s", split, stage)
+        loader = data.score_dataloader(split, train_clips if split == "train" else None)
+        batches: Any = trainer.predict(module, loader)
+        clips, references, hypotheses = zip(*(row for batch in batches for row in batch), strict=True)
+        scores[split] = score_clips(references, hypotheses, data.language)
+        predictions = map(prediction, clips, references, hypotheses, scores[split])
+        write_lines(folder / "predictions" / f"{split}_{stage}.jsonl", predictions)
+        results["scores"][stage][split] = summarise(scores[split])
+    return scores
+
+
+def take_best(trainer: pl.Trainer, module: WhisperModule) -> None:
+    """Put the best checkpoint's weights into the module: what is scored and saved. The test split has no say in it."""
+    path = _best(trainer)["best"]
+    if path:
+        state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
+        module.load_state_dict(state)
+
+
+def _best(trainer: pl.Trainer) -> dict[str, Any]:
+    callback: Any = trainer.checkpoint_callback
+    value = callback.best_model_score if callback else None
+    return {
+        "best": callback.best_model_path if callback else "",
+        "monitor": callback.monitor if callback else None,
+        "value": None if value is None else float(value),
+    }
+
+
+def checkpoint_model(cfg: DictConfig) -> Whisper:
+    """The model of a run folder, a model folder, or a .ckpt file."""
+    path = Path(cfg.checkpoint).expanduser()
+    language, task = cfg.model.language, cfg.model.task
+    if path.is_dir():
+        return whispers.load(str(path / "model" if (path / "model").is_dir() else path), language, task)
+    if not path.is_file():
+        raise ConfigError(f"checkpoint={path} does not exist; give a run folder, a model folder, or a .ckpt file")
+    checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    whisper = whispers.rebuild({**checkpoint["hyper_parameters"]["recipe"], "language": language, "task": task})
+    state = {key.removeprefix("model."): value for key, value in checkpoint["state_dict"].items()}
+    whisper.model.load_state_dict(state)
+    return whisper
+
+
+def describe(results: Results, whisper: Whisper, data: SpeechDataModule) -> None:
+    """Put model, data and the terms of scoring into the results."""
+    name = Path(whisper.recipe.get("name", "micro")).name
+    results["model"] = {
+        "name": name,
+        "parameters": whisper.model.num_parameters(),
+        "window_s": whisper.front_end.window_s,
+    }
+    results["data"] = data.summary()
+    results["scoring"] = {"normaliser": NORMALISER, "segmenter": segmenter(data.language)}
+    for split, facts in results["data"]["splits"].items():
+        log.info("%s: %d clips, %.0f s", split, facts["clips"], facts["seconds"])
+    if data.rejects:
+        log.info("left out: %s", results["data"]["rejects"])
+
+
+def machine(trainer: pl.Trainer) -> dict[str, Any]:
+    """Device and peak memory, of the GPU where there is one, else of the process."""
+    if trainer.strategy.root_device.type == "cuda":
+        peak = torch.cuda.max_memory_allocated()
+        return {"device": torch.cuda.get_device_name(), "peak_memory_gb": peak / 2**30}
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return {"device": f"cpu, {torch.get_num_threads()} threads", "peak_memory_gb": peak / 2**30}
+
+
+def log_scores(loggers: list[Logger], results: Results) -> None:
+    """The scores before and after, into every logger's summary."""
+    for stage in ("before", "after"):
+        for split, rates in results["scores"][stage].items():
+            for logger in loggers:
+                logger.log_metrics({f"{stage}/{split}/{rate}": rates[rate] for rate in ("cer", "wer")})
+
+
+@contextmanager
+def _run(command: str, cfg: DictConfig, folder: Path) -> Iterator[Results]:
+    """Check, start results.json, and write it whatever happens; print the table where all went well."""
+    check(cfg)
+    if (folder / "results.json").exists():
+        raise ConfigError(f"hydra.run.dir={folder} already holds a run; choose another folder")
+    transformers.logging.set_verbosity_error()
+    if not shows_bars():
+        transformers.utils.logging.disable_progress_bar()
+    _quieten()
+    results: Results = {"status": "running", "command": command, "versions": versions(), "git": git_state()}
+    results |= {"config": plain(cfg), "scores": {}, "cost": {}}
+    write_json(folder / "results.json", results)
+    try:
+        yield results
+        results["status"] = "completed"
+    except BaseException as error:
+        results |= {"status": "failed", "error": f"{type(error).__name__}: {error}"}
+        raise
+    finally:
+        write_json(folder / "results.json", results)
+    (folder / "results.md").write_text(markdown(results), encoding="utf-8")
+    print_results(results, folder)
+
+
+def _quieten() -> None:
+    """Keep Lightning's hints about its own defaults out of a run's output."""
+    for name in ("pytorch_lightning.utilities.rank_zero", "pytorch_lightning.accelerators.cuda"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for hint in (".*does not have many workers.*", ".*No negative.*", ".*Experiment logs directory.*"):
+        warnings.filterwarnings("ignore", hint)
+
+
+@contextmanager
+def _timed(results: Results, key: str, clock: Callable[[], float] = time.perf_counter) -> Iterator[None]:
+    start = clock()
+    yield
+    results["cost"][key] = results["cost"].get(key, 0.0) + clock() - start

@@ -1,0 +1,68 @@
+"""The LightningModule: holds a Whisper, wires loss, generation and scores to the Trainer."""
+
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+
+from kikitori import optim
+from kikitori.collate import IGNORED, Batch
+from kikitori.decode import generate
+from kikitori.metrics import edits_and_lengths, score_clips
+from kikitori.whisper import Whisper
+
+
+class WhisperModule(pl.LightningModule):
+    """Fine-tunes a Whisper.
+
+    optim_arguments: those of `kikitori.optim.build` besides model and max_steps. generation: those of `generate`.
+    The checkpoint's hyper-parameters are plain values, so that it loads with weights_only=True.
+    """
+
+    def __init__(self, whisper: Whisper, optim_arguments: dict[str, Any], generation: dict[str, Any]) -> None:
+        super().__init__()
+        self.model = whisper.model
+        self.front_end = whisper.front_end
+        self.optim_arguments = optim_arguments
+        self.generation = generation
+        self.save_hyperparameters({"recipe": whisper.recipe}, logger=False)
+        self._totals: list[Tensor] = []
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Cross-entropy a supervised token, as stock `forward` has it."""
+        return self.model(input_features=batch["input_features"], labels=batch["labels"], use_cache=False).loss
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        loss = self.loss(batch)
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch["clips"]))
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Count, rather than average: a rate is all edits over all length, whatever the batches."""
+        tokens = (batch["labels"] != IGNORED).sum()
+        scores = score_clips(batch["texts"], self.read(batch), self.front_end.language)
+        cer, wer = (edits_and_lengths(scores, rate).sum(axis=0) for rate in ("cer", "wer"))
+        counts = torch.tensor([*cer, *wer], dtype=torch.float64)
+        self._totals.append(torch.cat([torch.stack([self.loss(batch) * tokens, tokens]).double().cpu(), counts]))
+
+    def on_validation_epoch_end(self) -> None:
+        totals = torch.stack(self._totals).sum(dim=0)
+        self._totals.clear()
+        # Double precision is exact for counts, but not known to every accelerator.
+        summed = self.trainer.strategy.reduce(totals.to(self.device, torch.float32), reduce_op="sum")
+        loss, tokens, cer_edits, cer_length, wer_edits, wer_length = summed.tolist()
+        self.log("val/loss", loss / max(tokens, 1))
+        self.log("val/cer", cer_edits / max(cer_length, 1), prog_bar=True)
+        self.log("val/wer", wer_edits / max(wer_length, 1))
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> list[tuple[str, str, str]]:
+        """(clip, reference, hypothesis) of each row."""
+        return list(zip(batch["clips"], batch["texts"], self.read(batch), strict=True))
+
+    def read(self, batch: Batch) -> list[str]:
+        return generate(self.model, self.front_end, batch["input_features"], **self.generation)
+
+    def configure_optimizers(self) -> Any:
+        optimizer, scheduler = optim.build(self.model, self.trainer.max_steps, **self.optim_arguments)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

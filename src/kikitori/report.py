@@ -1,0 +1,120 @@
+"""What a run folder says of itself: results.json, results.md, predictions, rejects, and the table printed last."""
+
+import json
+import subprocess
+from collections.abc import Iterable, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+PACKAGES = (
+    *("kikitori", "torch", "torchaudio", "transformers", "pytorch-lightning", "hydra-core", "datasets", "jiwer"),
+    *("sudachipy", "sudachidict-core", "soundfile", "wandb"),
+)
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages that results depend on."""
+    return {name: version(name) for name in PACKAGES}
+
+
+def git_state() -> dict[str, Any] | None:
+    """Commit of the checkout that this package runs from, and whether it was changed since; None outside of one."""
+    here = Path(__file__).parent
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(here), *arguments], capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    try:
+        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "--", str(here)))}
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a value that a person may want to read, too."""
+    path.write_text(json.dumps(value, ensure_ascii=False, indent=2, allow_nan=True) + "\n", encoding="utf-8")
+
+
+def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """One JSON object a line."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    path.write_text("".join(lines), encoding="utf-8", errors="backslashreplace")
+
+
+def rows(results: Mapping[str, Any]) -> list[list[str]]:
+    """The table of a run, header first: rates in percent, 95 % intervals in brackets."""
+    scores = results["scores"]
+    if "before" not in scores or "after" not in scores:
+        (stage,) = scores
+        body = [
+            [s, str(v["clips"]), _rate(v, "cer"), _rate(v, "wer"), _percent(v["cer_raw"]), _percent(v["wer_raw"])]
+            for s, v in scores[stage].items()
+        ]
+        return [["split", "clips", "CER %", "WER %", "raw CER %", "raw WER %"], *body]
+    table = [["split", "clips", "CER % before", "CER % after", "change", "WER % before", "WER % after"]]
+    for split, after in scores["after"].items():
+        before, change = scores["before"][split], scores["change"][split]
+        cells = [_rate(before, "cer"), _rate(after, "cer"), _rate(change, "cer", sign="+")]
+        table.append([split, str(after["clips"]), *cells, _rate(before, "wer"), _rate(after, "wer")])
+    return table
+
+
+def markdown(results: Mapping[str, Any]) -> str:
+    """results.md: the table, what it was measured on, and what it cost."""
+    header, *body = rows(results)
+    lines = ["| " + " | ".join(cells) + " |" for cells in [header, ["---"] * len(header), *body]]
+    data, scoring, cost = results["data"], results["scoring"], results["cost"]
+    splits = ", ".join(f"{name} {s['clips']} clips, {s['seconds']:.0f} s" for name, s in data["splits"].items())
+    rejects = ", ".join(f"{n} {reason}" for reason, n in data["rejects"].items()) or "none"
+    notes = [
+        f"- Corpus: {data['corpus']} ({splits}); left out: {rejects}",
+        f"- Model: {results['model']['name']}, {results['model']['parameters'] / 1e6:.1f} M parameters",
+        f"- Text: {scoring['normaliser']}; words: {scoring['segmenter']}; intervals: 95 % bootstrap over clips",
+        f"- Cost: {', '.join(f'{key} {_number(value)}' for key, value in cost.items() if value is not None)}",
+    ]
+    return "\n".join([f"# {results['command']}", "", *lines, "", *notes, ""])
+
+
+def table(results: Mapping[str, Any]) -> Table:
+    """The same table for a terminal."""
+    header, *body = rows(results)
+    drawn = Table(title=f"{results['model']['name']} on {results['data']['corpus']}", title_justify="left")
+    for name in header:
+        drawn.add_column(name, justify="left" if name == "split" else "right")
+    for cells in body:
+        drawn.add_row(*cells)
+    return drawn
+
+
+def print_results(results: Mapping[str, Any], folder: Path) -> None:
+    """The last thing a run prints: its table and its folder."""
+    # A pipe has no width of its own; 80 columns would fold the cells.
+    console = Console()
+    console = console if console.is_terminal else Console(width=140)
+    console.print(table(results))
+    for split, facts in results["data"]["splits"].items():
+        if facts["clips_over_window"]:
+            console.print(
+                f"{facts['clips_over_window']} {split} clips are longer than the window: only its length is read"
+            )
+    console.print(f"Everything is in {folder}", soft_wrap=True)
+
+
+def _percent(fraction: float, sign: str = "") -> str:
+    return f"{100 * fraction:{sign}.1f}"
+
+
+def _rate(score: Mapping[str, Any], rate: str, sign: str = "") -> str:
+    low, high = score[f"{rate}_ci95"]
+    return f"{_percent(score[rate], sign)} [{_percent(low, sign)}, {_percent(high, sign)}]"
+
+
+def _number(value: Any) -> str:
+    return f"{value:.1f}" if isinstance(value, float) else str(value)

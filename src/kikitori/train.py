@@ -1,0 +1,14 @@
+"""kikitori train: fine-tune a Whisper. `kikitori train --help` lists what can be chosen."""
+
+import hydra
+from omegaconf import DictConfig
+
+from kikitori.paths import CONF, run_folder
+
+
+@hydra.main(config_path=str(CONF), config_name="train", version_base="1.3")
+def main(cfg: DictConfig) -> None:
+    """One run, or one job of a multirun."""
+    from kikitori import experiment
+
+    experiment.train(cfg, run_folder())

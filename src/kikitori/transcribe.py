@@ -1,0 +1,76 @@
+"""kikitori transcribe: read audio files and folders to text."""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import torch
+import transformers
+
+from kikitori.audio import SAMPLE_RATE, decode
+from kikitori.decode import transcribe
+from kikitori.errors import KikitoriError
+from kikitori.progress import progress_bar
+from kikitori.whisper import load
+
+AUDIO_SUFFIXES = {".mp3", ".wav", ".flac", ".ogg", ".opus", ".oga"}
+
+
+def main() -> None:
+    """One line of text a file on standard output, or JSON lines; a file that cannot be read is told and passed over."""
+    parser = argparse.ArgumentParser(prog="kikitori transcribe", description=__doc__)
+    parser.add_argument("paths", nargs="+", type=Path, help="audio files, or folders to look through")
+    parser.add_argument(
+        "--model", required=True, help="a run folder, a model folder, or a name on the Hugging Face Hub"
+    )
+    parser.add_argument("--language", default="ja", help="a language code (default: ja)")
+    parser.add_argument("--format", choices=("txt", "jsonl"), default="txt", help="default: txt")
+    arguments = parser.parse_args()
+    transformers.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        files = find_audio(arguments.paths)
+        failed = 0
+        for path, seconds, text, error in read_files(files, arguments.model, arguments.language):
+            failed += bool(error)
+            if error:
+                print(f"{path}: {error}", file=sys.stderr)
+            elif arguments.format == "jsonl":
+                print(json.dumps({"file": str(path), "seconds": seconds, "text": text}, ensure_ascii=False), flush=True)
+            else:
+                print(f"{path}\t{text}" if len(files) > 1 else text, flush=True)
+    except KikitoriError as error:
+        sys.exit(str(error))
+    if failed:
+        sys.exit(f"{failed} of {len(files)} files could not be read")
+
+
+def find_audio(paths: Iterable[Path]) -> list[Path]:
+    """The named files, and the audio files below the named folders. Raises KikitoriError where there is none."""
+    files: list[Path] = []
+    for path in paths:
+        if not path.exists():
+            raise KikitoriError(f"{path} does not exist")
+        found = sorted(p for p in path.rglob("*") if p.suffix.lower() in AUDIO_SUFFIXES) if path.is_dir() else [path]
+        if not found:
+            raise KikitoriError(f"{path} holds no audio file ({', '.join(sorted(AUDIO_SUFFIXES))})")
+        files += found
+    return files
+
+
+def read_files(files: list[Path], model: str, language: str) -> Iterator[tuple[Path, float, str, str]]:
+    """(file, seconds, text, error) of each file, one after the other."""
+    folder = Path(model).expanduser() / "model"
+    whisper = load(str(folder) if folder.is_dir() else model, language, "transcribe")
+    whisper.model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
+    with progress_bar() as progress:
+        task = progress.add_task("reading", total=len(files), visible=len(files) > 1)
+        for path in files:
+            try:
+                waveform = decode(path)
+                yield path, round(len(waveform) / SAMPLE_RATE, 2), transcribe(whisper, waveform), ""
+            except (KikitoriError, OSError) as error:
+                yield path, 0.0, "", str(error)
+            progress.advance(task)
