@@ -42,7 +42,7 @@ def main() -> None:
 
 
 def _complete() -> None:
-    """Answer a shell that completes a line: the commands first, then Hydra's answer for the line without the command."""
+    """Answer a shell that completes a line: the commands first, then Hydra's answer for the rest of the line."""
     line = os.environ.get("COMP_LINE", "")
     program, _, rest = line.partition(" ")
     command, space, overrides = rest.partition(" ")

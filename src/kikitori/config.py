@@ -112,7 +112,7 @@ def _parameters(target: Callable[..., Any]) -> tuple[dict[str, Any], bool]:
     """
     functions = [target]
     if inspect.isclass(target):
-        functions = [vars(base)["__init__"] for base in target.__mro__ if "__init__" in vars(base)]
+        functions = [vars(base)["__init__"] for base in target.__mro__[:-1] if "__init__" in vars(base)]
     parameters: dict[str, Any] = {}
     for function in functions:
         signature = inspect.signature(function)
