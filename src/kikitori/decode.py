@@ -11,22 +11,9 @@ from kikitori.whisper import FrontEnd, Whisper
 PAUSE_S = 0.2
 
 
-def generate(
-    model: WhisperForConditionalGeneration,
-    front_end: FrontEnd,
-    input_features: Tensor,
-    max_new_tokens: int,
-    num_beams: int = 1,
-) -> list[str]:
-    """The text of each row of (batch, mels, frames): greedy, or by beam search, and at most max_new_tokens long."""
-    sequences = model.generate(
-        input_features,
-        language=front_end.language,
-        task=front_end.task,
-        max_new_tokens=min(max_new_tokens, front_end.max_label_tokens - len(front_end.prefix)),
-        num_beams=num_beams,
-        do_sample=False,
-    )
+def generate(model: WhisperForConditionalGeneration, front_end: FrontEnd, input_features: Tensor) -> list[str]:
+    """The text of each row of (batch, mels, frames), by the model's own generation config: see `Whisper.limit`."""
+    sequences = model.generate(input_features, language=front_end.language, task=front_end.task)
     return front_end.decode(sequences)
 
 
@@ -47,12 +34,12 @@ def cut_at_pauses(waveform: Tensor, window_s: float) -> list[Tensor]:
 
 
 @torch.inference_mode()
-def transcribe(whisper: Whisper, waveform: Tensor, max_new_tokens: int = 225, batch_size: int = 8) -> str:
+def transcribe(whisper: Whisper, waveform: Tensor, batch_size: int = 8) -> str:
     """The text of a whole recording, (samples,) at 16 kHz; one longer than the window is read piece by piece."""
     front_end, model = whisper.front_end, whisper.model
     pieces = cut_at_pauses(waveform, front_end.window_s)
     texts = []
     for i in range(0, len(pieces), batch_size):
         features = torch.stack([front_end.log_mel(piece) for piece in pieces[i : i + batch_size]])
-        texts += generate(model, front_end, features.to(model.device, model.dtype), max_new_tokens)
+        texts += generate(model, front_end, features.to(model.device, model.dtype))
     return ("" if front_end.language == "ja" else " ").join(text for text in texts if text)

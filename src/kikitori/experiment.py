@@ -42,6 +42,7 @@ def train(cfg: DictConfig, folder: Path) -> Results:
     with _run("train", cfg, folder) as results:
         pl.seed_everything(cfg.seed, workers=True, verbose=False)
         whisper: Whisper = instantiate(cfg.model, _convert_="all")
+        whisper.limit_generation(**cfg.generation)
         data = build_data(cfg, whisper.front_end)
         with _timed(results, "prepare_s"):
             data.setup()
@@ -49,13 +50,15 @@ def train(cfg: DictConfig, folder: Path) -> Results:
         write_lines(folder / "rejects.jsonl", data.reject_rows())
         preflight(next(iter(data.train_dataloader())), whisper.front_end)
 
-        module = WhisperModule(whisper, plain(cfg.optim), plain(cfg.generation))
+        module = WhisperModule(whisper, plain(cfg.optim))
         recorder = Recorder()
         trainer = build_trainer(cfg, folder, recorder)
         splits = list(SPLITS)
         with _timed(results, "evaluate_s"):
             before = score(trainer, module, data, splits, cfg.score.train_clips, folder, "before", results)
         with _timed(results, "fit_s"):
+            # A pretrained model comes in evaluation mode, which would switch dropout and recomputation off.
+            module.train()
             trainer.fit(module, datamodule=data)
         take_best(trainer, module)
         with _timed(results, "evaluate_s"):
@@ -75,12 +78,13 @@ def evaluate(cfg: DictConfig, folder: Path) -> Results:
     with _run("evaluate", cfg, folder) as results:
         pl.seed_everything(cfg.seed, workers=True, verbose=False)
         whisper = checkpoint_model(cfg) if cfg.checkpoint else instantiate(cfg.model, _convert_="all")
+        whisper.limit_generation(**cfg.generation)
         data = build_data(cfg, whisper.front_end)
         with _timed(results, "prepare_s"):
             data.setup()
         describe(results, whisper, data)
         write_lines(folder / "rejects.jsonl", data.reject_rows())
-        module = WhisperModule(whisper, {}, plain(cfg.generation))
+        module = WhisperModule(whisper, {})
         trainer = build_trainer(cfg, folder, Recorder())
         with _timed(results, "evaluate_s"):
             score(trainer, module, data, cfg.splits, cfg.score.train_clips, folder, "evaluated", results)

@@ -16,16 +16,15 @@ from kikitori.whisper import Whisper
 class WhisperModule(pl.LightningModule):
     """Fine-tunes a Whisper.
 
-    optim_arguments: those of `kikitori.optim.build` besides model and max_steps. generation: those of `generate`.
+    optim_arguments: those of `kikitori.optim.build` besides model and max_steps.
     The checkpoint's hyper-parameters are plain values, so that it loads with weights_only=True.
     """
 
-    def __init__(self, whisper: Whisper, optim_arguments: dict[str, Any], generation: dict[str, Any]) -> None:
+    def __init__(self, whisper: Whisper, optim_arguments: dict[str, Any]) -> None:
         super().__init__()
         self.model = whisper.model
         self.front_end = whisper.front_end
         self.optim_arguments = optim_arguments
-        self.generation = generation
         self.save_hyperparameters({"recipe": whisper.recipe}, logger=False)
         self._totals: list[Tensor] = []
 
@@ -61,7 +60,7 @@ class WhisperModule(pl.LightningModule):
         return list(zip(batch["clips"], batch["texts"], self.read(batch), strict=True))
 
     def read(self, batch: Batch) -> list[str]:
-        return generate(self.model, self.front_end, batch["input_features"], **self.generation)
+        return generate(self.model, self.front_end, batch["input_features"])
 
     def configure_optimizers(self) -> Any:
         optimizer, scheduler = optim.build(self.model, self.trainer.max_steps, **self.optim_arguments)

@@ -22,10 +22,12 @@ def normalise(text: str, language: str = "ja") -> str:
     repetition 々 are letters and stay. In a language without spaces white space goes, elsewhere runs of it become one.
     """
     kept = []
+    # The last NFKC joins what stood apart only because of a mark between: か゛ is か, space, voicing mark.
     for character in unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold()):
         kind = unicodedata.category(character)
         kept.append(" " if kind[0] in "PSZC" else character)
-    return ("" if language in UNSPACED else " ").join("".join(kept).split())
+    separator = "" if language in UNSPACED else " "
+    return unicodedata.normalize("NFKC", separator.join("".join(kept).split()))
 
 
 def words(text: str, language: str = "ja") -> list[str]:

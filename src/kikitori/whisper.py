@@ -31,6 +31,8 @@ TASKS = ("translate", "transcribe")
 # In this order: Whisper's tokenizer finds a language's id by its place after the start token.
 SPECIAL_TOKENS = [START, *(f"<|{code}|>" for code in LANGUAGES), "<|translate|>", "<|transcribe|>"]
 SPECIAL_TOKENS += ["<|startoflm|>", "<|startofprev|>", "<|nospeech|>", "<|notimestamps|>"]
+# Half of the decoder's context, as Whisper's own decoding has it: the other half may hold a prompt.
+MAX_NEW_TOKENS = 225
 # The encoder's second convolution halves the frame rate.
 FRAMES_PER_POSITION = 2
 
@@ -82,6 +84,11 @@ class Whisper:
     model: WhisperForConditionalGeneration
     front_end: FrontEnd
     recipe: dict[str, Any]
+
+    def limit_generation(self, max_new_tokens: int, num_beams: int) -> None:
+        """How this model writes from now on, here and wherever its folder is loaded: greedily with one beam."""
+        room = self.front_end.max_label_tokens - len(self.front_end.prefix)
+        self.model.generation_config.update(max_new_tokens=min(max_new_tokens, room), num_beams=num_beams)
 
     def save(self, folder: Path) -> None:
         """Write a folder that `from_pretrained` and transformers' speech recognition pipeline load."""
@@ -213,28 +220,31 @@ def _ready(
     freeze: str,
     gradient_checkpointing: bool,
 ) -> Whisper:
-    model.generation_config = _generation_config(model, front_end)
+    known = model.generation_config
+    model.generation_config = _generation_config(known, front_end)
     # Checkpoints and stock tools expect one and only one source of generation settings.
     model.config.suppress_tokens = model.config.begin_suppress_tokens = None
     if freeze == "encoder":
         model.model.encoder.requires_grad_(False)
     if gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    return Whisper(model, front_end, recipe)
+    model.train()
+    whisper = Whisper(model, front_end, recipe)
+    whisper.limit_generation(known.max_new_tokens or MAX_NEW_TOKENS, known.num_beams or 1)
+    return whisper
 
 
-def _generation_config(model: WhisperForConditionalGeneration, front_end: FrontEnd) -> GenerationConfig:
+def _generation_config(known: GenerationConfig, front_end: FrontEnd) -> GenerationConfig:
     """A fresh generation config: fields set on one derived from the model's configuration vanish on reload."""
     ids = front_end.tokenizer.get_vocab()
     end = front_end.tokenizer.eos_token_id
-    known = model.generation_config
     heads = getattr(known, "alignment_heads", None)
     return GenerationConfig(
         bos_token_id=end,
         eos_token_id=end,
         pad_token_id=end,
         decoder_start_token_id=ids[START],
-        max_length=front_end.max_label_tokens,
+        do_sample=False,
         suppress_tokens=getattr(known, "suppress_tokens", None),
         begin_suppress_tokens=[ids["Ġ"], end],
         language=front_end.language,

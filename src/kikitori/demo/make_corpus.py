@@ -56,16 +56,12 @@ def vocabulary(words: str) -> dict[str, str]:
 
 
 DISHES = vocabulary(
-    "カレー ラーメン うどん/ウドン 寿司/スシ ピザ 天ぷら/テンプラ オムライス"
-    " 焼き鳥/ヤキトリ ハンバーグ"
+    "カレー ラーメン うどん/ウドン 寿司/スシ ピザ 天ぷら/テンプラ オムライス 焼き鳥/ヤキトリ ハンバーグ"
 )
 SIDES = vocabulary(
-    "サラダ 味噌汁/ミソシル 餃子/ギョーザ 枝豆/エダマメ 納豆/ナットー ポテト おにぎり/オニギリ"
-    " 漬物/ツケモノ"
+    "サラダ 味噌汁/ミソシル 餃子/ギョーザ 枝豆/エダマメ 納豆/ナットー ポテト おにぎり/オニギリ 漬物/ツケモノ"
 )
-DRINKS = vocabulary(
-    "紅茶/コーチャ ビール 水/ミズ 牛乳/ギューニュー ワイン ジュース レモネード ココア"
-)
+DRINKS = vocabulary("紅茶/コーチャ ビール 水/ミズ 牛乳/ギューニュー ワイン ジュース レモネード ココア")
 
 Audio = NDArray[np.float32]
 
@@ -151,6 +147,7 @@ def best_constant_guess(splits: dict[str, list[Clip]]) -> tuple[float, str]:
 
 
 def main() -> None:
+    """Write the corpus and print its counts."""
     parser = argparse.ArgumentParser(description="Make the demo corpus.")
     parser.add_argument("target", type=Path, help="the folder to write the corpus to")
     target: Path = parser.parse_args().target

@@ -1,0 +1,88 @@
+from typing import Any
+
+import pytest
+import torch
+from transformers.models.whisper.modeling_whisper import shift_tokens_right
+
+from kikitori.collate import IGNORED, Batch, collate, preflight
+from kikitori.errors import DataError
+from kikitori.whisper import Whisper
+
+
+def example(whisper: Whisper, text: str) -> dict[str, Any]:
+    features = torch.randn(80, whisper.front_end.frames)
+    return {"input_features": features, "tokens": whisper.front_end.encode(text), "clip": text, "text": text}
+
+
+@pytest.fixture
+def batch(micro: Whisper) -> Batch:
+    return collate([example(micro, "犬"), example(micro, "赤い犬")])
+
+
+def test_the_decoder_sees_one_start_token_only(micro: Whisper, batch: Batch) -> None:
+    front_end = micro.front_end
+    inputs = shift_tokens_right(batch["labels"], front_end.tokenizer.pad_token_id, front_end.prefix[0])
+    assert (inputs == front_end.prefix[0]).sum(dim=1).tolist() == [1, 1]
+    assert inputs[:, :4].tolist() == [front_end.prefix] * 2
+
+
+def test_the_end_token_is_supervised_and_the_padding_is_not(micro: Whisper, batch: Batch) -> None:
+    end = micro.front_end.tokenizer.eos_token_id
+    # Three tokens of prefix after the start, three bytes a character, the end.
+    assert batch["labels"].shape == (2, 3 + 9 + 1)
+    assert batch["labels"][0, 6] == end
+    assert (batch["labels"][0, 7:] == IGNORED).all()
+    assert batch["labels"][1, -1] == end
+
+
+def test_labels_equal_the_tokenizers_own_without_the_start(micro: Whisper, batch: Batch) -> None:
+    expected = micro.front_end.tokenizer("赤い犬")["input_ids"]
+    assert batch["labels"][1].tolist() == expected[1:]
+
+
+def test_a_batchs_loss_equals_stock_forward_on_the_stock_collators_labels(micro: Whisper, batch: Batch) -> None:
+    """Labels as a tokenizer pads them, its mask applied, the start token cut where it truly stands."""
+    model, tokenizer = micro.model.eval(), micro.front_end.tokenizer
+    padded = tokenizer.pad({"input_ids": tokenizer(["犬", "赤い犬"])["input_ids"]}, return_tensors="pt")
+    labels = padded["input_ids"].masked_fill(padded["attention_mask"].ne(1), -100)[:, 1:]
+    assert torch.equal(labels, batch["labels"])
+    stock = model(input_features=batch["input_features"], labels=labels).loss
+    logits = model(input_features=batch["input_features"], labels=batch["labels"]).logits
+    real = batch["labels"] != IGNORED
+    ours = torch.nn.functional.cross_entropy(logits[real], batch["labels"][real])
+    torch.testing.assert_close(ours, stock)
+
+
+def test_a_sound_batch_passes_the_preflight(micro: Whisper, batch: Batch) -> None:
+    preflight(batch, micro.front_end)
+
+
+def test_the_preflight_finds_the_second_start_token(micro: Whisper, batch: Batch) -> None:
+    start = torch.full((2, 1), micro.front_end.prefix[0])
+    batch["labels"] = torch.cat([start, batch["labels"]], dim=1)
+    with pytest.raises(DataError, match="2 start tokens"):
+        preflight(batch, micro.front_end)
+
+
+def test_the_preflight_finds_a_masked_end_token(micro: Whisper, batch: Batch) -> None:
+    batch["labels"][batch["labels"] == micro.front_end.tokenizer.eos_token_id] = IGNORED
+    with pytest.raises(DataError, match="one supervised end token"):
+        preflight(batch, micro.front_end)
+
+
+def test_the_preflight_finds_supervised_padding(micro: Whisper, batch: Batch) -> None:
+    batch["labels"][batch["labels"] == IGNORED] = micro.front_end.tokenizer.pad_token_id
+    with pytest.raises(DataError, match="one supervised end token"):
+        preflight(batch, micro.front_end)
+
+
+def test_the_preflight_finds_another_language(micro: Whisper, batch: Batch) -> None:
+    batch["labels"][:, 0] += 1
+    with pytest.raises(DataError, match="labels begin with"):
+        preflight(batch, micro.front_end)
+
+
+def test_the_preflight_finds_features_of_another_window(micro: Whisper, batch: Batch) -> None:
+    batch["input_features"] = batch["input_features"][:, :, :-1]
+    with pytest.raises(DataError, match="not finite log-Mels"):
+        preflight(batch, micro.front_end)

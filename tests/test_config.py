@@ -1,0 +1,127 @@
+"""Every choice under conf/ composes, and its keys are arguments of its target; a bad value is named with all the rest."""
+
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from omegaconf import DictConfig, open_dict
+
+from kikitori.config import check
+from kikitori.errors import ConfigError
+from kikitori.paths import CONF
+
+ROOTS = ("train", "evaluate", "prepare")
+CHOICES = sorted(p.relative_to(CONF).with_suffix("").as_posix() for p in CONF.glob("*/*.yaml"))
+REQUIRED = {
+    "data/common_voice": ["data.release=a"],
+    "data/manifest": ["data.manifest=a.csv"],
+    "data/hub": ["data.name=a/b"],
+}
+
+
+def composed(root: str, *overrides: str) -> DictConfig:
+    with initialize_config_dir(str(CONF.resolve()), version_base="1.3"):
+        cfg = compose(root, list(overrides), return_hydra_config=True)
+    with open_dict(cfg):
+        cfg.hydra.runtime.output_dir = "run"
+    HydraConfig.instance().set_config(cfg)
+    with open_dict(cfg):
+        del cfg["hydra"]
+    return cfg
+
+
+def test_every_choice_is_counted() -> None:
+    assert len(CHOICES) == 23
+    assert len(list(CONF.glob("*.yaml"))) == len(ROOTS) + 1
+    assert not list(CONF.glob("*/*/*")), "one level deep"
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_every_choice_composes_and_binds_to_its_target(choice: str) -> None:
+    group, name = choice.split("/")
+    needed = REQUIRED.get(choice, [])
+    if group != "data" and choice != "experiment/demo":
+        needed = ["data.release=a"]
+    check(composed("train", f"{group}={name}", *needed))
+
+
+@pytest.mark.parametrize("root", ROOTS)
+def test_every_root_composes(root: str) -> None:
+    check(composed(root, "data=demo"))
+
+
+def test_a_model_file_is_named_after_its_hub_name() -> None:
+    names = {p.stem: composed("train", f"model={p.stem}").model.name for p in (CONF / "model").glob("whisper_*.yaml")}
+    assert len(names) == 7
+    assert all(name == "openai/" + stem.replace("_", "-") for stem, name in names.items())
+
+
+def test_an_experiment_wins_over_the_root_and_an_override_over_both() -> None:
+    assert composed("train", "experiment=article").validation.every_steps == 10
+    assert composed("train", "experiment=article", "validation.every_steps=7").validation.every_steps == 7
+
+
+def test_the_article_is_the_recipe_people_know() -> None:
+    cfg = composed("train", "experiment=article", "data.release=a")
+    assert cfg.model.name == "openai/whisper-small"
+    assert (cfg.data.limit.train, cfg.data.limit.validation, cfg.data.limit.test) == (100, 100, 100)
+    assert (cfg.data.batch_size, cfg.optim.lr, cfg.optim.warmup_steps, cfg.trainer.max_steps) == (16, 1e-5, 5, 40)
+    assert (cfg.trainer.precision, cfg.validation.every_steps) == ("16-mixed", 10)
+    assert cfg.model.gradient_checkpointing
+    assert cfg.data.group_by_length
+    assert (cfg.generation.max_new_tokens, cfg.callbacks.checkpoint.monitor) == (225, "val/wer")
+    assert list(cfg.logger) == ["tensorboard"]
+
+
+def test_an_experiment_is_a_short_delta_that_asks_its_question_first() -> None:
+    files = list((CONF / "experiment").glob("*.yaml"))
+    assert files
+    for path in files:
+        lines = path.read_text(encoding="utf-8").splitlines()
+        assert len(lines) < 20
+        assert lines[0] == "# @package _global_"
+        assert "?" in lines[1]
+
+
+def test_all_problems_come_at_once_with_key_value_and_remedy() -> None:
+    bad = ["optim.lr=-1", "data.batch_size=x", "model.freeze=all", "model.dropout=2", "trainer.precision=8"]
+    with pytest.raises(ConfigError) as caught:
+        check(composed("train", *bad))
+    text = str(caught.value)
+    assert text.startswith("ConfigError: 6 problems in the configuration\n")
+    assert "data.release: not set; pass data.release=/path/to/" in text
+    assert "optim.lr: must be above 0, got -1" in text
+    assert "data.batch_size: must be a whole number, got 'x'" in text
+    assert "model.freeze: must be one of encoder, none, got 'all'" in text
+    assert "model.dropout: must be between 0 and 1, got 2" in text
+    assert "trainer.precision: must be one of auto, 16-mixed, bf16-mixed, 32, 32-true, got 8" in text
+
+
+def test_a_key_that_the_target_does_not_know_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"trainer\.max_step: pytorch_lightning.Trainer has no such argument"):
+        check(composed("train", "data=demo", "+trainer.max_step=3"))
+
+
+def test_a_target_that_cannot_be_imported_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"model\._target_: cannot be imported: nonesuch\.model"):
+        check(composed("train", "data=demo", "model._target_=nonesuch.model"))
+
+
+@pytest.mark.parametrize("override", ["model=whisper_smal", "data.releese=x", "nonesuch=1", "experiment=none"])
+def test_an_unknown_choice_or_key_is_refused_when_composing(override: str) -> None:
+    with pytest.raises(HydraException):
+        composed("train", override)
+
+
+def test_a_secret_is_kept_out_of_what_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_abcdefgh")
+    with pytest.raises(ConfigError, match=r"data.name: holds the value of HF_TOKEN") as caught:
+        check(composed("train", "data=hub", "data.name=hf_abcdefgh"))
+    assert "hf_abcdefgh" not in str(caught.value)
+
+
+def test_the_configuration_tree_is_in_the_package() -> None:
+    assert (CONF / "train.yaml").is_file()
+    assert Path("conf") not in CONF.parents

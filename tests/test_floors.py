@@ -1,0 +1,45 @@
+"""A file imports only from floors below its own, so that whoever reads one never has to look up."""
+
+import ast
+from pathlib import Path
+
+import kikitori
+
+SOURCE = Path(kikitori.__file__).parent
+FLOORS = [
+    {"errors", "paths", "progress"},
+    {"archive", "audio", "clips", "config", "optim", "report", "sampler", "text"},
+    {"whisper"},
+    {"collate", "common_voice", "decode", "hub", "manifest", "metrics", "selection", "store"},
+    {"callbacks", "datamodule", "module"},
+    {"experiment"},
+    {"evaluate", "prepare", "train", "transcribe"},
+    {"cli"},
+    {"__main__"},
+]
+FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}
+FILES = {path.stem: path for path in SOURCE.glob("*.py") if path.stem != "__init__"}
+
+
+def imported(path: Path) -> set[str]:
+    """Names of kikitori's modules that a file imports, at its top or inside a function."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module == "kikitori":
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("kikitori."):
+            found.add(str(node.module).split(".")[1])
+    return found
+
+
+def test_every_file_has_a_floor() -> None:
+    assert set(FILES) == set(FLOOR)
+
+
+def test_imports_go_down() -> None:
+    upward = [f"{n} imports {i}" for n, p in FILES.items() for i in imported(p) if FLOOR[i] >= FLOOR[n]]
+    assert not upward
+
+
+def test_only_text_knows_sudachi() -> None:
+    assert [name for name, path in FILES.items() if "import Dictionary" in path.read_text(encoding="utf-8")] == ["text"]

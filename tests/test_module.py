@@ -1,0 +1,108 @@
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+
+from kikitori.collate import IGNORED, collate
+from kikitori.metrics import corpus_rate, edits_and_lengths, score_clips
+from kikitori.module import WhisperModule
+from kikitori.whisper import Whisper
+
+OPTIM = {"lr": 1e-3, "weight_decay": 0.1, "betas": [0.9, 0.98], "warmup_steps": 1, "schedule": "linear"}
+TEXTS = ["犬", "赤い犬", "猫", "白い猫と犬"]
+
+
+def examples(whisper: Whisper) -> list[dict[str, Any]]:
+    generator = torch.Generator().manual_seed(0)
+    return [
+        {
+            "input_features": torch.randn(80, whisper.front_end.frames, generator=generator),
+            "tokens": whisper.front_end.encode(text),
+            "clip": text,
+            "text": text,
+        }
+        for text in TEXTS
+    ]
+
+
+def loader(whisper: Whisper, batch_size: int) -> torch.utils.data.DataLoader[Any]:
+    data: Any = examples(whisper)
+    return torch.utils.data.DataLoader(data, batch_size=batch_size, collate_fn=collate)
+
+
+def trainer(tmp_path: Path, **arguments: Any) -> pl.Trainer:
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
+    return pl.Trainer(default_root_dir=tmp_path, **{**quiet, "enable_checkpointing": False, **arguments})
+
+
+class Gradients(pl.Callback):
+    """Keeps the gradients of the first step."""
+
+    def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: Any, optimizer: Any) -> None:
+        self.first = {n: p.grad.clone() for n, p in pl_module.model.named_parameters() if p.requires_grad}
+
+
+def test_one_training_steps_loss_and_gradients_equal_stock_forward(micro: Whisper, tmp_path: Path) -> None:
+    stock_model = copy.deepcopy(micro.model)
+    gradients = Gradients()
+    run = trainer(tmp_path, max_steps=1, callbacks=[gradients])
+    run.fit(WhisperModule(micro, OPTIM), loader(micro, 4))
+
+    tokenizer = micro.front_end.tokenizer
+    features = torch.stack([e["input_features"] for e in examples(micro)])
+    padded = tokenizer.pad({"input_ids": tokenizer(TEXTS)["input_ids"]}, return_tensors="pt")
+    labels = padded["input_ids"].masked_fill(padded["attention_mask"].ne(1), IGNORED)[:, 1:]
+    stock = stock_model(input_features=features, labels=labels)
+    stock.loss.backward()
+    torch.testing.assert_close(run.callback_metrics["train/loss"], stock.loss.detach())
+    for name, parameter in stock_model.named_parameters():
+        if parameter.requires_grad:
+            torch.testing.assert_close(gradients.first[name], parameter.grad, msg=name)
+
+
+def test_validation_scores_do_not_depend_on_the_batches(micro: Whisper, tmp_path: Path) -> None:
+    module = WhisperModule(micro, OPTIM)
+    runs = [trainer(tmp_path).validate(module, loader(micro, size), verbose=False)[0] for size in (1, 3, 4)]
+    assert runs[0] == pytest.approx(runs[1], rel=1e-5)
+    assert runs[0] == pytest.approx(runs[2], rel=1e-5)
+
+
+def test_validation_loss_is_the_mean_over_supervised_tokens(micro: Whisper, tmp_path: Path) -> None:
+    module = WhisperModule(micro, OPTIM)
+    (result,) = trainer(tmp_path).validate(module, loader(micro, 2), verbose=False)
+    batch = collate(examples(micro))
+    logits = micro.model.eval()(input_features=batch["input_features"], labels=batch["labels"]).logits
+    real = batch["labels"] != IGNORED
+    expected = torch.nn.functional.cross_entropy(logits[real], batch["labels"][real])
+    assert result["val/loss"] == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_validation_cer_equals_the_scorers(micro: Whisper, tmp_path: Path) -> None:
+    module = WhisperModule(micro, OPTIM)
+    (result,) = trainer(tmp_path).validate(module, loader(micro, 3), verbose=False)
+    rows: Any = [row for batch in trainer(tmp_path).predict(module, loader(micro, 3)) or [] for row in batch]
+    _, references, hypotheses = zip(*rows, strict=True)
+    for rate in ("cer", "wer"):
+        expected = corpus_rate(edits_and_lengths(score_clips(references, hypotheses, "ja"), rate))
+        assert result[f"val/{rate}"] == pytest.approx(expected, rel=1e-6)
+
+
+def test_accumulated_batches_make_one_optimizer_step(micro: Whisper, tmp_path: Path) -> None:
+    module = WhisperModule(micro, OPTIM)
+    run = trainer(tmp_path, max_epochs=2, accumulate_grad_batches=2, max_steps=2)
+    run.fit(module, loader(micro, 1))
+    assert run.global_step == 2
+    scheduler: Any = run.lr_scheduler_configs[0].scheduler
+    assert scheduler.last_epoch == 2
+
+
+def test_a_checkpoint_loads_with_weights_only(micro: Whisper, tmp_path: Path) -> None:
+    module = WhisperModule(micro, OPTIM)
+    run = trainer(tmp_path, max_steps=1, enable_checkpointing=True)
+    run.fit(module, loader(micro, 4))
+    run.save_checkpoint(tmp_path / "a.ckpt")
+    checkpoint = torch.load(tmp_path / "a.ckpt", weights_only=True)
+    assert checkpoint["hyper_parameters"]["recipe"]["builder"] == "build"

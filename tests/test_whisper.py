@@ -1,0 +1,112 @@
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import GenerationConfig, WhisperForConditionalGeneration, WhisperProcessor
+from transformers.models.whisper.tokenization_whisper import LANGUAGES
+
+from kikitori.errors import ModelError
+from kikitori.whisper import Whisper, build, byte_tokenizer, load, rebuild
+
+MICRO = {"d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "attention_heads": 2, "window_s": 1.0}
+
+
+def test_the_byte_tokenizer_reads_back_what_it_wrote() -> None:
+    tokenizer = byte_tokenizer()
+    text = "音楽が、すきです。Ａ ー\n🎵"
+    assert tokenizer.decode(tokenizer(text, add_special_tokens=False)["input_ids"]) == text
+
+
+def test_the_byte_tokenizer_keeps_whispers_special_token_contract() -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.set_prefix_tokens(language="ja", task="transcribe")
+    start = tokenizer.convert_tokens_to_ids("<|startoftranscript|>")
+    # Stock code finds a language by its place after the start token.
+    assert tokenizer.prefix_tokens[1] == start + 1 + list(LANGUAGES).index("ja")
+    assert tokenizer.eos_token_id == tokenizer.pad_token_id == tokenizer.convert_tokens_to_ids("<|endoftext|>")
+
+
+def test_a_transcript_is_prefix_text_and_end(micro: Whisper) -> None:
+    tokens = micro.front_end.encode("犬")
+    names = micro.front_end.tokenizer.convert_ids_to_tokens(tokens)
+    assert names[:4] == ["<|startoftranscript|>", "<|ja|>", "<|transcribe|>", "<|notimestamps|>"]
+    assert names[-1] == "<|endoftext|>"
+    assert len(tokens) == 4 + 3 + 1
+
+
+def test_real_whisper_base_has_the_known_prefix(whisper_base: Whisper) -> None:
+    assert whisper_base.front_end.encode("わたしは音楽がすきです。") == [
+        *(50258, 50266, 50359, 50363),
+        *(9206, 3368, 2849, 3065, 18034, 35479, 5142, 2659, 7016, 4767, 1543),
+        50257,
+    ]
+
+
+def test_a_saved_model_reads_and_generates_as_before(micro: Whisper, tmp_path: Path) -> None:
+    micro.save(tmp_path / "model")
+    again = load(str(tmp_path / "model"), "ja", "transcribe")
+    features = torch.randn(2, 80, 100)
+    arguments = {"language": "ja", "task": "transcribe"}
+    micro.model.eval()
+    assert torch.equal(micro.model.generate(features, **arguments), again.model.generate(features, **arguments))
+    assert again.front_end.encode("犬") == micro.front_end.encode("犬")
+    assert again.front_end.frames == micro.front_end.frames == 100
+
+
+def test_the_saved_generation_config_keeps_language_and_task(micro: Whisper, tmp_path: Path) -> None:
+    micro.save(tmp_path)
+    config = GenerationConfig.from_pretrained(tmp_path)
+    assert (config.language, config.task, config.is_multilingual) == ("ja", "transcribe", True)
+    assert config.lang_to_id["<|ja|>"] == micro.front_end.prefix[1]
+    assert WhisperProcessor.from_pretrained(tmp_path).feature_extractor.nb_max_frames == 100
+
+
+def test_weights_are_fp32_even_where_the_file_is_half_precision(micro: Whisper, tmp_path: Path) -> None:
+    micro.save(tmp_path)
+    WhisperForConditionalGeneration.from_pretrained(tmp_path).half().save_pretrained(tmp_path)
+    assert load(str(tmp_path), "ja", "transcribe").model.dtype == torch.float32
+
+
+def test_a_frozen_encoder_takes_no_gradient(micro: Whisper) -> None:
+    frozen = build(**MICRO, language="ja", task="transcribe", freeze="encoder").model
+    assert not any(p.requires_grad for p in frozen.model.encoder.parameters())
+    assert all(p.requires_grad for p in frozen.model.decoder.parameters())
+
+
+def test_gradient_checkpointing_changes_memory_and_not_gradients() -> None:
+    features, labels = torch.randn(2, 80, 100), torch.randint(0, 250, (2, 9))
+    gradients = []
+    for checkpointing in (False, True):
+        torch.manual_seed(0)
+        model = build(**MICRO, language="ja", task="transcribe", gradient_checkpointing=checkpointing).model.train()
+        assert model.is_gradient_checkpointing == checkpointing
+        model(features, labels=labels, use_cache=False).loss.backward()
+        gradients.append(model.model.encoder.conv1.weight.grad)
+    assert torch.equal(*gradients)
+
+
+def test_a_recipe_rebuilds_the_same_architecture(micro: Whisper) -> None:
+    again = rebuild(micro.recipe)
+    again.model.load_state_dict(micro.model.state_dict())
+    assert again.front_end.prefix == micro.front_end.prefix
+
+
+def test_transformers_switches_reach_the_model() -> None:
+    config = build(**MICRO, language="ja", task="transcribe", dropout=0.1, apply_spec_augment=True).model.config
+    assert (config.dropout, config.apply_spec_augment) == (0.1, True)
+
+
+@pytest.mark.parametrize("name", ["/nonesuch/model", "nonesuch/whisper"])
+def test_a_model_that_cannot_be_loaded_is_named_with_the_remedy(name: str) -> None:
+    with pytest.raises(ModelError, match=rf"model.name={name} cannot be loaded(.|\n)*HF_TOKEN"):
+        load(name, "ja", "transcribe")
+
+
+def test_an_unknown_language_is_named() -> None:
+    with pytest.raises(ModelError, match="does not know the language 'xx'"):
+        build(**MICRO, language="xx", task="transcribe")
+
+
+def test_an_unknown_task_is_named() -> None:
+    with pytest.raises(ModelError, match="model.task=sing"):
+        build(**MICRO, language="ja", task="sing")
