@@ -5,6 +5,7 @@ Stored audio is int16; one quantisation step is 1/32768, so that a 16 kHz, 16-bi
 
 import io
 from functools import cache
+from math import gcd
 from pathlib import Path
 
 import numpy as np
@@ -22,31 +23,37 @@ N_FFT = 400
 HOP_LENGTH = 160
 FRAMES_PER_SECOND = SAMPLE_RATE // HOP_LENGTH
 FULL_SCALE = 32_768
+# mp3 overshoots full scale by a part of it; floats beyond this were never scaled to [-1, 1], or are damaged.
+ABSURD = 100.0
+# In Hz: a quarter of what Whisper hears.
+MIN_RATE = 4_000
+# Values of a resampling kernel. 44.1 and 22.05 kHz need 0.07 and 0.14 million, a prime near them 700 million.
+MAX_KERNEL = 16_000_000
 
 # Part of a store's key: raise it whenever decoding gives other samples for the same file.
-DECODER = "soundfile, mean of channels, torchaudio sinc_interp_hann, int16, 1"
+DECODER = "soundfile, mean of channels, torchaudio sinc_interp_hann, int16, 2"
 
 
 def decode(source: Path | bytes) -> Tensor:
     """Decode an mp3, wav, flac, ogg or opus file to (samples,) float32 at 16 kHz in [-1, 1], mono.
 
-    Raises DataError when the file is empty, cut short, cannot be decoded, or holds values that are no numbers.
+    Raises DataError when the file is empty, cut short, cannot be decoded, or holds values that are no audio.
     """
     data = source if isinstance(source, bytes) else source.read_bytes()
     if not data:
         raise DataError("the file has no bytes")
+    # Asked of the bytes, because libsndfile decodes what there is of an mp3, wav or ogg and says nothing.
+    if mp3_cut_short(data) or wav_cut_short(data) or ogg_cut_short(data):
+        raise DataError("the file is cut short")
     try:
         with soundfile.SoundFile(io.BytesIO(data)) as file:
-            samples, rate = file.read(dtype="float32", always_2d=True), file.samplerate
-            # Of an mp3 libsndfile knows no length, it guesses one from the file's size.
-            cut = mp3_cut_short(data) if file.format == "MP3" else len(samples) < file.frames
+            rate = file.samplerate
+            samples = file.read(dtype="float32", always_2d=True)
     except (soundfile.SoundFileError, OSError, ValueError, MemoryError) as error:
         reason = getattr(error, "error_string", str(error))
         raise DataError(f"cannot be decoded: {reason}") from error
-    if cut:
-        raise DataError("the file is cut short")
-    if not np.isfinite(samples).all():
-        raise DataError("holds values that are not finite")
+    if not (np.abs(samples) < ABSURD).all():  # nor is NaN
+        raise DataError("holds values that are not finite, or far beyond full scale")
     waveform = torch.from_numpy(samples.mean(axis=1))
     if rate != SAMPLE_RATE and len(waveform):
         waveform = _resampler(rate)(waveform)
@@ -63,7 +70,7 @@ def mp3_cut_short(data: bytes) -> bool:
     """Whether an mp3 file ends inside a frame, as an interrupted download does. Decoders pass over it in silence."""
     at = 0
     if data[:3] == b"ID3":  # a tag's length is written seven bits a byte
-        at = 10 + sum(byte << shift for byte, shift in zip(data[6:10], (21, 14, 7, 0), strict=True))
+        at = 10 + sum(byte << shift for byte, shift in zip(data[6:10], (21, 14, 7, 0), strict=False))
     while at + 4 <= len(data):
         if data[at] != 0xFF or data[at + 1] & 0xE6 != 0xE2:
             return False  # a trailing tag, or not a frame of layer 3: nothing to say
@@ -76,9 +83,39 @@ def mp3_cut_short(data: bytes) -> bool:
     return at != len(data)
 
 
+def wav_cut_short(data: bytes) -> bool:
+    """Whether a wav file ends before its samples do, or before they begin (RIFF: a name, a length, the chunk)."""
+    if data[:4] != b"RIFF" or data[8:12] != b"WAVE":
+        return False
+    at = 12
+    while at + 8 <= len(data):
+        size = int.from_bytes(data[at + 4 : at + 8], "little")
+        if data[at : at + 4] == b"data":
+            # A program that writes to a pipe cannot know the length and gives one near the largest.
+            return len(data) < at + 8 + size < 2**31 - 2**16
+        at += 8 + size + size % 2
+    return True
+
+
+def ogg_cut_short(data: bytes) -> bool:
+    """Whether an ogg or opus file ends inside a page, or without the page that is marked as its last (RFC 3533)."""
+    at, last = 0, True
+    while data[at : at + 4] == b"OggS":
+        lengths = data[at + 27 : at + 27 + data[at + 26]] if at + 27 <= len(data) else b""
+        last = at + 27 <= len(data) and data[at + 5] & 4 != 0
+        at += 27 + len(lengths) + sum(lengths)
+    return at > len(data) or not last
+
+
 @cache
 def _resampler(rate: int) -> Resample:
-    """The resampling kernel costs more than a clip's resampling, so it is made once a rate."""
+    """The resampling kernel costs more than a clip's resampling, so it is made once a rate.
+
+    Raises DataError for a rate that only a damaged header gives: the kernel, or what it makes, would fill the memory.
+    """
+    divisor = gcd(rate, SAMPLE_RATE)
+    if rate < MIN_RATE or (rate // divisor) * (SAMPLE_RATE // divisor) > MAX_KERNEL:
+        raise DataError(f"has a sampling rate of {rate} Hz; resample it to 16000 Hz")
     return Resample(rate, SAMPLE_RATE)
 
 

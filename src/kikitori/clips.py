@@ -1,9 +1,14 @@
 """The nouns of a corpus: a clip with its transcript, and a clip that was left out with the reason."""
 
-from collections.abc import Callable, Sequence
+import csv
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
+
+from kikitori.errors import DataError
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
@@ -72,6 +77,24 @@ class Corpus:
     rejects: Sequence[Reject]
 
 
+@contextmanager
+def open_table(table: Path, **form: Any) -> Iterator["csv.DictReader[str]"]:
+    """The rows of a .csv or .tsv as dicts: a surplus cell stands under None, an absent one is None.
+
+    Bytes that are no UTF-8 are carried along, to be told by `file_clip`. Raises DataError where csv cannot read on.
+    """
+    line = 0
+    try:
+        with table.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+            reader = csv.DictReader(file, **form)
+            try:
+                yield reader
+            finally:
+                line = reader.line_num
+    except (csv.Error, OSError) as error:
+        raise DataError(f"{table} cannot be read beyond line {line}: {error}; mend the table there") from error
+
+
 def file_clip(root: Path, path: str, split: Split, text: str, speaker: str | None) -> Clip | Reject:
     """A clip of a file below `root`, or a reject where the path leaves `root` or the text is not UTF-8.
 
@@ -80,18 +103,24 @@ def file_clip(root: Path, path: str, split: Split, text: str, speaker: str | Non
     if not_utf8(path) or not_utf8(text):
         return Reject(ascii(path), split, "not UTF-8", ascii(text))
     if not path or "\0" in path:
-        return Reject(path, split, "malformed row", "no path")
+        return Reject(path, split, "malformed row", "a NUL byte in the path" if path else "no path")
     file = root / path
-    if not file.resolve().is_relative_to(root.resolve()):
+    # realpath, because Path.resolve raises where links go round in a circle.
+    if Path(path).is_absolute() or not Path(os.path.realpath(file)).is_relative_to(os.path.realpath(root)):
         return Reject(path, split, "outside the corpus", f"leaves {root.name}/")
     try:
         stat = file.stat()
-        identity = f"{stat.st_size} {stat.st_mtime_ns}"
+        # Permission may be given later without a change of size or time.
+        identity = f"{stat.st_size} {stat.st_mtime_ns}" if os.access(file, os.R_OK) else "unreadable"
     except OSError:
         identity = "missing"
     return Clip(path, split, text.strip(), identity, file, speaker or None)
 
 
 def not_utf8(text: str) -> bool:
-    """Whether bytes that are no UTF-8 were carried into a text by errors='surrogateescape'."""
-    return any("\udc80" <= character <= "\udcff" for character in text)
+    """Whether a text cannot be written: errors='surrogateescape' carried foreign bytes in, or JSON half a character."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return True
+    return False

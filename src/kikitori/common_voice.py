@@ -6,7 +6,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from kikitori.archive import unpack
-from kikitori.clips import Clip, Corpus, Reject, Split, file_clip
+from kikitori.clips import Clip, Corpus, Reject, Split, file_clip, open_table
 from kikitori.errors import DataError
 
 
@@ -37,6 +37,7 @@ def find_language(release: Path, language: str, cache: Path) -> Path:
             f"data.release={release} does not exist. Download a release from Mozilla Data Collective "
             "and pass its .tar.gz, or the folder it unpacks to."
         )
+    given = release
     if release.is_file():
         stat = release.stat()
         key = sha256(f"{release.name} {stat.st_size} {stat.st_mtime_ns}".encode()).hexdigest()[:16]
@@ -51,21 +52,23 @@ def find_language(release: Path, language: str, cache: Path) -> Path:
         if folder.name == language:
             return folder
     languages = ", ".join(folder.name for folder in found) or "no language folder at all"
-    raise DataError(f"data.language={language}: {release} holds {languages}. Set data.language, or data.release.")
+    raise DataError(f"data.language={language}: {given} holds {languages}. Set data.language, or data.release.")
 
 
 def read_table(table: Path, clips: Path, split: Split, language: str) -> Iterator[Clip | Reject]:
     """The rows of one table. They are unquoted: a bare quotation mark is part of the sentence."""
     if not table.is_file():
         raise DataError(f"{table} does not exist: the release holds {_tables(table.parent)}. See data.train_splits.")
-    with table.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        reader = csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
+    with open_table(table, delimiter="\t", quoting=csv.QUOTE_NONE) as reader:
         columns = reader.fieldnames or []
         if missing := {"client_id", "path", "sentence"} - set(columns):
-            raise DataError(f"{table} has no column {' or '.join(sorted(missing))}; it has: {', '.join(columns)}")
+            raise DataError(
+                f"{table} has no column {' or '.join(sorted(missing))}; it has: {', '.join(columns) or 'none'}. "
+                "Download the release again, or read a table of your own with data=manifest."
+            )
         for row in reader:
-            # DictReader puts surplus cells under None and fills absent ones with None.
-            if None in row or row["path"] is None or row["sentence"] is None:
+            # A row that ends early may end inside its sentence.
+            if None in row or None in row.values():
                 yield Reject(ascii(row["path"] or ""), split, "malformed row", f"{table.name} line {reader.line_num}")
                 continue
             if (locale := row.get("locale") or language) != language:

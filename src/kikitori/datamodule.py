@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, cast
 
 import numpy as np
@@ -107,21 +107,27 @@ class SpeechDataModule(pl.LightningDataModule):
         corpus = self.read()
         self.description = corpus.description
         self.rejects = list(corpus.rejects)
+        check_rate(len(corpus.clips) + len(corpus.rejects), corpus.rejects, self.rules.max_reject_rate)
         rows = limit(corpus.clips, self.limit, self.limit["sample"], self.seed)
+        kept: dict[Split, list[Clip]] = {}
         for split in SPLITS:
             clips = [clip for clip in rows if clip.split == split]
             with progress_bar() as progress:
                 self.stores[split] = build(clips, cache_folder() / "store", progress)
-            self.clips[split], rejects = select(clips, self.stores[split].decoded, self.front_end, self.rules)
+            kept[split], rejects = select(clips, self.stores[split].decoded, self.front_end, self.rules)
             self.rejects += rejects
-        check_rate(len(rows) + len(corpus.rejects), self.rejects, self.rules.max_reject_rate)
+        # The rows of all a corpus that could not be read say nothing of the few clips that a limit keeps.
+        unread = len(corpus.rejects) if len(rows) == len(corpus.clips) else 0
+        counted = self.rejects[len(corpus.rejects) - unread :]
+        check_rate(len(rows) + unread, counted, self.rules.max_reject_rate)
         decoded = {split: self.stores[split].decoded for split in SPLITS}
-        check_apart({s: [(c, decoded[s][c.name]) for c in self.clips[s]] for s in SPLITS}, self.rules)
+        check_apart({s: [(c, decoded[s][c.name]) for c in kept[s]] for s in SPLITS}, self.rules)
         for split in SPLITS:
-            if not self.clips[split]:
+            if not kept[split]:
                 raise DataError(
                     f"{self.description}: no clip of the {split} split can be used; see data.limit and rejects"
                 )
+        self.clips = kept
 
     def dataset(self, split: Split) -> SpeechDataset:
         assert self.front_end is not None, "a front end is needed to make examples"
@@ -189,7 +195,8 @@ class Demo(SpeechDataModule):
     """`data=demo`: the small synthetic corpus that ships in the package."""
 
     def read(self) -> Corpus:
-        return common_voice.read(str(DEMO), self.language, ["train"], cache_folder())
+        corpus = common_voice.read(str(DEMO), self.language, ["train"], cache_folder())
+        return replace(corpus, description="kikitori's demo corpus")
 
 
 class Manifest(SpeechDataModule):

@@ -7,7 +7,9 @@ class KikitoriError(CompactHydraException):
     """Base of the errors below. Hydra prints a compact exception as its message alone."""
 
     def __str__(self) -> str:
-        return f"{type(self).__name__}: {super().__str__()}"
+        # A name that is no UTF-8 must not stop whoever prints or stores the message.
+        message = super().__str__().encode("utf-8", "backslashreplace").decode()
+        return f"{type(self).__name__}: {message}"
 
 
 class ConfigError(KikitoriError):

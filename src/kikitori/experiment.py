@@ -214,7 +214,9 @@ def checkpoint_model(cfg: DictConfig) -> Whisper:
 
 def describe(results: Results, whisper: Whisper, data: SpeechDataModule) -> None:
     """Put model, data and the terms of scoring into the results."""
-    name = Path(whisper.recipe.get("name", "micro")).name
+    path = Path(whisper.recipe.get("name", "micro"))
+    # A run's model lies in a folder of that name; the run's own says more.
+    name = path.parent.name if path.name == "model" else path.name
     results["model"] = {
         "name": name,
         "parameters": whisper.model.num_parameters(),
@@ -274,7 +276,7 @@ def _quieten() -> None:
     """Keep Lightning's hints about its own defaults out of a run's output."""
     for name in ("pytorch_lightning.utilities.rank_zero", "pytorch_lightning.accelerators.cuda"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    for hint in (".*does not have many workers.*", ".*No negative.*", ".*Experiment logs directory.*"):
+    for hint in (".*does not have many workers.*", ".*smaller than the logging interval.*", ".*treespec.*"):
         warnings.filterwarnings("ignore", hint)
 
 

@@ -1,8 +1,10 @@
 """Rows of an audio dataset on the Hugging Face Hub, or of a dataset's folder in the Hub's layout."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from datasets import Audio, Dataset, load_dataset
 
@@ -34,12 +36,15 @@ def read(
         )
     clips: list[Clip] = []
     for split in SPLITS:
+        if not splits.get(split):
+            raise DataError(f"data.splits.{split}: not set; give the dataset's own name of its {split} split")
         try:
-            rows = load_dataset(name, config, split=splits[split], revision=revision)
+            with _no_torchcodec():
+                rows = load_dataset(name, config, split=splits[split], revision=revision)
         except Exception as error:  # the hub's client, its HTTP layer and every builder have errors of their own
             raise DataError(
                 f"data.name={name}, configuration {config}, split {splits[split]} cannot be loaded: "
-                f"{type(error).__name__}: {error}\n  Check the three names (data.name, data.config, data.splits), the "
+                f"{type(error).__name__}: {error.__cause__ or error}\n  Check the three names (data.name, data.config, data.splits), the "
                 "network, and HF_TOKEN for a private dataset."
             ) from error
         if missing := {audio_column, text_column, *filter(None, [speaker_column])} - set(rows.column_names):
@@ -48,14 +53,38 @@ def read(
                 f"it has: {', '.join(rows.column_names)}. "
                 "Set data.audio_column, data.text_column and data.speaker_column."
             )
-        recordings = rows.select_columns(audio_column).cast_column(audio_column, Audio(decode=False))
+        try:
+            recordings = rows.select_columns(audio_column).cast_column(audio_column, Audio(decode=False))
+        except (TypeError, ValueError, NotImplementedError) as error:
+            raise DataError(f"data.audio_column={audio_column} of {name} holds no audio: {error}") from error
         speakers = rows[speaker_column] if speaker_column else [None] * len(rows)
         for index, (text, speaker) in enumerate(zip(rows[text_column], speakers, strict=True)):
+            if not isinstance(text, str | None):
+                raise DataError(f"data.text_column={text_column} of {name} holds {type(text).__name__}, not text")
             clip = f"{split}/{index:06d}"
             identity = f"{rows._fingerprint} {index}"
             source = partial(_read, recordings, index, audio_column)
-            clips.append(Clip(clip, split, (text or "").strip(), identity, source, speaker and str(speaker)))
+            speaker = None if speaker is None else str(speaker)
+            clips.append(Clip(clip, split, (text or "").strip(), identity, source, speaker))
     return Corpus(f"hub, {name}" + (f" {config}" if config else ""), clips, [])
+
+
+@contextmanager
+def _no_torchcodec() -> Iterator[None]:
+    """Let a folder of recordings be loaded: datasets 5 wants torchcodec for it, if only to note a recording's path."""
+    original = Audio.encode_example
+
+    def encode_example(self: Audio, value: Any) -> dict:
+        recording = {"path": value} if isinstance(value, str) else value
+        if not isinstance(recording, dict) or "array" in recording:
+            return original(self, value)
+        return {"bytes": recording.get("bytes"), "path": recording.get("path")}
+
+    Audio.encode_example = encode_example
+    try:
+        yield
+    finally:
+        Audio.encode_example = original
 
 
 def _read(recordings: Dataset, index: int, column: str) -> bytes:

@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from kikitori.clips import SPLITS, Clip, Corpus, Reject, Split, file_clip
+from kikitori.clips import SPLITS, Clip, Corpus, Reject, Split, file_clip, open_table
 from kikitori.errors import DataError
 
 SPLIT_NAMES: dict[str, Split] = {"train": "train", "validation": "validation", "valid": "validation", "test": "test"}
@@ -28,16 +28,16 @@ def read(
     clips: list[Clip] = []
     rejects: list[Reject] = []
     for split, name in tables.items():
-        table = Path(name).expanduser()
-        needed = [path_column, text_column] + ([] if split else [split_column])
-        for number, row in _rows(table, needed):
-            values = [row.get(column) for column in needed]
-            named = _split(split or str(row.get(split_column)), table, number)
-            if None in row or not all(isinstance(value, str) for value in values):
-                rejects.append(Reject(ascii(values[0]), named, "malformed row", f"{table.name} line {number}"))
+        table = Path(name).expanduser().absolute()
+        needed = [path_column, text_column, *([] if split else [split_column])]
+        for number, row in _rows(table, [*needed, *filter(None, [speaker_column])]):
+            named = _split(split or row.get(split_column), table, number)
+            path, text = row.get(path_column), row.get(text_column)
+            if None in row or not isinstance(path, str) or not isinstance(text, str):
+                rejects.append(Reject(ascii(path), named, "malformed row", f"{table.name} line {number}"))
                 continue
             speaker = row.get(speaker_column) if speaker_column else None
-            row_clip = file_clip(table.parent, str(values[0]), named, str(values[1]), speaker and str(speaker))
+            row_clip = file_clip(table.parent, path, named, text, None if speaker is None else str(speaker))
             if isinstance(row_clip, Clip):
                 clips.append(row_clip)
             else:
@@ -45,9 +45,12 @@ def read(
     return Corpus(f"manifest, {', '.join(Path(name).name for name in tables.values())}", clips, rejects)
 
 
-def _split(name: str, table: Path, line: int) -> Split:
-    if name not in SPLIT_NAMES:
-        raise DataError(f"{table} line {line}: split {name!r} is none of {', '.join(SPLITS)}")
+def _split(name: object, table: Path, line: int) -> Split:
+    if not isinstance(name, str) or name not in SPLIT_NAMES:
+        raise DataError(
+            f"{table} line {line}: split {name!r} is none of {', '.join(SPLITS)}. Mend that row; a text that holds the "
+            "table's separator must be quoted."
+        )
     return SPLIT_NAMES[name]
 
 
@@ -55,39 +58,40 @@ def _rows(table: Path, needed: list[str]) -> Iterator[tuple[int, dict]]:
     """Line numbers and rows of a table, after a check that the needed columns are in its first row."""
     if not table.is_file():
         raise DataError(f"data.manifest: {table} does not exist")
-    reader = {".csv": _csv, ".tsv": _tsv, ".jsonl": _jsonl}.get(table.suffix)
+    reader = {".csv": _csv, ".tsv": _tsv, ".jsonl": _jsonl}.get(table.suffix.lower())
     if reader is None:
         raise DataError(f"data.manifest: {table} must end in .csv, .tsv or .jsonl")
     for count, (number, row) in enumerate(reader(table)):
         if count == 0 and (missing := [column for column in needed if column not in row]):
             raise DataError(
                 f"{table} has no column {' or '.join(missing)}; it has: {', '.join(map(str, row))}. "
-                "Name yours with data.path_column, data.text_column and data.split_column, or give a table a split: "
-                "data.manifest={train: a.csv, validation: b.csv, test: c.csv}"
+                "Name yours with data.path_column, data.text_column, data.split_column and data.speaker_column, or "
+                "give a table a split: data.manifest={train: a.csv, validation: b.csv, test: c.csv}"
             )
         yield number, row
 
 
 def _csv(table: Path) -> Iterator[tuple[int, dict]]:
-    with table.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        reader = csv.DictReader(file)
+    # Strict, because a quotation mark that is never closed would swallow the rest of the table in silence.
+    with open_table(table, strict=True) as reader:
         yield from ((reader.line_num, row) for row in reader)
 
 
 def _tsv(table: Path) -> Iterator[tuple[int, dict]]:
     """Unquoted, as Common Voice writes them."""
-    with table.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        reader = csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
+    with open_table(table, delimiter="\t", quoting=csv.QUOTE_NONE) as reader:
         yield from ((reader.line_num, row) for row in reader)
 
 
 def _jsonl(table: Path) -> Iterator[tuple[int, dict]]:
     with table.open(encoding="utf-8-sig", errors="surrogateescape") as file:
         for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
             try:
                 row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise DataError(f"{table} line {number} is not JSON: {error}") from error
+            except (ValueError, RecursionError) as error:
+                raise DataError(f"{table} line {number} is not JSON: {error}; give one JSON object a line") from error
             if not isinstance(row, dict):
-                raise DataError(f"{table} line {number} is not a JSON object")
+                raise DataError(f"{table} line {number} is not a JSON object; give one a line")
             yield number, row

@@ -41,8 +41,11 @@ class Store:
     def __init__(self, path: Path) -> None:
         self.path = path
         # Record batches, not one table: a clip's samples must lie in one buffer to be read without a copy.
-        reader = pa.ipc.open_file(pa.memory_map(str(path)))
-        self._batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
+        try:
+            reader = pa.ipc.open_file(pa.memory_map(str(path)))
+            self._batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
+        except (pa.ArrowException, OSError) as error:
+            raise DataError(f"{path}, a store of decoded clips, is damaged: {error}; delete it") from error
         self.decoded: dict[str, Decoded] = {}
         self._places: dict[str, tuple[int, int]] = {}
         for b, batch in enumerate(self._batches):
@@ -73,13 +76,12 @@ def build(clips: Sequence[Clip], folder: Path, progress: Progress, workers: int 
     """
     unique = sorted({clip.name: clip for clip in clips}.values(), key=lambda clip: clip.name)
     path = folder / f"{key(unique)}.arrow"
-    if path.exists():
-        return Store(path)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(path.with_suffix(".lock")):
-            if not path.exists():
-                _write(unique, path, progress, workers or os.cpu_count() or 1)
+        if not path.exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            with FileLock(path.with_suffix(".lock")):
+                if not path.exists():
+                    _write(unique, path, progress, workers or os.cpu_count() or 1)
     except OSError as error:
         raise DataError(
             f"the store of decoded clips cannot be written: {error}; set KIKITORI_CACHE elsewhere"
@@ -88,6 +90,8 @@ def build(clips: Sequence[Clip], folder: Path, progress: Progress, workers: int 
 
 
 def _write(clips: list[Clip], path: Path, progress: Progress, workers: int) -> None:
+    for left in path.parent.glob(f"{path.stem}.*.partial"):  # by a build that was killed
+        left.unlink()
     partial = path.with_suffix(f".{os.getpid()}.partial")
     task = progress.add_task("decoding clips", total=len(clips))
     try:
@@ -122,8 +126,11 @@ def _row(clip: Clip) -> dict:
         if isinstance(audio, Path) and not audio.is_file():
             return {**nothing, "error": "missing"}
         pcm = to_int16(decode(audio))
+    except FileNotFoundError:
+        return {**nothing, "error": "missing"}
     except (DataError, OSError) as error:
-        detail = error.args[0] if isinstance(error, DataError) else error
+        # Of an OSError the words alone: its path may name somebody's home.
+        detail = error.args[0] if isinstance(error, DataError) else error.strerror or type(error).__name__
         return {**nothing, "error": str(detail)}
     return {
         "name": clip.name,

@@ -1,0 +1,217 @@
+"""The commands as a person runs them: real processes, the demo corpus, a model of a few thousand parameters."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+from transformers import pipeline
+
+from kikitori.paths import DEMO
+
+pytestmark = pytest.mark.slow
+
+SMALL = [
+    *("experiment=demo", "model.d_model=32", "model.encoder_layers=1", "model.decoder_layers=1", "trainer.max_steps=4"),
+    *("data.limit={train: 12, validation: 4, test: 5}", "validation.every_steps=2", "generation.max_new_tokens=12"),
+    "score.train_clips=3",
+]
+
+
+def kikitori(*arguments: str, cache: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run the command in a folder of its own; never through a shell."""
+    command = [sys.executable, "-m", "kikitori", *arguments]
+    settings = {"KIKITORI_CACHE": str(cache), "WANDB_MODE": "offline", "NO_COLOR": "1", **environment}
+    return subprocess.run(command, capture_output=True, text=True, cwd=cache, env={**os.environ, **settings})
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def run(cache: Path) -> tuple[Path, str]:
+    """A finished run's folder and what it printed."""
+    done = kikitori("train", *SMALL, "logger=both", "hydra.run.dir=run", cache=cache)
+    assert done.returncode == 0, done.stderr
+    return cache / "run", done.stdout
+
+
+def results(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "results.json").read_text(encoding="utf-8"))
+
+
+def test_a_run_folder_holds_all_that_was_promised(run: tuple[Path, str]) -> None:
+    folder, _ = run
+    names = {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
+    promised = {"results.json", "results.md", "metrics.csv", "rejects.jsonl", ".hydra/config.yaml", "model/config.json"}
+    promised |= {f"predictions/{s}_{w}.jsonl" for s in ("train", "validation", "test") for w in ("before", "after")}
+    promised |= {"checkpoints/last.ckpt", "model/model.safetensors"}
+    assert promised <= names
+    assert any(name.startswith("checkpoints/step-") for name in names)
+    assert any(name.startswith("wandb/offline-run-") for name in names)
+    assert any(name.startswith("tensorboard/events.") for name in names)
+
+
+def test_results_json_has_what_everything_else_relies_on(run: tuple[Path, str]) -> None:
+    r = results(run[0])
+    assert r["status"] == "completed"
+    assert {"kikitori", "torch", "transformers"} <= r["versions"].keys()
+    assert r["config"]["trainer"]["max_steps"] == 4
+    assert {s: d["clips"] for s, d in r["data"]["splits"].items()} == {"train": 12, "validation": 4, "test": 5}
+    assert r["data"]["splits"]["test"]["seconds"] > 5
+    assert r["data"]["rejects"] == {}
+    for stage in ("before", "after"):
+        for split, clips in (("train", 3), ("validation", 4), ("test", 5)):
+            scores = r["scores"][stage][split]
+            assert scores.keys() >= {"cer", "wer", "cer_raw", "wer_raw", "cer_ci95", "clips"}
+            assert scores["clips"] == clips
+    assert [row["step"] for row in r["history"]] == [2, 4]
+    assert all({"val/loss", "val/cer", "val/wer", "train/loss"} <= row.keys() for row in r["history"])
+    expected_cost = {"prepare_s", "fit_s", "evaluate_s", "train_clips_per_s", "peak_memory_gb", "device"}
+    assert expected_cost <= r["cost"].keys()
+    assert "sudachidict-core" in r["scoring"]["segmenter"]
+
+
+def test_predictions_add_up_to_the_scores(run: tuple[Path, str]) -> None:
+    folder, _ = run
+    rows = [json.loads(line) for line in (folder / "predictions/test_after.jsonl").read_text().splitlines()]
+    cer = sum(row["cer_edits"] for row in rows) / sum(row["cer_length"] for row in rows)
+    assert cer == pytest.approx(results(folder)["scores"]["after"]["test"]["cer"])
+    assert {"clip", "reference", "hypothesis"} <= rows[0].keys()
+
+
+def test_the_table_and_the_folder_are_printed_last_and_no_bars_in_a_pipe(run: tuple[Path, str]) -> None:
+    folder, printed = run
+    lines = printed.rstrip().splitlines()
+    assert lines[-1] == f"Everything is in {folder}"
+    assert lines[-2].startswith("└")
+    assert "\r" not in printed
+    assert "it/s" not in printed
+
+
+def test_no_speaker_is_named_in_a_run_folder(run: tuple[Path, str]) -> None:
+    speakers = {line.split("\t")[0] for line in (DEMO / "train.tsv").read_text().splitlines()[1:]}
+    assert len(speakers) == 5
+    for path in run[0].rglob("*"):
+        if path.is_file():
+            assert not any(speaker.encode() in path.read_bytes() for speaker in speakers), path
+
+
+@pytest.mark.parametrize("checkpoint", ["run", "run/model"])
+def test_evaluate_gives_a_run_its_own_scores_again(run: tuple[Path, str], cache: Path, checkpoint: str) -> None:
+    overrides = ["data=demo", "data.limit={validation: 4, test: 5}", "data.eval_batch_size=64"]
+    overrides += ["generation.max_new_tokens=12", "trainer.accelerator=cpu", f"checkpoint={checkpoint}"]
+    target = f"evaluated-{checkpoint.replace('/', '-')}"
+    done = kikitori("evaluate", *overrides, f"hydra.run.dir={target}", cache=cache)
+    assert done.returncode == 0, done.stderr
+    after = results(run[0])["scores"]["after"]
+    assert results(cache / target)["scores"]["evaluated"] == {s: after[s] for s in ("validation", "test")}
+
+
+def test_evaluate_scores_a_lightning_checkpoint(run: tuple[Path, str], cache: Path) -> None:
+    best = Path(results(run[0])["checkpoint"]["best"])
+    overrides = ["data=demo", "data.limit={validation: 4, test: 5}", "data.eval_batch_size=64", "splits=[test]"]
+    overrides += ["generation.max_new_tokens=12", "trainer.accelerator=cpu", f"checkpoint={best}"]
+    done = kikitori("evaluate", *overrides, "hydra.run.dir=evaluated-ckpt", cache=cache)
+    assert done.returncode == 0, done.stderr
+    expected = results(run[0])["scores"]["after"]["test"]
+    assert results(cache / "evaluated-ckpt")["scores"]["evaluated"]["test"] == expected
+
+
+def test_transcribe_and_the_pipeline_read_what_the_run_read(run: tuple[Path, str], cache: Path) -> None:
+    folder, _ = run
+    row = json.loads((folder / "predictions/test_after.jsonl").read_text().splitlines()[0])
+    clip = DEMO / "clips" / row["clip"]
+    done = kikitori("transcribe", str(clip), "--model", str(folder), "--format", "jsonl", cache=cache)
+    assert json.loads(done.stdout)["text"] == row["hypothesis"], done.stderr
+    reader = pipeline("automatic-speech-recognition", model=str(folder / "model"), device="cpu")
+    samples, rate = soundfile.read(clip, dtype="float32")
+    assert rate == 16_000
+    assert reader({"raw": samples, "sampling_rate": rate})["text"].strip() == row["hypothesis"]
+
+
+def test_transcribe_reads_folders_and_long_recordings_and_tells_what_it_cannot(run: tuple[Path, str], cache: Path) -> None:
+    folder = cache / "recordings"
+    folder.mkdir()
+    clips = [soundfile.read(path, dtype="float32")[0] for path in sorted((DEMO / "clips").glob("*.mp3"))[:5]]
+    soundfile.write(folder / "long.wav", np.concatenate(clips), 16_000)
+    (folder / "broken.mp3").write_text("not audio")
+    done = kikitori("transcribe", str(folder), "--model", str(run[0]), "--format", "jsonl", cache=cache)
+    (row,) = map(json.loads, done.stdout.splitlines())
+    assert row["file"].endswith("long.wav")
+    assert row["seconds"] > 5
+    assert done.returncode == 1
+    assert "broken.mp3: DataError: cannot be decoded" in done.stderr
+    assert "1 of 2 files could not be read" in done.stderr
+
+
+def test_a_run_is_never_overwritten(run: tuple[Path, str], cache: Path) -> None:
+    before = (run[0] / "results.json").read_bytes()
+    done = kikitori("train", *SMALL, "logger=none", "hydra.run.dir=run", cache=cache)
+    assert done.returncode == 1
+    assert "already holds a run; choose another folder" in done.stderr
+    assert (run[0] / "results.json").read_bytes() == before
+
+
+def test_a_bad_configuration_is_told_without_a_traceback(cache: Path) -> None:
+    done = kikitori("train", "data.batch_size=x", "optim.lr=-1", "hydra.run.dir=bad", cache=cache)
+    assert done.returncode == 1
+    assert "ConfigError: 3 problems in the configuration" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_run_that_fails_says_so_in_its_folder(cache: Path) -> None:
+    done = kikitori("train", *SMALL, "data.limit.test=null", "data.max_duration_s=0.5", "hydra.run.dir=fails", cache=cache)
+    assert done.returncode == 1
+    assert "12 too long" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert results(cache / "fails")["status"] == "failed"
+    assert "data.max_reject_rate" in results(cache / "fails")["error"]
+
+
+def test_prepare_builds_the_store_that_training_uses(cache: Path) -> None:
+    done = kikitori("prepare", "data=demo", "hydra.run.dir=prepared", cache=cache)
+    assert done.returncode == 0, done.stderr
+    assert "480" in done.stdout
+    assert len(list((cache / "store").glob("*.arrow"))) >= 3
+
+
+def test_a_multirun_gives_every_job_a_folder_named_after_its_keys(cache: Path) -> None:
+    overrides = [*SMALL, "logger=none", "hydra.sweep.dir=sweep", "optim.lr=1e-3,1e-4"]
+    done = kikitori("train", "-m", *overrides, cache=cache)
+    assert done.returncode == 0, done.stderr
+    finished = sorted(path.parent.name for path in (cache / "sweep").rglob("results.json"))
+    assert len(finished) == 2
+    assert "optim.lr=0.001" in finished[0]
+    assert "optim.lr=0.0001" in finished[1]
+
+
+def test_help_lists_the_commands_with_an_example_each(cache: Path) -> None:
+    printed = kikitori("--help", cache=cache).stdout
+    for command in ("train", "evaluate", "prepare", "transcribe"):
+        assert f"kikitori {command} " in printed
+    groups = kikitori("train", "--help", cache=cache).stdout
+    assert "model: micro, whisper_base" in groups
+    assert "release: ???" in kikitori("train", "--cfg", "job", cache=cache).stdout
+
+
+def test_the_shell_completes_commands_choices_and_keys(cache: Path) -> None:
+    def completed(line: str) -> list[str]:
+        return kikitori("-sc", "query=bash", cache=cache, COMP_LINE=line, COMP_POINT=str(len(line))).stdout.split()
+
+    assert completed("kikitori tr") == ["train", "transcribe"]
+    assert "model=whisper_tiny" in completed("kikitori train model=whisper_t")
+    assert "optim.lr=" in completed("kikitori train optim.l")
+
+
+def test_an_unknown_command_is_named(cache: Path) -> None:
+    done = kikitori("trane", cache=cache)
+    assert done.returncode == 1
+    assert "'trane' is none of train, evaluate, prepare, transcribe" in done.stderr

@@ -1,0 +1,179 @@
+import dataclasses
+import multiprocessing
+import os
+import signal
+import time
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from recordings import encoded, tone, write_clip
+
+from kikitori.audio import decode, to_int16
+from kikitori.clips import Clip, Reject, file_clip
+from kikitori.errors import DataError
+from kikitori.progress import progress_bar
+from kikitori.store import ROWS_PER_BATCH, Store, build, key
+
+processes = multiprocessing.get_context("fork")
+
+
+def clip(folder: Path, path: str) -> Clip:
+    row = file_clip(folder, path, "train", "文", None)
+    assert not isinstance(row, Reject)
+    return row
+
+
+def good_clips(folder: Path, number: int = 3) -> list[Clip]:
+    for i in range(number):
+        write_clip(folder / f"{i}.wav", hertz=300 + 10 * i, seconds=0.1 + i / 1000)
+    return [clip(folder, f"{i}.wav") for i in range(number)]
+
+
+def slow_clips(log: Path, number: int, seconds: float) -> list[Clip]:
+    """Clips that take their time and note each decoding."""
+    sound = encoded(tone(0.1))
+
+    def source(i: int) -> bytes:
+        time.sleep(seconds)
+        with log.open("a") as file:
+            file.write(f"{i}\n")
+        return sound
+
+    return [Clip(f"{i:03d}", "train", "文", str(i), partial(source, i)) for i in range(number)]
+
+
+def built(clips: list[Clip], folder: Path) -> Store:
+    with progress_bar() as progress:
+        return build(clips, folder, progress, workers=2)
+
+
+def names(folder: Path, suffix: str) -> list[str]:
+    return sorted(path.name for path in folder.glob(f"*{suffix}"))
+
+
+def test_stored_samples_equal_decoding_again(tmp_path: Path) -> None:
+    clips = good_clips(tmp_path, ROWS_PER_BATCH + 3)
+    store = built(clips, tmp_path / "store")
+    assert list(store.decoded) == sorted(c.name for c in clips)
+    for one in clips:
+        pcm = to_int16(decode(tmp_path / one.name))
+        assert np.array_equal(store.pcm(one.name), pcm)
+        facts = store.decoded[one.name]
+        assert (facts.samples, facts.error) == (len(pcm), "")
+        assert facts.peak == pytest.approx(np.abs(pcm).max() / 32_768)
+    assert len({facts.digest for facts in store.decoded.values()}) == len(clips)
+
+
+def test_a_store_is_built_once_and_reopened(tmp_path: Path) -> None:
+    clips = slow_clips(tmp_path / "log", 5, 0)
+    first = built(clips, tmp_path / "store")
+    written = first.path.stat()
+    second = built(clips[::-1], tmp_path / "store")
+    assert (second.path, second.path.stat()) == (first.path, written)
+    assert second.decoded == first.decoded
+    assert len((tmp_path / "log").read_text().splitlines()) == 5
+
+
+@given(st.permutations(range(5)))
+def test_the_key_hangs_on_the_audio_alone(order: list[int]) -> None:
+    clips = [Clip(f"{i}.mp3", "train", "文", f"{i} 7", Path(f"{i}.mp3")) for i in range(5)]
+    changed = [dataclasses.replace(clips[i], text=f"別 {i}", split="test", speaker="x") for i in order]
+    assert key(changed) == key(clips)
+    other = [*clips[:4], dataclasses.replace(clips[4], identity="4 8")]
+    assert len({key(clips), key(other), key(clips[:4])}) == 3
+
+
+def test_bad_clips_are_stored_as_errors_between_good_neighbours(tmp_path: Path) -> None:
+    good_clips(tmp_path)
+    (tmp_path / "text.mp3").write_text("no audio")
+    (tmp_path / "zero.mp3").write_bytes(b"")
+    (tmp_path / "cut.wav").write_bytes(encoded(tone())[:-100])
+    (tmp_path / "empty.wav").write_bytes(encoded(tone()[:0]))
+    (tmp_path / "folder.mp3").mkdir()
+    os.mkfifo(tmp_path / "pipe.mp3")
+    paths = ["0.wav", "text.mp3", "1.wav", "zero.mp3", "cut.wav", "empty.wav", "folder.mp3", "pipe.mp3", "gone.mp3"]
+    paths += ["x" * 300 + ".mp3", "0.wav/below.mp3", "2.wav"]
+    store = built([clip(tmp_path, path) for path in paths], tmp_path / "store")
+    errors = {name: facts.error for name, facts in store.decoded.items()}
+    assert [name for name, error in errors.items() if not error] == ["0.wav", "1.wav", "2.wav", "empty.wav"]
+    assert {name for name, error in errors.items() if error == "missing"} == {
+        *("folder.mp3", "pipe.mp3", "gone.mp3", "0.wav/below.mp3")
+    }
+    assert "Format not recognised" in errors["text.mp3"]
+    assert errors["cut.wav"] == "the file is cut short"
+    assert not any(str(tmp_path) in error for error in errors.values())
+    assert [len(store.pcm(name)) for name in ("0.wav", "empty.wav", "text.mp3")] == [1600, 0, 0]
+
+
+def test_recordings_that_cannot_be_read_are_errors_without_their_paths() -> None:
+    def denied() -> bytes:
+        raise PermissionError(13, "Permission denied", "/home/somebody/0.mp3")
+
+    def gone() -> bytes:
+        raise FileNotFoundError(2, "No such file or directory", "/home/somebody/1.mp3")
+
+    clips = [Clip(f"{i}", "train", "文", "", source) for i, source in enumerate([denied, gone])]
+    folder = Path(os.environ["KIKITORI_CACHE"]) / "unreadable"
+    assert [facts.error for facts in built(clips, folder).decoded.values()] == ["Permission denied", "missing"]
+
+
+def test_a_build_that_fails_midway_leaves_nothing(tmp_path: Path) -> None:
+    clips = slow_clips(tmp_path / "log", 2 * ROWS_PER_BATCH, 0)
+
+    def interrupted() -> bytes:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        built([*clips[:-1], dataclasses.replace(clips[-1], source=interrupted)], tmp_path / "store")
+    assert names(tmp_path / "store", ".arrow") == names(tmp_path / "store", ".partial") == []
+
+
+def test_a_killed_build_is_never_taken_for_a_whole_one(tmp_path: Path) -> None:
+    clips = slow_clips(tmp_path / "log", 2 * ROWS_PER_BATCH, 0.01)
+    process = processes.Process(target=built, args=(clips, tmp_path / "store"))
+    process.start()
+    while not (tmp_path / "log").exists() or len((tmp_path / "log").read_text().splitlines()) <= ROWS_PER_BATCH:
+        assert process.is_alive()
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    assert names(tmp_path / "store", ".arrow") == []
+    assert len(names(tmp_path / "store", ".partial")) == 1
+    assert len(built(slow_clips(tmp_path / "log", 2 * ROWS_PER_BATCH, 0), tmp_path / "store").decoded) == len(clips)
+    assert names(tmp_path / "store", ".partial") == []
+
+
+def test_two_processes_that_build_at_once_decode_once(tmp_path: Path) -> None:
+    clips = slow_clips(tmp_path / "log", 6, 0.05)
+    barrier = processes.Barrier(2)
+
+    def job() -> None:
+        barrier.wait()
+        assert len(built(clips, tmp_path / "store").decoded) == 6
+
+    jobs = [processes.Process(target=job) for _ in range(2)]
+    for process in jobs:
+        process.start()
+    for process in jobs:
+        process.join()
+    assert [process.exitcode for process in jobs] == [0, 0]
+    assert len(names(tmp_path / "store", ".arrow")) == 1
+    assert len((tmp_path / "log").read_text().splitlines()) == 6
+
+
+def test_an_unwritable_folder_is_named_with_the_remedy(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match=r"Not a directory.*file/store.*KIKITORI_CACHE"):
+        built(good_clips(tmp_path), tmp_path / "file" / "store")
+
+
+@pytest.mark.parametrize("content", [b"", b"ARROW1\x00\x00 and then the power failed"])
+def test_a_damaged_store_is_named_with_the_remedy(tmp_path: Path, content: bytes) -> None:
+    path = built(good_clips(tmp_path), tmp_path / "store").path
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=f"{path}.*damaged.*delete it"):
+        built(good_clips(tmp_path / "."), tmp_path / "store") if False else Store(path)
