@@ -1,4 +1,4 @@
-"""Every choice under conf/ composes, and its keys are arguments of its target; a bad value is named with all the rest."""
+"""Every choice under conf/ composes, its keys are arguments of its target; a bad value is named with all others."""
 
 from pathlib import Path
 

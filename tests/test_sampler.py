@@ -6,7 +6,9 @@ from kikitori.sampler import EpochSampler, epoch_order
 LENGTHS = st.lists(st.floats(0.1, 30), max_size=300)
 
 
-@given(lengths=LENGTHS, batch_size=st.integers(1, 20), seed=st.integers(0, 9), epoch=st.integers(0, 9), by=st.booleans())
+@given(
+    lengths=LENGTHS, batch_size=st.integers(1, 20), seed=st.integers(0, 9), epoch=st.integers(0, 9), by=st.booleans()
+)
 def test_every_clip_is_drawn_once_an_epoch(lengths, batch_size, seed, epoch, by) -> None:
     assert sorted(epoch_order(lengths, batch_size, seed, epoch, by)) == list(range(len(lengths)))
 

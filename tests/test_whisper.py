@@ -98,7 +98,7 @@ def test_transformers_switches_reach_the_model() -> None:
 
 @pytest.mark.parametrize("name", ["/nonesuch/model", "nonesuch/whisper"])
 def test_a_model_that_cannot_be_loaded_is_named_with_the_remedy(name: str) -> None:
-    with pytest.raises(ModelError, match=rf"model.name={name} cannot be loaded(.|\n)*HF_TOKEN"):
+    with pytest.raises(ModelError, match=rf"model\.name={name} cannot be loaded(.|\n)*HF_TOKEN"):
         load(name, "ja", "transcribe")
 
 

@@ -4,6 +4,9 @@ import os
 import sys
 from importlib import import_module
 
+from hydra.errors import CompactHydraException
+from omegaconf.errors import OmegaConfBaseException
+
 USAGE = """\
 kikitori: fine-tune Whisper on speech, Japanese first.
 
@@ -38,7 +41,23 @@ def main() -> None:
     else:
         # Hydra and argparse read sys.argv from its second word on.
         del sys.argv[1]
-        import_module(f"kikitori.{arguments[0]}").main()
+        _run(arguments[0])
+
+
+def _run(command: str) -> None:
+    """Run a command; an error that a user can mend is shown as its message, any other with its traceback.
+
+    HYDRA_FULL_ERROR=1 makes Hydra hand its errors on instead of printing them; set by a user, it shows all tracebacks.
+    """
+    full = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        import_module(f"kikitori.{command}").main()
+    except (CompactHydraException, OSError) as error:
+        if full:
+            raise
+        causes = [error, error.__cause__] if isinstance(error.__cause__, OmegaConfBaseException) else [error]
+        sys.exit("\n".join(map(str, causes)) + "\n(HYDRA_FULL_ERROR=1 shows where)")
 
 
 def _complete() -> None:

@@ -16,6 +16,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import LearningRateMonitor, RichProgressBar
 from pytorch_lightning.loggers import CSVLogger, Logger
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from kikitori import whisper as whispers
 from kikitori.callbacks import Recorder
@@ -41,7 +42,9 @@ def train(cfg: DictConfig, folder: Path) -> Results:
     """Fine-tune, with scores before the first step and after the last; everything lands in `folder`."""
     with _run("train", cfg, folder) as results:
         pl.seed_everything(cfg.seed, workers=True, verbose=False)
-        whisper: Whisper = instantiate(cfg.model, _convert_="all")
+        recorder = Recorder()
+        trainer = build_trainer(cfg, folder, recorder)
+        whisper: Whisper = instantiate(cfg.model, _partial_=True, _convert_="all")()
         whisper.limit_generation(**cfg.generation)
         data = build_data(cfg, whisper.front_end)
         with _timed(results, "prepare_s"):
@@ -51,8 +54,8 @@ def train(cfg: DictConfig, folder: Path) -> Results:
         preflight(next(iter(data.train_dataloader())), whisper.front_end)
 
         module = WhisperModule(whisper, plain(cfg.optim))
-        recorder = Recorder()
-        trainer = build_trainer(cfg, folder, recorder)
+        for logger in trainer.loggers[1:]:
+            logger.log_hyperparams(plain(cfg))
         splits = list(SPLITS)
         with _timed(results, "evaluate_s"):
             before = score(trainer, module, data, splits, cfg.score.train_clips, folder, "before", results)
@@ -77,7 +80,8 @@ def evaluate(cfg: DictConfig, folder: Path) -> Results:
     """Score a checkpoint or a stock model on the chosen splits."""
     with _run("evaluate", cfg, folder) as results:
         pl.seed_everything(cfg.seed, workers=True, verbose=False)
-        whisper = checkpoint_model(cfg) if cfg.checkpoint else instantiate(cfg.model, _convert_="all")
+        trainer = build_trainer(cfg, folder, Recorder())
+        whisper = checkpoint_model(cfg) if cfg.checkpoint else instantiate(cfg.model, _partial_=True, _convert_="all")()
         whisper.limit_generation(**cfg.generation)
         data = build_data(cfg, whisper.front_end)
         with _timed(results, "prepare_s"):
@@ -85,7 +89,6 @@ def evaluate(cfg: DictConfig, folder: Path) -> Results:
         describe(results, whisper, data)
         write_lines(folder / "rejects.jsonl", data.reject_rows())
         module = WhisperModule(whisper, {})
-        trainer = build_trainer(cfg, folder, Recorder())
         with _timed(results, "evaluate_s"):
             score(trainer, module, data, cfg.splits, cfg.score.train_clips, folder, "evaluated", results)
         results["cost"] |= machine(trainer)
@@ -118,23 +121,25 @@ def build_trainer(cfg: DictConfig, folder: Path, recorder: Recorder) -> pl.Train
         callbacks += [instantiate(node) for node in cfg.callbacks.values()]
         loggers += [CSVLogger(folder, name="", version=""), *(instantiate(node) for node in cfg.logger.values())]
         callbacks.append(LearningRateMonitor("step"))
-        for logger in loggers[1:]:
-            logger.log_hyperparams(plain(cfg))
         # Lightning counts batches here, we count optimizer steps; a run shorter than the interval is still validated.
         steps = min(cfg.validation.every_steps, settings["max_steps"])
         settings["val_check_interval"] = steps * settings["accumulate_grad_batches"]
     if shows_bars():
         callbacks.append(RichProgressBar())
-    return instantiate(settings, _partial_=True, _convert_="all")(
-        callbacks=callbacks,
-        logger=loggers,
-        default_root_dir=str(folder),
-        enable_progress_bar=shows_bars(),
-        enable_checkpointing="callbacks" in cfg,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        check_val_every_n_epoch=None,
-    )
+    build = instantiate(settings, _partial_=True, _convert_="all")
+    try:
+        return build(
+            callbacks=callbacks,
+            logger=loggers,
+            default_root_dir=str(folder),
+            enable_progress_bar=shows_bars(),
+            enable_checkpointing="callbacks" in cfg,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+            check_val_every_n_epoch=None,
+        )
+    except (TypeError, ValueError, MisconfigurationException) as error:
+        raise ConfigError(f"trainer={plain(cfg.trainer)} is refused by Lightning: {error}") from error
 
 
 def plain(cfg: DictConfig) -> dict[str, Any]:

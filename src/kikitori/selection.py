@@ -71,9 +71,9 @@ def _audio_fault(facts: Decoded, clip: Clip, front_end: FrontEnd | None, rules: 
     if facts.peak < 10 ** (rules.silence_dbfs / 20):
         return Reject(clip.name, clip.split, "silent", f"peak {facts.peak:.2g}")
     if seconds < rules.min_duration_s:
-        return Reject(clip.name, clip.split, "too short", f"{seconds:.2f} s")
+        return Reject(clip.name, clip.split, "too short", f"{seconds:.2f} s, under {rules.min_duration_s} s")
     if seconds > longest and clip.split == "train":
-        return Reject(clip.name, clip.split, "too long", f"{seconds:.2f} s")
+        return Reject(clip.name, clip.split, "too long", f"{seconds:.2f} s, over {longest} s")
     return None
 
 
@@ -81,7 +81,7 @@ def _text_fault(clip: Clip, front_end: FrontEnd | None) -> Reject | None:
     if not clip.text:
         return Reject(clip.name, clip.split, "empty transcript")
     if front_end and (tokens := len(front_end.encode(clip.text))) > front_end.max_label_tokens:
-        return Reject(clip.name, clip.split, "too many tokens", f"{tokens}")
+        return Reject(clip.name, clip.split, "too many tokens", f"{tokens}, over {front_end.max_label_tokens}")
     return None
 
 

@@ -137,7 +137,9 @@ def test_transcribe_and_the_pipeline_read_what_the_run_read(run: tuple[Path, str
     assert reader({"raw": samples, "sampling_rate": rate})["text"].strip() == row["hypothesis"]
 
 
-def test_transcribe_reads_folders_and_long_recordings_and_tells_what_it_cannot(run: tuple[Path, str], cache: Path) -> None:
+def test_transcribe_reads_folders_and_long_recordings_and_tells_what_it_cannot(
+    run: tuple[Path, str], cache: Path
+) -> None:
     folder = cache / "recordings"
     folder.mkdir()
     clips = [soundfile.read(path, dtype="float32")[0] for path in sorted((DEMO / "clips").glob("*.mp3"))[:5]]
@@ -168,7 +170,9 @@ def test_a_bad_configuration_is_told_without_a_traceback(cache: Path) -> None:
 
 
 def test_a_run_that_fails_says_so_in_its_folder(cache: Path) -> None:
-    done = kikitori("train", *SMALL, "data.limit.test=null", "data.max_duration_s=0.5", "hydra.run.dir=fails", cache=cache)
+    done = kikitori(
+        "train", *SMALL, "data.limit.test=null", "data.max_duration_s=0.5", "hydra.run.dir=fails", cache=cache
+    )
     assert done.returncode == 1
     assert "12 too long" in done.stderr
     assert "Traceback" not in done.stderr

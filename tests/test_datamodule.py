@@ -1,0 +1,183 @@
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from recordings import common_voice_row, encoded, tone, write_clip, write_common_voice, write_csv, write_tsv
+
+from kikitori.collate import preflight
+from kikitori.datamodule import CommonVoice, Demo, Manifest, SpeechDataModule
+from kikitori.errors import DataError
+from kikitori.report import write_lines
+from kikitori.whisper import Whisper
+
+ALL = {"train": None, "validation": None, "test": None, "sample": False}
+LOADING: dict[str, Any] = {
+    "language": "ja",
+    "batch_size": 4,
+    "eval_batch_size": 3,
+    "num_workers": 0,
+    "group_by_length": True,
+    "limit": ALL,
+    "min_duration_s": 0.3,
+    "max_duration_s": None,
+    "silence_dbfs": -50,
+    "max_reject_rate": 0.05,
+    "allow_shared_speakers": False,
+    "allow_shared_clips": False,
+}
+SPLITS = {"train": 10, "dev": 4, "test": 2}
+SOUND = encoded(tone(hertz=5000), "mp3")
+# What is wrong with a row of the training table, the cells that make it so, and the bytes of its file.
+BAD: list[tuple[str, dict[str, str], bytes]] = [
+    ("missing", {"path": "gone.mp3"}, b""),
+    ("undecodable", {}, b""),
+    ("undecodable", {}, b"no audio"),
+    ("undecodable", {}, SOUND[:-50]),
+    ("silent", {}, encoded(tone(amplitude=0.001))),
+    ("too short", {}, encoded(tone(0.2), "mp3")),
+    ("too long", {}, encoded(tone(1.2), "mp3")),
+    ("empty", {}, encoded(tone(0))),
+    ("empty transcript", {"sentence": "  "}, SOUND),
+    ("too many tokens", {"sentence": "x" * 60}, SOUND),
+    ("duplicate", {}, encoded(tone(hertz=200), "mp3")),
+    ("outside the corpus", {"path": "../dev.tsv"}, b""),
+    ("malformed row", {"segment": "\tsurplus"}, b""),
+    ("malformed row", {"path": "nul\0.mp3"}, b""),
+    ("not UTF-8", {"sentence": "bytes"}, b""),
+]
+
+
+def common_voice(folder: Path, whisper: Whisper | None, **changes: Any) -> CommonVoice:
+    front_end = whisper.front_end if whisper else None
+    return CommonVoice(str(folder), ["train"], front_end=front_end, **{**LOADING, **changes})
+
+
+def message(data: SpeechDataModule) -> str:
+    with pytest.raises(DataError) as refusal:
+        data.setup()
+    return str(refusal.value)
+
+
+def write_bad_corpus(folder: Path) -> Path:
+    """Good clips in every split, and in training one of each kind that cannot be used."""
+    write_common_voice(folder, SPLITS)
+    rows = [common_voice_row(number) for number in range(SPLITS["train"])]
+    for number, (_, cells, sound) in enumerate(BAD, 100):
+        (folder / "clips" / f"clip_{number}.mp3").write_bytes(sound)
+        rows.insert(5, common_voice_row(number, **cells))
+    table = write_tsv(folder / "train.tsv", rows)
+    table.write_bytes(table.read_bytes().replace(b"bytes", b"b\xfftes"))
+    return folder
+
+
+def test_bad_clips_of_every_kind_are_counted_and_the_good_ones_kept(tmp_path: Path, micro: Whisper) -> None:
+    data = common_voice(write_bad_corpus(tmp_path / "ja"), micro, max_reject_rate=0.5)
+    data.setup()
+    assert [c.name for c in data.clips["train"]] == [f"clip_{i}.mp3" for i in range(10)]
+    reasons = [reason for reason, _, _ in BAD]
+    assert data.summary() == {
+        "corpus": "Common Voice, ja",
+        "language": "ja",
+        "splits": {
+            "train": {"clips": 10, "seconds": 5.0, "clips_over_window": 0},
+            "validation": {"clips": 4, "seconds": 2.0, "clips_over_window": 0},
+            "test": {"clips": 2, "seconds": 1.0, "clips_over_window": 0},
+        },
+        "rejects": Counter(reasons),
+    }
+    write_lines(tmp_path / "rejects.jsonl", data.reject_rows())
+    lines = [json.loads(line) for line in (tmp_path / "rejects.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert sorted(line["reason"] for line in lines) == sorted(reasons)
+    assert str(tmp_path) not in str(lines)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_batches_are_whole_and_keep_the_label_contract(tmp_path: Path, micro: Whisper, num_workers: int) -> None:
+    data = common_voice(write_common_voice(tmp_path / "ja", SPLITS), micro, num_workers=num_workers)
+    data.setup()
+    batches = list(data.train_dataloader())
+    assert [tuple(b["input_features"].shape) for b in batches][-1] == (2, 80, 100)
+    assert sorted(name for b in batches for name in b["clips"]) == sorted(f"clip_{i}.mp3" for i in range(10))
+    for batch in [*batches, *data.val_dataloader(), *data.score_dataloader("test")]:
+        assert batch["input_features"].dtype == torch.float32
+        assert batch["labels"].shape[0] == len(batch["clips"]) == len(batch["texts"])
+        preflight(batch, micro.front_end)
+    assert [b["clips"] for b in data.val_dataloader()] == [[f"clip_{i}.mp3" for i in (10, 11, 12)], ["clip_13.mp3"]]
+
+
+def test_a_score_of_some_clips_takes_the_same_seeded_sample_in_order(tmp_path: Path, micro: Whisper) -> None:
+    data = common_voice(write_common_voice(tmp_path / "ja", SPLITS), micro)
+    data.setup()
+    some = [[n for b in data.score_dataloader("train", 4) for n in b["clips"]] for _ in range(2)]
+    assert some[0] == some[1] == sorted(some[0])
+    assert len(set(some[0])) == 4
+    assert len([n for b in data.score_dataloader("train", 99) for n in b["clips"]]) == 10
+
+
+def test_long_clips_stay_in_validation_and_are_counted(tmp_path: Path, micro: Whisper) -> None:
+    folder = write_common_voice(tmp_path / "ja", SPLITS)
+    write_clip(folder / "clips" / "clip_10.mp3", hertz=999, seconds=1.5)
+    data = common_voice(folder, micro)
+    data.setup()
+    assert data.summary()["splits"]["validation"] == {"clips": 4, "seconds": 3.0, "clips_over_window": 1}
+    assert data.dataset("validation")[0]["input_features"].shape == (80, 100)
+
+
+def test_too_many_bad_clips_stop_the_run_every_time_it_is_asked(tmp_path: Path, micro: Whisper) -> None:
+    data = common_voice(write_bad_corpus(tmp_path / "ja"), micro, max_reject_rate=0.45)
+    for _ in range(2):
+        assert f"{len(BAD)} of {len(BAD) + 16} clips would be left out" in message(data)
+        assert not data.clips
+
+
+def test_rows_that_cannot_be_read_are_judged_before_any_audio_is(tmp_path: Path, micro: Whisper) -> None:
+    data = common_voice(write_bad_corpus(tmp_path / "ja"), micro)
+    assert f"4 of {len(BAD) + 16} clips would be left out" in message(data)
+    assert not data.stores
+
+
+def test_bad_rows_of_a_large_corpus_do_not_count_against_the_few_clips_of_a_limit(
+    tmp_path: Path, micro: Whisper
+) -> None:
+    folder = write_common_voice(tmp_path / "ja", {"train": 30, "dev": 2, "test": 2})
+    with (folder / "train.tsv").open("a") as table:
+        table.write("a row that was cut\n")
+    data = common_voice(folder, micro, limit={**ALL, "train": 2})
+    data.setup()
+    assert data.summary()["splits"]["train"]["clips"] == 2
+    assert data.summary()["rejects"] == {"malformed row": 1}
+
+
+def test_a_split_without_clips_is_named(tmp_path: Path, micro: Whisper) -> None:
+    said = message(common_voice(write_common_voice(tmp_path / "ja", {**SPLITS, "dev": 0}), micro))
+    assert "Common Voice, ja: no clip of the validation split can be used; see data.limit" in said
+
+
+def test_audio_is_prepared_without_a_front_end(tmp_path: Path) -> None:
+    data = common_voice(write_common_voice(tmp_path / "ja", SPLITS), None)
+    data.setup()
+    assert data.summary()["splits"]["train"] == {"clips": 10, "seconds": 5.0, "clips_over_window": 0}
+
+
+def test_the_demo_corpus_is_read_and_nothing_of_it_left_out(micro: Whisper) -> None:
+    limit = {"train": 6, "validation": 3, "test": 3, "sample": True}
+    data = Demo(**{**LOADING, "limit": limit, "allow_shared_speakers": True})
+    data.setup()
+    assert [split["clips"] for split in data.summary()["splits"].values()] == [6, 3, 3]
+    assert data.summary()["rejects"] == {}
+
+
+def test_a_manifest_is_read(tmp_path: Path, micro: Whisper) -> None:
+    names = {"train": "a.wav", "validation": "b.flac", "test": "c.ogg"}
+    rows = [{"path": path, "text": f"文 {split}", "split": split} for split, path in names.items()]
+    for i, path in enumerate(names.values()):
+        write_clip(tmp_path / path, hertz=300 + 10 * i)
+    table = write_csv(tmp_path / "all.csv", rows)
+    data = Manifest(str(table), "path", "text", "split", None, front_end=micro.front_end, **LOADING)
+    data.setup()
+    (batch,) = data.score_dataloader("validation")
+    assert (batch["clips"], batch["texts"]) == (["b.flac"], ["文 validation"])
+    assert data.summary()["corpus"] == "manifest, all.csv"
