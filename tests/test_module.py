@@ -9,6 +9,7 @@ import torch
 from kikitori.collate import IGNORED, collate
 from kikitori.metrics import corpus_rate, edits_and_lengths, score_clips
 from kikitori.module import WhisperModule
+from kikitori.sampler import EpochSampler, epoch_order
 from kikitori.whisper import Whisper
 
 OPTIM = {"lr": 1e-3, "weight_decay": 0.1, "betas": [0.9, 0.98], "warmup_steps": 1, "schedule": "linear"}
@@ -106,3 +107,28 @@ def test_a_checkpoint_loads_with_weights_only(micro: Whisper, tmp_path: Path) ->
     run.save_checkpoint(tmp_path / "a.ckpt")
     checkpoint = torch.load(tmp_path / "a.ckpt", weights_only=True)
     assert checkpoint["hyper_parameters"]["recipe"]["builder"] == "build"
+
+
+@pytest.mark.parametrize("precision", ["32", "bf16-mixed"])
+def test_gradients_are_clipped_at_any_precision(micro: Whisper, tmp_path: Path, precision: Any) -> None:
+    module = WhisperModule(micro, OPTIM)
+    run = trainer(tmp_path, max_steps=2, precision=precision, gradient_clip_val=1e-3)
+    run.fit(module, loader(micro, 4))
+    assert run.global_step == 2
+    assert all(p.dtype == torch.float32 for p in micro.model.parameters())
+
+
+def test_each_epoch_has_an_order_of_its_own(micro: Whisper, tmp_path: Path) -> None:
+    seen: list[str] = []
+
+    class Order(pl.Callback):
+        def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+            seen.extend(batch["clips"])
+
+    data: Any = examples(micro)
+    sampler = EpochSampler([1.0] * len(TEXTS), 1, 0, False)
+    batches = torch.utils.data.DataLoader(data, sampler=sampler, collate_fn=collate)
+    trainer(tmp_path, max_epochs=2, callbacks=[Order()]).fit(WhisperModule(micro, OPTIM), batches)
+    expected = [TEXTS[i] for epoch in (0, 1) for i in epoch_order([1.0] * 4, 1, 0, epoch, False)]
+    assert seen == expected
+    assert seen[:4] != seen[4:]

@@ -108,5 +108,5 @@ def test_an_unknown_language_is_named() -> None:
 
 
 def test_an_unknown_task_is_named() -> None:
-    with pytest.raises(ModelError, match="model.task=sing"):
+    with pytest.raises(ModelError, match=r"model\.task=sing"):
         build(**MICRO, language="ja", task="sing")
