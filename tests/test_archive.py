@@ -80,7 +80,9 @@ def test_too_many_bytes_are_refused(tmp_path: Path) -> None:
 
 
 def test_what_compresses_a_thousandfold_is_refused(tmp_path: Path) -> None:
-    assert "unpacks to over" in refused(write_tar(tmp_path / "a.tar.gz", [(member("zeros"), bytes(2**23))]))
+    bomb = write_tar(tmp_path / "a.tar.gz", [(member("zeros"), bytes(2**23))])
+    bomb.write_bytes(bomb.read_bytes()[:-8])  # without its checksum, so that a look at all of it says something else
+    assert "unpacks to over" in refused(bomb)
 
 
 def test_zeros_behind_the_last_file_are_not_read_without_end(tmp_path: Path) -> None:
