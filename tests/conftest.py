@@ -34,7 +34,7 @@ def micro() -> Whisper:
         encoder_layers=1,
         decoder_layers=1,
         attention_heads=2,
-        window_s=1.0,
+        window_s=1,
         language="ja",
         task="transcribe",
         max_label_tokens=64,

@@ -9,9 +9,10 @@ SOURCE = Path(kikitori.__file__).parent
 FLOORS = [
     {"errors", "paths", "progress"},
     {"archive", "audio", "clips", "config", "optim", "report", "sampler", "text"},
+    {"front_end"},
     {"whisper"},
     {"collate", "common_voice", "decode", "hub", "manifest", "metrics", "selection", "store"},
-    {"callbacks", "datamodule", "module"},
+    {"callbacks", "datamodule", "module", "trainer"},
     {"experiment"},
     {"evaluate", "prepare", "train", "transcribe"},
     {"cli"},

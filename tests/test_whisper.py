@@ -6,9 +6,10 @@ from transformers import GenerationConfig, WhisperForConditionalGeneration, Whis
 from transformers.models.whisper.tokenization_whisper import LANGUAGES
 
 from kikitori.errors import ModelError
-from kikitori.whisper import Whisper, build, byte_tokenizer, load, rebuild
+from kikitori.front_end import byte_tokenizer
+from kikitori.whisper import Whisper, build, load, rebuild
 
-MICRO = {"d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "attention_heads": 2, "window_s": 1.0}
+MICRO = {"d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "attention_heads": 2, "window_s": 1}
 
 
 def test_the_byte_tokenizer_reads_back_what_it_wrote() -> None:
@@ -110,3 +111,10 @@ def test_an_unknown_language_is_named() -> None:
 def test_an_unknown_task_is_named() -> None:
     with pytest.raises(ModelError, match=r"model\.task=sing"):
         build(**MICRO, language="ja", task="sing")
+
+
+def test_an_english_only_model_is_refused(micro: Whisper, tmp_path: Path) -> None:
+    micro.model.generation_config.is_multilingual = False
+    micro.save(tmp_path)
+    with pytest.raises(ModelError, match="knows English only"):
+        load(str(tmp_path), "en", "transcribe")

@@ -7,7 +7,7 @@ from torch import Tensor
 from transformers.models.whisper.modeling_whisper import shift_tokens_right
 
 from kikitori.errors import DataError
-from kikitori.whisper import FrontEnd
+from kikitori.front_end import FrontEnd
 
 # The target that cross-entropy leaves out.
 IGNORED = -100

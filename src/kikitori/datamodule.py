@@ -15,12 +15,12 @@ from kikitori.audio import SAMPLE_RATE, to_float
 from kikitori.clips import SPLITS, Clip, Corpus, Reject, Split
 from kikitori.collate import Batch, collate
 from kikitori.errors import DataError
+from kikitori.front_end import FrontEnd
 from kikitori.paths import DEMO, cache_folder
 from kikitori.progress import progress_bar
 from kikitori.sampler import EpochSampler
 from kikitori.selection import Rules, check_apart, check_rate, limit, select
 from kikitori.store import Store, build
-from kikitori.whisper import FrontEnd
 
 
 class SpeechDataset(Dataset[dict[str, Any]]):

@@ -5,7 +5,8 @@ from torch import Tensor
 from transformers import WhisperForConditionalGeneration
 
 from kikitori.audio import SAMPLE_RATE
-from kikitori.whisper import FrontEnd, Whisper
+from kikitori.front_end import FrontEnd
+from kikitori.whisper import Whisper
 
 # The energy of a recording is looked at in steps of this length to find a pause.
 PAUSE_S = 0.2

@@ -1,9 +1,7 @@
 """A run, from configuration to results; read `train` from top to bottom. `cfg` goes no deeper than this file."""
 
 import logging
-import resource
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,10 +12,10 @@ import torch
 import transformers
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from pytorch_lightning.callbacks import LearningRateMonitor, RichProgressBar
+from pytorch_lightning.callbacks import LearningRateMonitor
 from pytorch_lightning.loggers import CSVLogger, Logger
-from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
+from kikitori import trainer as trainers
 from kikitori import whisper as whispers
 from kikitori.callbacks import Recorder
 from kikitori.clips import SPLITS, Split
@@ -25,6 +23,7 @@ from kikitori.collate import preflight
 from kikitori.config import check
 from kikitori.datamodule import SpeechDataModule
 from kikitori.errors import ConfigError
+from kikitori.front_end import FrontEnd
 from kikitori.metrics import ClipScore, change, prediction, score_clips, summarise
 from kikitori.module import WhisperModule
 from kikitori.progress import shows_bars
@@ -43,7 +42,9 @@ def train(cfg: DictConfig, folder: Path) -> Results:
     with _run("train", cfg, folder) as results:
         pl.seed_everything(cfg.seed, workers=True, verbose=False)
         recorder = Recorder()
-        trainer = build_trainer(cfg, folder, recorder)
+        callbacks = [recorder, LearningRateMonitor("step"), *map(instantiate, cfg.callbacks.values())]
+        loggers = [CSVLogger(folder, name="", version=""), *map(instantiate, cfg.logger.values())]
+        trainer = trainers.build(plain(cfg.trainer), folder, callbacks, loggers, cfg.validation.every_steps)
         whisper: Whisper = instantiate(cfg.model, _partial_=True, _convert_="all")()
         whisper.limit_generation(**cfg.generation)
         data = build_data(cfg, whisper.front_end)
@@ -54,7 +55,7 @@ def train(cfg: DictConfig, folder: Path) -> Results:
         preflight(next(iter(data.train_dataloader())), whisper.front_end)
 
         module = WhisperModule(whisper, plain(cfg.optim))
-        for logger in trainer.loggers[1:]:
+        for logger in loggers[1:]:
             logger.log_hyperparams(plain(cfg))
         splits = list(SPLITS)
         with _timed(results, "evaluate_s"):
@@ -70,9 +71,9 @@ def train(cfg: DictConfig, folder: Path) -> Results:
         results["history"] = recorder.history
         results["checkpoint"] = {"steps": trainer.global_step, **_best(trainer)}
         results["cost"] |= {"train_clips_per_s": recorder.train_clips / max(recorder.train_s, 1e-9)}
-        results["cost"] |= machine(trainer)
+        results["cost"] |= trainers.machine(trainer)
         whisper.save(folder / "model")
-        log_scores(trainer.loggers, results)
+        log_scores(loggers, results)
     return results
 
 
@@ -80,7 +81,7 @@ def evaluate(cfg: DictConfig, folder: Path) -> Results:
     """Score a checkpoint or a stock model on the chosen splits."""
     with _run("evaluate", cfg, folder) as results:
         pl.seed_everything(cfg.seed, workers=True, verbose=False)
-        trainer = build_trainer(cfg, folder, Recorder())
+        trainer = trainers.build(plain(cfg.trainer), folder, [], [], None)
         whisper = checkpoint_model(cfg) if cfg.checkpoint else instantiate(cfg.model, _partial_=True, _convert_="all")()
         whisper.limit_generation(**cfg.generation)
         data = build_data(cfg, whisper.front_end)
@@ -91,7 +92,7 @@ def evaluate(cfg: DictConfig, folder: Path) -> Results:
         module = WhisperModule(whisper, {})
         with _timed(results, "evaluate_s"):
             score(trainer, module, data, cfg.splits, cfg.score.train_clips, folder, "evaluated", results)
-        results["cost"] |= machine(trainer)
+        results["cost"] |= trainers.machine(trainer)
     return results
 
 
@@ -104,59 +105,15 @@ def prepare(cfg: DictConfig, folder: Path) -> SpeechDataModule:
     return data
 
 
-def build_data(cfg: DictConfig, front_end: whispers.FrontEnd | None) -> SpeechDataModule:
+def build_data(cfg: DictConfig, front_end: FrontEnd | None) -> SpeechDataModule:
     """The configured corpus, not read yet."""
     # Partial, because instantiate would turn the front end, a dataclass, into a dict.
     return instantiate(cfg.data, _partial_=True, _convert_="all")(front_end=front_end, seed=cfg.seed)
 
 
-def build_trainer(cfg: DictConfig, folder: Path, recorder: Recorder) -> pl.Trainer:
-    """The configured Trainer with its loggers and callbacks; what the machine makes it change is said in one line."""
-    settings, changes = on_this_machine(plain(cfg.trainer), torch.cuda.is_available())
-    if changes:
-        log.info("on this machine: %s", "; ".join(changes))
-    callbacks: list[pl.Callback] = [recorder]
-    loggers: list[Logger] = []
-    if "callbacks" in cfg:
-        callbacks += [instantiate(node) for node in cfg.callbacks.values()]
-        loggers += [CSVLogger(folder, name="", version=""), *(instantiate(node) for node in cfg.logger.values())]
-        callbacks.append(LearningRateMonitor("step"))
-        # Lightning counts batches here, we count optimizer steps; a run shorter than the interval is still validated.
-        steps = min(cfg.validation.every_steps, settings["max_steps"])
-        settings["val_check_interval"] = steps * settings["accumulate_grad_batches"]
-    if shows_bars():
-        callbacks.append(RichProgressBar())
-    build = instantiate(settings, _partial_=True, _convert_="all")
-    try:
-        return build(
-            callbacks=callbacks,
-            logger=loggers,
-            default_root_dir=str(folder),
-            enable_progress_bar=shows_bars(),
-            enable_checkpointing="callbacks" in cfg,
-            enable_model_summary=False,
-            num_sanity_val_steps=0,
-            check_val_every_n_epoch=None,
-        )
-    except (TypeError, ValueError, MisconfigurationException) as error:
-        raise ConfigError(f"trainer={plain(cfg.trainer)} is refused by Lightning: {error}") from error
-
-
 def plain(cfg: DictConfig) -> dict[str, Any]:
     """A node as plain values, interpolations resolved."""
     return cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
-
-
-def on_this_machine(trainer: dict[str, Any], has_cuda: bool) -> tuple[dict[str, Any], list[str]]:
-    """The Trainer's settings with `auto` decided, and what was decided or had to be changed, for a person to read."""
-    on_gpu = has_cuda and trainer["accelerator"] in ("auto", "gpu", "cuda")
-    precision, changes = str(trainer["precision"]), []
-    if precision == "auto":
-        precision = "16-mixed" if on_gpu else "32"
-        changes = [f"trainer=auto takes {'the GPU' if on_gpu else 'the CPU'} and precision {precision}"]
-    elif precision == "16-mixed" and not on_gpu and trainer["accelerator"] in ("auto", "cpu"):
-        precision, changes = "32", ["no GPU, so trainer.precision is 32 instead of 16-mixed"]
-    return {**trainer, "precision": precision}, changes
 
 
 def score(
@@ -235,15 +192,6 @@ def describe(results: Results, whisper: Whisper, data: SpeechDataModule) -> None
         log.info("left out: %s", results["data"]["rejects"])
 
 
-def machine(trainer: pl.Trainer) -> dict[str, Any]:
-    """Device and peak memory, of the GPU where there is one, else of the process."""
-    if trainer.strategy.root_device.type == "cuda":
-        peak = torch.cuda.max_memory_allocated()
-        return {"device": torch.cuda.get_device_name(), "peak_memory_gb": peak / 2**30}
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return {"device": f"cpu, {torch.get_num_threads()} threads", "peak_memory_gb": peak / 2**30}
-
-
 def log_scores(loggers: list[Logger], results: Results) -> None:
     """The scores before and after, into every logger's summary."""
     for stage in ("before", "after"):
@@ -261,7 +209,7 @@ def _run(command: str, cfg: DictConfig, folder: Path) -> Iterator[Results]:
     transformers.logging.set_verbosity_error()
     if not shows_bars():
         transformers.utils.logging.disable_progress_bar()
-    _quieten()
+    trainers.quieten()
     results: Results = {"status": "running", "command": command, "versions": versions(), "git": git_state()}
     results |= {"config": plain(cfg), "scores": {}, "cost": {}}
     write_json(folder / "results.json", results)
@@ -275,14 +223,6 @@ def _run(command: str, cfg: DictConfig, folder: Path) -> Iterator[Results]:
         write_json(folder / "results.json", results)
     (folder / "results.md").write_text(markdown(results), encoding="utf-8")
     print_results(results, folder)
-
-
-def _quieten() -> None:
-    """Keep Lightning's hints about its own defaults out of a run's output."""
-    for name in ("pytorch_lightning.utilities.rank_zero", "pytorch_lightning.accelerators.cuda"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    for hint in (".*does not have many workers.*", ".*smaller than the logging interval.*", ".*treespec.*"):
-        warnings.filterwarnings("ignore", hint)
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import numpy as np
 from kikitori.audio import SAMPLE_RATE
 from kikitori.clips import SPLITS, Clip, Decoded, Reject, Split
 from kikitori.errors import DataError
-from kikitori.whisper import FrontEnd
+from kikitori.front_end import FrontEnd
 
 
 @dataclass(frozen=True)

@@ -1,17 +1,10 @@
-"""Whisper and its front end: load a pretrained one, build a micro one from random weights, freeze, save.
-
-The front end is everything that turns a clip and its transcript into tensors and back: it needs no weights, so that a
-corpus can be checked before a model is loaded.
-"""
+"""A Whisper with its front end: load a pretrained one, build a micro one from random weights, freeze, save."""
 
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from tokenizers.pre_tokenizers import ByteLevel
-from torch import Tensor
 from transformers import (
     GenerationConfig,
     WhisperConfig,
@@ -23,58 +16,12 @@ from transformers import (
 from transformers.models.whisper.tokenization_whisper import LANGUAGES
 
 from kikitori import audio
+from kikitori import front_end as front_ends
 from kikitori.errors import ModelError
+from kikitori.front_end import FRAMES_PER_POSITION, START, TASKS, FrontEnd, byte_tokenizer
 
-END = "<|endoftext|>"
-START = "<|startoftranscript|>"
-TASKS = ("translate", "transcribe")
-# In this order: Whisper's tokenizer finds a language's id by its place after the start token.
-SPECIAL_TOKENS = [START, *(f"<|{code}|>" for code in LANGUAGES), "<|translate|>", "<|transcribe|>"]
-SPECIAL_TOKENS += ["<|startoflm|>", "<|startofprev|>", "<|nospeech|>", "<|notimestamps|>"]
 # Half of the decoder's context, as Whisper's own decoding has it: the other half may hold a prompt.
 MAX_NEW_TOKENS = 225
-# The encoder's second convolution halves the frame rate.
-FRAMES_PER_POSITION = 2
-
-
-@dataclass(frozen=True)
-class FrontEnd:
-    """What stands between speech, text and the model's tensors.
-
-    frames: the encoder's window in log-Mel frames of 10 ms (3000 for a stock Whisper).
-    max_label_tokens: the longest token sequence of one transcript, special tokens included.
-    """
-
-    tokenizer: WhisperTokenizer
-    language: str
-    task: str
-    num_mel_bins: int
-    frames: int
-    max_label_tokens: int
-
-    @property
-    def window_s(self) -> float:
-        """The encoder's window in seconds."""
-        return self.frames / audio.FRAMES_PER_SECOND
-
-    @cached_property
-    def prefix(self) -> list[int]:
-        """Start, language, task and no-timestamps: what every transcript begins with, and generation is given."""
-        names = [START, f"<|{self.language}|>", f"<|{self.task}|>", "<|notimestamps|>"]
-        return self.tokenizer.convert_tokens_to_ids(names)
-
-    def encode(self, text: str) -> list[int]:
-        """Prefix, text, end: the whole token sequence of one transcript."""
-        tokens = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        return [*self.prefix, *tokens, self.tokenizer.eos_token_id]
-
-    def decode(self, sequences: Tensor) -> list[str]:
-        """Text of each row of (batch, tokens), special tokens and outer white space left out."""
-        return [t.strip() for t in self.tokenizer.batch_decode(sequences, skip_special_tokens=True)]
-
-    def log_mel(self, waveform: Tensor) -> Tensor:
-        """(samples,) float32 at 16 kHz to (mels, frames), the whole window."""
-        return audio.log_mel(waveform, self.num_mel_bins, self.frames)
 
 
 @dataclass(frozen=True)
@@ -92,9 +39,9 @@ class Whisper:
 
     def save(self, folder: Path) -> None:
         """Write a folder that `from_pretrained` and transformers' speech recognition pipeline load."""
-        seconds = self.front_end.window_s
-        extractor = WhisperFeatureExtractor(feature_size=self.front_end.num_mel_bins, chunk_length=round(seconds))
-        WhisperProcessor(extractor, self.front_end.tokenizer).save_pretrained(folder)
+        front_end = self.front_end
+        extractor = WhisperFeatureExtractor(front_end.num_mel_bins, chunk_length=round(front_end.window_s))
+        WhisperProcessor(extractor, front_end.tokenizer).save_pretrained(folder)
         self.model.save_pretrained(folder)
 
 
@@ -117,20 +64,13 @@ def load(
         model = WhisperForConditionalGeneration.from_pretrained(
             name, dtype=torch.float32, use_safetensors=True, **config
         )
-        front_end = load_front_end(name, language, task)
-    except (OSError, ValueError) as error:
-        raise _unloadable(name, error) from error
-    return _ready(model, front_end, recipe, freeze, gradient_checkpointing)
-
-
-def load_front_end(name: str, language: str, task: str) -> FrontEnd:
-    """The front end of a pretrained Whisper: its tokenizer and configuration, without the weights."""
-    try:
         tokenizer = WhisperTokenizer.from_pretrained(name)
-        config = WhisperConfig.from_pretrained(name)
     except (OSError, ValueError) as error:
         raise _unloadable(name, error) from error
-    return _front_end(tokenizer, config, language, task, name)
+    if getattr(model.generation_config, "is_multilingual", True) is False:
+        raise ModelError(f"model.name={name} knows English only and no language prefix; take its multilingual sister")
+    front_end = front_ends.make(tokenizer, model.config, language, task, name)
+    return _ready(model, front_end, recipe, freeze, gradient_checkpointing)
 
 
 def build(
@@ -138,7 +78,7 @@ def build(
     encoder_layers: int,
     decoder_layers: int,
     attention_heads: int,
-    window_s: float,
+    window_s: int,
     language: str,
     task: str,
     num_mel_bins: int = 80,
@@ -148,7 +88,7 @@ def build(
     name: str = "micro",
     **config: Any,
 ) -> Whisper:
-    """A Whisper from random weights, with a window of its own and a byte-level tokenizer made here.
+    """A Whisper from random weights, with a window of its own (whole seconds) and a byte-level tokenizer made here.
 
     It keeps the special-token contract of the pretrained ones, so that everything else treats it the same.
     """
@@ -166,7 +106,7 @@ def build(
         decoder_attention_heads=attention_heads,
         encoder_ffn_dim=4 * d_model,
         decoder_ffn_dim=4 * d_model,
-        max_source_positions=round(window_s * audio.FRAMES_PER_SECOND / FRAMES_PER_POSITION),
+        max_source_positions=window_s * audio.FRAMES_PER_SECOND // FRAMES_PER_POSITION,
         max_target_positions=max_label_tokens,
         bos_token_id=tokenizer.eos_token_id,
         eos_token_id=tokenizer.eos_token_id,
@@ -176,7 +116,7 @@ def build(
         **config,
     )
     model = WhisperForConditionalGeneration(whisper_config)
-    front_end = _front_end(tokenizer, whisper_config, language, task, name)
+    front_end = front_ends.make(tokenizer, whisper_config, language, task, name)
     return _ready(model, front_end, recipe, freeze, gradient_checkpointing)
 
 
@@ -184,33 +124,6 @@ def rebuild(recipe: dict[str, Any]) -> Whisper:
     """The model that a checkpoint's recipe describes, before the checkpoint's weights are put in."""
     arguments = {key: value for key, value in recipe.items() if key != "builder"}
     return load(**arguments) if recipe["builder"] == "load" else build(**arguments)
-
-
-def byte_tokenizer() -> WhisperTokenizer:
-    """A Whisper tokenizer whose only tokens are the 256 bytes and the special ones: nothing learnt, nothing loaded."""
-    vocabulary = {symbol: i for i, symbol in enumerate(sorted(ByteLevel.alphabet()))}
-    tokenizer = WhisperTokenizer(vocab={**vocabulary, END: len(vocabulary)}, merges=[], pad_token=END)
-    tokenizer.add_special_tokens({"extra_special_tokens": SPECIAL_TOKENS})
-    return tokenizer
-
-
-def _front_end(tokenizer: WhisperTokenizer, config: WhisperConfig, language: str, task: str, name: str) -> FrontEnd:
-    vocabulary = tokenizer.get_vocab()
-    if f"<|{language}|>" not in vocabulary or "<|notimestamps|>" not in vocabulary:
-        raise ModelError(
-            f"model {name} does not know the language {language!r}; set data.language to one it was made for"
-        )
-    if task not in TASKS:
-        raise ModelError(f"model.task={task}: must be one of {', '.join(TASKS)}")
-    tokenizer.set_prefix_tokens(language=language, task=task, predict_timestamps=False)
-    return FrontEnd(
-        tokenizer=tokenizer,
-        language=language,
-        task=task,
-        num_mel_bins=config.num_mel_bins,
-        frames=config.max_source_positions * FRAMES_PER_POSITION,
-        max_label_tokens=config.max_target_positions,
-    )
 
 
 def _ready(

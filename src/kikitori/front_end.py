@@ -1,0 +1,92 @@
+"""Whisper's front end: everything that turns a clip and its transcript into tensors and back.
+
+It needs no weights, so that a corpus can be checked before a model is loaded.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from tokenizers.pre_tokenizers import ByteLevel
+from torch import Tensor
+from transformers import WhisperConfig, WhisperTokenizer
+from transformers.models.whisper.tokenization_whisper import LANGUAGES
+
+from kikitori import audio
+from kikitori.errors import ModelError
+
+END = "<|endoftext|>"
+START = "<|startoftranscript|>"
+TASKS = ("translate", "transcribe")
+# In this order: Whisper's tokenizer finds a language's id by its place after the start token.
+SPECIAL_TOKENS = [START, *(f"<|{code}|>" for code in LANGUAGES), "<|translate|>", "<|transcribe|>"]
+SPECIAL_TOKENS += ["<|startoflm|>", "<|startofprev|>", "<|nospeech|>", "<|notimestamps|>"]
+# The encoder's second convolution halves the frame rate.
+FRAMES_PER_POSITION = 2
+
+
+@dataclass(frozen=True)
+class FrontEnd:
+    """What stands between speech, text and the model's tensors.
+
+    frames: the encoder's window in log-Mel frames of 10 ms (3000 for a stock Whisper).
+    max_label_tokens: the longest token sequence of one transcript, special tokens included.
+    """
+
+    tokenizer: WhisperTokenizer
+    language: str
+    task: str
+    num_mel_bins: int
+    frames: int
+    max_label_tokens: int
+
+    @property
+    def window_s(self) -> float:
+        """The encoder's window in seconds."""
+        return self.frames / audio.FRAMES_PER_SECOND
+
+    @cached_property
+    def prefix(self) -> list[int]:
+        """Start, language, task and no-timestamps: what every transcript begins with, and generation is given."""
+        names = [START, f"<|{self.language}|>", f"<|{self.task}|>", "<|notimestamps|>"]
+        return self.tokenizer.convert_tokens_to_ids(names)
+
+    def encode(self, text: str) -> list[int]:
+        """Prefix, text, end: the whole token sequence of one transcript."""
+        tokens = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return [*self.prefix, *tokens, self.tokenizer.eos_token_id]
+
+    def decode(self, sequences: Tensor) -> list[str]:
+        """Text of each row of (batch, tokens), special tokens and outer white space left out."""
+        return [t.strip() for t in self.tokenizer.batch_decode(sequences, skip_special_tokens=True)]
+
+    def log_mel(self, waveform: Tensor) -> Tensor:
+        """(samples,) float32 at 16 kHz to (mels, frames), the whole window."""
+        return audio.log_mel(waveform, self.num_mel_bins, self.frames)
+
+
+def byte_tokenizer() -> WhisperTokenizer:
+    """A Whisper tokenizer whose only tokens are the 256 bytes and the special ones: nothing learnt, nothing loaded."""
+    vocabulary = {symbol: i for i, symbol in enumerate(sorted(ByteLevel.alphabet()))}
+    tokenizer = WhisperTokenizer(vocab={**vocabulary, END: len(vocabulary)}, merges=[], pad_token=END)
+    tokenizer.add_special_tokens({"extra_special_tokens": SPECIAL_TOKENS})
+    return tokenizer
+
+
+def make(tokenizer: WhisperTokenizer, config: WhisperConfig, language: str, task: str, name: str) -> FrontEnd:
+    """The front end of a model called `name`. Raises ModelError for a language or task that it does not know."""
+    vocabulary = tokenizer.get_vocab()
+    if f"<|{language}|>" not in vocabulary or "<|notimestamps|>" not in vocabulary:
+        raise ModelError(
+            f"model {name} does not know the language {language!r}; set data.language to one it was made for"
+        )
+    if task not in TASKS:
+        raise ModelError(f"model.task={task}: must be one of {', '.join(TASKS)}")
+    tokenizer.set_prefix_tokens(language=language, task=task, predict_timestamps=False)
+    return FrontEnd(
+        tokenizer=tokenizer,
+        language=language,
+        task=task,
+        num_mel_bins=config.num_mel_bins,
+        frames=config.max_source_positions * FRAMES_PER_POSITION,
+        max_label_tokens=config.max_target_positions,
+    )
