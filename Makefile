@@ -3,11 +3,12 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/installed
 
-.PHONY: help demo test check format lock clean
+.PHONY: help demo test test-long check format lock clean
 
 help:
 	@echo "make demo     install, then fine-tune a small Whisper on spoken Japanese (3 minutes on 2 cores)"
-	@echo "make test     install, then run every test"
+	@echo "make test     install, then run the tests"
+	@echo "make test-long  install, then run the tests that take minutes (the whole demo)"
 	@echo "make check    install, then ruff, mypy and the fast tests"
 	@echo "make format   let ruff format the code"
 	@echo "make lock     resolve the dependencies anew into requirements.lock (needs uv)"
@@ -18,8 +19,12 @@ demo: $(STAMP)
 	@$(BIN)/kikitori train experiment=demo
 
 test: $(STAMP)
-	@echo "make: running every test"
+	@echo "make: running the tests"
 	@$(BIN)/python -m pytest -q -m "not long"
+
+test-long: $(STAMP)
+	@echo "make: running the tests that take minutes"
+	@$(BIN)/python -m pytest -q -s -m long
 
 check: $(STAMP)
 	@echo "make: ruff, mypy and the fast tests"

@@ -80,6 +80,7 @@ def test_bad_clips_of_every_kind_are_counted_and_the_good_ones_kept(tmp_path: Pa
     reasons = [reason for reason, _, _ in BAD]
     assert data.summary() == {
         "corpus": "Common Voice, ja",
+        "release": "ja",
         "language": "ja",
         "splits": {
             "train": {"clips": 10, "seconds": 5.0, "clips_over_window": 0},

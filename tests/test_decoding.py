@@ -84,6 +84,15 @@ def test_tags_around_an_mp3_are_passed_over() -> None:
     data = encoded(tone(), "mp3")
     tag = b"ID3\x04\x00\x00\x00\x00\x02\x01" + bytes(257)
     assert torch.equal(decode(tag + data + b"TAG" + bytes(125)), decode(data))
+    assert "cut short" in refusal((tag + data)[:-50])
+
+
+@pytest.mark.parametrize("form", ["ogg", "opus"])
+def test_an_ogg_cut_between_two_pages_is_refused(form: str) -> None:
+    data = encoded(tone(8.0), form)
+    pages = [i for i in range(1, len(data)) if data[i : i + 5] == b"OggS\0"]
+    assert len(pages) > 4
+    assert all("cut short" in refusal(data[:page]) for page in pages)
 
 
 def test_a_tag_longer_than_the_file_is_cut_short() -> None:

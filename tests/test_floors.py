@@ -8,11 +8,12 @@ import kikitori
 SOURCE = Path(kikitori.__file__).parent
 FLOORS = [
     {"errors", "paths", "progress"},
-    {"archive", "audio", "clips", "config", "optim", "report", "sampler", "text"},
+    {"archive", "audio", "clips", "optim", "report", "sampler", "text"},
     {"front_end"},
     {"whisper"},
-    {"collate", "common_voice", "decode", "hub", "manifest", "metrics", "selection", "store"},
-    {"callbacks", "datamodule", "module", "trainer"},
+    {"collate", "common_voice", "config", "decode", "hub", "manifest", "metrics", "selection", "store"},
+    {"callbacks", "datamodule", "module"},
+    {"trainer"},
     {"experiment"},
     {"evaluate", "prepare", "train", "transcribe"},
     {"cli"},

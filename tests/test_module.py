@@ -1,4 +1,5 @@
 import copy
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -6,13 +7,16 @@ import pytest
 import pytorch_lightning as pl
 import torch
 
+from kikitori import optim
+from kikitori.callbacks import Recorder, ValidateEvery
 from kikitori.collate import IGNORED, collate
+from kikitori.errors import TrainingError
 from kikitori.metrics import corpus_rate, edits_and_lengths, score_clips
 from kikitori.module import WhisperModule
 from kikitori.sampler import EpochSampler, epoch_order
 from kikitori.whisper import Whisper
 
-OPTIM = {"lr": 1e-3, "weight_decay": 0.1, "betas": [0.9, 0.98], "warmup_steps": 1, "schedule": "linear"}
+OPTIM = partial(optim.build, lr=1e-3, weight_decay=0.1, betas=(0.9, 0.98), warmup_steps=1, schedule="linear")
 TEXTS = ["犬", "赤い犬", "猫", "白い猫と犬"]
 
 
@@ -132,3 +136,35 @@ def test_each_epoch_has_an_order_of_its_own(micro: Whisper, tmp_path: Path) -> N
     expected = [TEXTS[i] for epoch in (0, 1) for i in epoch_order([1.0] * 4, 1, 0, epoch, False)]
     assert seen == expected
     assert seen[:4] != seen[4:]
+
+
+@pytest.mark.parametrize("accumulated", [1, 4])
+def test_validation_runs_every_n_optimizer_steps_and_after_the_last(
+    micro: Whisper, tmp_path: Path, accumulated: int
+) -> None:
+    """Three batches an epoch: an accumulation of four never fills up, and Lightning steps at the epoch's end."""
+    recorder = Recorder()
+    run = trainer(
+        tmp_path,
+        max_steps=5,
+        accumulate_grad_batches=accumulated,
+        callbacks=[recorder, ValidateEvery(2)],
+        check_val_every_n_epoch=None,
+        val_check_interval=ValidateEvery.NEVER,
+        num_sanity_val_steps=0,
+    )
+    batches = torch.utils.data.Subset(examples(micro), range(3))
+    data: Any = batches
+    train = torch.utils.data.DataLoader(data, batch_size=1, collate_fn=collate)
+    run.fit(WhisperModule(micro, OPTIM), train, loader(micro, 4))
+    assert [row["step"] for row in recorder.history] == [2, 4, 5]
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(micro: Whisper, tmp_path: Path) -> None:
+    with torch.no_grad():
+        micro.model.proj_out.weight.fill_(float("nan"))
+    callbacks = [Recorder(), ValidateEvery(1)]
+    settings = {"check_val_every_n_epoch": None, "val_check_interval": ValidateEvery.NEVER, "num_sanity_val_steps": 0}
+    run = trainer(tmp_path, max_steps=2, callbacks=callbacks, **settings)
+    with pytest.raises(TrainingError, match="not finite by step 1"):
+        run.fit(WhisperModule(micro, OPTIM), loader(micro, 4), loader(micro, 4))

@@ -1,6 +1,7 @@
 import dataclasses
 import multiprocessing
 import os
+import pickle
 import signal
 import time
 from functools import partial
@@ -72,9 +73,11 @@ def test_a_store_is_built_once_and_reopened(tmp_path: Path) -> None:
     clips = slow_clips(tmp_path / "log", 5, 0)
     first = built(clips, tmp_path / "store")
     written = first.path.stat()
+    first.path.with_suffix(".lock").unlink()
+    first.path.with_suffix(".lock").mkdir()  # nothing is locked or written to open it
     second = built(clips[::-1], tmp_path / "store")
     assert (second.path, second.path.stat()) == (first.path, written)
-    assert second.decoded == first.decoded
+    assert second.decoded == first.decoded == pickle.loads(pickle.dumps(first)).decoded
     assert len((tmp_path / "log").read_text().splitlines()) == 5
 
 
@@ -178,3 +181,12 @@ def test_a_damaged_store_is_named_with_the_remedy(tmp_path: Path, kept: int) -> 
     path.write_bytes(path.read_bytes()[:kept])
     with pytest.raises(DataError, match=rf"{path}.*damaged.*delete it"):
         built(clips, tmp_path / "store")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_recording_is_decoded_anew_once_it_may_be_read(tmp_path: Path) -> None:
+    write_clip(tmp_path / "0.wav").chmod(0)
+    denied = clip(tmp_path, "0.wav")
+    assert built([denied], tmp_path / "store").decoded["0.wav"].error == "Permission denied"
+    (tmp_path / "0.wav").chmod(0o600)
+    assert built([clip(tmp_path, "0.wav")], tmp_path / "store").decoded["0.wav"].error == ""

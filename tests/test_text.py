@@ -37,6 +37,12 @@ def test_normalisation_is_idempotent(text: str) -> None:
     assert normalise(normalise(text)) == normalise(text)
 
 
+def test_a_language_without_spaces_counts_characters_as_words() -> None:
+    assert normalise("你好 吗？", "zh") == "你好吗"
+    assert words("你好 吗", "zh") == ["你", "好", "吗"]
+    assert normalise("می\u200cخواهم", "fa") == "میخواهم"
+
+
 def test_words_are_sudachis_in_mode_c() -> None:
     assert words("国家公務員です。") == ["国家公務員", "です", "。"]
 

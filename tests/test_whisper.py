@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import GenerationConfig, WhisperForConditionalGeneration, WhisperProcessor
 from transformers.models.whisper.tokenization_whisper import LANGUAGES
 
@@ -111,6 +112,22 @@ def test_an_unknown_language_is_named() -> None:
 def test_an_unknown_task_is_named() -> None:
     with pytest.raises(ModelError, match=r"model\.task=sing"):
         build(**MICRO, language="ja", task="sing")
+
+
+def test_a_folder_that_lacks_weights_is_refused(micro: Whisper, tmp_path: Path) -> None:
+    micro.save(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    save_file({k: v for k, v in weights.items() if "conv1" not in k}, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ModelError, match=r"lacks 2 of Whisper's weights, such as model\.encoder\.conv1\.bias"):
+        load(str(tmp_path), "ja", "transcribe")
+
+
+def test_a_truncated_weights_file_is_refused(micro: Whisper, tmp_path: Path) -> None:
+    micro.save(tmp_path)
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(ModelError, match="cannot be loaded"):
+        load(str(tmp_path), "ja", "transcribe")
 
 
 def test_an_english_only_model_is_refused(micro: Whisper, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Callbacks and loggers of our own."""
 
+import math
 import netrc
 import os
 import time
@@ -9,7 +10,29 @@ from typing import Any
 import pytorch_lightning as pl
 from pytorch_lightning.loggers import WandbLogger
 
+from kikitori.errors import TrainingError
+
 WANDB_HOST = "api.wandb.ai"
+
+
+class ValidateEvery(pl.Callback):
+    """Validates each n optimizer steps and after the last one.
+
+    Lightning counts batches instead, which the end of an epoch sets apart from steps where gradients are accumulated,
+    and it would train the steps after the last multiple for nothing.
+    """
+
+    NEVER = 2**62
+
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+        self._last = 0
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        step = trainer.global_step
+        due = step > self._last and (step % self.steps == 0 or step >= trainer.max_steps)
+        self._last = step if due else self._last
+        trainer.val_check_batch = 1 if due else self.NEVER
 
 
 class Recorder(pl.Callback):
@@ -36,6 +59,13 @@ class Recorder(pl.Callback):
         metrics = {key: float(value) for key, value in trainer.callback_metrics.items() if key.startswith("val/")}
         losses = [float(loss) for loss in self._losses]
         self._losses.clear()
+        if not all(map(math.isfinite, [*losses, metrics["val/loss"]])):
+            # Before a checkpoint is written of it: Lightning would end such a run as a success.
+            lr = trainer.optimizers[0].defaults["lr"]
+            raise TrainingError(
+                f"the loss is not finite by step {trainer.global_step} (optim.lr={lr}); "
+                "lower the learning rate, lengthen the warm-up, or train at trainer.precision=32"
+            )
         # Lightning reports a loss divided by the accumulation; the recipe's loss is the mean over batches.
         scale = trainer.accumulate_grad_batches
         row = {"step": trainer.global_step, "train/loss": scale * sum(losses) / max(1, len(losses)), **metrics}
@@ -50,7 +80,8 @@ def wandb_logger(folder: str, project: str, **arguments: Any) -> WandbLogger:
     """A W&B run under the run's folder: online where there are credentials, offline and without a prompt elsewhere."""
     os.environ.setdefault("WANDB_SILENT", "true")
     mode = os.environ.get("WANDB_MODE") or ("online" if has_wandb_credentials() else "offline")
-    return WandbLogger(project=project, save_dir=folder, offline=mode != "online", **arguments)
+    arguments |= {"mode": mode} if mode == "disabled" else {"offline": mode == "offline"}
+    return WandbLogger(project=project, save_dir=folder, **arguments)
 
 
 def has_wandb_credentials() -> bool:

@@ -3,6 +3,7 @@
 import os
 import sys
 from importlib import import_module
+from pathlib import Path
 
 from hydra.errors import CompactHydraException
 from omegaconf.errors import OmegaConfBaseException
@@ -24,6 +25,7 @@ train, evaluate and prepare are Hydra applications: --help lists what can be cho
 """
 HYDRA_COMMANDS = ("train", "evaluate", "prepare")
 COMMANDS = (*HYDRA_COMMANDS, "transcribe")
+SECRET_NAMES = ("TOKEN", "KEY", "SECRET", "PASSWORD")
 
 
 def main() -> None:
@@ -39,9 +41,23 @@ def main() -> None:
     elif arguments[0] not in COMMANDS:
         sys.exit(f"kikitori: {arguments[0]!r} is none of {', '.join(COMMANDS)}; see kikitori --help")
     else:
+        _refuse(arguments)
         # Hydra and argparse read sys.argv from its second word on.
         del sys.argv[1]
         _run(arguments[0])
+
+
+def _refuse(arguments: list[str]) -> None:
+    """End before Hydra writes the line to files, where it holds a secret, or would write into a finished run."""
+    secrets = {k: v for k, v in os.environ.items() if len(v) >= 8 and any(name in k.upper() for name in SECRET_NAMES)}
+    for argument in arguments:
+        key, _, value = argument.partition("=")
+        if variable := next((k for k, v in secrets.items() if v in value), None):
+            sys.exit(
+                f"kikitori: {key} holds the value of {variable}, and a configuration is written to files; leave it out"
+            )
+        if key == "hydra.run.dir" and Path(value, "results.json").exists():
+            sys.exit(f"kikitori: {argument} already holds a run; choose another folder")
 
 
 def _run(command: str) -> None:

@@ -75,6 +75,7 @@ class Corpus:
     description: str
     clips: Sequence[Clip]
     rejects: Sequence[Reject]
+    release: str | None = None
 
 
 @contextmanager

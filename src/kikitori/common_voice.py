@@ -27,7 +27,7 @@ def read(release: str, language: str, train_splits: Sequence[str], cache: Path) 
                 clips.append(row)
             else:
                 rejects.append(row)
-    return Corpus(f"Common Voice, {_name(folder)}", clips, rejects)
+    return Corpus(f"Common Voice, {_name(folder)}", clips, rejects, release=_name(folder))
 
 
 def find_language(release: Path, language: str, cache: Path) -> Path:

@@ -4,7 +4,6 @@ The schema of a node is the signature of its `_target_`: names and types are rea
 """
 
 import inspect
-import os
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -14,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from transformers import WhisperConfig
 
+from kikitori.clips import SPLITS
 from kikitori.errors import ConfigError
 
 REMEDIES = {
@@ -25,6 +25,7 @@ ABOVE_ZERO = {
     *("optim.lr", "trainer.max_steps", "trainer.accumulate_grad_batches", "validation.every_steps", "model.window_s"),
     *("data.batch_size", "data.eval_batch_size", "generation.max_new_tokens", "generation.num_beams"),
     *("score.train_clips", "data.limit.train", "data.limit.validation", "data.limit.test"),
+    "data.max_duration_s",
 }
 NOT_NEGATIVE = {"optim.weight_decay", "optim.warmup_steps", "data.num_workers", "data.min_duration_s", "seed"}
 FRACTIONS = {
@@ -33,9 +34,22 @@ FRACTIONS = {
 }
 CHOICES = {
     "trainer.precision": ("auto", "16-mixed", "bf16-mixed", "32", "32-true"),
-    "trainer.accelerator": ("auto", "cpu", "gpu", "cuda", "mps"),
+    "trainer.accelerator": ("auto", "cpu", "gpu", "cuda"),
+    # Training on several is not written yet, and must not half work.
+    "trainer.devices": ("1",),
+    "callbacks.checkpoint.monitor": ("val/cer", "val/wer", "val/loss"),
+    "callbacks.checkpoint.mode": ("min", "max"),
 }
-SECRET_NAMES = ("TOKEN", "KEY", "SECRET", "PASSWORD")
+# Types of keys that are no argument of a target of ours.
+TYPES: dict[str, Any] = {
+    **dict.fromkeys(("seed", "validation.every_steps", "trainer.max_steps", "trainer.log_every_n_steps"), int),
+    **dict.fromkeys(("trainer.accumulate_grad_batches",), int),
+    **dict.fromkeys(("score.train_clips", "generation.max_new_tokens", "generation.num_beams"), int | None),
+    **dict.fromkeys(("data.limit.train", "data.limit.validation", "data.limit.test"), int | None),
+    "data.limit.sample": bool,
+    "checkpoint": str | None,
+    "trainer.gradient_clip_val": float | None,
+}
 
 
 def check(cfg: DictConfig) -> None:
@@ -56,6 +70,11 @@ def _problems(cfg: DictConfig) -> Iterator[str]:
         return
     flat = dict(_leaves(values))
     wrong_type = dict(_type_faults(values))
+    wrong_type |= {
+        key: f"must be {_words(hint)}, got {flat[key]!r}"
+        for key, hint in TYPES.items()
+        if key in flat and not _fits(flat[key], hint)
+    }
     yield from (f"{key}: {fault}" for key, fault in wrong_type.items())
     numbers = {key: v for key, v in flat.items() if key not in wrong_type and isinstance(v, int | float)}
     for key, value in numbers.items():
@@ -65,13 +84,12 @@ def _problems(cfg: DictConfig) -> Iterator[str]:
             yield f"{key}: must not be below 0, got {value}"
         if key in FRACTIONS and not 0 <= value <= 1:
             yield f"{key}: must be between 0 and 1, got {value}"
+    for split in values.get("splits", []):
+        if split not in SPLITS:
+            yield f"splits: must be among {', '.join(SPLITS)}, got {split}"
     for key, choices in CHOICES.items():
         if key in flat and str(flat[key]) not in choices:
             yield f"{key}: must be one of {', '.join(choices)}, got {flat[key]}"
-    secrets = {v: k for k, v in os.environ.items() if len(v) >= 8 and any(name in k.upper() for name in SECRET_NAMES)}
-    for key, value in flat.items():
-        if isinstance(value, str) and (variable := next((secrets[s] for s in secrets if s in value), None)):
-            yield f"{key}: holds the value of {variable}, and a configuration is written to files; leave it out"
 
 
 def _leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -137,7 +155,9 @@ def _fits(value: Any, hint: Any) -> bool:
         return any(_fits(value, argument) for argument in arguments)
     if origin is Literal:
         return value in arguments
-    if origin in (list, tuple, Sequence):
+    if origin is tuple:
+        return isinstance(value, list) and len(value) == len(arguments) and all(map(_fits, value, arguments))
+    if origin in (list, Sequence):
         return isinstance(value, list)
     if origin in (dict, Mapping):
         return isinstance(value, Mapping)
@@ -154,4 +174,6 @@ def _words(hint: Any) -> str:
     if origin is Literal:
         return "one of " + ", ".join(map(str, arguments))
     names = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", type(None): "null"}
-    return names.get(hint, "a list" if origin in (list, tuple, Sequence) else "a mapping")
+    if origin is tuple:
+        return f"a list of {len(arguments)}"
+    return names.get(hint, "a list" if origin in (list, Sequence) else "a mapping")

@@ -88,14 +88,22 @@ class SpeechDataModule(pl.LightningDataModule):
         )
         self.front_end = front_end
         self.seed = seed
+        # Which splits are read; whoever only scores the test split needs no other.
+        self.splits: Sequence[Split] = SPLITS
+        self.corpus: Corpus | None = None
         self.clips: dict[Split, list[Clip]] = {}
         self.rejects: list[Reject] = []
         self.stores: dict[Split, Store] = {}
-        self.description = ""
 
     def read(self) -> Corpus:
         """The rows of the corpus: what a subclass adds."""
         raise NotImplementedError
+
+    def read_once(self) -> Corpus:
+        """The corpus; reading it finds what is missing before a model is loaded."""
+        if self.corpus is None:
+            self.corpus = self.read()
+        return self.corpus
 
     def setup(self, stage: str | None = None) -> None:
         """Read, decode and select, once; Lightning calls this again before it fits.
@@ -104,28 +112,29 @@ class SpeechDataModule(pl.LightningDataModule):
         """
         if self.clips:
             return
-        corpus = self.read()
-        self.description = corpus.description
-        self.rejects = list(corpus.rejects)
-        check_rate(len(corpus.clips) + len(corpus.rejects), corpus.rejects, self.rules.max_reject_rate)
-        rows = limit(corpus.clips, self.limit, self.limit["sample"], self.seed)
+        corpus = self.read_once()
+        all_rows = [clip for clip in corpus.clips if clip.split in self.splits]
+        unread = [reject for reject in corpus.rejects if reject.split in self.splits]
+        self.rejects = list(unread)
+        check_rate(len(all_rows) + len(unread), unread, self.rules.max_reject_rate)
+        rows = limit(all_rows, self.limit, self.limit["sample"], self.seed)
         kept: dict[Split, list[Clip]] = {}
-        for split in SPLITS:
+        for split in self.splits:
             clips = [clip for clip in rows if clip.split == split]
             with progress_bar() as progress:
                 self.stores[split] = build(clips, cache_folder() / "store", progress)
             kept[split], rejects = select(clips, self.stores[split].decoded, self.front_end, self.rules)
             self.rejects += rejects
         # The rows of all a corpus that could not be read say nothing of the few clips that a limit keeps.
-        unread = len(corpus.rejects) if len(rows) == len(corpus.clips) else 0
-        counted = self.rejects[len(corpus.rejects) - unread :]
-        check_rate(len(rows) + unread, counted, self.rules.max_reject_rate)
-        decoded = {split: self.stores[split].decoded for split in SPLITS}
-        check_apart({s: [(c, decoded[s][c.name]) for c in kept[s]] for s in SPLITS}, self.rules)
-        for split in SPLITS:
+        limited = len(rows) < len(all_rows)
+        counted = self.rejects[len(unread) :] if limited else self.rejects
+        check_rate(len(rows) if limited else len(rows) + len(unread), counted, self.rules.max_reject_rate)
+        decoded = {split: self.stores[split].decoded for split in self.splits}
+        check_apart({s: [(c, decoded[s][c.name]) for c in kept[s]] for s in self.splits}, self.rules)
+        for split in self.splits:
             if not kept[split]:
                 raise DataError(
-                    f"{self.description}: no clip of the {split} split can be used; see data.limit and rejects"
+                    f"{corpus.description}: no clip of the {split} split can be used; see data.limit and rejects"
                 )
         self.clips = kept
 
@@ -167,12 +176,19 @@ class SpeechDataModule(pl.LightningDataModule):
         """What stands under `data` in the results."""
         window_s = self.front_end.window_s if self.front_end else float("inf")
         splits = {}
-        for split in SPLITS:
+        for split in self.splits:
             seconds = [self.stores[split].decoded[clip.name].samples / SAMPLE_RATE for clip in self.clips[split]]
             over = sum(s > window_s for s in seconds)
             splits[split] = {"clips": len(seconds), "seconds": round(sum(seconds), 2), "clips_over_window": over}
         reasons = Counter(reject.reason for reject in self.rejects)
-        return {"corpus": self.description, "language": self.language, "splits": splits, "rejects": dict(reasons)}
+        corpus = self.read_once()
+        return {
+            "corpus": corpus.description,
+            "release": corpus.release,
+            "language": self.language,
+            "splits": splits,
+            "rejects": dict(reasons),
+        }
 
     def reject_rows(self) -> list[dict[str, str]]:
         """Rows of rejects.jsonl."""

@@ -6,6 +6,7 @@ from transformers import WhisperForConditionalGeneration
 
 from kikitori.audio import SAMPLE_RATE
 from kikitori.front_end import FrontEnd
+from kikitori.text import space
 from kikitori.whisper import Whisper
 
 # The energy of a recording is looked at in steps of this length to find a pause.
@@ -13,7 +14,7 @@ PAUSE_S = 0.2
 
 
 def generate(model: WhisperForConditionalGeneration, front_end: FrontEnd, input_features: Tensor) -> list[str]:
-    """The text of each row of (batch, mels, frames), by the model's own generation config: see `Whisper.limit`."""
+    """The text of each row of (batch, mels, frames), by the generation config: see `Whisper.limit_generation`."""
     sequences = model.generate(input_features, language=front_end.language, task=front_end.task)
     return front_end.decode(sequences)
 
@@ -43,4 +44,4 @@ def transcribe(whisper: Whisper, waveform: Tensor, batch_size: int = 8) -> str:
     for i in range(0, len(pieces), batch_size):
         features = torch.stack([front_end.log_mel(piece) for piece in pieces[i : i + batch_size]])
         texts += generate(model, front_end, features.to(model.device, model.dtype))
-    return ("" if front_end.language == "ja" else " ").join(text for text in texts if text)
+    return space(front_end.language).join(text for text in texts if text)

@@ -22,3 +22,7 @@ class DataError(KikitoriError):
 
 class ModelError(KikitoriError):
     """The model cannot be loaded, or does not fit the configuration."""
+
+
+class TrainingError(KikitoriError):
+    """Training cannot go on."""

@@ -1,12 +1,14 @@
 """A run, from configuration to results; read `train` from top to bottom. `cfg` goes no deeper than this file."""
 
 import logging
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
+import datasets
 import pytorch_lightning as pl
 import torch
 import transformers
@@ -17,7 +19,7 @@ from pytorch_lightning.loggers import CSVLogger, Logger
 
 from kikitori import trainer as trainers
 from kikitori import whisper as whispers
-from kikitori.callbacks import Recorder
+from kikitori.callbacks import Recorder, ValidateEvery
 from kikitori.clips import SPLITS, Split
 from kikitori.collate import preflight
 from kikitori.config import check
@@ -42,27 +44,25 @@ def train(cfg: DictConfig, folder: Path) -> Results:
     with _run("train", cfg, folder) as results:
         pl.seed_everything(cfg.seed, workers=True, verbose=False)
         recorder = Recorder()
-        callbacks = [recorder, LearningRateMonitor("step"), *map(instantiate, cfg.callbacks.values())]
+        callbacks = [recorder, ValidateEvery(cfg.validation.every_steps), LearningRateMonitor("step")]
+        callbacks += map(instantiate, cfg.callbacks.values())
         loggers = [CSVLogger(folder, name="", version=""), *map(instantiate, cfg.logger.values())]
-        trainer = trainers.build(plain(cfg.trainer), folder, callbacks, loggers, cfg.validation.every_steps)
+        trainer = trainers.build(plain(cfg.trainer), folder, callbacks, loggers)
+        data = build_data(cfg)
+        data.read_once()
         whisper: Whisper = instantiate(cfg.model, _partial_=True, _convert_="all")()
         whisper.limit_generation(**cfg.generation)
-        data = build_data(cfg, whisper.front_end)
-        with _timed(results, "prepare_s"):
-            data.setup()
-        describe(results, whisper, data)
-        write_lines(folder / "rejects.jsonl", data.reject_rows())
+        set_up(data, whisper.front_end, folder, results)
+        describe(results, whisper, model_name(cfg))
         preflight(next(iter(data.train_dataloader())), whisper.front_end)
 
-        module = WhisperModule(whisper, plain(cfg.optim))
+        module = WhisperModule(whisper, instantiate(cfg.optim, _convert_="all"))
         for logger in loggers[1:]:
             logger.log_hyperparams(plain(cfg))
         splits = list(SPLITS)
         with _timed(results, "evaluate_s"):
             before = score(trainer, module, data, splits, cfg.score.train_clips, folder, "before", results)
         with _timed(results, "fit_s"):
-            # A pretrained model comes in evaluation mode, which would switch dropout and recomputation off.
-            module.train()
             trainer.fit(module, datamodule=data)
         take_best(trainer, module)
         with _timed(results, "evaluate_s"):
@@ -73,7 +73,7 @@ def train(cfg: DictConfig, folder: Path) -> Results:
         results["cost"] |= {"train_clips_per_s": recorder.train_clips / max(recorder.train_s, 1e-9)}
         results["cost"] |= trainers.machine(trainer)
         whisper.save(folder / "model")
-        log_scores(loggers, results)
+        log_scores(loggers[1:], results)
     return results
 
 
@@ -81,15 +81,15 @@ def evaluate(cfg: DictConfig, folder: Path) -> Results:
     """Score a checkpoint or a stock model on the chosen splits."""
     with _run("evaluate", cfg, folder) as results:
         pl.seed_everything(cfg.seed, workers=True, verbose=False)
-        trainer = trainers.build(plain(cfg.trainer), folder, [], [], None)
+        trainer = trainers.build(plain(cfg.trainer), folder, [], [])
+        data = build_data(cfg)
+        data.splits = list(cfg.splits)
+        data.read_once()
         whisper = checkpoint_model(cfg) if cfg.checkpoint else instantiate(cfg.model, _partial_=True, _convert_="all")()
         whisper.limit_generation(**cfg.generation)
-        data = build_data(cfg, whisper.front_end)
-        with _timed(results, "prepare_s"):
-            data.setup()
-        describe(results, whisper, data)
-        write_lines(folder / "rejects.jsonl", data.reject_rows())
-        module = WhisperModule(whisper, {})
+        set_up(data, whisper.front_end, folder, results)
+        describe(results, whisper, model_name(cfg))
+        module = WhisperModule(whisper)
         with _timed(results, "evaluate_s"):
             score(trainer, module, data, cfg.splits, cfg.score.train_clips, folder, "evaluated", results)
         results["cost"] |= trainers.machine(trainer)
@@ -99,16 +99,32 @@ def evaluate(cfg: DictConfig, folder: Path) -> Results:
 def prepare(cfg: DictConfig, folder: Path) -> SpeechDataModule:
     """Read and decode a corpus into the store, and tell what would be left out; no model is needed."""
     check(cfg)
-    data = build_data(cfg, None)
-    data.setup()
-    write_lines(folder / "rejects.jsonl", data.reject_rows())
+    quieten()
+    data = build_data(cfg)
+    set_up(data, None, folder, {"cost": {}})
     return data
 
 
-def build_data(cfg: DictConfig, front_end: FrontEnd | None) -> SpeechDataModule:
+def build_data(cfg: DictConfig) -> SpeechDataModule:
     """The configured corpus, not read yet."""
-    # Partial, because instantiate would turn the front end, a dataclass, into a dict.
-    return instantiate(cfg.data, _partial_=True, _convert_="all")(front_end=front_end, seed=cfg.seed)
+    # Partial, so that an error comes as it is and not wrapped in one of Hydra's.
+    return instantiate(cfg.data, _partial_=True, _convert_="all")(seed=cfg.seed)
+
+
+def set_up(data: SpeechDataModule, front_end: FrontEnd | None, folder: Path, results: Results) -> None:
+    """Decode and select; whatever comes of it, rejects.jsonl tells what was left out."""
+    data.front_end = front_end
+    try:
+        with _timed(results, "prepare_s"):
+            data.setup()
+    finally:
+        write_lines(folder / "rejects.jsonl", data.reject_rows())
+    results["data"] = data.summary()
+    results["scoring"] = {"normaliser": NORMALISER, "segmenter": segmenter(data.language)}
+    for split, facts in results["data"]["splits"].items():
+        log.info("%s: %d clips, %.0f s", split, facts["clips"], facts["seconds"])
+    if data.rejects:
+        log.info("left out: %s", results["data"]["rejects"])
 
 
 def plain(cfg: DictConfig) -> dict[str, Any]:
@@ -174,26 +190,23 @@ def checkpoint_model(cfg: DictConfig) -> Whisper:
     return whisper
 
 
-def describe(results: Results, whisper: Whisper, data: SpeechDataModule) -> None:
-    """Put model, data and the terms of scoring into the results."""
-    path = Path(whisper.recipe.get("name", "micro"))
+def model_name(cfg: DictConfig) -> str:
+    """What a table calls the model: its Hub name's or folder's last part, a checkpoint's run and file."""
+    path = Path(cfg.get("checkpoint") or cfg.model.get("name", "micro")).resolve()
+    if path.suffix == ".ckpt":
+        return f"{path.parents[1].name}/{path.name}"
     # A run's model lies in a folder of that name; the run's own says more.
-    name = path.parent.name if path.name == "model" else path.name
-    results["model"] = {
-        "name": name,
-        "parameters": whisper.model.num_parameters(),
-        "window_s": whisper.front_end.window_s,
-    }
-    results["data"] = data.summary()
-    results["scoring"] = {"normaliser": NORMALISER, "segmenter": segmenter(data.language)}
-    for split, facts in results["data"]["splits"].items():
-        log.info("%s: %d clips, %.0f s", split, facts["clips"], facts["seconds"])
-    if data.rejects:
-        log.info("left out: %s", results["data"]["rejects"])
+    return path.parent.name if path.name == "model" else path.name
+
+
+def describe(results: Results, whisper: Whisper, name: str) -> None:
+    """Put the model into the results."""
+    parameters, window_s = whisper.model.num_parameters(), whisper.front_end.window_s
+    results["model"] = {"name": name, "parameters": parameters, "window_s": window_s}
 
 
 def log_scores(loggers: list[Logger], results: Results) -> None:
-    """The scores before and after, into every logger's summary."""
+    """The scores before and after, for the loggers that show them."""
     for stage in ("before", "after"):
         for split, rates in results["scores"][stage].items():
             for logger in loggers:
@@ -206,10 +219,9 @@ def _run(command: str, cfg: DictConfig, folder: Path) -> Iterator[Results]:
     check(cfg)
     if (folder / "results.json").exists():
         raise ConfigError(f"hydra.run.dir={folder} already holds a run; choose another folder")
-    transformers.logging.set_verbosity_error()
-    if not shows_bars():
-        transformers.utils.logging.disable_progress_bar()
-    trainers.quieten()
+    quieten()
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
     results: Results = {"status": "running", "command": command, "versions": versions(), "git": git_state()}
     results |= {"config": plain(cfg), "scores": {}, "cost": {}}
     write_json(folder / "results.json", results)
@@ -221,8 +233,20 @@ def _run(command: str, cfg: DictConfig, folder: Path) -> Iterator[Results]:
         raise
     finally:
         write_json(folder / "results.json", results)
+        # Two runs of one process, as a sweep's are, would else share one run there.
+        if (wandb := sys.modules.get("wandb")) and wandb.run:
+            wandb.finish(exit_code=int(results["status"] != "completed"))
     (folder / "results.md").write_text(markdown(results), encoding="utf-8")
     print_results(results, folder)
+
+
+def quieten() -> None:
+    """Keep the libraries' hints about their own defaults, and their bars where nobody watches, out of the output."""
+    transformers.logging.set_verbosity_error()
+    if not shows_bars():
+        transformers.utils.logging.disable_progress_bar()
+        datasets.disable_progress_bars()
+    trainers.quieten()
 
 
 @contextmanager

@@ -76,9 +76,7 @@ def make(tokenizer: WhisperTokenizer, config: WhisperConfig, language: str, task
     """The front end of a model called `name`. Raises ModelError for a language or task that it does not know."""
     vocabulary = tokenizer.get_vocab()
     if f"<|{language}|>" not in vocabulary or "<|notimestamps|>" not in vocabulary:
-        raise ModelError(
-            f"model {name} does not know the language {language!r}; set data.language to one it was made for"
-        )
+        raise ModelError(f"model {name} does not know the language {language!r}; set model.language to one it knows")
     if task not in TASKS:
         raise ModelError(f"model.task={task}: must be one of {', '.join(TASKS)}")
     tokenizer.set_prefix_tokens(language=language, task=task, predict_timestamps=False)

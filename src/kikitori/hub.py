@@ -44,8 +44,9 @@ def read(
         except Exception as error:  # the hub's client, its HTTP layer and every builder have errors of their own
             raise DataError(
                 f"data.name={name}, configuration {config}, split {splits[split]} cannot be loaded: "
-                f"{type(error).__name__}: {error.__cause__ or error}\n  Check the three names (data.name, data.config, data.splits), the "
-                "network, and HF_TOKEN for a private dataset."
+                f"{type(error).__name__}: {error.__cause__ or error}\n"
+                "  Check the three names (data.name, data.config, data.splits), the network, "
+                "and HF_TOKEN for a private dataset."
             ) from error
         if missing := {audio_column, text_column, *filter(None, [speaker_column])} - set(rows.column_names):
             raise DataError(

@@ -1,12 +1,12 @@
 """The LightningModule: holds a Whisper, wires loss, generation and scores to the Trainer."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from kikitori import optim
 from kikitori.collate import IGNORED, Batch
 from kikitori.decode import generate
 from kikitori.metrics import edits_and_lengths, score_clips
@@ -16,15 +16,15 @@ from kikitori.whisper import Whisper
 class WhisperModule(pl.LightningModule):
     """Fine-tunes a Whisper.
 
-    optim_arguments: those of `kikitori.optim.build` besides model and max_steps.
+    make_optimizer: `kikitori.optim.build` with all arguments but model and max_steps; None where nothing is trained.
     The checkpoint's hyper-parameters are plain values, so that it loads with weights_only=True.
     """
 
-    def __init__(self, whisper: Whisper, optim_arguments: dict[str, Any]) -> None:
+    def __init__(self, whisper: Whisper, make_optimizer: Callable[..., Any] | None = None) -> None:
         super().__init__()
         self.model = whisper.model
         self.front_end = whisper.front_end
-        self.optim_arguments = optim_arguments
+        self.make_optimizer = make_optimizer
         self.save_hyperparameters({"recipe": whisper.recipe}, logger=False)
         self._totals: list[Tensor] = []
 
@@ -43,7 +43,7 @@ class WhisperModule(pl.LightningModule):
         scores = score_clips(batch["texts"], self.read(batch), self.front_end.language)
         cer, wer = (edits_and_lengths(scores, rate).sum(axis=0) for rate in ("cer", "wer"))
         counts = torch.tensor([*cer, *wer], dtype=torch.float64)
-        self._totals.append(torch.cat([torch.stack([self.loss(batch) * tokens, tokens]).double().cpu(), counts]))
+        self._totals.append(torch.cat([torch.stack([self.loss(batch) * tokens, tokens]).cpu().double(), counts]))
 
     def on_validation_epoch_end(self) -> None:
         totals = torch.stack(self._totals).sum(dim=0)
@@ -63,5 +63,6 @@ class WhisperModule(pl.LightningModule):
         return generate(self.model, self.front_end, batch["input_features"])
 
     def configure_optimizers(self) -> Any:
-        optimizer, scheduler = optim.build(self.model, self.trainer.max_steps, **self.optim_arguments)
+        assert self.make_optimizer is not None
+        optimizer, scheduler = self.make_optimizer(self.model, self.trainer.max_steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

@@ -1,6 +1,5 @@
 """AdamW and its schedule, counted in optimizer steps."""
 
-from collections.abc import Sequence
 from typing import Any, Literal
 
 from torch import nn
@@ -31,7 +30,7 @@ def build(
     max_steps: int,
     lr: float,
     weight_decay: float,
-    betas: Sequence[float],
+    betas: tuple[float, float],
     warmup_steps: int,
     schedule: Literal["linear", "constant"],
 ) -> tuple[AdamW, LambdaLR]:

@@ -1,9 +1,14 @@
 """Where things are: the configuration tree, the demo corpus, the cache, the run's folder."""
 
 import os
+import re
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
 
 HERE = Path(__file__).parent
 # In a wheel conf/ lies inside the package; in a checkout at its top.
@@ -19,3 +24,18 @@ def cache_folder() -> Path:
 def run_folder() -> Path:
     """The folder that Hydra made for this run."""
     return Path(HydraConfig.get().runtime.output_dir)
+
+
+def swept(overrides: Sequence[str]) -> str:
+    """The part of a job's overrides that its sweep varies, as a folder's name: optim.lr-1e-05_seed-0.
+
+    A constant override, a path above all, has no place in a name; what a value holds besides letters, digits, dots and
+    signs becomes a hyphen.
+    """
+    given = OverridesParser.create().parse_overrides([a for a in sys.argv[1:] if "=" in a and not a.startswith("-")])
+    keys = {override.get_key_element() for override in given if override.is_sweep_override()}
+    chosen = [override.partition("=") for override in overrides if override.partition("=")[0] in keys]
+    return "_".join(f"{key}-{re.sub(r'[^\w.+-]+', '-', value).strip('-')[-60:]}" for key, _, value in chosen)
+
+
+OmegaConf.register_new_resolver("kikitori.swept", swept, replace=True)

@@ -26,4 +26,7 @@ def main(cfg: DictConfig) -> None:
     console.print(table)
     for reason, count in facts["rejects"].items():
         console.print(f"left out: {count} {reason}")
+    console.print(
+        "What depends on the model, its window and its longest transcript, is looked at by train and evaluate."
+    )
     console.print(f"Each clip that was left out is in {folder / 'rejects.jsonl'}", soft_wrap=True)

@@ -23,15 +23,17 @@ def versions() -> dict[str, str]:
 
 def git_state() -> dict[str, Any] | None:
     """Commit of the checkout that this package runs from, and whether it was changed since; None outside of one."""
-    here = Path(__file__).parent
+    checkout = Path(__file__).resolve().parents[2]
 
     def git(*arguments: str) -> str:
         return subprocess.run(
-            ["git", "-C", str(here), *arguments], capture_output=True, text=True, check=True
+            ["git", "-C", str(checkout), *arguments], capture_output=True, text=True, check=True
         ).stdout.strip()
 
     try:
-        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "--", str(here)))}
+        if Path(git("rev-parse", "--show-toplevel")).resolve() != checkout:
+            return None  # installed somewhere inside another project's checkout
+        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "--", "src", "conf"))}
     except (OSError, subprocess.CalledProcessError):
         return None
 

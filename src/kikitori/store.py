@@ -55,6 +55,10 @@ class Store:
                 self.decoded[name] = Decoded(**row)
                 self._places[name] = (b, i)
 
+    def __reduce__(self) -> tuple[type["Store"], tuple[Path]]:
+        """A loader's worker that is spawned maps the file itself, instead of being sent all audio."""
+        return Store, (self.path,)
+
     def pcm(self, name: str) -> NDArray[np.int16]:
         """(samples,) int16 at 16 kHz of one clip, a view into the mapped file."""
         batch, row = self._places[name]

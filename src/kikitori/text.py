@@ -12,7 +12,8 @@ from sudachipy import Dictionary, SplitMode, Tokenizer
 # Change the name with the rules: rates under different names must not be compared.
 NORMALISER = "nfkc-casefold-nopunct-1"
 
-UNSPACED = {"ja"}
+# Languages written without spaces, by Whisper's codes.
+UNSPACED = {"ja", "zh", "yue", "th", "lo", "my", "km"}
 
 
 def normalise(text: str, language: str = "ja") -> str:
@@ -25,15 +26,23 @@ def normalise(text: str, language: str = "ja") -> str:
     # The last NFKC joins what stood apart only because of a mark between: か゛ is か, space, voicing mark.
     for character in unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold()):
         kind = unicodedata.category(character)
-        kept.append(" " if kind[0] in "PSZC" else character)
-    separator = "" if language in UNSPACED else " "
-    return unicodedata.normalize("NFKC", separator.join("".join(kept).split()))
+        if kind != "Cf":  # invisible, such as a joiner inside a word
+            kept.append(" " if kind[0] in "PSZC" else character)
+    return unicodedata.normalize("NFKC", space(language).join("".join(kept).split()))
+
+
+def space(language: str) -> str:
+    """What stands between two pieces of text."""
+    return "" if language in UNSPACED else " "
 
 
 def words(text: str, language: str = "ja") -> list[str]:
-    """Cut a text into words: Japanese by Sudachi in mode C (国家公務員 stays whole), other languages at white space."""
+    """Cut a text into words: Japanese by Sudachi in mode C (国家公務員 stays whole), others at white space.
+
+    Of other languages without spaces each character counts as a word.
+    """
     if language != "ja":
-        return text.split()
+        return list("".join(text.split())) if language in UNSPACED else text.split()
     return [surface for m in _sudachi().tokenize(text) if (surface := m.surface().strip())]
 
 
@@ -46,5 +55,5 @@ def _sudachi() -> Tokenizer:
 def segmenter(language: str = "ja") -> str:
     """The name of what `words` does, with versions, for results."""
     if language != "ja":
-        return "white space"
+        return "characters" if language in UNSPACED else "white space"
     return f"sudachipy {version('sudachipy')} mode C, sudachidict-core {version('sudachidict-core')}"

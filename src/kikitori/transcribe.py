@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 import transformers
+from transformers import GenerationConfig
 
 from kikitori.audio import SAMPLE_RATE, decode
 from kikitori.decode import transcribe
@@ -25,7 +26,7 @@ def main() -> None:
     parser.add_argument(
         "--model", required=True, help="a run folder, a model folder, or a name on the Hugging Face Hub"
     )
-    parser.add_argument("--language", default="ja", help="a language code (default: ja)")
+    parser.add_argument("--language", help="a language code (default: the model's own, else ja)")
     parser.add_argument("--format", choices=("txt", "jsonl"), default="txt", help="default: txt")
     arguments = parser.parse_args()
     transformers.logging.set_verbosity_error()
@@ -60,10 +61,19 @@ def find_audio(paths: Iterable[Path]) -> list[Path]:
     return files
 
 
-def read_files(files: list[Path], model: str, language: str) -> Iterator[tuple[Path, float, str, str]]:
+def saved_language(model: str) -> str | None:
+    """The language that a fine-tuned model was saved with; a stock one has none."""
+    try:
+        return getattr(GenerationConfig.from_pretrained(model), "language", None)
+    except OSError:
+        return None
+
+
+def read_files(files: list[Path], model: str, language: str | None) -> Iterator[tuple[Path, float, str, str]]:
     """(file, seconds, text, error) of each file, one after the other."""
     folder = Path(model).expanduser() / "model"
-    whisper = load(str(folder) if folder.is_dir() else model, language, "transcribe")
+    name = str(folder) if folder.is_dir() else model
+    whisper = load(name, language or saved_language(name) or "ja", "transcribe")
     whisper.model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
     with progress_bar() as progress:
         task = progress.add_task("reading", total=len(files), visible=len(files) > 1)

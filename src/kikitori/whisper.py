@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError
 from transformers import (
     GenerationConfig,
     WhisperConfig,
@@ -32,10 +33,15 @@ class Whisper:
     front_end: FrontEnd
     recipe: dict[str, Any]
 
-    def limit_generation(self, max_new_tokens: int, num_beams: int) -> None:
-        """How this model writes from now on, here and wherever its folder is loaded: greedily with one beam."""
+    def limit_generation(self, max_new_tokens: int | None, num_beams: int | None) -> None:
+        """How this model writes from now on, here and wherever its folder is loaded: greedily with one beam.
+
+        None leaves a setting as the model has it.
+        """
+        config = self.model.generation_config
         room = self.front_end.max_label_tokens - len(self.front_end.prefix)
-        self.model.generation_config.update(max_new_tokens=min(max_new_tokens, room), num_beams=num_beams)
+        config.max_new_tokens = min(max_new_tokens or config.max_new_tokens or MAX_NEW_TOKENS, room)
+        config.num_beams = num_beams or config.num_beams or 1
 
     def save(self, folder: Path) -> None:
         """Write a folder that `from_pretrained` and transformers' speech recognition pipeline load."""
@@ -60,16 +66,19 @@ def load(
     """
     recipe = {"builder": "load", "name": name, "language": language, "task": task}
     try:
-        # Large-v3's file is fp16; optimisation needs fp32 master weights.
-        model = WhisperForConditionalGeneration.from_pretrained(
-            name, dtype=torch.float32, use_safetensors=True, **config
-        )
+        # The small files first: a wrong language is told before gigabytes are fetched.
         tokenizer = WhisperTokenizer.from_pretrained(name)
-    except (OSError, ValueError) as error:
+        front_end = front_ends.make(tokenizer, WhisperConfig.from_pretrained(name), language, task, name)
+        # Large-v3's file is fp16; optimisation needs fp32 master weights.
+        model, found = WhisperForConditionalGeneration.from_pretrained(
+            name, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **config
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise _unloadable(name, error) from error
+    if missing := sorted(set(found["missing_keys"]) - {"proj_out.weight"}):
+        raise ModelError(f"model.name={name} lacks {len(missing)} of Whisper's weights, such as {missing[0]}")
     if getattr(model.generation_config, "is_multilingual", True) is False:
         raise ModelError(f"model.name={name} knows English only and no language prefix; take its multilingual sister")
-    front_end = front_ends.make(tokenizer, model.config, language, task, name)
     return _ready(model, front_end, recipe, freeze, gradient_checkpointing)
 
 
@@ -143,7 +152,7 @@ def _ready(
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     model.train()
     whisper = Whisper(model, front_end, recipe)
-    whisper.limit_generation(known.max_new_tokens or MAX_NEW_TOKENS, known.num_beams or 1)
+    whisper.limit_generation(known.max_new_tokens, known.num_beams)
     return whisper
 
 
@@ -174,7 +183,7 @@ def _generation_config(known: GenerationConfig, front_end: FrontEnd) -> Generati
 
 
 def _unloadable(name: str, error: Exception) -> ModelError:
-    reason = str(error).strip().splitlines()[0]
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     return ModelError(
         f"model.name={name} cannot be loaded: {reason}\n"
         "  Give a folder written by save_pretrained, or the name of a Whisper on the Hugging Face Hub that this "

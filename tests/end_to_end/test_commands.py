@@ -12,6 +12,7 @@ import pytest
 import soundfile
 from transformers import pipeline
 
+from kikitori.datamodule import Demo
 from kikitori.paths import DEMO
 
 pytestmark = pytest.mark.slow
@@ -21,6 +22,21 @@ SMALL = [
     *("data.limit={train: 12, validation: 4, test: 5}", "validation.every_steps=2", "generation.max_new_tokens=12"),
     "score.train_clips=3",
 ]
+
+
+LOADING: dict[str, Any] = {
+    "batch_size": 8,
+    "eval_batch_size": 8,
+    "num_workers": 0,
+    "group_by_length": True,
+    "limit": {"sample": False},
+    "min_duration_s": 0.3,
+    "max_duration_s": None,
+    "silence_dbfs": -50,
+    "max_reject_rate": 0.05,
+    "allow_shared_speakers": True,
+    "allow_shared_clips": False,
+}
 
 
 def kikitori(*arguments: str, cache: Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -36,19 +52,19 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def run(cache: Path) -> tuple[Path, str]:
-    """A finished run's folder and what it printed."""
+def run(cache: Path) -> tuple[Path, str, str]:
+    """A finished run's folder, what it printed, and what it complained of."""
     done = kikitori("train", *SMALL, "logger=both", "hydra.run.dir=run", cache=cache)
     assert done.returncode == 0, done.stderr
-    return cache / "run", done.stdout
+    return cache / "run", done.stdout, done.stderr
 
 
 def results(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "results.json").read_text(encoding="utf-8"))
 
 
-def test_a_run_folder_holds_all_that_was_promised(run: tuple[Path, str]) -> None:
-    folder, _ = run
+def test_a_run_folder_holds_all_that_was_promised(run: tuple[Path, str, str]) -> None:
+    folder = run[0]
     names = {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
     promised = {"results.json", "results.md", "metrics.csv", "rejects.jsonl", ".hydra/config.yaml", "model/config.json"}
     promised |= {f"predictions/{s}_{w}.jsonl" for s in ("train", "validation", "test") for w in ("before", "after")}
@@ -59,7 +75,7 @@ def test_a_run_folder_holds_all_that_was_promised(run: tuple[Path, str]) -> None
     assert any(name.startswith("tensorboard/events.") for name in names)
 
 
-def test_results_json_has_what_everything_else_relies_on(run: tuple[Path, str]) -> None:
+def test_results_json_has_what_everything_else_relies_on(run: tuple[Path, str, str]) -> None:
     r = results(run[0])
     assert r["status"] == "completed"
     assert {"kikitori", "torch", "transformers"} <= r["versions"].keys()
@@ -79,24 +95,24 @@ def test_results_json_has_what_everything_else_relies_on(run: tuple[Path, str]) 
     assert "sudachidict-core" in r["scoring"]["segmenter"]
 
 
-def test_predictions_add_up_to_the_scores(run: tuple[Path, str]) -> None:
-    folder, _ = run
+def test_predictions_add_up_to_the_scores(run: tuple[Path, str, str]) -> None:
+    folder = run[0]
     rows = [json.loads(line) for line in (folder / "predictions/test_after.jsonl").read_text().splitlines()]
     cer = sum(row["cer_edits"] for row in rows) / sum(row["cer_length"] for row in rows)
     assert cer == pytest.approx(results(folder)["scores"]["after"]["test"]["cer"])
     assert {"clip", "reference", "hypothesis"} <= rows[0].keys()
 
 
-def test_the_table_and_the_folder_are_printed_last_and_no_bars_in_a_pipe(run: tuple[Path, str]) -> None:
-    folder, printed = run
+def test_the_table_and_the_folder_are_printed_last_and_no_bars_in_a_pipe(run: tuple[Path, str, str]) -> None:
+    folder, printed, complained = run
     lines = printed.rstrip().splitlines()
     assert lines[-1] == f"Everything is in {folder}"
     assert lines[-2].startswith("└")
-    assert "\r" not in printed
-    assert "it/s" not in printed
+    assert "\r" not in printed + complained
+    assert "it/s" not in printed + complained
 
 
-def test_no_speaker_is_named_in_a_run_folder(run: tuple[Path, str]) -> None:
+def test_no_speaker_is_named_in_a_run_folder(run: tuple[Path, str, str]) -> None:
     speakers = {line.split("\t")[0] for line in (DEMO / "train.tsv").read_text().splitlines()[1:]}
     assert len(speakers) == 5
     for path in run[0].rglob("*"):
@@ -105,9 +121,9 @@ def test_no_speaker_is_named_in_a_run_folder(run: tuple[Path, str]) -> None:
 
 
 @pytest.mark.parametrize("checkpoint", ["run", "run/model"])
-def test_evaluate_gives_a_run_its_own_scores_again(run: tuple[Path, str], cache: Path, checkpoint: str) -> None:
+def test_evaluate_gives_a_run_its_own_scores_again(run: tuple[Path, str, str], cache: Path, checkpoint: str) -> None:
     overrides = ["data=demo", "data.limit={validation: 4, test: 5}", "data.eval_batch_size=64"]
-    overrides += ["generation.max_new_tokens=12", "trainer.accelerator=cpu", f"checkpoint={checkpoint}"]
+    overrides += ["trainer.accelerator=cpu", f"checkpoint={checkpoint}"]
     target = f"evaluated-{checkpoint.replace('/', '-')}"
     done = kikitori("evaluate", *overrides, f"hydra.run.dir={target}", cache=cache)
     assert done.returncode == 0, done.stderr
@@ -115,7 +131,7 @@ def test_evaluate_gives_a_run_its_own_scores_again(run: tuple[Path, str], cache:
     assert results(cache / target)["scores"]["evaluated"] == {s: after[s] for s in ("validation", "test")}
 
 
-def test_evaluate_scores_a_lightning_checkpoint(run: tuple[Path, str], cache: Path) -> None:
+def test_evaluate_scores_a_lightning_checkpoint(run: tuple[Path, str, str], cache: Path) -> None:
     best = Path(results(run[0])["checkpoint"]["best"])
     overrides = ["data=demo", "data.limit={validation: 4, test: 5}", "data.eval_batch_size=64", "splits=[test]"]
     overrides += ["generation.max_new_tokens=12", "trainer.accelerator=cpu", f"checkpoint={best}"]
@@ -125,8 +141,8 @@ def test_evaluate_scores_a_lightning_checkpoint(run: tuple[Path, str], cache: Pa
     assert results(cache / "evaluated-ckpt")["scores"]["evaluated"]["test"] == expected
 
 
-def test_transcribe_and_the_pipeline_read_what_the_run_read(run: tuple[Path, str], cache: Path) -> None:
-    folder, _ = run
+def test_transcribe_and_the_pipeline_read_what_the_run_read(run: tuple[Path, str, str], cache: Path) -> None:
+    folder = run[0]
     row = json.loads((folder / "predictions/test_after.jsonl").read_text().splitlines()[0])
     clip = DEMO / "clips" / row["clip"]
     done = kikitori("transcribe", str(clip), "--model", str(folder), "--format", "jsonl", cache=cache)
@@ -138,7 +154,7 @@ def test_transcribe_and_the_pipeline_read_what_the_run_read(run: tuple[Path, str
 
 
 def test_transcribe_reads_folders_and_long_recordings_and_tells_what_it_cannot(
-    run: tuple[Path, str], cache: Path
+    run: tuple[Path, str, str], cache: Path
 ) -> None:
     folder = cache / "recordings"
     folder.mkdir()
@@ -154,12 +170,21 @@ def test_transcribe_reads_folders_and_long_recordings_and_tells_what_it_cannot(
     assert "1 of 2 files could not be read" in done.stderr
 
 
-def test_a_run_is_never_overwritten(run: tuple[Path, str], cache: Path) -> None:
-    before = (run[0] / "results.json").read_bytes()
+def test_a_run_is_never_overwritten(run: tuple[Path, str, str], cache: Path) -> None:
+    before = {name: (run[0] / name).read_bytes() for name in ("results.json", ".hydra/overrides.yaml")}
     done = kikitori("train", *SMALL, "logger=none", "hydra.run.dir=run", cache=cache)
     assert done.returncode == 1
     assert "already holds a run; choose another folder" in done.stderr
-    assert (run[0] / "results.json").read_bytes() == before
+    assert {name: (run[0] / name).read_bytes() for name in before} == before
+
+
+def test_a_secret_on_the_line_is_written_nowhere(cache: Path) -> None:
+    line = ["data=hub", "data.name=hf_abcdefgh", "hydra.run.dir=secret"]
+    done = kikitori("train", *line, cache=cache, HF_TOKEN="hf_abcdefgh")
+    assert done.returncode == 1
+    assert "data.name holds the value of HF_TOKEN" in done.stderr
+    assert "hf_abcdefgh" not in done.stderr
+    assert not (cache / "secret").exists()
 
 
 def test_a_bad_configuration_is_told_without_a_traceback(cache: Path) -> None:
@@ -178,23 +203,35 @@ def test_a_run_that_fails_says_so_in_its_folder(cache: Path) -> None:
     assert "Traceback" not in done.stderr
     assert results(cache / "fails")["status"] == "failed"
     assert "data.max_reject_rate" in results(cache / "fails")["error"]
+    rejects = [json.loads(line) for line in (cache / "fails/rejects.jsonl").read_text().splitlines()]
+    assert [reject["reason"] for reject in rejects] == ["too long"] * 12
 
 
-def test_prepare_builds_the_store_that_training_uses(cache: Path) -> None:
+def test_prepare_builds_the_store_that_training_uses(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     done = kikitori("prepare", "data=demo", "hydra.run.dir=prepared", cache=cache)
     assert done.returncode == 0, done.stderr
     assert "480" in done.stdout
-    assert len(list((cache / "store").glob("*.arrow"))) >= 3
+    stores = {path.name: path.stat().st_mtime_ns for path in (cache / "store").glob("*.arrow")}
+    data = Demo(**{**LOADING, "language": "ja"})
+    monkeypatch.setenv("KIKITORI_CACHE", str(cache))
+    data.setup()
+    assert {path.name: path.stat().st_mtime_ns for path in (cache / "store").glob("*.arrow")} == stores
+    assert {store.path.name for store in data.stores.values()} <= stores.keys()
 
 
 def test_a_multirun_gives_every_job_a_folder_named_after_its_keys(cache: Path) -> None:
-    overrides = [*SMALL, "logger=none", "hydra.sweep.dir=sweep", "optim.lr=1e-3,1e-4"]
+    overrides = [*SMALL, "logger=wandb", "hydra.sweep.dir=sweep", "optim.lr=1e-3,1e-4"]
     done = kikitori("train", "-m", *overrides, cache=cache)
     assert done.returncode == 0, done.stderr
-    finished = sorted(path.parent.name for path in (cache / "sweep").rglob("results.json"))
-    assert len(finished) == 2
-    assert "optim.lr=0.001" in finished[0]
-    assert "optim.lr=0.0001" in finished[1]
+    finished = sorted(path.parent for path in (cache / "sweep").rglob("results.json"))
+    assert [folder.name for folder in finished] == ["0-optim.lr-0.001", "1-optim.lr-0.0001"]
+    # Each job logs into a run of its own.
+    assert [len(list(folder.glob("wandb/offline-run-*"))) for folder in finished] == [1, 1]
+    split = ["data=demo", "data.limit.test=5", "splits=[test]", "trainer.accelerator=cpu"]
+    scored = kikitori("evaluate", *split, f"checkpoint={finished[1]}", "hydra.run.dir=swept", cache=cache)
+    assert scored.returncode == 0, scored.stderr
+    expected = results(finished[1])["scores"]["after"]["test"]
+    assert results(cache / "swept")["scores"]["evaluated"] == {"test": expected}
 
 
 def test_help_lists_the_commands_with_an_example_each(cache: Path) -> None:

