@@ -35,7 +35,8 @@ def swept(overrides: Sequence[str]) -> str:
     given = OverridesParser.create().parse_overrides([a for a in sys.argv[1:] if "=" in a and not a.startswith("-")])
     keys = {override.get_key_element() for override in given if override.is_sweep_override()}
     chosen = [override.partition("=") for override in overrides if override.partition("=")[0] in keys]
-    return "_".join(f"{key}-{re.sub(r'[^\w.+-]+', '-', value).strip('-')[-60:]}" for key, _, value in chosen)
+    named = [(key, re.sub(r"[^\w.+-]+", "-", value).strip("-")[-60:]) for key, _, value in chosen]
+    return "_".join(f"{key}-{value}" for key, value in named)
 
 
 OmegaConf.register_new_resolver("kikitori.swept", swept, replace=True)
