@@ -115,6 +115,7 @@ def test_a_score_of_some_clips_takes_the_same_seeded_sample_in_order(tmp_path: P
     some = [[n for b in data.score_dataloader("train", 4) for n in b["clips"]] for _ in range(2)]
     assert some[0] == some[1] == sorted(some[0])
     assert len(set(some[0])) == 4
+    assert some[0] != [f"clip_{i}.mp3" for i in range(4)]
     assert len([n for b in data.score_dataloader("train", 99) for n in b["clips"]]) == 10
 
 
