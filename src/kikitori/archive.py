@@ -10,8 +10,9 @@ from pathlib import Path, PurePosixPath
 from filelock import FileLock
 
 from kikitori.errors import DataError
+from kikitori.progress import progress_bar
 
-# Common Voice 27 English, the largest language: 2.6 million clips and some 90 GB.
+# Meant to lie far above any release, and below what fills a disk unnoticed.
 MAX_FILES = 10_000_000
 MAX_BYTES = 500 * 2**30
 # mp3 does not compress; a text table does, some ten times.
@@ -34,10 +35,16 @@ def unpack(archive: Path, target: Path, max_files: int = MAX_FILES, max_bytes: i
             for left in target.parent.glob(f".{target.name}-*"):  # by a job that was killed
                 shutil.rmtree(left)
             with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as scratch:
-                with tarfile.open(archive, tarinfo=_Header) as tar:
+                with (
+                    archive.open("rb") as raw,
+                    tarfile.open(fileobj=raw, tarinfo=_Header) as tar,
+                    progress_bar() as bar,
+                ):
+                    task = bar.add_task(f"unpacking {archive.name}", total=archive.stat().st_size)
                     for member in _checked(tar, archive, max_files, max_bytes):
                         # The "data" filter refuses what _checked does, and clears set-uid and foreign owners.
                         tar.extract(member, scratch, filter="data")
+                        bar.update(task, completed=raw.tell())
                 os.rename(scratch, target)
                 Path(scratch).mkdir()  # for the context manager to remove
     except DataError:

@@ -8,12 +8,13 @@ from typing import Any, cast
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from kikitori import common_voice, hub, manifest
-from kikitori.audio import SAMPLE_RATE, to_float
+from kikitori.audio import SAMPLE_RATE
 from kikitori.clips import SPLITS, Clip, Corpus, Reject, Split
 from kikitori.collate import Batch, collate
+from kikitori.dataset import SpeechDataset
 from kikitori.errors import DataError
 from kikitori.front_end import FrontEnd
 from kikitori.paths import DEMO, cache_folder
@@ -21,30 +22,6 @@ from kikitori.progress import progress_bar
 from kikitori.sampler import EpochSampler
 from kikitori.selection import Rules, check_apart, check_rate, limit, select
 from kikitori.store import Store, build
-
-
-class SpeechDataset(Dataset[dict[str, Any]]):
-    """Clips of one split as the examples that `collate` stacks; the log-Mel is computed when a clip is asked for."""
-
-    def __init__(self, clips: Sequence[Clip], store: Store, front_end: FrontEnd) -> None:
-        self.clips = clips
-        self.store = store
-        self.front_end = front_end
-
-    def __len__(self) -> int:
-        return len(self.clips)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        clip = self.clips[index]
-        return {
-            "input_features": self.front_end.log_mel(to_float(self.store.pcm(clip.name))),
-            "tokens": self.front_end.encode(clip.text),
-            "clip": clip.name,
-            "text": clip.text,
-        }
-
-    def durations_s(self) -> list[float]:
-        return [self.store.decoded[clip.name].samples / SAMPLE_RATE for clip in self.clips]
 
 
 class SpeechDataModule(pl.LightningDataModule):
