@@ -74,7 +74,9 @@ def _run(command: str) -> None:
         if full:
             raise
         causes = [error, error.__cause__] if isinstance(error.__cause__, OmegaConfBaseException) else [error]
-        sys.exit("\n".join(map(str, causes)) + "\n(HYDRA_FULL_ERROR=1 shows where)")
+        hint = "Keys depend on the choices made; --help after a choice, such as data=manifest, lists its own.\n"
+        message = "\n".join(map(str, causes)) + "\n" + hint * ("Could not override" in str(error))
+        sys.exit(message + "(HYDRA_FULL_ERROR=1 shows where)")
 
 
 def _complete() -> None:

@@ -110,8 +110,10 @@ class SpeechDataModule(pl.LightningDataModule):
         check_apart({s: [(c, decoded[s][c.name]) for c in kept[s]] for s in self.splits}, self.rules)
         for split in self.splits:
             if not kept[split]:
+                counts = ", ".join(f"{s} {sum(clip.split == s for clip in all_rows)}" for s in self.splits)
                 raise DataError(
-                    f"{corpus.description}: no clip of the {split} split can be used; see data.limit and rejects"
+                    f"{corpus.description}: no clip of the {split} split can be used (clips listed: {counts}); "
+                    "see data.limit, the corpus's own names of its splits, and rejects.jsonl in the run's folder"
                 )
         self.clips = kept
 

@@ -27,6 +27,7 @@ def main(cfg: DictConfig) -> None:
     for reason, count in facts["rejects"].items():
         console.print(f"left out: {count} {reason}")
     console.print(
-        "What depends on the model, its window and its longest transcript, is looked at by train and evaluate."
+        "Clips longer than a model's window, or with too many tokens for it, are found by train and evaluate."
     )
-    console.print(f"Each clip that was left out is in {folder / 'rejects.jsonl'}", soft_wrap=True)
+    if facts["rejects"]:
+        console.print(f"Each of these is in {folder / 'rejects.jsonl'}", soft_wrap=True)

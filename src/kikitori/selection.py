@@ -93,7 +93,8 @@ def check_rate(rows: int, rejects: Sequence[Reject], max_reject_rate: float) -> 
         raise DataError(
             f"{len(rejects)} of {rows} clips would be left out ({reasons}), over the allowed share of "
             f"data.max_reject_rate={max_reject_rate}.\n"
-            f"  The first: {first.name}, {first.reason}. Mend the corpus, or raise data.max_reject_rate."
+            f"  The first: {first.name}, {first.reason}. All are in rejects.jsonl in the run's folder. "
+            "Mend the corpus, or raise data.max_reject_rate."
         )
 
 
