@@ -14,7 +14,7 @@ from kikitori.errors import TrainingError
 from kikitori.metrics import corpus_rate, edits_and_lengths, score_clips
 from kikitori.module import WhisperModule
 from kikitori.sampler import EpochSampler, epoch_order
-from kikitori.whisper import Whisper
+from kikitori.whisper import Whisper, load
 
 OPTIM = partial(optim.build, lr=1e-3, weight_decay=0.1, betas=(0.9, 0.98), warmup_steps=1, schedule="linear")
 TEXTS = ["犬", "赤い犬", "猫", "白い猫と犬"]
@@ -168,3 +168,12 @@ def test_a_loss_that_is_not_finite_stops_the_run(micro: Whisper, tmp_path: Path)
     run = trainer(tmp_path, max_steps=2, callbacks=callbacks, **settings)
     with pytest.raises(TrainingError, match="not finite by step 1"):
         run.fit(WhisperModule(micro, OPTIM), loader(micro, 4), loader(micro, 4))
+
+
+def test_scoring_leaves_a_loaded_model_in_training_mode(micro: Whisper, tmp_path: Path) -> None:
+    """from_pretrained gives evaluation mode, in which dropout and gradient checkpointing would be off in the fit."""
+    micro.save(tmp_path / "model")
+    loaded = load(str(tmp_path / "model"), "ja", "transcribe")
+    assert loaded.model.training
+    trainer(tmp_path).predict(WhisperModule(loaded), loader(loaded, 4))
+    assert all(module.training for module in loaded.model.modules())
