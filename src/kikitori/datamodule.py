@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any, cast
 
-import numpy as np
 import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader
@@ -20,7 +19,7 @@ from kikitori.front_end import FrontEnd
 from kikitori.paths import DEMO, cache_folder
 from kikitori.progress import progress_bar
 from kikitori.sampler import EpochSampler
-from kikitori.selection import Rules, check_apart, check_rate, limit, select
+from kikitori.selection import Rules, check_apart, check_rate, limit, seeded_sample, select
 from kikitori.store import Store, build
 
 
@@ -133,8 +132,8 @@ class SpeechDataModule(pl.LightningDataModule):
         """A split in its own order, or a seeded sample of it, for scoring."""
         dataset = self.dataset(split)
         if clips is not None and clips < len(dataset):
-            chosen = np.sort(np.random.default_rng(self.seed).permutation(len(dataset))[:clips])
-            dataset = SpeechDataset([dataset.clips[i] for i in chosen], dataset.store, dataset.front_end)
+            chosen = [dataset.clips[i] for i in seeded_sample(len(dataset), clips, self.seed)]
+            dataset = SpeechDataset(chosen, dataset.store, dataset.front_end)
         return self._loader(dataset, self.eval_batch_size)
 
     def _loader(

@@ -3,7 +3,7 @@
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -20,7 +20,7 @@ from pytorch_lightning.loggers import CSVLogger, Logger
 from kikitori import trainer as trainers
 from kikitori import whisper as whispers
 from kikitori.callbacks import Recorder, ValidateEvery
-from kikitori.clips import SPLITS, Split
+from kikitori.clips import Split
 from kikitori.collate import preflight
 from kikitori.config import check
 from kikitori.datamodule import SpeechDataModule
@@ -59,15 +59,14 @@ def train(cfg: DictConfig, folder: Path) -> Results:
         module = WhisperModule(whisper, instantiate(cfg.optim, _convert_="all"))
         for logger in loggers[1:]:
             logger.log_hyperparams(plain(cfg))
-        splits = list(SPLITS)
         with _timed(results, "evaluate_s"):
-            before = score(trainer, module, data, splits, cfg.score.train_clips, folder, "before", results)
+            before = score(trainer, module, data, cfg.score.train_clips, folder, "before", results)
         with _timed(results, "fit_s"):
             trainer.fit(module, datamodule=data)
         take_best(trainer, module)
         with _timed(results, "evaluate_s"):
-            after = score(trainer, module, data, splits, cfg.score.train_clips, folder, "after", results)
-        results["scores"]["change"] = {split: change(before[split], after[split]) for split in splits}
+            after = score(trainer, module, data, cfg.score.train_clips, folder, "after", results)
+        results["scores"]["change"] = {split: change(before[split], after[split]) for split in data.splits}
         results["history"] = recorder.history
         results["checkpoint"] = {"steps": trainer.global_step, **_best(trainer)}
         results["cost"] |= {"train_clips_per_s": recorder.train_clips / max(recorder.train_s, 1e-9)}
@@ -91,7 +90,7 @@ def evaluate(cfg: DictConfig, folder: Path) -> Results:
         describe(results, whisper, model_name(cfg))
         module = WhisperModule(whisper)
         with _timed(results, "evaluate_s"):
-            score(trainer, module, data, cfg.splits, cfg.score.train_clips, folder, "evaluated", results)
+            score(trainer, module, data, cfg.score.train_clips, folder, "evaluated", results)
         results["cost"] |= trainers.machine(trainer)
     return results
 
@@ -136,16 +135,15 @@ def score(
     trainer: pl.Trainer,
     module: WhisperModule,
     data: SpeechDataModule,
-    splits: list[Split],
     train_clips: int | None,
     folder: Path,
     stage: str,
     results: Results,
 ) -> Scores:
-    """Read every clip of the splits (a sample of train), write the predictions, put the rates under `stage`."""
+    """Read every clip of the data's splits (a sample of train), write the predictions, put the rates under `stage`."""
     scores: Scores = {}
     results["scores"][stage] = {}
-    for split in splits:
+    for split in data.splits:
         log.info("scoring %s %s", split, stage)
         loader = data.score_dataloader(split, train_clips if split == "train" else None)
         batches: Any = trainer.predict(module, loader)
@@ -250,7 +248,7 @@ def quieten() -> None:
 
 
 @contextmanager
-def _timed(results: Results, key: str, clock: Callable[[], float] = time.perf_counter) -> Iterator[None]:
-    start = clock()
+def _timed(results: Results, key: str) -> Iterator[None]:
+    start = time.perf_counter()
     yield
-    results["cost"][key] = results["cost"].get(key, 0.0) + clock() - start
+    results["cost"][key] = results["cost"].get(key, 0.0) + time.perf_counter() - start

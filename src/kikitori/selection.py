@@ -31,10 +31,14 @@ def limit(clips: Sequence[Clip], counts: Mapping[str, int | None], sample: bool,
         rows = [clip for clip in clips if clip.split == split]
         n = counts.get(split)
         if n is not None and n < len(rows):
-            chosen = np.random.default_rng(seed).permutation(len(rows))[:n] if sample else np.arange(n)
-            rows = [rows[i] for i in np.sort(chosen)]
+            rows = [rows[i] for i in (seeded_sample(len(rows), n, seed) if sample else range(n))]
         kept += rows
     return kept
+
+
+def seeded_sample(length: int, count: int, seed: int) -> list[int]:
+    """`count` of range(length), in their order."""
+    return sorted(np.random.default_rng(seed).permutation(length)[:count].tolist())
 
 
 def select(

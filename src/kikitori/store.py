@@ -17,7 +17,7 @@ from filelock import FileLock
 from numpy.typing import NDArray
 from rich.progress import Progress
 
-from kikitori.audio import DECODER, decode, to_int16
+from kikitori.audio import DECODER, FULL_SCALE, decode, to_int16
 from kikitori.clips import Clip, Decoded
 from kikitori.errors import DataError
 
@@ -140,7 +140,7 @@ def _row(clip: Clip) -> dict:
         "name": clip.name,
         "pcm": pcm.tobytes(),
         "samples": len(pcm),
-        "peak": float(np.abs(pcm.astype(np.int32)).max(initial=0)) / 32_768,
+        "peak": float(np.abs(pcm.astype(np.int32)).max(initial=0)) / FULL_SCALE,
         "digest": blake2b(pcm.tobytes(), digest_size=16).hexdigest(),
         "error": "",
     }

@@ -94,7 +94,6 @@ def build(
     max_label_tokens: int = 448,
     freeze: Literal["encoder", "none"] = "none",
     gradient_checkpointing: bool = False,
-    name: str = "micro",
     **config: Any,
 ) -> Whisper:
     """A Whisper from random weights, with a window of its own (whole seconds) and a byte-level tokenizer made here.
@@ -125,7 +124,7 @@ def build(
         **config,
     )
     model = WhisperForConditionalGeneration(whisper_config)
-    front_end = front_ends.make(tokenizer, whisper_config, language, task, name)
+    front_end = front_ends.make(tokenizer, whisper_config, language, task, "micro")
     return _ready(model, front_end, recipe, freeze, gradient_checkpointing)
 
 
