@@ -31,7 +31,7 @@ def composed(root: str, *overrides: str) -> DictConfig:
 
 
 def test_every_choice_is_counted() -> None:
-    assert len(CHOICES) == 23
+    assert len(CHOICES) == 24
     assert len(list(CONF.glob("*.yaml"))) == len(ROOTS) + 1
     assert not list(CONF.glob("*/*/*")), "one level deep"
 
@@ -65,7 +65,7 @@ def test_the_article_is_the_recipe_people_know() -> None:
     cfg = composed("train", "experiment=article", "data.release=a")
     assert cfg.model.name == "openai/whisper-small"
     assert (cfg.data.limit.train, cfg.data.limit.validation, cfg.data.limit.test) == (100, 100, 100)
-    assert (cfg.data.batch_size, cfg.optim.lr, cfg.optim.warmup_steps, cfg.trainer.max_steps) == (16, 1e-5, 5, 40)
+    assert (cfg.data.global_batch, cfg.optim.lr, cfg.optim.warmup_steps, cfg.trainer.max_steps) == (16, 1e-5, 5, 40)
     assert (cfg.trainer.precision, cfg.validation.every_steps) == ("16-mixed", 10)
     assert cfg.model.gradient_checkpointing
     assert cfg.data.group_by_length
@@ -84,14 +84,14 @@ def test_an_experiment_is_a_short_delta_that_asks_its_question_first() -> None:
 
 
 def test_all_problems_come_at_once_with_key_value_and_remedy() -> None:
-    bad = ["optim.lr=-1", "data.batch_size=x", "model.freeze=all", "model.dropout=2", "trainer.precision=8"]
+    bad = ["optim.lr=-1", "data.global_batch=x", "model.freeze=all", "model.dropout=2", "trainer.precision=8"]
     with pytest.raises(ConfigError) as caught:
         check(composed("train", *bad))
     text = str(caught.value)
     assert text.startswith("ConfigError: 6 problems in the configuration\n")
     assert "data.release: not set; pass data.release=/path/to/" in text
     assert "optim.lr: must be above 0, got -1" in text
-    assert "data.batch_size: must be a whole number, got 'x'" in text
+    assert "data.global_batch: must be a whole number, got 'x'" in text
     assert "model.freeze: must be one of encoder, none, got 'all'" in text
     assert "model.dropout: must be between 0 and 1, got 2" in text
     assert "trainer.precision: must be one of auto, 16-mixed, bf16-mixed, 32, 32-true, got 8" in text
@@ -122,7 +122,7 @@ def test_an_unknown_choice_or_key_is_refused_when_composing(override: str) -> No
         ("+optim.eps=1e-6", "optim.eps: kikitori.optim.build has no such argument"),
         ("callbacks.checkpoint.monitor=val/foo", "callbacks.checkpoint.monitor: must be one of val/cer"),
         ("trainer.max_steps=abc", "trainer.max_steps: must be a whole number, got 'abc'"),
-        ("trainer.devices=2", "trainer.devices: must be one of 1, got 2"),
+        ("trainer.devices=0", "trainer.devices: must be above 0, got 0"),
         ("validation.every_steps=0", "validation.every_steps: must be above 0, got 0"),
         ("seed=abc", "seed: must be a whole number, got 'abc'"),
         ("generation.max_new_tokens=1.5", "generation.max_new_tokens: must be a whole number or null, got 1.5"),

@@ -8,15 +8,16 @@ import kikitori
 SOURCE = Path(kikitori.__file__).parent
 FLOORS = [
     {"errors", "paths", "progress"},
-    {"archive", "audio", "clips", "optim", "report", "sampler", "text"},
+    {"archive", "audio", "clips", "optim", "ranks", "report", "sampler", "text"},
     {"front_end"},
     {"whisper"},
     {"collate", "common_voice", "config", "decode", "hub", "manifest", "metrics", "selection", "store"},
     {"callbacks", "dataset", "module"},
-    {"datamodule"},
-    {"trainer"},
+    {"checkpoints", "datamodule", "trainer"},
+    {"run"},
+    {"scoring"},
     {"experiment"},
-    {"evaluate", "prepare", "train", "transcribe"},
+    {"evaluate", "prepare", "rank", "train", "transcribe"},
     {"cli"},
     {"__main__"},
 ]

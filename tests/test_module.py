@@ -13,7 +13,7 @@ from kikitori.collate import IGNORED, collate
 from kikitori.errors import TrainingError
 from kikitori.metrics import corpus_rate, edits_and_lengths, score_clips
 from kikitori.module import WhisperModule
-from kikitori.sampler import EpochSampler, epoch_order
+from kikitori.sampler import Draw, StepSampler, epoch_order
 from kikitori.whisper import Whisper, load
 
 OPTIM = partial(optim.build, lr=1e-3, weight_decay=0.1, betas=(0.9, 0.98), warmup_steps=1, schedule="linear")
@@ -38,6 +38,25 @@ def loader(whisper: Whisper, batch_size: int) -> torch.utils.data.DataLoader[Any
     return torch.utils.data.DataLoader(data, batch_size=batch_size, collate_fn=collate)
 
 
+class Drawn(torch.utils.data.Dataset[Any]):
+    """Examples as a training's sampler asks for them."""
+
+    def __init__(self, rows: list[dict[str, Any]]) -> None:
+        self.rows = rows
+
+    def __getitem__(self, draw: Draw) -> dict[str, Any]:
+        return {**self.rows[draw.place], "weight": draw.weight}
+
+
+def training(
+    whisper: Whisper, global_batch: int, steps: int, clips: int = 4, **slots: int
+) -> torch.utils.data.DataLoader[Any]:
+    rows = examples(whisper)[:clips]
+    tokens = [len(row["tokens"]) - 1 for row in rows]
+    sampler = StepSampler([1.0] * clips, tokens, global_batch, steps, 0, False, **slots)
+    return torch.utils.data.DataLoader(Drawn(rows), batch_sampler=sampler, collate_fn=collate)
+
+
 def trainer(tmp_path: Path, **arguments: Any) -> pl.Trainer:
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
     return pl.Trainer(default_root_dir=tmp_path, **{**quiet, "enable_checkpointing": False, **arguments})
@@ -54,7 +73,7 @@ def test_one_training_steps_loss_and_gradients_equal_stock_forward(micro: Whispe
     stock_model = copy.deepcopy(micro.model)
     gradients = Gradients()
     run = trainer(tmp_path, max_steps=1, callbacks=[gradients])
-    run.fit(WhisperModule(micro, OPTIM), loader(micro, 4))
+    run.fit(WhisperModule(micro, OPTIM), training(micro, 4, 1))
 
     tokenizer = micro.front_end.tokenizer
     features = torch.stack([e["input_features"] for e in examples(micro)])
@@ -66,6 +85,31 @@ def test_one_training_steps_loss_and_gradients_equal_stock_forward(micro: Whispe
     for name, parameter in stock_model.named_parameters():
         if parameter.requires_grad:
             torch.testing.assert_close(gradients.first[name], parameter.grad, msg=name)
+
+
+def test_accumulated_batches_have_the_loss_and_gradients_of_one_large_batch(micro: Whisper, tmp_path: Path) -> None:
+    """Their clips differ in length, so that a mean of the batches' means would be another loss."""
+    kept = []
+    for accumulated in (1, 2, 3):
+        gradients, recorder = Gradients(), Recorder()
+        callbacks = [gradients, recorder, ValidateEvery(1)]
+        settings = {"check_val_every_n_epoch": None, "val_check_interval": ValidateEvery.NEVER}
+        run = trainer(
+            tmp_path,
+            max_steps=1,
+            accumulate_grad_batches=accumulated,
+            callbacks=callbacks,
+            num_sanity_val_steps=0,
+            **settings,
+        )
+        module = WhisperModule(copy.deepcopy(micro), OPTIM)
+        run.fit(module, training(micro, 4, 1, accumulated=accumulated), loader(micro, 4))
+        kept.append((gradients.first, recorder.history[0]["train/loss"]))
+    (first, loss), *others = kept
+    for gradient, other in others:
+        assert other == pytest.approx(loss, rel=1e-5)
+        for name in first:
+            torch.testing.assert_close(gradient[name], first[name], msg=name)
 
 
 def test_validation_scores_do_not_depend_on_the_batches(micro: Whisper, tmp_path: Path) -> None:
@@ -97,8 +141,8 @@ def test_validation_cer_equals_the_scorers(micro: Whisper, tmp_path: Path) -> No
 
 def test_accumulated_batches_make_one_optimizer_step(micro: Whisper, tmp_path: Path) -> None:
     module = WhisperModule(micro, OPTIM)
-    run = trainer(tmp_path, max_epochs=2, accumulate_grad_batches=2, max_steps=2)
-    run.fit(module, loader(micro, 1))
+    run = trainer(tmp_path, accumulate_grad_batches=2, max_steps=2)
+    run.fit(module, training(micro, 2, 2, accumulated=2))
     assert run.global_step == 2
     scheduler: Any = run.lr_scheduler_configs[0].scheduler
     assert scheduler.last_epoch == 2
@@ -107,7 +151,7 @@ def test_accumulated_batches_make_one_optimizer_step(micro: Whisper, tmp_path: P
 def test_a_checkpoint_loads_with_weights_only(micro: Whisper, tmp_path: Path) -> None:
     module = WhisperModule(micro, OPTIM)
     run = trainer(tmp_path, max_steps=1, enable_checkpointing=True)
-    run.fit(module, loader(micro, 4))
+    run.fit(module, training(micro, 4, 1))
     run.save_checkpoint(tmp_path / "a.ckpt")
     checkpoint = torch.load(tmp_path / "a.ckpt", weights_only=True)
     assert checkpoint["hyper_parameters"]["recipe"]["builder"] == "build"
@@ -117,7 +161,7 @@ def test_a_checkpoint_loads_with_weights_only(micro: Whisper, tmp_path: Path) ->
 def test_gradients_are_clipped_at_any_precision(micro: Whisper, tmp_path: Path, precision: Any) -> None:
     module = WhisperModule(micro, OPTIM)
     run = trainer(tmp_path, max_steps=2, precision=precision, gradient_clip_val=1e-3)
-    run.fit(module, loader(micro, 4))
+    run.fit(module, training(micro, 4, 2))
     assert run.global_step == 2
     assert all(p.dtype == torch.float32 for p in micro.model.parameters())
 
@@ -129,10 +173,7 @@ def test_each_epoch_has_an_order_of_its_own(micro: Whisper, tmp_path: Path) -> N
         def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
             seen.extend(batch["clips"])
 
-    data: Any = examples(micro)
-    sampler = EpochSampler([1.0] * len(TEXTS), 1, 0, False)
-    batches = torch.utils.data.DataLoader(data, sampler=sampler, collate_fn=collate)
-    trainer(tmp_path, max_epochs=2, callbacks=[Order()]).fit(WhisperModule(micro, OPTIM), batches)
+    trainer(tmp_path, max_steps=8, callbacks=[Order()]).fit(WhisperModule(micro, OPTIM), training(micro, 1, 8))
     expected = [TEXTS[i] for epoch in (0, 1) for i in epoch_order([1.0] * 4, 1, 0, epoch, False)]
     assert seen == expected
     assert seen[:4] != seen[4:]
@@ -142,7 +183,7 @@ def test_each_epoch_has_an_order_of_its_own(micro: Whisper, tmp_path: Path) -> N
 def test_validation_runs_every_n_optimizer_steps_and_after_the_last(
     micro: Whisper, tmp_path: Path, accumulated: int
 ) -> None:
-    """Three batches an epoch: an accumulation of four never fills up, and Lightning steps at the epoch's end."""
+    """An epoch of three clips is never a whole step of four batches; the batches are filled up."""
     recorder = Recorder()
     run = trainer(
         tmp_path,
@@ -153,9 +194,7 @@ def test_validation_runs_every_n_optimizer_steps_and_after_the_last(
         val_check_interval=ValidateEvery.NEVER,
         num_sanity_val_steps=0,
     )
-    batches = torch.utils.data.Subset(examples(micro), range(3))
-    data: Any = batches
-    train = torch.utils.data.DataLoader(data, batch_size=1, collate_fn=collate)
+    train = training(micro, accumulated, 5, clips=3, accumulated=accumulated)
     run.fit(WhisperModule(micro, OPTIM), train, loader(micro, 4))
     assert [row["step"] for row in recorder.history] == [2, 4, 5]
 
@@ -167,7 +206,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(micro: Whisper, tmp_path: Path)
     settings = {"check_val_every_n_epoch": None, "val_check_interval": ValidateEvery.NEVER, "num_sanity_val_steps": 0}
     run = trainer(tmp_path, max_steps=2, callbacks=callbacks, **settings)
     with pytest.raises(TrainingError, match="not finite by step 1"):
-        run.fit(WhisperModule(micro, OPTIM), loader(micro, 4), loader(micro, 4))
+        run.fit(WhisperModule(micro, OPTIM), training(micro, 4, 2), loader(micro, 4))
 
 
 def test_scoring_leaves_a_loaded_model_in_training_mode(micro: Whisper, tmp_path: Path) -> None:

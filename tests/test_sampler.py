@@ -1,7 +1,8 @@
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kikitori.sampler import EpochSampler, epoch_order
+from kikitori.sampler import StepSampler, epoch_order
 
 LENGTHS = st.lists(st.floats(0.1, 30), max_size=300)
 
@@ -11,16 +12,6 @@ LENGTHS = st.lists(st.floats(0.1, 30), max_size=300)
 )
 def test_every_clip_is_drawn_once_an_epoch(lengths, batch_size, seed, epoch, by) -> None:
     assert sorted(epoch_order(lengths, batch_size, seed, epoch, by)) == list(range(len(lengths)))
-
-
-@given(lengths=LENGTHS, epoch=st.integers(0, 5), by=st.booleans())
-def test_the_order_is_a_function_of_seed_and_epoch_alone(lengths, epoch, by) -> None:
-    sampler = EpochSampler(lengths, 8, 3, by)
-    for earlier in range(epoch):  # what was drawn before leaves no trace
-        sampler.set_epoch(earlier)
-        list(sampler)
-    sampler.set_epoch(epoch)
-    assert list(sampler) == epoch_order(lengths, 8, 3, epoch, by)
 
 
 def test_epochs_and_seeds_differ() -> None:
@@ -47,9 +38,49 @@ def test_only_the_last_grouped_batch_is_short() -> None:
     assert sorted(order[16:]) == [0, 1, 2, 3, 4]
 
 
-def test_the_sampler_follows_set_epoch() -> None:
-    sampler = EpochSampler([1.0, 2.0, 3.0, 4.0, 5.0], 2, 0, False)
-    first = list(sampler)
-    sampler.set_epoch(1)
-    assert list(sampler) != first
-    assert len(sampler) == 5
+def drawn(clips: int, global_batch: int, steps: int, processes: int, accumulated: int, first: int = 0):
+    """Of each step, the draws of all its slots."""
+    lengths = [float(i % 7) for i in range(clips)]
+    tokens = [i % 5 + 1 for i in range(clips)]
+    slots = {"accumulated": accumulated, "processes": processes, "first_step": first}
+    samplers = [
+        StepSampler(lengths, tokens, global_batch, steps, 3, True, rank=rank, **slots) for rank in range(processes)
+    ]
+    batches = [list(sampler) for sampler in samplers]
+    assert {len(b) for b in batches} == {(steps - first) * accumulated}
+    assert {len(sampler) for sampler in samplers} == {steps * accumulated}
+    return [[b[s * accumulated + a] for b in batches for a in range(accumulated)] for s in range(steps - first)], tokens
+
+
+SLOTS = {"clips": st.integers(1, 60), "global_batch": st.integers(1, 20), "processes": st.integers(1, 4)}
+
+
+@given(**SLOTS, accumulated=st.integers(1, 3), steps=st.integers(1, 8))
+def test_a_step_sees_the_same_clips_whoever_computes_it(clips, global_batch, processes, accumulated, steps) -> None:
+    alone, _ = drawn(clips, global_batch, steps, 1, 1)
+    together, tokens = drawn(clips, global_batch, steps, processes, accumulated)
+    for one, many in zip(alone, together, strict=True):
+        real = [draw.place for batch in many for draw in batch if draw.weight]
+        assert sorted(real) == sorted(draw.place for draw in one[0])
+        assert len({len(batch) for batch in many}) == 1
+        # Averaged over the slots, every token counts the same, and all of them one.
+        weights = {draw.weight for batch in many for draw in batch if draw.weight}
+        assert len(weights) == 1
+        total = sum(tokens[draw.place] * draw.weight for batch in many for draw in batch)
+        assert total / (processes * accumulated) == pytest.approx(1)
+
+
+@given(**SLOTS, steps=st.integers(1, 8), first=st.integers(0, 8))
+def test_a_run_that_goes_on_sees_what_it_would_have_seen(clips, global_batch, processes, steps, first) -> None:
+    first = min(first, steps)
+    whole, _ = drawn(clips, global_batch, steps, processes, 2)
+    assert drawn(clips, global_batch, steps, processes, 2, first)[0] == whole[first:]
+
+
+def test_each_epoch_holds_every_clip_once_and_only_its_last_step_is_short() -> None:
+    steps, _ = drawn(21, 8, 6, 1, 1)
+    for epoch in (steps[:3], steps[3:]):
+        places = [[draw.place for draw in step[0]] for step in epoch]
+        assert [len(p) for p in places] == [8, 8, 5]
+        assert sorted(place for p in places for place in p) == list(range(21))
+    assert steps[:3] != steps[3:]

@@ -3,14 +3,18 @@
 import math
 import netrc
 import os
+import random
 import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytorch_lightning as pl
+import torch
 from pytorch_lightning.loggers import WandbLogger
 
 from kikitori.errors import TrainingError
+from kikitori.report import write_json
 
 WANDB_HOST = "api.wandb.ai"
 
@@ -36,7 +40,10 @@ class ValidateEvery(pl.Callback):
 
 
 class Recorder(pl.Callback):
-    """Keeps what the results need of a fit: a row an evaluation, and the clips and seconds that training took."""
+    """Keeps what the results need of a fit: a row an evaluation, and the clips and seconds that training took.
+
+    All of it, and the random states, go into the checkpoint, so that a run that goes on is one run.
+    """
 
     def __init__(self) -> None:
         self.history: list[dict[str, float]] = []
@@ -45,11 +52,22 @@ class Recorder(pl.Callback):
         self._since = 0.0
         self._losses: list[Any] = []
 
+    def state_dict(self) -> dict[str, Any]:
+        kept = {"history": self.history, "train_clips": self.train_clips, "train_s": self.train_s}
+        return {**kept, "random": random_state()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.history, self.train_clips = state_dict["history"], state_dict["train_clips"]
+        self.train_s = state_dict["train_s"]
+        self._random = state_dict["random"]
+
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if hasattr(self, "_random"):
+            set_random_state(self._random)
         self._since = time.perf_counter()
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        self.train_clips += len(batch["clips"])
+        self.train_clips += int((batch["weights"] > 0).sum())
         self._losses.append(outputs["loss"].detach())
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -57,23 +75,69 @@ class Recorder(pl.Callback):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         metrics = {key: float(value) for key, value in trainer.callback_metrics.items() if key.startswith("val/")}
-        losses = [float(loss) for loss in self._losses]
+        # Lightning reports a loss divided by the accumulation; the recipe's loss is the sum of those of a step.
+        mean = torch.stack(self._losses).mean() * trainer.accumulate_grad_batches if self._losses else torch.tensor(0.0)
+        loss = float(trainer.strategy.reduce(mean, reduce_op="mean"))
         self._losses.clear()
-        if not all(map(math.isfinite, [*losses, metrics["val/loss"]])):
+        if not math.isfinite(loss) or not math.isfinite(metrics["val/loss"]):
             # Before a checkpoint is written of it: Lightning would end such a run as a success.
             lr = trainer.optimizers[0].defaults["lr"]
             raise TrainingError(
                 f"the loss is not finite by step {trainer.global_step} (optim.lr={lr}); "
                 "lower the learning rate, lengthen the warm-up, or train at trainer.precision=32"
             )
-        # Lightning reports a loss divided by the accumulation; the recipe's loss is the mean over batches.
-        scale = trainer.accumulate_grad_batches
-        row = {"step": trainer.global_step, "train/loss": scale * sum(losses) / max(1, len(losses)), **metrics}
-        self.history.append(row)
+        self.history.append({"step": trainer.global_step, "train/loss": loss, **metrics})
+        self._processes = trainer.world_size
         self._since = time.perf_counter()
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.train_s += time.perf_counter() - self._since
+
+    def cost(self) -> dict[str, float]:
+        """Clips a second of training, validation apart, over all processes."""
+        return {"train_clips_per_s": getattr(self, "_processes", 1) * self.train_clips / max(self.train_s, 1e-9)}
+
+
+def random_state() -> dict[str, Any]:
+    """The states of all generators that training draws from, as a checkpoint may hold them."""
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    numpy: Any = np.random.get_state(legacy=False)
+    numpy["state"]["key"] = torch.from_numpy(numpy["state"]["key"].astype(np.int64))
+    return {"torch": torch.get_rng_state(), "cuda": cuda, "numpy": numpy, "python": random.getstate()}
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    """Go on drawing where `random_state` was taken."""
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] and len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["cuda"])
+    key = state["numpy"]["state"]["key"].numpy().astype(np.uint32)
+    np.random.set_state({**state["numpy"], "state": {**state["numpy"]["state"], "key": key}})
+    random.setstate(state["python"])
+
+
+class Progress(pl.Callback):
+    """Tells whoever runs a sweep how far this trial is, in progress.json of its folder."""
+
+    EVERY_S = 1.0
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "progress.json"
+        self._cer: float | None = None
+        self._written = -math.inf
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if time.monotonic() - self._written > self.EVERY_S:
+            self._write(trainer)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._cer = float(trainer.callback_metrics["val/cer"])
+        self._write(trainer)
+
+    def _write(self, trainer: pl.Trainer) -> None:
+        self._written = time.monotonic()
+        if trainer.is_global_zero and "KIKITORI_SWEEP" in os.environ:
+            write_json(self.path, {"step": trainer.global_step, "max_steps": trainer.max_steps, "val/cer": self._cer})
 
 
 def wandb_logger(folder: str, project: str, **arguments: Any) -> WandbLogger:

@@ -8,6 +8,8 @@ from pathlib import Path
 from hydra.errors import CompactHydraException
 from omegaconf.errors import OmegaConfBaseException
 
+from kikitori.ranks import die_with_parent
+
 USAGE = """\
 kikitori: fine-tune Whisper on speech, Japanese first.
 
@@ -34,6 +36,7 @@ def main() -> None:
     # OpenMP's threads spin while they wait for each other, which slows a CPU that others use too up to 50 times; this
     # short a spin costs a seventh on a quiet one. Read when torch is imported.
     os.environ.setdefault("GOMP_SPINCOUNT", "3000")
+    die_with_parent()
     arguments = sys.argv[1:]
     if arguments[:1] == ["-sc"]:
         _complete()
@@ -57,8 +60,8 @@ def _refuse(arguments: list[str]) -> None:
             sys.exit(
                 f"kikitori: {key} holds the value of {variable}, and a configuration is written to files; leave it out"
             )
-        if key == "hydra.run.dir" and Path(value, "results.json").exists():
-            sys.exit(f"kikitori: {argument} already holds a run; choose another folder")
+        if key == "hydra.run.dir" and Path(value, "results.json").exists() and "resume=true" not in arguments:
+            sys.exit(f"kikitori: {argument} already holds a run; choose another folder, or add resume=true to go on")
 
 
 def _run(command: str) -> None:

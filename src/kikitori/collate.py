@@ -14,12 +14,16 @@ IGNORED = -100
 
 
 class Batch(TypedDict):
-    """input_features: (batch, mels, frames) float32. labels: (batch, tokens) int64. clips: ids. texts: references."""
+    """input_features: (batch, mels, frames) float32. labels: (batch, tokens) int64. clips: ids. texts: references.
+
+    weights: (batch,) float32, what a clip's summed token losses count in training; None where none is done.
+    """
 
     input_features: Tensor
     labels: Tensor
     clips: list[str]
     texts: list[str]
+    weights: Tensor | None
 
 
 def collate(examples: list[dict[str, Any]]) -> Batch:
@@ -29,12 +33,14 @@ def collate(examples: list[dict[str, Any]]) -> Batch:
     in, the decoder would be trained on two. Padding is masked by position, not by value: the end token has the
     padding's id and must stay supervised.
     """
+    weights = [e.get("weight") for e in examples]
     sequences = [torch.tensor(e["tokens"][1:], dtype=torch.int64) for e in examples]
     return Batch(
         input_features=torch.stack([e["input_features"] for e in examples]),
         labels=torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True, padding_value=IGNORED),
         clips=[e["clip"] for e in examples],
         texts=[e["text"] for e in examples],
+        weights=None if weights[0] is None else torch.tensor(weights),
     )
 
 

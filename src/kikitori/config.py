@@ -22,8 +22,9 @@ REMEDIES = {
     "data.name": "pass data.name=owner/dataset",
 }
 ABOVE_ZERO = {
+    *("trainer.devices", "trainer.num_nodes", "trainer.strategy.collective_timeout_s"),
     *("optim.lr", "trainer.max_steps", "trainer.accumulate_grad_batches", "validation.every_steps", "model.window_s"),
-    *("data.batch_size", "data.eval_batch_size", "generation.max_new_tokens", "generation.num_beams"),
+    *("data.global_batch", "data.eval_batch_size", "generation.max_new_tokens", "generation.num_beams"),
     *("score.train_clips", "data.limit.train", "data.limit.validation", "data.limit.test"),
     "data.max_duration_s",
 }
@@ -35,19 +36,19 @@ FRACTIONS = {
 CHOICES = {
     "trainer.precision": ("auto", "16-mixed", "bf16-mixed", "32", "32-true"),
     "trainer.accelerator": ("auto", "cpu", "gpu", "cuda"),
-    # Training on several is not written yet, and must not half work.
-    "trainer.devices": ("1",),
     "callbacks.checkpoint.monitor": ("val/cer", "val/wer", "val/loss"),
     "callbacks.checkpoint.mode": ("min", "max"),
 }
 # Types of keys that are no argument of a target of ours.
 TYPES: dict[str, Any] = {
     **dict.fromkeys(("seed", "validation.every_steps", "trainer.max_steps", "trainer.log_every_n_steps"), int),
-    **dict.fromkeys(("trainer.accumulate_grad_batches",), int),
+    **dict.fromkeys(("trainer.accumulate_grad_batches", "trainer.num_nodes"), int),
     **dict.fromkeys(("score.train_clips", "generation.max_new_tokens", "generation.num_beams"), int | None),
     **dict.fromkeys(("data.limit.train", "data.limit.validation", "data.limit.test"), int | None),
     "data.limit.sample": bool,
     "checkpoint": str | None,
+    "resume": bool,
+    "trainer.devices": int | Literal["auto"],
     "trainer.gradient_clip_val": float | None,
 }
 

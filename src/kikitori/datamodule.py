@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from hashlib import sha256
 from typing import Any, cast
 
 import pytorch_lightning as pl
@@ -18,7 +19,7 @@ from kikitori.errors import DataError
 from kikitori.front_end import FrontEnd
 from kikitori.paths import DEMO, cache_folder
 from kikitori.progress import progress_bar
-from kikitori.sampler import EpochSampler
+from kikitori.sampler import StepSampler
 from kikitori.selection import Rules, check_apart, check_rate, limit, seeded_sample, select
 from kikitori.store import Store, build
 
@@ -26,14 +27,15 @@ from kikitori.store import Store, build
 class SpeechDataModule(pl.LightningDataModule):
     """Reads a corpus, decodes it once, leaves out what cannot be used, and serves batches.
 
-    limit: clips to keep of each split (None: all), the first or a seeded sample. batch_size, eval_batch_size: clips.
+    limit: clips to keep of each split (None: all), the first or a seeded sample. global_batch: clips of an optimizer
+    step, over all processes and accumulated batches. eval_batch_size: clips that one process reads at a time.
     front_end: None where only the audio is to be prepared. Other arguments: see `kikitori.selection.Rules`.
     """
 
     def __init__(
         self,
         language: str,
-        batch_size: int,
+        global_batch: int,
         eval_batch_size: int,
         num_workers: int,
         group_by_length: bool,
@@ -49,7 +51,7 @@ class SpeechDataModule(pl.LightningDataModule):
     ) -> None:
         super().__init__()
         self.language = language
-        self.batch_size = batch_size
+        self.global_batch = global_batch
         self.eval_batch_size = eval_batch_size
         self.num_workers = num_workers
         self.group_by_length = group_by_length
@@ -66,6 +68,8 @@ class SpeechDataModule(pl.LightningDataModule):
         self.seed = seed
         # Which splits are read; whoever only scores the test split needs no other.
         self.splits: Sequence[Split] = SPLITS
+        # Which share of the clips this process reads, where several score together.
+        self.processes, self.rank = 1, 0
         self.corpus: Corpus | None = None
         self.clips: dict[Split, list[Clip]] = {}
         self.rejects: list[Reject] = []
@@ -121,43 +125,63 @@ class SpeechDataModule(pl.LightningDataModule):
         return SpeechDataset(self.clips[split], self.stores[split], self.front_end)
 
     def train_dataloader(self) -> DataLoader[Batch]:
+        """This process's batches from the Trainer's step on, to its last."""
+        assert self.trainer is not None, "the Trainer says how many steps there are, and who computes them"
         dataset = self.dataset("train")
-        sampler = EpochSampler(dataset.durations_s(), self.batch_size, self.seed, self.group_by_length)
-        return self._loader(dataset, self.batch_size, sampler)
+        sampler = StepSampler(
+            dataset.durations_s(),
+            dataset.label_tokens(),
+            self.global_batch,
+            self.trainer.max_steps,
+            self.seed,
+            self.group_by_length,
+            accumulated=self.trainer.accumulate_grad_batches,
+            processes=self.trainer.world_size,
+            rank=self.trainer.global_rank,
+            first_step=self.trainer.global_step,
+        )
+        return self._loader(dataset, batch_sampler=sampler, persistent_workers=self.num_workers > 0)
 
     def val_dataloader(self) -> DataLoader[Batch]:
-        return self._loader(self.dataset("validation"), self.eval_batch_size)
+        return self._share("validation", self.dataset("validation"))
 
     def score_dataloader(self, split: Split, clips: int | None = None) -> DataLoader[Batch]:
-        """A split in its own order, or a seeded sample of it, for scoring."""
+        """This process's share of a split in its own order, or of a seeded sample of it, for scoring."""
         dataset = self.dataset(split)
         if clips is not None and clips < len(dataset):
             chosen = [dataset.clips[i] for i in seeded_sample(len(dataset), clips, self.seed)]
             dataset = SpeechDataset(chosen, dataset.store, dataset.front_end)
-        return self._loader(dataset, self.eval_batch_size)
+        return self._share(split, dataset)
 
-    def _loader(
-        self, dataset: SpeechDataset, batch_size: int, sampler: EpochSampler | None = None
-    ) -> DataLoader[Batch]:
+    def _share(self, split: Split, dataset: SpeechDataset) -> DataLoader[Batch]:
+        """Every `processes`-th clip: no clip is read twice and none is lost, whatever their number."""
+        if len(dataset) < self.processes:
+            raise DataError(
+                f"{len(dataset)} clips of the {split} split are to be scored by {self.processes} processes; "
+                "take fewer devices, or more clips (data.limit, score.train_clips)"
+            )
+        mine = SpeechDataset(dataset.clips[self.rank :: self.processes], dataset.store, dataset.front_end)
+        return self._loader(mine, batch_size=self.eval_batch_size)
+
+    def _loader(self, dataset: SpeechDataset, **how: Any) -> DataLoader[Batch]:
         # What a loader yields is what its collate function makes, which its type does not know.
         return DataLoader(
             cast(Any, dataset),
-            batch_size=batch_size,
-            sampler=sampler,
             num_workers=self.num_workers,
             collate_fn=collate,
             pin_memory=torch.cuda.is_available(),
-            persistent_workers=self.num_workers > 0 and sampler is not None,
+            **how,
         )
 
     def summary(self) -> dict[str, Any]:
         """What stands under `data` in the results."""
         window_s = self.front_end.window_s if self.front_end else float("inf")
-        splits = {}
+        splits: dict[str, Any] = {}
         for split in self.splits:
             seconds = [self.stores[split].decoded[clip.name].samples / SAMPLE_RATE for clip in self.clips[split]]
             over = sum(s > window_s for s in seconds)
-            splits[split] = {"clips": len(seconds), "seconds": round(sum(seconds), 2), "clips_over_window": over}
+            facts = {"clips": len(seconds), "seconds": round(sum(seconds), 2), "clips_over_window": over}
+            splits[split] = {**facts, "store": self.stores[split].path.name, "digest": self.digest(split)}
         reasons = Counter(reject.reason for reject in self.rejects)
         corpus = self.read_once()
         return {
@@ -167,6 +191,12 @@ class SpeechDataModule(pl.LightningDataModule):
             "splits": splits,
             "rejects": dict(reasons),
         }
+
+    def digest(self, split: Split) -> str:
+        """What the split was in this run, whatever the order: equal where names, audio and transcripts are."""
+        decoded = self.stores[split].decoded
+        rows = sorted(f"{clip.name}\t{decoded[clip.name].digest}\t{clip.text}\n" for clip in self.clips[split])
+        return sha256("".join(rows).encode()).hexdigest()[:16]
 
     def reject_rows(self) -> list[dict[str, str]]:
         """Rows of rejects.jsonl."""

@@ -8,11 +8,15 @@ from torch.utils.data import Dataset
 from kikitori.audio import SAMPLE_RATE, to_float
 from kikitori.clips import Clip
 from kikitori.front_end import FrontEnd
+from kikitori.sampler import Draw
 from kikitori.store import Store
 
 
 class SpeechDataset(Dataset[dict[str, Any]]):
-    """Clips of one split as the examples that `collate` stacks; the log-Mel is computed when a clip is asked for."""
+    """Clips of one split as the examples that `collate` stacks; the log-Mel is computed when a clip is asked for.
+
+    Asked for by its place, or for training by a `Draw`, which gives its weight, too.
+    """
 
     def __init__(self, clips: Sequence[Clip], store: Store, front_end: FrontEnd) -> None:
         self.clips = clips
@@ -22,14 +26,20 @@ class SpeechDataset(Dataset[dict[str, Any]]):
     def __len__(self) -> int:
         return len(self.clips)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        clip = self.clips[index]
+    def __getitem__(self, asked: int | Draw) -> dict[str, Any]:
+        place, weight = asked if isinstance(asked, Draw) else (asked, None)
+        clip = self.clips[place]
         return {
             "input_features": self.front_end.log_mel(to_float(self.store.pcm(clip.name))),
             "tokens": self.front_end.encode(clip.text),
             "clip": clip.name,
             "text": clip.text,
+            "weight": weight,
         }
 
     def durations_s(self) -> list[float]:
         return [self.store.decoded[clip.name].samples / SAMPLE_RATE for clip in self.clips]
+
+    def label_tokens(self) -> list[int]:
+        """Supervised tokens of each clip: all but the start token."""
+        return [len(self.front_end.encode(clip.text)) - 1 for clip in self.clips]

@@ -26,3 +26,11 @@ class ModelError(KikitoriError):
 
 class TrainingError(KikitoriError):
     """Training cannot go on."""
+
+
+class Pruned(KikitoriError):  # noqa: N818
+    """A search gave this trial up: not a failure, but no result either."""
+
+
+class SweepError(KikitoriError):
+    """Trials of a sweep failed, or it cannot go on."""

@@ -10,6 +10,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from kikitori.errors import DataError
+
 PACKAGES = (
     *("kikitori", "torch", "torchaudio", "transformers", "pytorch-lightning", "hydra-core", "datasets", "jiwer"),
     *("sudachipy", "sudachidict-core", "soundfile", "wandb"),
@@ -39,8 +41,21 @@ def git_state() -> dict[str, Any] | None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a value that a person may want to read, too."""
-    path.write_text(json.dumps(value, ensure_ascii=False, indent=2, allow_nan=True) + "\n", encoding="utf-8")
+    """Write a value that a person may want to read, too; whoever reads meanwhile finds the old or the new one whole."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(json.dumps(value, ensure_ascii=False, indent=2, allow_nan=True) + "\n", encoding="utf-8")
+    partial.replace(path)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """An object that `write_json` wrote. Raises DataError where the file is damaged."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise DataError(f"{path} cannot be read: {error}; delete it, or its folder") from error
+    if not isinstance(value, dict):
+        raise DataError(f"{path} holds no object; delete it, or its folder")
+    return value
 
 
 def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:

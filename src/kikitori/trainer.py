@@ -4,6 +4,7 @@ import logging
 import resource
 import sys
 import warnings
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from hydra.utils import instantiate
 from pytorch_lightning.callbacks import Checkpoint, RichProgressBar
 from pytorch_lightning.loggers import Logger
+from pytorch_lightning.strategies import DDPStrategy
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from kikitori.callbacks import ValidateEvery
@@ -22,13 +24,10 @@ log = logging.getLogger(__name__)
 
 
 def build(settings: dict[str, Any], folder: Path, callbacks: list[pl.Callback], loggers: list[Logger]) -> pl.Trainer:
-    """Lightning's Trainer; what the machine makes it change is said in one line.
+    """Lightning's Trainer.
 
-    settings: the Trainer's own arguments. Raises ConfigError where Lightning refuses them.
+    settings: the Trainer's own arguments, as `on_this_machine` gives them. Raises ConfigError where it refuses them.
     """
-    settings, changes = on_this_machine(settings, torch.cuda.is_available())
-    if changes:
-        log.info("on this machine: %s", "; ".join(changes))
     if shows_bars():
         callbacks = [*callbacks, RichProgressBar()]
     make = instantiate(settings, _partial_=True, _convert_="all")
@@ -41,6 +40,8 @@ def build(settings: dict[str, Any], folder: Path, callbacks: list[pl.Callback], 
             enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),
             enable_model_summary=False,
             num_sanity_val_steps=0,
+            # The loaders deal out the clips themselves, each once.
+            use_distributed_sampler=False,
             # `ValidateEvery` decides.
             check_val_every_n_epoch=None,
             val_check_interval=ValidateEvery.NEVER,
@@ -49,36 +50,66 @@ def build(settings: dict[str, Any], folder: Path, callbacks: list[pl.Callback], 
         raise ConfigError(f"trainer={settings} is refused by Lightning: {error}") from error
 
 
-def on_this_machine(trainer: dict[str, Any], has_cuda: bool) -> tuple[dict[str, Any], list[str]]:
-    """The Trainer's settings with `auto` decided, and what was decided or had to be changed, for a person to read."""
-    on_gpu = has_cuda and trainer["accelerator"] != "cpu"
+def on_this_machine(trainer: dict[str, Any], gpus: int) -> tuple[dict[str, Any], list[str]]:
+    """The Trainer's settings with `auto` decided, and what was decided or had to be changed, for a person to read.
+
+    Raises ConfigError where more GPUs are asked for than there are.
+    """
+    on_gpu = gpus > 0 and trainer["accelerator"] != "cpu"
     accelerator = trainer["accelerator"]
     if accelerator == "auto":
         accelerator = "gpu" if on_gpu else "cpu"
+    devices = trainer["devices"]
+    if devices == "auto":
+        devices = gpus if on_gpu else 1
+    if on_gpu and devices > gpus:
+        raise ConfigError(f"trainer.devices={devices}, but this machine shows {gpus} GPUs; take fewer, or auto")
     precision, changes = str(trainer["precision"]), []
     if precision == "auto":
         precision = "16-mixed" if on_gpu else "32"
-        changes = [f"trainer=auto takes {'the GPU' if on_gpu else 'the CPU'} and precision {precision}"]
+        where = f"{devices} GPUs" if on_gpu and devices > 1 else "the GPU" if on_gpu else "the CPU"
+        changes = [f"trainer takes {where} and precision {precision}"]
     elif precision == "16-mixed" and accelerator == "cpu":
         precision, changes = "32", ["no GPU, so trainer.precision is 32 instead of 16-mixed"]
-    return {**trainer, "accelerator": accelerator, "precision": precision}, changes
+    return {**trainer, "accelerator": accelerator, "devices": devices, "precision": precision}, changes
+
+
+def check_batch(global_batch: int, devices: int, nodes: int, accumulated: int) -> None:
+    """Raise ConfigError unless each device gets equally many clips of a step."""
+    parts = devices * nodes * accumulated
+    if global_batch % parts:
+        raise ConfigError(
+            f"data.global_batch={global_batch} does not divide by {parts} = {devices} devices x {nodes} nodes x "
+            f"trainer.accumulate_grad_batches={accumulated}; take a multiple of {parts}"
+        )
+
+
+def ddp(collective_timeout_s: float) -> DDPStrategy:
+    """One process a device, gradients averaged; processes that wait longer than this for each other end with an error.
+
+    It must cover what processes may be apart when they meet: their shares of a validation above all.
+    """
+    return DDPStrategy(timeout=timedelta(seconds=collective_timeout_s))
 
 
 def machine(trainer: pl.Trainer) -> dict[str, Any]:
-    """Device and peak memory, of the GPU where there is one, else of the process."""
+    """How many devices, their kind, and peak memory: of one GPU where there is one, else of one process."""
+    devices = {"devices": trainer.world_size}
     if trainer.strategy.root_device.type == "cuda":
         peak = torch.cuda.max_memory_allocated()
-        return {"device": torch.cuda.get_device_name(), "peak_memory_gb": peak / 2**30}
+        return {**devices, "device": torch.cuda.get_device_name(), "peak_memory_gb": peak / 2**30}
     # The process's, whatever it did before; macOS counts bytes, Linux KiB.
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    return {"device": f"cpu, {torch.get_num_threads()} threads", "peak_memory_gb": peak / 2**30}
+    return {**devices, "device": f"cpu, {torch.get_num_threads()} threads", "peak_memory_gb": peak / 2**30}
 
 
 def quieten() -> None:
     """Keep Lightning's hints about its own defaults out of a run's output."""
     for name in ("pytorch_lightning.utilities.rank_zero", "pytorch_lightning.accelerators.cuda"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("lightning_fabric.utilities.rank_zero").setLevel(logging.WARNING)
     for hint in (
+        ".*srun. command is available.*",
         ".*does not have many workers.*",
         ".*Experiment logs directory.*",
         ".*smaller than the logging interval.*",

@@ -25,7 +25,7 @@ SMALL = [
 
 
 LOADING: dict[str, Any] = {
-    "batch_size": 8,
+    "global_batch": 8,
     "eval_batch_size": 8,
     "num_workers": 0,
     "group_by_length": True,
@@ -188,7 +188,7 @@ def test_a_secret_on_the_line_is_written_nowhere(cache: Path) -> None:
 
 
 def test_a_bad_configuration_is_told_without_a_traceback(cache: Path) -> None:
-    done = kikitori("train", "data.batch_size=x", "optim.lr=-1", "hydra.run.dir=bad", cache=cache)
+    done = kikitori("train", "data.global_batch=x", "optim.lr=-1", "hydra.run.dir=bad", cache=cache)
     assert done.returncode == 1
     assert "ConfigError: 3 problems in the configuration" in done.stderr
     assert "Traceback" not in done.stderr

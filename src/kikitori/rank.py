@@ -1,0 +1,22 @@
+"""One further process of a run on several devices: `python -m kikitori.rank COMMAND FOLDER`, started by `ranks`."""
+
+import json
+import sys
+from pathlib import Path
+
+from omegaconf import OmegaConf
+
+from kikitori.ranks import die_with_parent
+
+
+def main() -> None:
+    """Run the command with the configuration that comes through standard input."""
+    die_with_parent()
+    cfg = OmegaConf.create(json.load(sys.stdin))
+    from kikitori import experiment
+
+    getattr(experiment, sys.argv[1])(cfg, Path(sys.argv[2]))
+
+
+if __name__ == "__main__":
+    main()

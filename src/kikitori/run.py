@@ -1,0 +1,113 @@
+"""A run's folder and its results.json: begun, kept while it goes, and ended whatever happens."""
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any, cast
+
+import datasets
+import torch
+import transformers
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.utilities import rank_zero_only
+
+from kikitori import trainer as trainers
+from kikitori.config import check
+from kikitori.errors import ConfigError, Pruned, TrainingError
+from kikitori.progress import shows_bars
+from kikitori.report import git_state, markdown, print_results, read_json, versions, write_json
+
+Results = dict[str, Any]
+FINISHED = ("completed", "pruned")
+
+
+def is_main() -> bool:
+    """Whether this process is the one of its run that writes; a run on several devices has one a device."""
+    return getattr(rank_zero_only, "rank", 0) == 0
+
+
+@contextmanager
+def record(command: str, cfg: DictConfig, folder: Path) -> Iterator[Results]:
+    """Check, begin results.json or go on with it, write it whatever happens, and print the table at a good end."""
+    check(cfg)
+    quieten()
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    if not is_main():
+        yield {"scores": {}, "cost": {}}
+        return
+    results = _begin(command, cfg, folder)
+    save(results, folder)
+    try:
+        yield results
+        results["status"] = "completed"
+    except Pruned as reason:
+        results |= {"status": "pruned", "error": str(reason)}
+    except SystemExit as error:
+        # Lightning ends a run that got SIGTERM as if all were well.
+        results |= {"status": "failed", "error": "stopped by SIGTERM"}
+        raise TrainingError(f"stopped by SIGTERM; hydra.run.dir={folder} resume=true goes on") from error
+    except BaseException as error:
+        results |= {"status": "failed", "error": f"{type(error).__name__}: {str(error) or 'stopped'}"}
+        raise
+    finally:
+        results["finished"] = _now()
+        save(results, folder)
+        # Two runs of one process, as a sweep's are, would else share one run there.
+        if (wandb := sys.modules.get("wandb")) and wandb.run:
+            wandb.finish(exit_code=int(results["status"] not in FINISHED))
+    if results["status"] == "completed":
+        (folder / "results.md").write_text(markdown(results), encoding="utf-8")
+        print_results(results, folder)
+
+
+def _begin(command: str, cfg: DictConfig, folder: Path) -> Results:
+    """What results.json holds at first: of a run that goes on, its scores, costs and start."""
+    path, resume = folder / "results.json", cfg.get("resume", False)
+    earlier = read_json(path) if path.exists() else {}
+    if earlier and not resume:
+        raise ConfigError(f"hydra.run.dir={folder} already holds a run; choose another folder, or add resume=true")
+    if earlier.get("status") in FINISHED:
+        raise ConfigError(f"hydra.run.dir={folder} holds a run that is {earlier['status']}: nothing is left to resume")
+    overrides = list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
+    results: Results = {"status": "running", "command": command, "overrides": overrides}
+    results |= {"started": earlier.get("started", _now()), "versions": versions(), "git": git_state()}
+    return results | {"config": plain(cfg), "scores": earlier.get("scores", {}), "cost": earlier.get("cost", {})}
+
+
+def save(results: Results, folder: Path) -> None:
+    """Write results.json, by the process that does."""
+    if is_main():
+        write_json(folder / "results.json", results)
+
+
+@contextmanager
+def timed(results: Results, key: str) -> Iterator[None]:
+    """Add the seconds that its block takes to the costs, whether or not it ends well."""
+    start = time.perf_counter()
+    try:
+        yield
+    finally:
+        results["cost"][key] = results["cost"].get(key, 0.0) + time.perf_counter() - start
+
+
+def plain(cfg: DictConfig) -> dict[str, Any]:
+    """A node as plain values, interpolations resolved."""
+    return cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
+
+
+def quieten() -> None:
+    """Keep the libraries' hints about their own defaults, and their bars where nobody watches, out of the output."""
+    transformers.logging.set_verbosity_error()
+    if not shows_bars():
+        transformers.utils.logging.disable_progress_bar()
+        datasets.disable_progress_bars()
+    trainers.quieten()
+
+
+def _now() -> str:
+    return datetime.now().astimezone().isoformat(timespec="seconds")

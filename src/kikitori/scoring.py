@@ -1,0 +1,71 @@
+"""Scores of whole splits, exact however many processes read them: every clip once, edits summed, divided once."""
+
+import json
+import logging
+from itertools import chain, zip_longest
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+
+from kikitori.clips import Split
+from kikitori.datamodule import SpeechDataModule
+from kikitori.metrics import ClipScore, prediction, score_clips, summarise
+from kikitori.module import WhisperModule
+from kikitori.report import write_lines
+from kikitori.run import Results, is_main
+
+log = logging.getLogger(__name__)
+
+Scores = dict[Split, list[ClipScore]]
+
+
+def score(
+    trainer: pl.Trainer,
+    module: WhisperModule,
+    data: SpeechDataModule,
+    train_clips: int | None,
+    folder: Path,
+    stage: str,
+    results: Results,
+) -> Scores:
+    """Read every clip of the data's splits (a sample of train), write the predictions, put the rates under `stage`."""
+    scores: Scores = {}
+    rates: dict[str, Any] = {}
+    for split in data.splits:
+        log.info("scoring %s %s", split, stage)
+        loader = data.score_dataloader(split, train_clips if split == "train" else None)
+        batches: Any = trainer.predict(module, loader)
+        clips, references, hypotheses = zip(*gathered([row for batch in batches for row in batch]), strict=True)
+        scores[split] = score_clips(references, hypotheses, data.language)
+        if is_main():
+            predictions = map(prediction, clips, references, hypotheses, scores[split])
+            write_lines(predictions_file(folder, split, stage), predictions)
+        rates[split] = summarise(scores[split])
+    results["scores"][stage] = rates
+    return scores
+
+
+def gathered(rows: list[Any]) -> list[Any]:
+    """The rows of all processes, each of which had every n-th, in their common order."""
+    if not torch.distributed.is_initialized():
+        return rows
+    shares: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(shares, rows)
+    return [row for row in chain.from_iterable(zip_longest(*shares)) if row is not None]
+
+
+def earlier(folder: Path, splits: Any, stage: str) -> Scores:
+    """The scores that a run wrote before it was stopped."""
+    scores: Scores = {}
+    for split in splits:
+        lines = predictions_file(folder, split, stage).read_text(encoding="utf-8").splitlines()
+        kept = [{k: v for k, v in json.loads(line).items() if k.endswith(("_edits", "_length"))} for line in lines]
+        scores[split] = [ClipScore(**row) for row in kept]
+    return scores
+
+
+def predictions_file(folder: Path, split: Split, stage: str) -> Path:
+    """Where a split's transcripts of a stage lie in a run's folder."""
+    return folder / "predictions" / f"{split}_{stage}.jsonl"
