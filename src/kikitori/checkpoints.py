@@ -1,4 +1,4 @@
-"""Checkpoints of a run: the best for its scores, the newest to go on from."""
+"""What a run that goes on stands on: its checkpoints, the best for its scores and the newest to go on from."""
 
 import logging
 from pathlib import Path
@@ -43,3 +43,9 @@ def newest(folder: Path) -> Path | None:
         except Exception as error:  # whatever a damaged file makes torch raise
             log.warning("%s cannot be read and is passed over: %s", path, str(error).splitlines()[0])
     return max(steps, key=lambda path: steps[path], default=None)
+
+
+def keep_metrics(folder: Path) -> None:
+    """Move the table of a run that goes on out of the way: its logger would begin it anew."""
+    if (path := folder / "metrics.csv").exists():
+        path.rename(folder / f"metrics-{len(list(folder.glob('metrics-*.csv')))}.csv")

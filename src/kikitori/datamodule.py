@@ -97,12 +97,10 @@ class SpeechDataModule(pl.LightningDataModule):
         unread = [reject for reject in corpus.rejects if reject.split in self.splits]
         self.rejects = list(unread)
         check_rate(len(all_rows) + len(unread), unread, self.rules.max_reject_rate)
-        rows = limit(all_rows, self.limit, self.limit["sample"], self.seed)
+        rows = self.decode()
         kept: dict[Split, list[Clip]] = {}
         for split in self.splits:
             clips = [clip for clip in rows if clip.split == split]
-            with progress_bar() as progress:
-                self.stores[split] = build(clips, cache_folder() / "store", progress)
             kept[split], rejects = select(clips, self.stores[split].decoded, self.front_end, self.rules)
             self.rejects += rejects
         # The rows of all a corpus that could not be read say nothing of the few clips that a limit keeps.
@@ -119,6 +117,17 @@ class SpeechDataModule(pl.LightningDataModule):
                     "see data.limit, the corpus's own names of its splits, and rejects.jsonl in the run's folder"
                 )
         self.clips = kept
+
+    def decode(self) -> list[Clip]:
+        """Decode the rows within the limit into the store, where that is not done yet, and return them."""
+        corpus = self.read_once()
+        all_rows = [clip for clip in corpus.clips if clip.split in self.splits]
+        rows = limit(all_rows, self.limit, self.limit["sample"], self.seed)
+        for split in self.splits:
+            with progress_bar() as progress:
+                clips = [clip for clip in rows if clip.split == split]
+                self.stores[split] = build(clips, cache_folder() / "store", progress)
+        return rows
 
     def dataset(self, split: Split) -> SpeechDataset:
         assert self.front_end is not None, "a front end is needed to make examples"

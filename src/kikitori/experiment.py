@@ -39,6 +39,7 @@ def train(cfg: DictConfig, folder: Path) -> Results:
         recorder = Recorder()
         callbacks = [recorder, ValidateEvery(cfg.validation.every_steps), LearningRateMonitor("step"), Progress(folder)]
         callbacks += map(instantiate, cfg.callbacks.values())
+        checkpoints.keep_metrics(folder)
         loggers = [CSVLogger(folder, name="", version=""), *map(instantiate, cfg.logger.values())]
         trainer = trainers.build(settings, folder, callbacks, loggers)
         data = build_data(cfg, trainer)

@@ -26,17 +26,29 @@ def run_folder() -> Path:
     return Path(HydraConfig.get().runtime.output_dir)
 
 
+def swept_values(overrides: Sequence[str]) -> dict[str, str]:
+    """Of a job's overrides those that its sweep varies: on the command line, or by `hydra.sweeper.params`."""
+    given = OverridesParser.create().parse_overrides([a for a in sys.argv[1:] if "=" in a and not a.startswith("-")])
+    keys = {override.get_key_element() for override in given if override.is_sweep_override()}
+    keys |= set(OmegaConf.select(HydraConfig.get(), "sweeper.params") or {}) if HydraConfig.initialized() else set()
+    pairs = [override.partition("=") for override in overrides]
+    return {key: value for key, _, value in pairs if key in keys}
+
+
 def swept(overrides: Sequence[str]) -> str:
-    """The part of a job's overrides that its sweep varies, as a folder's name: optim.lr-1e-05_seed-0.
+    """`swept_values` as a folder's name: optim.lr-1e-05_seed-0.
 
     A constant override, a path above all, has no place in a name; what a value holds besides letters, digits, dots and
     signs becomes a hyphen.
     """
-    given = OverridesParser.create().parse_overrides([a for a in sys.argv[1:] if "=" in a and not a.startswith("-")])
-    keys = {override.get_key_element() for override in given if override.is_sweep_override()}
-    chosen = [override.partition("=") for override in overrides if override.partition("=")[0] in keys]
-    named = [(key, re.sub(r"[^\w.+-]+", "-", value).strip("-")[-60:]) for key, _, value in chosen]
-    return "_".join(f"{key}-{value}" for key, value in named)
+    named = [(key, re.sub(r"[^\w.+-]+", "-", value).strip("-")[-60:]) for key, value in swept_values(overrides).items()]
+    return "_".join(f"{key.replace('/', '.')}-{value}" for key, value in named)
+
+
+def sweep_folder(resume: str | None, fresh: str) -> str:
+    """Where a sweep goes: the folder that it resumes, else a fresh one."""
+    return resume or fresh
 
 
 OmegaConf.register_new_resolver("kikitori.swept", swept, replace=True)
+OmegaConf.register_new_resolver("kikitori.sweep_folder", sweep_folder, replace=True)

@@ -7,8 +7,8 @@ from kikitori.paths import CONF, run_folder
 
 
 @hydra.main(config_path=str(CONF), config_name="train", version_base="1.3")
-def main(cfg: DictConfig) -> None:
-    """One run, or one job of a multirun."""
+def main(cfg: DictConfig) -> float | None:
+    """One run, or one job of a multirun; what a search minimises is returned."""
     from kikitori import experiment
 
-    experiment.train(cfg, run_folder())
+    return experiment.train(cfg, run_folder()).get("checkpoint", {}).get("value")

@@ -1,0 +1,135 @@
+"""A sweep's folder: its trials, how each stands, and sweep.json, which says so to everybody else."""
+
+import json
+import signal
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from kikitori.errors import DataError, SweepError
+from kikitori.report import read_json, write_json
+
+State = Literal["waiting", "running", "completed", "pruned", "failed"]
+FINISHED = ("completed", "pruned")
+
+
+@dataclass
+class Trial:
+    """One run of a sweep. folder: a name in the sweep's. overrides: all of the run's. swept: what the sweep varies.
+
+    seconds: how long its processes took, those of an earlier start included. value: the best validation CER so far.
+    """
+
+    number: int
+    folder: str
+    overrides: list[str]
+    swept: dict[str, str]
+    state: State = "waiting"
+    reason: str = ""
+    log: str = ""
+    seconds: float = 0.0
+    value: float | None = None
+
+    @property
+    def label(self) -> str:
+        """What it varies, for a person."""
+        return " ".join(f"{key}={value}" for key, value in self.swept.items()) or self.folder
+
+
+@dataclass
+class Sweep:
+    """The trials of a folder, kept in sweep.json."""
+
+    folder: Path
+    command: list[str]
+    trials: list[Trial] = field(default_factory=list)
+    started: str = field(default_factory=lambda: time.strftime("%Y-%m-%dT%H:%M:%S%z"))
+
+    def save(self) -> None:
+        """Write sweep.json."""
+        facts = {"command": self.command, "started": self.started, "trials": [asdict(trial) for trial in self.trials]}
+        write_json(self.folder / "sweep.json", facts)
+
+    def add(self, trial: Trial) -> Trial:
+        """Take in a trial, or give back the one of its number. Raises SweepError where that one is another."""
+        known = next((t for t in self.trials if t.number == trial.number), None)
+        if known is None:
+            self.trials.append(trial)
+            return trial
+        if sorted(known.overrides) != sorted(trial.overrides):
+            changed = sorted(set(known.overrides) ^ set(trial.overrides))
+            raise SweepError(
+                f"sweep.resume={self.folder}: its trial {trial.number} differs in {', '.join(changed)}; "
+                "give the same command again, or start a sweep of its own"
+            )
+        known.folder = trial.folder
+        return known
+
+    def failures(self) -> list[Trial]:
+        """Trials that are neither completed nor pruned."""
+        return [trial for trial in self.trials if trial.state not in FINISHED]
+
+
+def open_sweep(folder: Path, command: list[str], resume: str | None) -> Sweep:
+    """A sweep begun in this folder, or gone on with. Raises SweepError where there is one already, or none."""
+    path = folder / "sweep.json"
+    if resume and not path.exists():
+        raise SweepError(f"sweep.resume={resume} holds no sweep.json; give the folder of a sweep, or leave it out")
+    if not resume:
+        if path.exists():
+            raise SweepError(f"hydra.sweep.dir={folder} already holds a sweep; go on with sweep.resume={folder}")
+        return Sweep(folder, command)
+    facts = read_json(path)
+    try:
+        return Sweep(folder, command, [Trial(**trial) for trial in facts["trials"]], facts["started"])
+    except (KeyError, TypeError) as error:
+        raise DataError(f"{path} is no record of a sweep ({error}); start a sweep of its own") from error
+
+
+def settle(trial: Trial, folder: Path, code: int | None) -> None:
+    """Say how a trial stands by what its folder holds; `code` is its process's exit, None where none has run now."""
+    results: dict[str, Any] = {}
+    try:
+        results = read_json(folder / "results.json") if (folder / "results.json").exists() else {}
+    except DataError as error:
+        trial.reason = str(error)
+    status = results.get("status")
+    trial.value = (results.get("checkpoint") or {}).get("value") or _best(results.get("history", []))
+    if status in FINISHED:
+        trial.state, trial.reason = status, results.get("error", "")
+    elif code is None:
+        trial.state = "waiting"
+    else:
+        trial.state, trial.reason = "failed", results.get("error") or how_it_ended(code, folder / "output.log")
+
+
+def how_it_ended(code: int, log: Path) -> str:
+    """Why a process that left no results ended, from its exit code and the last line that it wrote."""
+    if code < 0:
+        name = signal.Signals(-code).name
+        return f"killed by {name}" + " (out of memory?)" * (name == "SIGKILL")
+    lines = [line for line in tail(log) if line.strip() and "HYDRA_FULL_ERROR" not in line]
+    return lines[-1].strip() if lines else f"ended with exit code {code}"
+
+
+def tail(path: Path, size: int = 4000) -> list[str]:
+    """The last lines of a file that may not be there."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - size))
+            return file.read().decode("utf-8", "replace").splitlines()
+    except OSError:
+        return []
+
+
+def progress(folder: Path) -> dict[str, Any]:
+    """How far a trial says it is; empty before its first step."""
+    try:
+        return dict(json.loads((folder / "progress.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return {}
+
+
+def _best(history: list[dict[str, float]]) -> float | None:
+    return min((row["val/cer"] for row in history if "val/cer" in row), default=None)
