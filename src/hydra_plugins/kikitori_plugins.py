@@ -40,7 +40,7 @@ class OptunaSweeper(Sweeper):
         pruner: Any,
         study: str,
         study_name: str,
-        metric: str,
+        batch: int,
         params: Mapping[str, Any] | None = None,
     ) -> None:
         self.n_trials = n_trials
@@ -48,7 +48,7 @@ class OptunaSweeper(Sweeper):
         self.pruner = pruner
         self.study = study
         self.study_name = study_name
-        self.metric = metric
+        self.batch = batch
         self.params = dict(params or {})
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:

@@ -48,6 +48,8 @@ def main() -> None:
         _refuse(arguments)
         # Hydra and argparse read sys.argv from its second word on.
         del sys.argv[1]
+        # A sweep that goes on does so in its folder.
+        sys.argv += [f"hydra.sweep.dir={a.partition('=')[2]}" for a in arguments if a.startswith("sweep.resume=")]
         _run(arguments[0])
 
 

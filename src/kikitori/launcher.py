@@ -56,14 +56,15 @@ class Machine:
     """This machine as a place for trials: its slots, each with its share of the GPUs and CPU cores."""
 
     def __init__(self, plugin: Any) -> None:
+        """plugin: any launcher of Hydra's; one that is not ours has its folders here alone."""
         self.config: DictConfig = plugin.config
         self.loader = plugin.hydra_context.config_loader
         self.folder = Path(self.config.hydra.sweep.dir)
         self.command = str(self.config.hydra.job.name)
         gpus = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
         self.gpus = [gpu for gpu in gpus.split(",") if gpu] if torch.cuda.device_count() else []
-        self.gpus_per_trial = plugin.gpus_per_trial
-        self.parallel = plugin.parallel or max(1, len(self.gpus) // max(1, self.gpus_per_trial))
+        self.gpus_per_trial = getattr(plugin, "gpus_per_trial", 1)
+        self.parallel = getattr(plugin, "parallel", 1) or max(1, len(self.gpus) // max(1, self.gpus_per_trial))
         self.prepared: list[Any] = []
 
     @contextmanager

@@ -45,10 +45,4 @@ def swept(overrides: Sequence[str]) -> str:
     return "_".join(f"{key.replace('/', '.')}-{value}" for key, value in named)
 
 
-def sweep_folder(resume: str | None, fresh: str) -> str:
-    """Where a sweep goes: the folder that it resumes, else a fresh one."""
-    return resume or fresh
-
-
 OmegaConf.register_new_resolver("kikitori.swept", swept, replace=True)
-OmegaConf.register_new_resolver("kikitori.sweep_folder", sweep_folder, replace=True)

@@ -57,13 +57,14 @@ class Sweep:
         if known is None:
             self.trials.append(trial)
             return trial
-        if sorted(known.overrides) != sorted(trial.overrides):
-            changed = sorted(set(known.overrides) ^ set(trial.overrides))
+        old, new = (set(filter(_lasts, t.overrides)) for t in (known, trial))
+        if old != new:
+            changed = sorted(old ^ new)
             raise SweepError(
                 f"sweep.resume={self.folder}: its trial {trial.number} differs in {', '.join(changed)}; "
                 "give the same command again, or start a sweep of its own"
             )
-        known.folder = trial.folder
+        known.folder, known.overrides = trial.folder, trial.overrides
         return known
 
     def failures(self) -> list[Trial]:
@@ -129,6 +130,11 @@ def progress(folder: Path) -> dict[str, Any]:
         return dict(json.loads((folder / "progress.json").read_text(encoding="utf-8")))
     except (OSError, ValueError):
         return {}
+
+
+def _lasts(override: str) -> bool:
+    """Whether an override is the same when its trial is tried again: the trial's number in a study is not."""
+    return not override.startswith("+callbacks.pruning=")
 
 
 def _best(history: list[dict[str, float]]) -> float | None:

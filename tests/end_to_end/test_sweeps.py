@@ -1,0 +1,178 @@
+"""Sweeps as a person runs them: real trials in real processes, some of which raise, are killed or are told to stop."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+
+from kikitori.pruning import open_storage
+from kikitori.report import read_json
+
+pytestmark = pytest.mark.slow
+
+TINY = [
+    *("experiment=demo", "model.d_model=32", "model.encoder_layers=1", "model.decoder_layers=1", "logger=none"),
+    *("data.limit={train: 20, validation: 5, test: 5}", "generation.max_new_tokens=8", "score.train_clips=5"),
+    *("optim.warmup_steps=2", "optim.lr=3e-3", "hydra.launcher.parallel=2"),
+]
+# Training clips are 1 to 3 s long: too many are left out under the first, none under the second.
+RAISES, RUNS = 0.5, 9
+
+
+def start(cache: Path, *arguments: str) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-m", "kikitori", "train", "-m", *TINY, *arguments]
+    environment = {**os.environ, "KIKITORI_CACHE": str(cache), "NO_COLOR": "1"}
+    pipe: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen(command, cwd=cache, env=environment, **pipe)
+
+
+def sweep(cache: Path, *arguments: str) -> tuple[int, str]:
+    process = start(cache, *arguments)
+    output, _ = process.communicate(timeout=600)
+    return process.returncode, output
+
+
+def trials(folder: Path) -> dict[int, dict[str, Any]]:
+    return {trial["number"]: trial for trial in read_json(folder / "sweep.json")["trials"]}
+
+
+def states(folder: Path) -> Counter[str]:
+    return Counter(trial["state"] for trial in trials(folder).values())
+
+
+def until(true: Callable[[], Any], seconds: float = 90) -> Any:
+    end = time.monotonic() + seconds
+    while not (value := true()):
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.05)
+    return value
+
+
+def processes(text: str) -> list[int]:
+    """Ids of the processes with this in their command line."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if text.encode() in path.read_bytes().replace(b"\0", b" "):
+                found.append(int(path.parent.name))
+        except OSError:
+            continue
+    return [pid for pid in found if pid != os.getpid()]
+
+
+def trial_process(folder: Path, number: int) -> int:
+    """The process of a trial that has saved a checkpoint."""
+
+    def ready() -> int | None:
+        if not (folder / "sweep.json").exists() or number not in trials(folder):
+            return None
+        name = trials(folder)[number]["folder"]
+        saved = (folder / name / "checkpoints/last.ckpt").exists()
+        return next(iter(processes(f"hydra.run.dir='{folder}/{name}'")), None) if saved else None
+
+    return int(until(ready))
+
+
+def results(folder: Path) -> dict[str, dict[str, Any]]:
+    return {path.parent.name: json.loads(path.read_text()) for path in sorted(folder.glob("*/results.json"))}
+
+
+def fails_alone(cache: Path, raising: int, running: int, kill: int, stop: int) -> None:
+    """Of some trials the first raise, one is killed and one told to stop; then the sweep goes on."""
+    values = [RAISES + 0.01 * i for i in range(raising)] + [RUNS + i for i in range(running)]
+    axis = f"data.max_duration_s={','.join(map(str, values))}"
+    command = [axis, "trainer.max_steps=200", "validation.every_steps=20"]
+    folder = cache / "sweep"
+    process = start(cache, *command, f"hydra.sweep.dir={folder}")
+    os.kill(trial_process(folder, kill), signal.SIGKILL)
+    os.kill(trial_process(folder, stop), signal.SIGTERM)
+    output, _ = process.communicate(timeout=600)
+    lost = raising + 2
+    assert process.returncode == 1
+    assert f"{lost} of {raising + running} trials did not end well" in output
+    assert states(folder) == {"completed": running - 2, "failed": lost}
+    failed = {n: t["reason"] for n, t in trials(folder).items() if t["state"] == "failed"}
+    assert list(failed) == sorted([*range(raising), kill, stop])
+    assert all("data.max_reject_rate" in failed[n] for n in range(raising))
+    assert failed[kill] == "killed by SIGKILL (out of memory?)"
+    assert "SIGTERM" in failed[stop]
+    assert all(str(folder / trials(folder)[n]["log"]) in output for n in failed)
+
+    finished = {n: (folder / t["folder"] / "results.json") for n, t in trials(folder).items() if n not in failed}
+    before = {n: (path.stat().st_mtime_ns, path.read_bytes()) for n, path in finished.items()}
+    code, output = sweep(cache, *command, f"sweep.resume={folder}")
+    assert code == 1
+    assert f"{raising} of {raising + running} trials did not end well" in output
+    started = sorted(int(line.split("trial ")[1].split()[0]) for line in output.splitlines() if " running" in line)
+    assert started == sorted(failed)
+    assert before == {n: (path.stat().st_mtime_ns, path.read_bytes()) for n, path in finished.items()}
+    for number in (kill, stop):
+        name = trials(folder)[number]["folder"]
+        assert "going on from" in (folder / name / "output.log").read_text()
+        assert [row["step"] for row in results(folder)[name]["history"]] == list(range(20, 201, 20))
+    # What went on is what it would have been: the trials differ in a limit alone, which leaves nothing out.
+    runs = [results(folder)[t["folder"]] for t in trials(folder).values() if t["state"] == "completed"]
+    assert len(runs) == running
+    assert all(run["history"] == runs[0]["history"] for run in runs)
+
+
+def test_trials_fail_alone_and_the_sweep_goes_on(tmp_path: Path) -> None:
+    fails_alone(tmp_path, raising=1, running=3, kill=1, stop=2)
+
+
+@pytest.mark.long
+def test_of_ten_trials_five_fail_and_five_are_run_again(tmp_path: Path) -> None:
+    fails_alone(tmp_path, raising=3, running=7, kill=4, stop=6)
+
+
+def test_a_sweep_that_is_stopped_stops_its_trials_and_goes_on(tmp_path: Path) -> None:
+    command = ["seed=0,1", "trainer.max_steps=4000", "validation.every_steps=20"]
+    folder = tmp_path / "sweep"
+    process = start(tmp_path, *command, f"hydra.sweep.dir={folder}")
+    trial_process(folder, 0)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert f"stopped by SIGINT, 2 trials left; sweep.resume={folder} goes on" in output
+    assert not processes(f"hydra.run.dir='{folder}/")
+    assert "its trial 0 differs in" in sweep(tmp_path, "seed=0,1", "trainer.max_steps=8", f"sweep.resume={folder}")[1]
+
+
+def test_a_search_prunes_goes_on_after_a_kill_and_loses_nothing(tmp_path: Path) -> None:
+    folder = tmp_path / "sweep"
+    command = [
+        "hydra/sweeper=optuna",
+        "hydra/sweeper/pruner=successive_halving",
+        "hydra.sweeper.n_trials=5",
+        f"hydra.sweep.dir={folder}",
+    ]
+    command += ["optim.lr=tag(log, interval(1e-4, 1e-1))", "trainer.max_steps=80", "validation.every_steps=10"]
+    command += ["generation.max_new_tokens=12"]
+    process = start(tmp_path, *command)
+    until(lambda: (folder / "sweep.json").exists() and states(folder)["completed"] + states(folder)["pruned"] >= 2)
+    trial_process(folder, max(trials(folder)))
+    process.kill()
+    process.wait()
+    until(lambda: not processes(f"hydra.run.dir='{folder}/"), 10)
+    done = {n: t for n, t in trials(folder).items() if t["state"] in ("completed", "pruned")}
+    code, output = sweep(tmp_path, *command, f"sweep.resume={folder}")
+    assert code == 0, output
+    assert not any(f"trial {n} " in line and " running" in line for n in done for line in output.splitlines())
+    assert len(trials(folder)) == 5
+    assert sum(states(folder)[state] for state in ("completed", "pruned")) == 5
+    study = optuna.load_study(study_name="kikitori", storage=open_storage(folder / "study.journal"))
+    names = {"COMPLETE": "completed", "PRUNED": "pruned"}
+    told = {trial.user_attrs["number"]: names[trial.state.name] for trial in study.trials}
+    assert told == {n: t["state"] for n, t in trials(folder).items()}
+    steps = [row["history"][-1]["step"] for row in results(folder).values() if row["history"]]
+    assert sum(steps) < 5 * 80
+    assert study.best_value == min(t["value"] for t in trials(folder).values() if t["state"] == "completed")
