@@ -4,7 +4,8 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
-from omegaconf import DictConfig, open_dict
+from hydra.utils import get_object
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from kikitori.config import check
 from kikitori.errors import ConfigError
@@ -12,6 +13,8 @@ from kikitori.paths import CONF, swept
 
 ROOTS = ("train", "evaluate", "prepare")
 CHOICES = sorted(p.relative_to(CONF).with_suffix("").as_posix() for p in CONF.glob("*/*.yaml"))
+# What can be chosen of Hydra itself: how a sweep's trials are run, and how their values are found.
+OF_HYDRA = sorted(p.relative_to(CONF).with_suffix("").as_posix() for p in CONF.glob("hydra/**/*.yaml"))
 REQUIRED = {
     "data/common_voice": ["data.release=a"],
     "data/manifest": ["data.manifest=a.csv"],
@@ -19,21 +22,28 @@ REQUIRED = {
 }
 
 
-def composed(root: str, *overrides: str) -> DictConfig:
+def with_hydra(root: str, *overrides: str) -> DictConfig:
     with initialize_config_dir(str(CONF.resolve()), version_base="1.3"):
         cfg = compose(root, list(overrides), return_hydra_config=True)
     with open_dict(cfg):
         cfg.hydra.runtime.output_dir = "run"
     HydraConfig.instance().set_config(cfg)
+    return cfg
+
+
+def composed(root: str, *overrides: str) -> DictConfig:
+    cfg = with_hydra(root, *overrides)
     with open_dict(cfg):
         del cfg["hydra"]
     return cfg
 
 
 def test_every_choice_is_counted() -> None:
-    assert len(CHOICES) == 24
+    assert len(CHOICES) == 29
+    assert len(OF_HYDRA) == 8
     assert len(list(CONF.glob("*.yaml"))) == len(ROOTS) + 1
-    assert not list(CONF.glob("*/*/*")), "one level deep"
+    ours = [path for path in CONF.glob("*/*/*") if path.relative_to(CONF).parts[0] != "hydra"]
+    assert not ours, "one level deep"
 
 
 @pytest.mark.parametrize("choice", CHOICES)
@@ -43,6 +53,24 @@ def test_every_choice_composes_and_binds_to_its_target(choice: str) -> None:
     if group != "data" and choice != "experiment/demo":
         needed = ["data.release=a"]
     check(composed("train", f"{group}={name}", *needed))
+
+
+@pytest.mark.parametrize("choice", OF_HYDRA)
+def test_every_choice_of_launcher_and_search_composes_and_is_there(choice: str) -> None:
+    group, name = choice.rsplit("/", 1)
+    searching = ["hydra/sweeper=optuna"] if group.count("/") > 1 else []
+    cfg = with_hydra("train", "data=demo", *searching, f"{group}={name}")
+    assert get_object(OmegaConf.select(cfg, group.replace("/", "."))._target_)
+
+
+@pytest.mark.parametrize("name", [path.stem for path in (CONF / "sweep").glob("*.yaml")])
+def test_every_value_of_a_kept_axis_is_one(name: str) -> None:
+    params = with_hydra("train", "data=demo", f"sweep={name}").hydra.sweeper.params
+    assert params
+    for key, values in params.items():
+        assert len(str(values).split(",")) > 1
+        for value in str(values).split(","):
+            check(composed("train", "data=demo", f"{key}={value}"))
 
 
 @pytest.mark.parametrize("root", ROOTS)

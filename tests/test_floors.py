@@ -8,7 +8,9 @@ import kikitori
 SOURCE = Path(kikitori.__file__).parent
 FLOORS = [
     {"errors", "paths", "progress"},
-    {"archive", "audio", "clips", "optim", "ranks", "report", "sampler", "text"},
+    {"archive", "audio", "clips", "optim", "pruning", "ranks", "report", "sampler", "text"},
+    {"sweep"},
+    {"board"},
     {"front_end"},
     {"whisper"},
     {"collate", "common_voice", "config", "decode", "hub", "manifest", "metrics", "selection", "store"},
@@ -17,6 +19,8 @@ FLOORS = [
     {"run"},
     {"scoring"},
     {"experiment"},
+    {"launcher"},
+    {"search"},
     {"evaluate", "prepare", "rank", "train", "transcribe"},
     {"cli"},
     {"__main__"},
