@@ -52,9 +52,7 @@ def test_another_command_is_not_mixed_into_a_sweep(tmp_path: Path) -> None:
     sweep = Sweep(tmp_path, [])
     first = sweep.add(trial())
     assert sweep.add(trial()) is first
-    with pytest.raises(
-        SweepError, match=r"its trial 0 differs in optim\.lr=1e-5, optim\.lr=3e-5; give the same command"
-    ):
+    with pytest.raises(SweepError, match=r"its trial 0 differs in optim\.lr=1e-5, optim\.lr=3e-5; give"):
         sweep.add(trial(0, "3e-5"))
 
 

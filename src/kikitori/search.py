@@ -194,7 +194,7 @@ def make_sampler(make: Any, space: Mapping[str, BaseDistribution], earlier: int)
 
 
 class Grid(GridSampler):
-    """Optuna's grid for a loop that asks and tells: the original stops Optuna's own loop, which there is none of here."""
+    """Optuna's grid for a loop that asks and tells: the original stops Optuna's own, of which there is none."""
 
     def after_trial(self, *_: Any) -> None:
         """Whoever asks looks at `is_exhausted`."""
