@@ -160,16 +160,22 @@ class Machine:
                         break
                     time.sleep(LOOK_S)
             finally:
-                for _, process, *_ in running.values():
-                    process.terminate()
-                for trial, process, *_ in running.values():
-                    with suppress(subprocess.TimeoutExpired):
-                        process.wait(GRACE_S)
-                    self._end(trial, process)
-                self.sweep.save()
+                self._stop([(trial, process) for trial, process, *_ in running.values()])
         if stop:
             left = len(self.sweep.failures())
             raise SweepError(f"stopped by {stop[0]}, {left} trials left; sweep.resume={self.folder} goes on")
+
+    def _stop(self, running: list[tuple[Trial, "subprocess.Popen[bytes]"]]) -> None:
+        """End trials that are to go on another time."""
+        for _, process in running:
+            process.terminate()
+        for trial, process in running:
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(GRACE_S)
+            self._end(trial, process)
+            if trial.state == "failed":
+                trial.state, trial.reason = "waiting", "stopped with the sweep"
+        self.sweep.save()
 
     def _is_finished(self, trial: Trial) -> bool:
         settle(trial, self.folder / trial.folder, None)
