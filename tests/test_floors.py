@@ -7,12 +7,12 @@ import kikitori
 
 SOURCE = Path(kikitori.__file__).parent
 FLOORS = [
-    {"errors", "paths", "progress"},
+    {"errors", "paths", "progress", "secrecy"},
     {"archive", "audio", "clips", "optim", "report", "sampler", "text"},
     {"front_end"},
     {"whisper"},
-    {"collate", "common_voice", "config", "decode", "hub", "manifest", "metrics", "selection", "store"},
-    {"callbacks", "dataset", "module"},
+    {"collate", "common_voice", "config", "decode", "differences", "hub", "manifest", "metrics", "selection", "store"},
+    {"callbacks", "dataset", "module", "monitor", "tracking"},
     {"datamodule"},
     {"trainer"},
     {"experiment"},

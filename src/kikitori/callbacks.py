@@ -1,18 +1,12 @@
-"""Callbacks and loggers of our own."""
+"""Callbacks of our own."""
 
 import math
-import netrc
-import os
 import time
-from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-from pytorch_lightning.loggers import WandbLogger
 
 from kikitori.errors import TrainingError
-
-WANDB_HOST = "api.wandb.ai"
 
 
 class ValidateEvery(pl.Callback):
@@ -74,22 +68,3 @@ class Recorder(pl.Callback):
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.train_s += time.perf_counter() - self._since
-
-
-def wandb_logger(folder: str, project: str, **arguments: Any) -> WandbLogger:
-    """A W&B run under the run's folder: online where there are credentials, offline and without a prompt elsewhere."""
-    os.environ.setdefault("WANDB_SILENT", "true")
-    mode = os.environ.get("WANDB_MODE") or ("online" if has_wandb_credentials() else "offline")
-    arguments |= {"mode": mode} if mode == "disabled" else {"offline": mode == "offline"}
-    return WandbLogger(project=project, save_dir=folder, **arguments)
-
-
-def has_wandb_credentials() -> bool:
-    """Whether W&B would log in without asking: a key in the environment, or one that `wandb login` left in ~/.netrc."""
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    host = os.environ.get("WANDB_BASE_URL", f"https://{WANDB_HOST}").split("//")[-1].split("/")[0]
-    try:
-        return netrc.netrc(Path("~/.netrc").expanduser()).authenticators(host) is not None
-    except (OSError, netrc.NetrcParseError):
-        return False

@@ -1,7 +1,6 @@
 """A run, from configuration to results; read `train` from top to bottom. `cfg` goes no deeper than this file."""
 
 import logging
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,9 +27,12 @@ from kikitori.errors import ConfigError
 from kikitori.front_end import FrontEnd
 from kikitori.metrics import ClipScore, change, prediction, score_clips, summarise
 from kikitori.module import WhisperModule
+from kikitori.monitor import Monitor
+from kikitori.paths import overrides
 from kikitori.progress import shows_bars
 from kikitori.report import git_state, markdown, print_results, versions, write_json, write_lines
 from kikitori.text import NORMALISER, segmenter
+from kikitori.tracking import RunLogger, close
 from kikitori.whisper import Whisper
 
 log = logging.getLogger(__name__)
@@ -44,10 +46,15 @@ def train(cfg: DictConfig, folder: Path) -> Results:
     with _run("train", cfg, folder) as results:
         pl.seed_everything(cfg.seed, workers=True, verbose=False)
         recorder = Recorder()
-        callbacks = [recorder, ValidateEvery(cfg.validation.every_steps), LearningRateMonitor("step")]
+        callbacks = [recorder, ValidateEvery(cfg.validation.every_steps), LearningRateMonitor("step"), Monitor()]
         callbacks += map(instantiate, cfg.callbacks.values())
         loggers = [CSVLogger(folder, name="", version=""), *map(instantiate, cfg.logger.values())]
         trainer = trainers.build(plain(cfg.trainer), folder, callbacks, loggers)
+        tracked = [logger for logger in loggers if isinstance(logger, RunLogger)]
+        for run in tracked:
+            run.begin(results)
+        for logger in loggers[1:]:
+            logger.log_hyperparams(plain(cfg))
         data = build_data(cfg)
         data.read_once()
         whisper: Whisper = instantiate(cfg.model, _partial_=True, _convert_="all")()
@@ -57,8 +64,6 @@ def train(cfg: DictConfig, folder: Path) -> Results:
         preflight(next(iter(data.train_dataloader())), whisper.front_end)
 
         module = WhisperModule(whisper, instantiate(cfg.optim, _convert_="all"))
-        for logger in loggers[1:]:
-            logger.log_hyperparams(plain(cfg))
         with _timed(results, "evaluate_s"):
             before = score(trainer, module, data, cfg.score.train_clips, folder, "before", results)
         with _timed(results, "fit_s"):
@@ -73,6 +78,8 @@ def train(cfg: DictConfig, folder: Path) -> Results:
         results["cost"] |= trainers.machine(trainer)
         whisper.save(folder / "model")
         log_scores(loggers[1:], results)
+        for run in tracked:
+            run.conclude(results, data.language, data.stores["validation"].pcm)
     return results
 
 
@@ -221,7 +228,7 @@ def _run(command: str, cfg: DictConfig, folder: Path) -> Iterator[Results]:
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     results: Results = {"status": "running", "command": command, "versions": versions(), "git": git_state()}
-    results |= {"config": plain(cfg), "scores": {}, "cost": {}}
+    results |= {"config": plain(cfg), "overrides": overrides(), "scores": {}, "cost": {}}
     write_json(folder / "results.json", results)
     try:
         yield results
@@ -231,9 +238,8 @@ def _run(command: str, cfg: DictConfig, folder: Path) -> Iterator[Results]:
         raise
     finally:
         write_json(folder / "results.json", results)
-        # Two runs of one process, as a sweep's are, would else share one run there.
-        if (wandb := sys.modules.get("wandb")) and wandb.run:
-            wandb.finish(exit_code=int(results["status"] != "completed"))
+        if where := close(results["status"]):
+            print(f"On Weights & Biases: {where}")
     (folder / "results.md").write_text(markdown(results), encoding="utf-8")
     print_results(results, folder)
 
