@@ -9,5 +9,10 @@ SHORTEST = 8
 
 def secret_in(text: str) -> str | None:
     """The environment variable whose secret value a text holds."""
-    secrets = {k: v for k, v in os.environ.items() if len(v) >= SHORTEST and any(n in k.upper() for n in SECRET_NAMES)}
-    return next((name for name, value in secrets.items() if value in text), None)
+    return next((name for name, value in os.environ.items() if value in text and _is_secret(name, value)), None)
+
+
+def _is_secret(name: str, value: str) -> bool:
+    # KEY_FILE names a secret's place, which a configuration may say.
+    named = any(part in name.upper() for part in SECRET_NAMES)
+    return named and len(value) >= SHORTEST and not os.path.exists(value)
