@@ -239,7 +239,7 @@ def _run(command: str, cfg: DictConfig, folder: Path) -> Iterator[Results]:
     finally:
         write_json(folder / "results.json", results)
         if where := close(results["status"]):
-            print(f"On Weights & Biases: {where}")
+            print(f"Weights & Biases: {where}")
     (folder / "results.md").write_text(markdown(results), encoding="utf-8")
     print_results(results, folder)
 
