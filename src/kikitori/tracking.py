@@ -97,23 +97,34 @@ class RunLogger(WandbLogger):
         before, after = (
             _read_lines(self.folder / "predictions" / f"validation_{s}.jsonl") for s in ("before", "after")
         )
-        rows = sample(before, after)
+        errors = wandb.Table(["kind", "reference", "hypothesis", "count"], commonest(after, language))
+        self.experiment.log({"validation_sample": self._table(sample(before, after), pcm), "validation_errors": errors})
+        self.experiment.summary.update(summary(results))
+        if self.sends_model:
+            self._send_model(results)
+
+    def _table(self, rows: list[Row], pcm: Callable[[str], NDArray[np.int16]]) -> Any:
+        """The rows, without their clips' names, which may hold a speaker's; with what was said where that may go."""
+        import wandb
+
         header: list[Any] = [column for column in rows[0] if column != "clip"]
         body = [[row[column] for column in header] for row in rows]
         if self.audio:
-            players = [wandb.Audio(pcm(row["clip"]), sample_rate=SAMPLE_RATE) for row in rows]
-            header, body = ["audio", *header], [[p, *cells] for p, cells in zip(players, body, strict=True)]
-        errors = wandb.Table(["kind", "reference", "hypothesis", "count"], commonest(after, language))
-        self.experiment.log({"validation_sample": wandb.Table(header, body), "validation_errors": errors})
-        self.experiment.summary.update(summary(results))
-        if self.sends_model:
-            scores = {f"{split}/cer": rates["cer"] for split, rates in results["scores"]["after"].items()}
-            checkpoint = results["checkpoint"]
-            metadata = {**scores, checkpoint["monitor"] or "step": checkpoint["value"] or checkpoint["steps"]}
-            artifact = wandb.Artifact(f"model-{self.experiment.id}", "model", metadata=metadata)
-            # Immutable: the folder stays as it is, so that W&B need not copy it first.
-            artifact.add_dir(str(self.folder / "model"), policy="immutable")
-            self.experiment.log_artifact(artifact, aliases=self.aliases)
+            header = ["audio", *header]
+            for row, cells in zip(rows, body, strict=True):
+                cells.insert(0, wandb.Audio(pcm(row["clip"]), sample_rate=SAMPLE_RATE))
+        return wandb.Table(header, body)
+
+    def _send_model(self, results: Mapping[str, Any]) -> None:
+        import wandb
+
+        metadata = {f"{split}/cer": rates["cer"] for split, rates in results["scores"]["after"].items()}
+        if results["checkpoint"]["monitor"]:
+            metadata[results["checkpoint"]["monitor"]] = results["checkpoint"]["value"]
+        artifact = wandb.Artifact(f"model-{self.experiment.id}", "model", metadata=metadata)
+        # Immutable: the folder stays as it is, so that W&B need not copy it first.
+        artifact.add_dir(str(self.folder / "model"), policy="immutable")
+        self.experiment.log_artifact(artifact, aliases=self.aliases)
 
 
 def has_credentials() -> bool:
