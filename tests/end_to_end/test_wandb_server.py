@@ -118,6 +118,8 @@ def test_an_offline_trial_arrives_by_the_line_it_printed(server: Server, cache: 
     (printed,) = [line for line in done.stdout.splitlines() if "wandb sync " in line]
     program, *arguments = shlex.split(printed[printed.index("wandb sync ") :])
     command = [str(Path(sys.executable).with_name(program)), *arguments]
-    synced = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **server.environment})
+    synced = subprocess.run(
+        command, capture_output=True, text=True, cwd=cache, env={**os.environ, **server.environment}
+    )
     assert synced.returncode == 0, synced.stderr
     check(server, cache / "offline")
