@@ -20,7 +20,7 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	@echo "make: running the tests"
-	@$(BIN)/python -m pytest -q -m "not long"
+	@$(BIN)/python -m pytest -q -m "not long and not wandb_server"
 
 test-long: $(STAMP)
 	@echo "make: running the tests that take minutes"
@@ -29,7 +29,7 @@ test-long: $(STAMP)
 check: $(STAMP)
 	@echo "make: ruff, mypy and the fast tests"
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
-	@$(BIN)/python -m pytest -q -m "not slow and not long"
+	@$(BIN)/python -m pytest -q -m "not slow and not long and not wandb_server"
 
 format: $(STAMP)
 	@$(BIN)/ruff check --fix . && $(BIN)/ruff format .

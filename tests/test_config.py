@@ -1,5 +1,7 @@
 """Every choice under conf/ composes, its keys are arguments of its target; a bad value is named with all others."""
 
+from pathlib import Path
+
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
@@ -174,3 +176,15 @@ def test_a_sweeps_folders_carry_the_swept_keys_alone(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("sys.argv", line)
     job = ["data.release=/a/b", "optim.lr=1e-5", "model.name=/x/y", "seed=0"]
     assert swept(job) == "optim.lr-1e-5_model.name-x-y_seed-0"
+
+
+def test_a_secret_that_a_configuration_takes_from_the_environment_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_abcdefgh")
+    with pytest.raises(ConfigError, match=r"data\.corpus_note: holds the value of HF_TOKEN") as caught:
+        check(composed("train", "data=demo", "+data.corpus_note=from ${oc.env:HF_TOKEN}"))
+    assert "hf_abcdefgh" not in str(caught.value)
+
+
+def test_the_place_of_a_secret_is_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("SSH_KEY_FILE", str(tmp_path))
+    check(composed("train", f"data.release={tmp_path}"))

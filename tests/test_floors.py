@@ -7,14 +7,14 @@ import kikitori
 
 SOURCE = Path(kikitori.__file__).parent
 FLOORS = [
-    {"errors", "paths", "progress"},
+    {"errors", "paths", "progress", "secrecy"},
     {"archive", "audio", "clips", "optim", "pruning", "ranks", "report", "sampler", "text"},
     {"sweep"},
     {"board"},
     {"front_end"},
     {"whisper"},
-    {"collate", "common_voice", "config", "decode", "hub", "manifest", "metrics", "selection", "store"},
-    {"callbacks", "dataset", "module"},
+    {"collate", "common_voice", "config", "decode", "differences", "hub", "manifest", "metrics", "selection", "store"},
+    {"callbacks", "dataset", "module", "monitor", "tracking"},
     {"checkpoints", "datamodule", "trainer"},
     {"run"},
     {"scoring"},

@@ -1,7 +1,6 @@
-"""Callbacks and loggers of our own."""
+"""Callbacks of our own."""
 
 import math
-import netrc
 import os
 import random
 import time
@@ -11,12 +10,9 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.loggers import WandbLogger
 
 from kikitori.errors import TrainingError
 from kikitori.report import write_json
-
-WANDB_HOST = "api.wandb.ai"
 
 
 class ValidateEvery(pl.Callback):
@@ -138,22 +134,3 @@ class Progress(pl.Callback):
         self._written = time.monotonic()
         if trainer.is_global_zero and "KIKITORI_SWEEP" in os.environ:
             write_json(self.path, {"step": trainer.global_step, "max_steps": trainer.max_steps, "val/cer": self._cer})
-
-
-def wandb_logger(folder: str, project: str, **arguments: Any) -> WandbLogger:
-    """A W&B run under the run's folder: online where there are credentials, offline and without a prompt elsewhere."""
-    os.environ.setdefault("WANDB_SILENT", "true")
-    mode = os.environ.get("WANDB_MODE") or ("online" if has_wandb_credentials() else "offline")
-    arguments |= {"mode": mode} if mode == "disabled" else {"offline": mode == "offline"}
-    return WandbLogger(project=project, save_dir=folder, **arguments)
-
-
-def has_wandb_credentials() -> bool:
-    """Whether W&B would log in without asking: a key in the environment, or one that `wandb login` left in ~/.netrc."""
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    host = os.environ.get("WANDB_BASE_URL", f"https://{WANDB_HOST}").split("//")[-1].split("/")[0]
-    try:
-        return netrc.netrc(Path("~/.netrc").expanduser()).authenticators(host) is not None
-    except (OSError, netrc.NetrcParseError):
-        return False

@@ -9,6 +9,7 @@ from hydra.errors import CompactHydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from kikitori.ranks import die_with_parent
+from kikitori.secrecy import secret_in
 
 USAGE = """\
 kikitori: fine-tune Whisper on speech, Japanese first.
@@ -27,7 +28,6 @@ train, evaluate and prepare are Hydra applications: --help lists what can be cho
 """
 HYDRA_COMMANDS = ("train", "evaluate", "prepare")
 COMMANDS = (*HYDRA_COMMANDS, "transcribe")
-SECRET_NAMES = ("TOKEN", "KEY", "SECRET", "PASSWORD")
 
 
 def main() -> None:
@@ -55,10 +55,9 @@ def main() -> None:
 
 def _refuse(arguments: list[str]) -> None:
     """End before Hydra writes the line to files, where it holds a secret, or would write into a finished run."""
-    secrets = {k: v for k, v in os.environ.items() if len(v) >= 8 and any(name in k.upper() for name in SECRET_NAMES)}
     for argument in arguments:
         key, _, value = argument.partition("=")
-        if variable := next((k for k, v in secrets.items() if v in value), None):
+        if variable := secret_in(value):
             sys.exit(
                 f"kikitori: {key} holds the value of {variable}, and a configuration is written to files; leave it out"
             )

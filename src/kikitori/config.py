@@ -15,6 +15,7 @@ from transformers import WhisperConfig
 
 from kikitori.clips import SPLITS
 from kikitori.errors import ConfigError
+from kikitori.secrecy import secret_in
 
 REMEDIES = {
     "data.release": "pass data.release=/path/to/cv-corpus-27.0-2026-09-09-ja.tar.gz, or the folder it unpacks to",
@@ -70,6 +71,9 @@ def _problems(cfg: DictConfig) -> Iterator[str]:
         yield f"{error.full_key}: {error.msg}"
         return
     flat = dict(_leaves(values))
+    for key, value in flat.items():
+        if variable := secret_in(str(value)):
+            yield f"{key}: holds the value of {variable}, and a configuration is written to files; leave it out"
     wrong_type = dict(_type_faults(values))
     wrong_type |= {
         key: f"must be {_words(hint)}, got {flat[key]!r}"

@@ -24,9 +24,11 @@ from kikitori.errors import ConfigError
 from kikitori.front_end import FrontEnd
 from kikitori.metrics import change
 from kikitori.module import WhisperModule
+from kikitori.monitor import Monitor
 from kikitori.report import write_lines
 from kikitori.run import Results, is_main, plain, quieten, record, save, timed
 from kikitori.text import NORMALISER, segmenter
+from kikitori.tracking import RunLogger
 from kikitori.whisper import Whisper
 
 log = logging.getLogger(__name__)
@@ -37,11 +39,16 @@ def train(cfg: DictConfig, folder: Path) -> Results:
     with record("train", cfg, folder) as results, on_all_devices("train", cfg, folder, results) as settings:
         pl.seed_everything(cfg.seed, workers=True, verbose=False)
         recorder = Recorder()
-        callbacks = [recorder, ValidateEvery(cfg.validation.every_steps), LearningRateMonitor("step"), Progress(folder)]
-        callbacks += map(instantiate, cfg.callbacks.values())
+        callbacks = [recorder, ValidateEvery(cfg.validation.every_steps), LearningRateMonitor("step"), Monitor()]
+        callbacks += [Progress(folder), *map(instantiate, cfg.callbacks.values())]
         checkpoints.keep_metrics(folder)
         loggers = [CSVLogger(folder, name="", version=""), *map(instantiate, cfg.logger.values())]
         trainer = trainers.build(settings, folder, callbacks, loggers)
+        tracked = [logger for logger in loggers if isinstance(logger, RunLogger) and is_main()]
+        for run in tracked:
+            run.begin(results)
+        for logger in loggers[1:]:
+            logger.log_hyperparams(plain(cfg))
         data = build_data(cfg, trainer)
         data.read_once()
         whisper: Whisper = instantiate(cfg.model, _partial_=True, _convert_="all")()
@@ -51,8 +58,6 @@ def train(cfg: DictConfig, folder: Path) -> Results:
         preflight(next(iter(data.score_dataloader("train"))), whisper.front_end)
 
         module = WhisperModule(whisper, instantiate(cfg.optim, _convert_="all"))
-        for logger in loggers[1:]:
-            logger.log_hyperparams(plain(cfg))
         checkpoint = checkpoints.newest(folder / "checkpoints") if cfg.resume else None
         with timed(results, "evaluate_s"):
             if checkpoint:
@@ -76,6 +81,8 @@ def train(cfg: DictConfig, folder: Path) -> Results:
         if is_main():
             whisper.save(folder / "model")
             log_scores(loggers[1:], results)
+        for run in tracked:
+            run.conclude(results, data.language, data.stores["validation"].pcm)
     return results
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.types import RunMode
 from omegaconf import OmegaConf
 
 HERE = Path(__file__).parent
@@ -33,6 +34,22 @@ def swept_values(overrides: Sequence[str]) -> dict[str, str]:
     keys |= set(OmegaConf.select(HydraConfig.get(), "sweeper.params") or {}) if HydraConfig.initialized() else set()
     pairs = [override.partition("=") for override in overrides]
     return {key: value for key, _, value in pairs if key in keys}
+
+
+def overrides() -> list[str]:
+    """What the command line changed: with the command's name, enough to run it again."""
+    return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
+
+
+def sweep_name() -> str | None:
+    """The folder's name of the sweep that this run is part of; None for a single run.
+
+    A trial that a launcher starts as a process of its own finds the folder in KIKITORI_SWEEP.
+    """
+    folder = os.environ.get("KIKITORI_SWEEP", "")
+    if not folder and HydraConfig.initialized() and HydraConfig.get().mode is RunMode.MULTIRUN:
+        folder = HydraConfig.get().sweep.dir
+    return Path(folder).resolve().name if folder else None
 
 
 def swept(overrides: Sequence[str]) -> str:

@@ -1,6 +1,5 @@
 """A run's folder and its results.json: begun, kept while it goes, and ended whatever happens."""
 
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,15 +10,16 @@ from typing import Any, cast
 import datasets
 import torch
 import transformers
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.utilities import rank_zero_only
 
 from kikitori import trainer as trainers
 from kikitori.config import check
 from kikitori.errors import ConfigError, Pruned, TrainingError
+from kikitori.paths import overrides
 from kikitori.progress import shows_bars
 from kikitori.report import git_state, markdown, print_results, read_json, versions, write_json
+from kikitori.tracking import close
 
 Results = dict[str, Any]
 FINISHED = ("completed", "pruned")
@@ -46,23 +46,23 @@ def record(command: str, cfg: DictConfig, folder: Path) -> Iterator[Results]:
         yield results
         results["status"] = "completed"
     except Pruned as reason:
-        results |= {"status": "pruned", "error": str(reason)}
+        results |= {"status": "pruned", "error": reason.args[0]}
     except SystemExit as error:
         # Lightning ends a run that got SIGTERM as if all were well.
         results |= {"status": "failed", "error": "stopped by SIGTERM"}
         raise TrainingError(f"stopped by SIGTERM; hydra.run.dir={folder} resume=true goes on") from error
     except BaseException as error:
-        results |= {"status": "failed", "error": f"{type(error).__name__}: {str(error) or 'stopped'}"}
+        results |= {"status": "failed", "error": _told(error)}
         raise
     finally:
         results["finished"] = _now()
         save(results, folder)
-        # Two runs of one process, as a sweep's are, would else share one run there.
-        if (wandb := sys.modules.get("wandb")) and wandb.run:
-            wandb.finish(exit_code=int(results["status"] not in FINISHED))
+        where = close(results["status"])
     if results["status"] == "completed":
         (folder / "results.md").write_text(markdown(results), encoding="utf-8")
         print_results(results, folder)
+    if where:
+        print(f"Weights & Biases: {where}")
 
 
 def _begin(command: str, cfg: DictConfig, folder: Path) -> Results:
@@ -73,8 +73,7 @@ def _begin(command: str, cfg: DictConfig, folder: Path) -> Results:
         raise ConfigError(f"hydra.run.dir={folder} already holds a run; choose another folder, or add resume=true")
     if earlier.get("status") in FINISHED:
         raise ConfigError(f"hydra.run.dir={folder} holds a run that is {earlier['status']}: nothing is left to resume")
-    overrides = list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
-    results: Results = {"status": "running", "command": command, "overrides": overrides}
+    results: Results = {"status": "running", "command": command, "overrides": overrides()}
     results |= {"started": earlier.get("started", _now()), "versions": versions(), "git": git_state()}
     return results | {"config": plain(cfg), "scores": earlier.get("scores", {}), "cost": earlier.get("cost", {})}
 
@@ -107,6 +106,12 @@ def quieten() -> None:
         transformers.utils.logging.disable_progress_bar()
         datasets.disable_progress_bars()
     trainers.quieten()
+
+
+def _told(error: BaseException) -> str:
+    """An error in one line of its kind and what it says; ours name their kind themselves."""
+    name, text = type(error).__name__, str(error) or "stopped"
+    return text if text.startswith(name) else f"{name}: {text}"
 
 
 def _now() -> str:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
+from offline import OfflineRun
 from transformers import pipeline
 
 from kikitori.datamodule import Demo
@@ -227,6 +228,7 @@ def test_a_multirun_gives_every_job_a_folder_named_after_its_keys(cache: Path) -
     assert [folder.name for folder in finished] == ["0-optim.lr-0.001", "1-optim.lr-0.0001"]
     # Each job logs into a run of its own.
     assert [len(list(folder.glob("wandb/offline-run-*"))) for folder in finished] == [1, 1]
+    assert [OfflineRun(folder).run.run_group for folder in finished] == ["sweep", "sweep"]
     split = ["data=demo", "data.limit.test=5", "splits=[test]", "trainer.accelerator=cpu"]
     scored = kikitori("evaluate", *split, f"checkpoint={finished[1]}", "hydra.run.dir=swept", cache=cache)
     assert scored.returncode == 0, scored.stderr

@@ -1,0 +1,194 @@
+"""Weights & Biases: one run a trial. What is sent there, and what is kept from it."""
+
+import json
+import netrc
+import os
+import shlex
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pytorch_lightning.loggers import WandbLogger
+from pytorch_lightning.utilities import rank_zero_only
+
+from kikitori.audio import SAMPLE_RATE
+from kikitori.differences import error_types
+from kikitori.paths import sweep_name
+from kikitori.selection import seeded_sample
+
+HOST = "api.wandb.ai"
+# Rows of the table of clips, and of each kind of error.
+SAMPLE_CLIPS = 32
+ERRORS_OF_A_KIND = 20
+# What W&B would gather by itself: the machine's name, the command line, paths, the git remote (which may hold a
+# password), the code, and all that is printed.
+GATHERED = {"x_disable_meta": True, "host": "", "disable_git": True, "save_code": False, "console": "off"}
+
+Row = dict[str, Any]
+
+
+class RunLogger(WandbLogger):
+    """A W&B run under the run's folder: online where there are credentials, offline and without a prompt elsewhere.
+
+    group: None for the sweep's folder name. name: None for the run's. audio: whether the table of clips plays them,
+    which sends them to the server. log_model: whether the best model is kept there as an artifact, under `aliases`.
+    A run that goes on in its folder goes on there too.
+    """
+
+    def __init__(
+        self,
+        folder: str,
+        project: str,
+        entity: str | None,
+        group: str | None,
+        job_type: str,
+        tags: list[str],
+        notes: str | None,
+        name: str | None,
+        audio: bool,
+        log_model: bool,
+        aliases: list[str],
+    ) -> None:
+        os.environ.setdefault("WANDB_SILENT", "true")
+        mode = os.environ.get("WANDB_MODE") or ("online" if has_credentials() else "offline")
+        self.folder = Path(folder)
+        self.audio, self.sends_model, self.aliases = audio, log_model, list(aliases)
+        self._id_file = self.folder / "wandb" / "run-id"
+        super().__init__(
+            project=project,
+            save_dir=folder,
+            name=name or self.folder.name,
+            id=self._id_file.read_text(encoding="utf-8") if self._id_file.exists() else None,
+            offline=mode in ("offline", "dryrun"),
+            entity=entity,
+            group=group or sweep_name(),
+            job_type=job_type,
+            tags=list(tags),
+            notes=notes,
+            settings=dict(GATHERED),
+        )
+        # Lightning hands on an argument that W&B no longer has, and W&B says so.
+        self._wandb_init.pop("anonymous", None)
+
+    @rank_zero_only
+    def begin(self, results: Mapping[str, Any]) -> None:
+        """Start the run; the configuration comes by `log_hyperparams`, here what else it takes to run it again."""
+        # The clips of a table wait here to be sent. By default that is the user's home, which `wandb sync` on another
+        # machine, or after a job's home is gone, does not find.
+        os.environ["WANDB_DATA_DIR"] = str(self.folder / "wandb")
+        run = self.experiment
+        self._id_file.parent.mkdir(exist_ok=True)
+        self._id_file.write_text(run.id, encoding="utf-8")
+        for metric in ("val/cer", "val/wer", "val/loss"):
+            run.define_metric(metric, step_metric="trainer/global_step", step_sync=True, summary="min,last")
+        run.config.update({key: results[key] for key in ("overrides", "git", "versions")}, allow_val_change=True)
+
+    @rank_zero_only
+    def conclude(self, results: Mapping[str, Any], language: str, pcm: Callable[[str], NDArray[np.int16]]) -> None:
+        """Send the tables of validation, the scores' changes, the cost, and the best model where it is asked for.
+
+        pcm: the samples of a validation clip at 16 kHz, by its name.
+        """
+        import wandb
+
+        before, after = (
+            _read_lines(self.folder / "predictions" / f"validation_{s}.jsonl") for s in ("before", "after")
+        )
+        errors = wandb.Table(["kind", "reference", "hypothesis", "count"], commonest(after, language))
+        self.experiment.log({"validation_sample": self._table(sample(before, after), pcm), "validation_errors": errors})
+        self.experiment.summary.update(summary(results))
+        if self.sends_model:
+            self._send_model(results)
+
+    def _table(self, rows: list[Row], pcm: Callable[[str], NDArray[np.int16]]) -> Any:
+        """The rows, without their clips' names, which may hold a speaker's; with what was said where that may go."""
+        import wandb
+
+        header: list[Any] = [column for column in rows[0] if column != "clip"]
+        body = [[row[column] for column in header] for row in rows]
+        if self.audio:
+            header = ["audio", *header]
+            for row, cells in zip(rows, body, strict=True):
+                cells.insert(0, wandb.Audio(pcm(row["clip"]), sample_rate=SAMPLE_RATE))
+        return wandb.Table(header, body)
+
+    def _send_model(self, results: Mapping[str, Any]) -> None:
+        import wandb
+
+        metadata = {f"{split}/cer": rates["cer"] for split, rates in results["scores"]["after"].items()}
+        if results["checkpoint"]["monitor"]:
+            metadata[results["checkpoint"]["monitor"]] = results["checkpoint"]["value"]
+        artifact = wandb.Artifact(f"model-{self.experiment.id}", "model", metadata=metadata)
+        # Immutable: the folder stays as it is, so that W&B need not copy it first.
+        artifact.add_dir(str(self.folder / "model"), policy="immutable")
+        self.experiment.log_artifact(artifact, aliases=self.aliases)
+
+
+def has_credentials() -> bool:
+    """Whether W&B would log in without asking: a key in the environment, or one that `wandb login` left in ~/.netrc."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    host = os.environ.get("WANDB_BASE_URL", f"https://{HOST}").split("//")[-1].split("/")[0]
+    try:
+        return netrc.netrc(Path("~/.netrc").expanduser()).authenticators(host) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
+
+
+def close(status: str) -> str:
+    """End the process's W&B run, if it has one, and say where it is: its page, or the command that sends it there.
+
+    A trial that neither completed nor was pruned is marked failed. Two runs of one process, as a sweep's may be, would
+    else share one run there.
+    """
+    wandb = sys.modules.get("wandb")
+    if wandb is None or wandb.run is None:
+        return ""
+    run, url = wandb.run, wandb.run.url
+    offline = sorted(map(str, Path(run.dir).parents[1].glob("offline-run-*"))) if run.offline else []
+    run.summary["status"] = status
+    run.finish(exit_code=int(status not in ("completed", "pruned")))
+    return shlex.join(["wandb", "sync", *offline]) if offline else url or ""
+
+
+def sample(before: list[Row], after: list[Row]) -> list[Row]:
+    """A table of the same clips in each run of the same data, the worst regressions first; rates in percent."""
+    pairs = sorted(zip(before, after, strict=True), key=lambda pair: pair[0]["clip"])
+    rows = []
+    for old, new in (pairs[i] for i in seeded_sample(len(pairs), SAMPLE_CLIPS, seed=0)):
+        cer = [100 * row["cer_edits"] / max(1, row["cer_length"]) for row in (old, new)]
+        texts = {"reference": new["reference"], "before": old["hypothesis"], "after": new["hypothesis"]}
+        rates = {"CER % before": cer[0], "CER % after": cer[1], "change": cer[1] - cer[0]}
+        rows.append({"clip": new["clip"], **texts, **rates})
+    return sorted(rows, key=lambda row: (row["change"], row["CER % after"]), reverse=True)
+
+
+def commonest(predictions: list[Row], language: str) -> list[list[Any]]:
+    """The commonest errors of each kind, the commonest of all first."""
+    references, hypotheses = ([row[key] for row in predictions] for key in ("reference", "hypothesis"))
+    errors = error_types(references, hypotheses, language)
+    left = dict.fromkeys((kind for kind, *_ in errors), ERRORS_OF_A_KIND)
+    kept = []
+    for error in errors:
+        left[error[0]] -= 1
+        kept += [list(error)] if left[error[0]] >= 0 else []
+    return kept
+
+
+def summary(results: Mapping[str, Any]) -> Row:
+    """What a table of runs there is sorted by: scores before, after and their change a split, and the cost."""
+    scores = {
+        f"{stage}/{split}/{rate}": rates[rate]
+        for stage, splits in results["scores"].items()
+        for split, rates in splits.items()
+        for rate in ("cer", "wer")
+    }
+    return {**scores, **{f"cost/{key}": value for key, value in results["cost"].items() if value is not None}}
+
+
+def _read_lines(path: Path) -> list[Row]:
+    with path.open(encoding="utf-8") as lines:
+        return [json.loads(line) for line in lines]

@@ -1,0 +1,79 @@
+"""What is chosen for Weights & Biases, and in what order."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kikitori.paths import sweep_name
+from kikitori.tracking import ERRORS_OF_A_KIND, SAMPLE_CLIPS, RunLogger, commonest, has_credentials, sample
+
+CHOSEN: dict[str, Any] = dict.fromkeys(("entity", "group", "notes", "name"))
+CHOSEN |= {"project": "p", "job_type": "train", "tags": [], "audio": True, "log_model": False, "aliases": ["best"]}
+
+
+def prediction(clip: str, edits: int, length: int = 4) -> dict[str, Any]:
+    return {"clip": clip, "reference": "あいうえ", "hypothesis": "か" * edits, "cer_edits": edits, "cer_length": length}
+
+
+def test_the_worst_regression_stands_first() -> None:
+    before = [prediction("a", 0), prediction("b", 4), prediction("c", 1), prediction("d", 2)]
+    after = [prediction("a", 1), prediction("b", 0), prediction("c", 4), prediction("d", 3)]
+    rows = sample(before, after)
+    assert [row["clip"] for row in rows] == ["c", "d", "a", "b"]
+    assert [row["change"] for row in rows] == [75, 25, 25, -100]
+    assert rows[0]["before"] == "か"
+    assert rows[0]["after"] == "かかかか"
+
+
+def test_every_run_shows_the_same_clips_in_whatever_order_they_were_read() -> None:
+    predictions = [prediction(str(i), i % 4) for i in range(100)]
+    first = {row["clip"] for row in sample(predictions, predictions)}
+    assert len(first) == SAMPLE_CLIPS
+    assert {row["clip"] for row in sample(predictions[::-1], predictions[::-1])} == first
+
+
+def test_a_clip_without_a_reference_has_a_finite_rate() -> None:
+    (row,) = sample([prediction("a", 0, length=0)], [prediction("a", 3, length=0)])
+    assert row["change"] == 300
+
+
+def test_a_kind_with_many_errors_does_not_crowd_out_the_others() -> None:
+    wrong = [chr(ord("ぁ") + i) for i in range(2 * ERRORS_OF_A_KIND)]
+    rows = [{"reference": "犬猫", "hypothesis": f"犬{w}"} for w in wrong for _ in range(2)]
+    rows += [{"reference": "犬猫", "hypothesis": "犬"}, {"reference": "犬猫", "hypothesis": "犬猫も"}]
+    found = commonest(rows, "ja")
+    assert [kind for kind, *_ in found].count("substitution") == ERRORS_OF_A_KIND
+    assert found[0][0] == "substitution"
+    assert found[0][3] == 2
+    assert ["deletion", "猫", "", 1] in found
+    assert ["insertion", "", "も", 1] in found
+
+
+def test_a_launched_trial_is_grouped_by_its_sweeps_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("KIKITORI_SWEEP", raising=False)
+    assert sweep_name() is None
+    monkeypatch.setenv("KIKITORI_SWEEP", str(tmp_path / "size-x-lr"))
+    assert sweep_name() == "size-x-lr"
+
+
+def test_a_run_that_goes_on_in_its_folder_goes_on_there_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(os, "environ", {**os.environ, "WANDB_MODE": "offline"})
+    assert RunLogger(str(tmp_path), **CHOSEN).version is None
+    (tmp_path / "wandb").mkdir()
+    (tmp_path / "wandb/run-id").write_text("abcd1234")
+    assert RunLogger(str(tmp_path), **CHOSEN).version == "abcd1234"
+
+
+def test_credentials_are_found_where_wandb_looks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.example:8080/")
+    assert not has_credentials()
+    (tmp_path / ".netrc").write_text("machine wandb.example:8080 login user password abc\n")
+    (tmp_path / ".netrc").chmod(0o600)
+    assert has_credentials()
+    (tmp_path / ".netrc").unlink()
+    monkeypatch.setenv("WANDB_API_KEY", "abc")
+    assert has_credentials()
