@@ -73,7 +73,7 @@ def summarise(scores: Sequence[ClipScore]) -> dict[str, Any]:
     counts = {rate: edits_and_lengths(scores, rate) for rate in RATES}
     summary: dict[str, Any] = {rate: corpus_rate(c) for rate, c in counts.items()}
     for rate in ("cer", "wer"):
-        summary[f"{rate}_ci95"] = _interval(_resampled(counts[rate]))
+        summary[f"{rate}_ci95"] = interval(resampled(counts[rate]))
     return {**summary, "clips": len(scores)}
 
 
@@ -83,11 +83,11 @@ def change(before: Sequence[ClipScore], after: Sequence[ClipScore]) -> dict[str,
     for rate in ("cer", "wer"):
         old, new = edits_and_lengths(before, rate), edits_and_lengths(after, rate)
         result[rate] = corpus_rate(new) - corpus_rate(old)
-        result[f"{rate}_ci95"] = _interval(_resampled(new) - _resampled(old))
+        result[f"{rate}_ci95"] = interval(resampled(new) - resampled(old))
     return result
 
 
-def _resampled(counts: NDArray[np.int64]) -> NDArray[np.float64]:
+def resampled(counts: NDArray[np.number]) -> NDArray[np.float64]:
     """Corpus rates of bootstrap resamples over clips; the seed is fixed, so equal numbers of clips draw alike."""
     if not len(counts):
         return np.zeros(1)
@@ -96,7 +96,8 @@ def _resampled(counts: NDArray[np.int64]) -> NDArray[np.float64]:
     return totals[:, 0] / np.maximum(totals[:, 1], 1)
 
 
-def _interval(values: NDArray[np.float64]) -> list[float]:
+def interval(values: NDArray[np.float64]) -> list[float]:
+    """The middle 95 % of bootstrap resamples."""
     return [float(v) for v in np.quantile(values, (0.025, 0.975))]
 
 
