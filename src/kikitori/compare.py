@@ -1,6 +1,7 @@
 """kikitori compare: a table, or a page, of what runs and sweeps came to. Needs no account and no network."""
 
 import argparse
+import shlex
 import sys
 from pathlib import Path
 
@@ -32,5 +33,5 @@ def main() -> None:
         # What the page needs takes longer to import than a table to print.
         from kikitori.page import write_page
 
-        write_page(arguments.report, tables, failures, sys.argv[1:])
+        write_page(arguments.report, tables, failures, shlex.join(["kikitori", "compare", *sys.argv[1:]]))
         print(f"The page is {arguments.report}", file=sys.stderr)

@@ -57,7 +57,9 @@ def of_grid(keys: Sequence[str], runs: Sequence[tuple[dict[str, Any], float]]) -
         found.append((float(between) / total, key, (len(means) - 1) / (len(runs) - 1)))
     found.sort(reverse=True)
     shares, ordered, chance = (list(column) for column in zip(*found, strict=True))
-    how = f"Share of the variance of validation CER over {len(runs)} runs that lies between a key's values (eta squared)."
+    how = (
+        f"Share of the variance of validation CER over {len(runs)} runs that lies between a key's values (eta squared)."
+    )
     return Importances(ordered, shares, chance, how)
 
 

@@ -26,13 +26,22 @@ class Estimate:
     high: float
 
 
+@dataclass(frozen=True)
+class Counts:
+    """The clips' names, and (clips, 2): each one's edits, as a mean over seeds, and reference length."""
+
+    clips: list[str]
+    edits: NDArray[np.float64]
+
+
 @dataclass
 class Row:
     """One configuration: its runs differ in nothing but the seed.
 
-    each: the CER of every run by split, where scored; estimate: their mean, with an interval over clips that says nothing
-    of seeds. difference: to the best's validation CER, on the same resamples of clips. seeds_overlap: whether this row's
-    luckiest seed reaches the best's unluckiest, so that more seeds may turn the order.
+    each: the CER of every run by split, where scored. estimate: their mean, with an interval over clips that says
+    nothing of seeds. difference: to the best's validation CER, on the same resamples of clips. seeds_overlap: whether
+    this row's luckiest seed reaches the best's unluckiest, so that more seeds may turn the order. counts: what the
+    intervals are of.
     """
 
     runs: list[Run]
@@ -42,6 +51,7 @@ class Row:
     difference: Estimate | None = None
     verdict: str = UNRANKED
     seeds_overlap: bool = False
+    counts: dict[str, "Counts"] = field(default_factory=dict, repr=False)
 
     @property
     def label(self) -> str:
@@ -113,9 +123,8 @@ def rank(runs: Sequence[Run]) -> list[Row]:
     rows.sort(key=lambda row: row.estimate["validation"].value if "validation" in row.estimate else np.inf)
     if rows and "validation" in rows[0].estimate:
         rows[0].verdict = BEST
-        best = _clip_counts(rows[0].runs, "validation")
         for row in rows[1:]:
-            _pair(row, rows[0], best)
+            _pair(row, rows[0])
     return rows
 
 
@@ -125,9 +134,10 @@ def _row(runs: list[Run], keys: Sequence[str]) -> Row:
     for split in SPLITS:
         if not each[split]:
             continue
-        counted = _clip_counts(runs, split)
-        if counted:
-            low, high = interval(resampled(counted[1]))
+        counts = _counts(runs, split)
+        if counts:
+            row.counts[split] = counts
+            low, high = interval(resampled(counts.edits))
         else:  # predictions are missing: what the runs said of themselves
             stated = [run.results["scores"][run.stage][split].get("cer_ci95", [np.nan] * 2) for run in runs]
             low, high = (float(bound) for bound in np.mean(stated, axis=0))
@@ -135,28 +145,28 @@ def _row(runs: list[Run], keys: Sequence[str]) -> Row:
     return row
 
 
-def _pair(row: Row, best: Row, best_counts: tuple[list[str], NDArray[np.float64]] | None) -> None:
+def _pair(row: Row, best: Row) -> None:
     """Compare a row with the best on the same resamples of the same clips."""
     if "validation" not in row.estimate:
         return
-    counts = _clip_counts(row.runs, "validation")
-    if not counts or not best_counts or counts[0] != best_counts[0]:
+    own, other = row.counts.get("validation"), best.counts.get("validation")
+    if not own or not other or own.clips != other.clips:
         row.verdict = UNPAIRED
         return
-    low, high = interval(resampled(counts[1]) - resampled(best_counts[1]))
+    low, high = interval(resampled(own.edits) - resampled(other.edits))
     row.difference = Estimate(row.estimate["validation"].value - best.estimate["validation"].value, low, high)
     row.verdict = ALIKE if low <= 0 <= high else WORSE
     row.seeds_overlap = min(row.each["validation"]) <= max(best.each["validation"])
 
 
-def _clip_counts(runs: Sequence[Run], split: str) -> tuple[list[str], NDArray[np.float64]] | None:
-    """The clips' names, and (clips, 2): edits as a mean over runs, and length; None where predictions do not match."""
+def _counts(runs: Sequence[Run], split: str) -> Counts | None:
+    """None where predictions are missing, cut off, or not of the same clips."""
     tables = [run.predictions(split) for run in runs]
-    names = [row["clip"] for row in tables[0]]
-    if not names or any([row["clip"] for row in table] != names for table in tables):
+    clips = [row["clip"] for row in tables[0]]
+    if not clips or any([row["clip"] for row in table] != clips for table in tables):
         return None
-    counts = np.array([[(row["cer_edits"], row["cer_length"]) for row in table] for table in tables], dtype=np.float64)
-    return names, counts.mean(axis=0)
+    edits = np.array([[(row["cer_edits"], row["cer_length"]) for row in table] for table in tables], dtype=np.float64)
+    return Counts(clips, edits.mean(axis=0))
 
 
 def data_key(run: Run) -> tuple[str | None, ...]:
@@ -225,8 +235,8 @@ def notes(table: DataSet) -> list[str]:
     """What one should, and should not, conclude from a table."""
     most = max((len(row.runs) for row in table.rows), default=0)
     said = [
-        "Ranked by the validation CER of each run's best checkpoint, which validation chose: it flatters every row, and "
-        "the first of many most. Test chose nothing.",
+        "Ranked by the validation CER of each run's best checkpoint, which validation chose: it flatters every row, "
+        "and the first of many most. Test chose nothing.",
         "[low, high]: 95 % bootstrap over clips. It says how far other clips would move a figure, not other seeds.",
         f"{ALIKE[0].upper()}{ALIKE[1:]}: on the same resamples of clips, the interval of the difference to it holds 0. "
         "That is no proof that they are equal.",

@@ -16,7 +16,9 @@ from rich.text import Text
 from kikitori.leaderboard import BEST, WORSE, DataSet, Estimate, Row, notes, show
 from kikitori.runs import Run
 
-SEPARATE = "These runs were scored on different clips or in different ways; their rates must not be compared across tables."
+SEPARATE = (
+    "These runs were scored on different clips or in different ways; their rates must not be compared across tables."
+)
 # Past so many, what varies says less than a run's name.
 MOST_KEYS = 5
 UNFOLDED = 10_000  # columns
@@ -52,7 +54,13 @@ def duration(seconds: float | None) -> str:
     """42 s, 3 min, 2.5 h."""
     if seconds is None:
         return "–"
-    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+    return (
+        f"{seconds:.0f} s"
+        if seconds < 100
+        else f"{seconds / 60:.0f} min"
+        if seconds < 6000
+        else f"{seconds / 3600:.1f} h"
+    )
 
 
 def number(value: float | None, digits: int = 1) -> str:
@@ -197,5 +205,13 @@ def _line(row: Row) -> dict[str, Any]:
         for name in ("value", "low", "high"):
             line[f"{split}_cer" + f"_{name}" * (name != "value")] = getattr(estimate, name, None)
         line |= {f"{split}_cer_{f.__name__}": f(row.each[split], default=None) for f in (min, max)}
-    line |= {f"difference{'' if n == 'value' else '_' + n}": getattr(row.difference, n, None) for n in ("value", "low", "high")}
-    return {**line, "verdict": row.verdict, **{k: full[k] for k in ("val_wer", "device_hours", "parameters")}, **full["cost"]}
+    line |= {
+        f"difference{'' if n == 'value' else '_' + n}": getattr(row.difference, n, None)
+        for n in ("value", "low", "high")
+    }
+    return {
+        **line,
+        "verdict": row.verdict,
+        **{k: full[k] for k in ("val_wer", "device_hours", "parameters")},
+        **full["cost"],
+    }

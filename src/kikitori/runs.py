@@ -49,11 +49,15 @@ class Run:
         rates = self.results.get("scores", {}).get(stage or self.stage, {}).get(split)
         return None if rates is None else float(rates[rate])
 
+    def predicted(self, split: str, stage: str = "") -> Path:
+        """The file of what was read of each clip."""
+        return self.folder / "predictions" / f"{split}_{stage or self.stage}.jsonl"
+
     def predictions(self, split: str, stage: str = "") -> list[dict[str, Any]]:
-        """What was read of each clip, in the order of clips' names; empty where it is missing or cut off."""
+        """The rows of that file in the order of the clips' names; none where it is missing or cut off."""
         try:
-            lines = (self.folder / "predictions" / f"{split}_{stage or self.stage}.jsonl").read_text(encoding="utf-8")
-            rows = [json.loads(line) for line in lines.splitlines()]
+            with self.predicted(split, stage).open(encoding="utf-8") as lines:
+                rows = [json.loads(line) for line in lines]
             return sorted(rows, key=lambda row: (row["clip"], row["reference"]))
         except (OSError, ValueError, KeyError, TypeError):
             return []
@@ -120,11 +124,13 @@ def find(places: Sequence[str]) -> list[Run]:
 
 def read(folder: Path, name: str, trial: Mapping[str, Any]) -> Run:
     """A run from its folder and, for a trial of a sweep, from what the sweep knows of it."""
-    log = next((path for path in (folder.parent / str(trial.get("log") or "-"), *folder.glob("*.log")) if path.is_file()), None)
+    log = next(
+        (path for path in (folder.parent / str(trial.get("log") or "-"), *folder.glob("*.log")) if path.is_file()), None
+    )
     path = folder / "results.json"
     try:
         results = json.loads(path.read_text(encoding="utf-8"))
-        results["status"], results["scores"], results["config"]  # noqa: B018
+        results["status"], results["scores"], results["config"]
     except FileNotFoundError:
         status = trial.get("state", "failed")
         waits = "not started yet" if status == "waiting" else "left no results.json"
@@ -151,7 +157,9 @@ def _run_folders(place: str) -> list[Path]:
     path = Path(place).expanduser()
     if path.is_file():
         raise DataError(f"{place} is a file; {HOW}")
-    matched = [path] if path.exists() else [Path(p) for p in sorted(glob(str(path), recursive=True)) if Path(p).is_dir()]
+    matched = (
+        [path] if path.exists() else [Path(p) for p in sorted(glob(str(path), recursive=True)) if Path(p).is_dir()]
+    )
     if not matched:
         raise DataError(f"{place} {'matches no folder' if set('*?[') & set(place) else 'does not exist'}; {HOW}")
     found = [folder for match in matched for folder in _below(match)]
