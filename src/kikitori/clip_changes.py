@@ -1,6 +1,7 @@
 """What a training changed, clip by clip, those that lost most first; and the kinds of errors."""
 
 from collections.abc import Iterator, Sequence
+from itertools import groupby
 from typing import Any
 
 from kikitori.differences import error_types, spans
@@ -65,12 +66,21 @@ def _clip(before: dict[str, Any] | None, after: dict[str, Any], language: str) -
 
 
 def _pieces(row: dict[str, Any], language: str) -> list[list[str]]:
-    """Spans of the text as it is scored; a looping model's thousandth character tells nobody anything."""
-    pieces = spans(normalise(row["reference"], language), normalise(row["hypothesis"], language))
-    return [[piece.kind, piece.reference, _shortened(piece.hypothesis)] for piece in pieces]
+    """Spans of the text as it is scored, edits that touch made one: うどん for ピザ, not a kana here and there."""
+    pieces: list[list[str]] = []
+    for equal, group in groupby(
+        spans(normalise(row["reference"], language), normalise(row["hypothesis"], language)),
+        key=lambda span: span.kind == "equal",
+    ):
+        parts = list(group)
+        said, heard = ("".join(texts) for texts in zip(*((p.reference, p.hypothesis) for p in parts), strict=True))
+        kind = "equal" if equal else "delete" if not heard else "insert" if not said else "substitute"
+        pieces.append([kind, said, heard if equal else _shortened(heard)])
+    return pieces
 
 
 def _shortened(text: str, most: int = 200) -> str:
+    """A looping model's thousandth character tells nobody anything."""
     return text if len(text) <= most else f"{text[:most]} … ({len(text) - most} more)"
 
 

@@ -150,25 +150,16 @@ def _pair(rows: Sequence[Row], first: str, second: str) -> dict[str, Any]:
     x, y = (_ordered(rows, key) for key in (first, second))
     scale: dict[str, Any] = {"colorscale": "Viridis", "colorbar": {"title": {"text": "CER %"}, "thickness": 10}}
     if len(x) > MOST_VALUES or len(y) > MOST_VALUES:
-        points = [(row.choices[first], row.choices[second], 100 * row.estimate["validation"].value) for row in rows]
-        a, b, z = (list(column) for column in zip(*points, strict=True))
-        marker = {"size": 11, "color": z, **scale}
-        trace = _points(
-            a, b, "markers", marker=marker, hovertemplate="%{x}, %{y}: %{marker.color:.1f} %<extra></extra>"
-        )
+        found = [(row.choices[first], row.choices[second], 100 * row.estimate["validation"].value) for row in rows]
+        a, b, z = (list(column) for column in zip(*found, strict=True))
+        hover = "%{x}, %{y}: %{marker.color:.1f} %<extra></extra>"
+        points = _points(a, b, "markers", marker={"size": 11, "color": z, **scale}, hovertemplate=hover)
         logs = [{"type": "log"} if _spans_decades(values) else {} for values in (a, b)]
-        return _figure([trace], escape(first), escape(second), xaxis=logs[0], yaxis=logs[1])
+        return _figure([points], escape(first), escape(second), xaxis=logs[0], yaxis=logs[1])
     z = [[mean(cells.get((a, b), [])) for a in x] for b in y]
     labels = [[escape(value) for value in values] for values in (x, y)]
-    trace: dict[str, Any] = {
-        "type": "heatmap",
-        "x": labels[0],
-        "y": labels[1],
-        "z": z,
-        "texttemplate": "%{z:.1f}",
-        **scale,
-    }
-    trace |= {"hovertemplate": "%{x}, %{y}: %{z:.1f} %<extra></extra>", "xgap": 2, "ygap": 2}
+    trace: dict[str, Any] = {"type": "heatmap", "x": labels[0], "y": labels[1], "z": z, "xgap": 2, "ygap": 2, **scale}
+    trace |= {"texttemplate": "%{z:.1f}", "hovertemplate": "%{x}, %{y}: %{z:.1f} %<extra></extra>"}
     return _figure([trace], escape(first), escape(second), xaxis={"type": "category"}, yaxis={"type": "category"})
 
 

@@ -78,8 +78,8 @@ def identity(table: DataSet, row: Row) -> dict[str, str]:
 def scores(row: Row) -> dict[str, str]:
     """The columns that rank."""
     return {
-        "seeds": str(len(row.runs)),
         "val CER %": bracketed(row.estimate.get("validation")),
+        "seeds": str(len(row.runs)),
         "spread": spread(row),
         "against the best": verdict(row),
         "test CER %": bracketed(row.estimate.get("test")),

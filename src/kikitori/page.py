@@ -88,12 +88,18 @@ def _section(table: DataSet, unfinished: Sequence[Run]) -> dict[str, Any]:
         "name": table.name,
         "scoring": table.scoring,
         "said": conclusion(table),
-        "columns": [name for name, _, _ in rows[0]["cells"]],
+        "columns": [(name, short(name, table.keys)) for name, _, _ in rows[0]["cells"]],
         "rows": rows,
         "notes": notes(table),
         "figures": figures(table, unfinished),
         "runs": [_run(run, rank) for rank, row in enumerate(table.rows, 1) for run in row.runs],
     }
+
+
+def short(name: str, keys: Sequence[str]) -> str:
+    """A key's last part, which a telephone has room for, where no other key ends alike."""
+    last = name.rpartition(".")[2]
+    return last if name in keys and sum(key.rpartition(".")[2] == last for key in keys) == 1 else name
 
 
 def conclusion(table: DataSet) -> str:
@@ -107,7 +113,9 @@ def conclusion(table: DataSet) -> str:
     if len(table.rows) == 1:
         return said
     others = len(table.rows) - 1
-    return f"{said} Of {others} other configuration{'s' * (others > 1)}, {alike or 'none'} cannot be told from it."
+    if not alike:
+        return f"{said} {'The other one is' if others == 1 else f'All {others} others are'} worse on these clips."
+    return f"{said} {alike} of {others} others cannot be told from it on these clips."
 
 
 def _leaderboard_row(table: DataSet, rank: int, row: Row) -> dict[str, Any]:

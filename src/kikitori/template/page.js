@@ -68,7 +68,7 @@ function drawFigure(card, figure) {
   Object.assign(layout, {
     paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", margin: { l: 45, r: 12, t: 12, b: 40 },
     font: { color: ink, size: 12, family: getComputedStyle(document.body).fontFamily }, autosize: true,
-    legend: { orientation: "h", y: -0.22, font: { size: 11 } }, hoverlabel: { align: "left" },
+    legend: { orientation: "h", yref: "container", y: 0, yanchor: "bottom", font: { size: 11 } }, hoverlabel: { align: "left" },
   });
   Plotly.react(plot, structuredClone(variant.data), layout, { responsive: true, displaylogo: false, displayModeBar: false });
 }
@@ -182,8 +182,9 @@ function makeClips(section, clips) {
     card.querySelector(".clip-table").replaceChildren(...(part ? [clipTable(part, clips.audio[part.split] ?? {})] : []));
     card.querySelector(".errors").replaceChildren(...(part ? errorTables(part.errors) : []));
     const left = clips.left_out ? `; ${clips.left_out} further runs are not on this page` : "";
+    const heard = part?.clips.filter((clip) => clips.audio[part.split]?.[clip.clip]).length;
     count.textContent = part
-      ? `${part.clips.length} of ${part.total} clips, those that lost most first${left}`
+      ? `${part.clips.length} of ${part.total} clips, those that lost most first; audio of ${heard}${left}`
       : "This run was not scored on that split.";
   };
   runs.addEventListener("change", show);
