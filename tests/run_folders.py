@@ -14,9 +14,7 @@ SCORING = {"normaliser": "nfkc-casefold-nopunct-1", "segmenter": "sudachipy mode
 
 def misheard(errors: int, references: Sequence[str] = REFERENCES) -> list[str]:
     """The references with so many characters replaced at the head of every second one."""
-    return [
-        "ぬ" * min(errors, len(text)) + text[errors:] if i % 2 == 0 else text for i, text in enumerate(references)
-    ]
+    return ["ぬ" * min(errors, len(text)) + text[errors:] if i % 2 == 0 else text for i, text in enumerate(references)]
 
 
 def write_run(
@@ -56,7 +54,9 @@ def write_run(
         "data": {"corpus": "a corpus", "language": "ja", "splits": {"validation": facts, "test": facts}},
         "scoring": SCORING,
         "model": {"name": "micro", "parameters": 1_000_000, "window_s": 3.0},
-        "history": [{"step": s, "train/loss": 3.0, "val/loss": 2.0, "val/cer": 9 / s, "val/wer": 1.0} for s in (10, 20)],
+        "history": [
+            {"step": s, "train/loss": 3.0, "val/loss": 2.0, "val/cer": 9 / s, "val/wer": 1.0} for s in (10, 20)
+        ],
     }
     written["cost"]["device"] = "cpu, 2 threads"
     write_json(folder / "results.json", written | results)

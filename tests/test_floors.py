@@ -8,15 +8,19 @@ import kikitori
 SOURCE = Path(kikitori.__file__).parent
 FLOORS = [
     {"errors", "paths", "progress"},
-    {"archive", "audio", "clips", "optim", "report", "sampler", "text"},
+    {"archive", "audio", "clips", "optim", "report", "runs", "sampler", "text"},
     {"front_end"},
     {"whisper"},
     {"collate", "common_voice", "config", "decode", "hub", "manifest", "metrics", "selection", "store"},
+    {"differences", "leaderboard", "player"},
+    {"importance", "listing", "clip_changes"},
+    {"figures"},
+    {"page"},
     {"callbacks", "dataset", "module"},
     {"datamodule"},
     {"trainer"},
     {"experiment"},
-    {"evaluate", "prepare", "train", "transcribe"},
+    {"compare", "evaluate", "prepare", "train", "transcribe"},
     {"cli"},
     {"__main__"},
 ]
