@@ -79,7 +79,9 @@ def test_a_store_on_another_machine_is_said(tmp_path: Path) -> None:
 
 def test_audio_goes_to_the_clips_on_top_of_any_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[list[str]] = []
-    monkeypatch.setattr("kikitori.clip_changes.sources", lambda run, split, clips: (asked.append(clips), ({}, ""))[1])
+    monkeypatch.setattr(
+        "kikitori.clip_changes.sources", lambda run, split, clips: (asked.append(clips), ({"clip": "data:"}, ""))[1]
+    )
     for n, worst in enumerate((1, 3)):
         heard = [text + "ぬぬぬぬぬ" * (i == worst) for i, text in enumerate(misheard(1))]
         write_run(tmp_path / str(n), config={"optim": {"lr": n}}, hypotheses=heard)

@@ -27,14 +27,15 @@ def of_table(table: DataSet, most_audio: int = MOST_AUDIO) -> dict[str, Any]:
         for split in SPLITS
         if run.predicted(split).exists()
     ]
-    audio, silence = {}, ""
+    audio: dict[str, dict[str, str]] = {}
+    silence = ""
     for split in SPLITS:
-        tables = [part["clips"] for part in told if part["split"] == split]
-        # Any of the runs will do: they were scored on the same clips.
-        run = next((run for run in runs if run.score(split) is not None), None)
-        if run:
-            audio[split], why = sources(run, split, _topmost(tables, most_audio // len(SPLITS)))
-            silence = silence or why
+        clips = _topmost([part["clips"] for part in told if part["split"] == split], most_audio // len(SPLITS))
+        # Any run that names a store which is here will do: all were scored on the same clips.
+        for run in runs:
+            audio[split], silence = sources(run, split, clips)
+            if audio[split]:
+                break
     return {"runs": told, "audio": audio, "silence": silence, "left_out": len(table.runs) - len(runs)}
 
 

@@ -12,6 +12,8 @@ from kikitori.runs import Run
 
 COLOURS = ("#3d85c6", "#e08a1e", "#2a9d6e", "#c2508f", "#8b6fd6", "#b5651d", "#17a2b8", "#d1495b")
 FRONT = "#d1495b"
+# In turn, so that rows of one price do not write over each other.
+LABEL_PLACES = ("top right", "bottom right", "top left", "bottom left")
 GREY = "rgba(140,140,140,0.55)"
 # Beyond it a hallucinating start would flatten all that follows.
 HIGHEST_CER = 1.1
@@ -108,7 +110,7 @@ def _scatter(points: Sequence[tuple[float, int, Row]], axis: str) -> dict[str, A
         y,
         "markers+text",
         text=[f"#{i + 1}" for _, i, _ in points],
-        textposition="top right",
+        textposition=[LABEL_PLACES[i % len(LABEL_PLACES)] for _, i, _ in points],
         marker={"size": 10, "color": [colour(i) for _, i, _ in points]},
         error_y={
             "type": "data",

@@ -136,7 +136,7 @@ def read(folder: Path, name: str, trial: Mapping[str, Any]) -> Run:
         waits = "not started yet" if status == "waiting" else "left no results.json"
         return Run(folder, name, status, trial.get("reason") or waits, log)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        return Run(folder, name, "unreadable", f"results.json is damaged or cut off: {error!r}", log)
+        return Run(folder, name, "unreadable", f"results.json is damaged or cut off ({error!r})", log)
     status, reason = results["status"], results.get("error") or ""
     if status not in ENDED:
         # Who is killed cannot say so; its sweep can.

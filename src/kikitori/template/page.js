@@ -18,7 +18,8 @@ function sortValue(row, index) {
 function compareValues(a, b) {
   if (a === "" || b === "") return (a === "") - (b === ""); // what is missing comes last
   const [x, y] = [Number(a), Number(b)];
-  return Number.isNaN(x) || Number.isNaN(y) ? COLLATOR.compare(a, b) : x - y;
+  if (Number.isNaN(x) !== Number.isNaN(y)) return Number.isNaN(x) - Number.isNaN(y); // words come after numbers
+  return Number.isNaN(x) ? COLLATOR.compare(a, b) : x - y;
 }
 function makeSortable(table) {
   for (const head of table.tHead.rows[0].cells) {
@@ -62,6 +63,9 @@ function drawFigure(card, figure) {
   const style = getComputedStyle(document.documentElement);
   const [ink, line] = ["--ink", "--line"].map((name) => style.getPropertyValue(name).trim());
   const layout = structuredClone(variant.layout);
+  // On a telephone each name of the legend takes a line, at the plot's cost.
+  const lines = plot.clientWidth < 500 ? variant.data.filter((trace) => trace.name && trace.showlegend !== false).length : 0;
+  plot.style.height = lines > 2 ? `${280 + 20 * lines}px` : "";
   for (const axis of ["xaxis", "yaxis"]) {
     layout[axis] = { gridcolor: line, linecolor: line, zerolinecolor: line, ...layout[axis] };
   }
@@ -105,6 +109,8 @@ function headed(...columns) {
 }
 function addCell(row, text, className = "", value = null) {
   const cell = element("td", text, className);
+  // A heading stands over its numbers.
+  if (className.startsWith("number")) row.closest("table").tHead.rows[0].cells[row.cells.length].className = "number";
   if (value !== null) cell.dataset.value = value;
   row.append(cell);
   return cell;
@@ -113,17 +119,16 @@ function addCell(row, text, className = "", value = null) {
 function clipTable(part, audio) {
   const trained = part.clips.some((clip) => clip.before);
   const columns = trained ? ["before", "after", "change", "CER % before", "CER % after"] : ["heard", "CER %"];
-  const table = headed("clip", "reference", ...columns);
+  const table = headed("reference", ...columns);
   for (const clip of part.clips) {
     const row = table.tBodies[0].insertRow();
-    const first = addCell(row, "", "", clip.clip);
+    const first = addCell(row, clip.reference, "text", clip.reference);
     if (audio[clip.clip]) {
       const player = element("audio");
       Object.assign(player, { controls: true, preload: "metadata", src: audio[clip.clip] });
       first.append(player);
     }
     first.append(element("small", clip.clip));
-    addCell(row, clip.reference, "text");
     for (const stage of trained ? ["before", "after"] : ["after"]) {
       addCell(row, "", "text").append(clip[stage] ? differences(clip[stage]) : "–");
     }
@@ -183,8 +188,9 @@ function makeClips(section, clips) {
     card.querySelector(".errors").replaceChildren(...(part ? errorTables(part.errors) : []));
     const left = clips.left_out ? `; ${clips.left_out} further runs are not on this page` : "";
     const heard = part?.clips.filter((clip) => clips.audio[part.split]?.[clip.clip]).length;
+    const audio = heard ? `; audio of ${heard}` : "";
     count.textContent = part
-      ? `${part.clips.length} of ${part.total} clips, those that lost most first; audio of ${heard}${left}`
+      ? `${part.clips.length} of ${part.total} clips, those that lost most first${audio}${left}`
       : "This run was not scored on that split.";
   };
   runs.addEventListener("change", show);
