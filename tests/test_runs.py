@@ -28,6 +28,12 @@ def test_a_folder_whose_name_holds_glob_characters_is_that_folder(tmp_path: Path
     assert len(find([str(tmp_path / "a[1]")])) == 1
 
 
+def test_a_sweeps_own_files_among_its_folders_are_passed_over(tmp_path: Path) -> None:
+    write_run(tmp_path / "0-a")
+    write_sweep(tmp_path)
+    assert [run.name for run in find([str(path) for path in sorted(tmp_path.iterdir())])] == ["0-a"]
+
+
 @pytest.mark.parametrize(
     ("place", "told"),
     [

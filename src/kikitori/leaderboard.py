@@ -28,10 +28,13 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Counts:
-    """The clips' names, and (clips, 2): each one's edits, as a mean over seeds, and reference length."""
+    """The clips' names, and (clips, 2): each one's edits and reference length, both summed over the seeds.
+
+    Sums, since a rate of integers is exact: rows that err alike differ by 0 and not by a rounding.
+    """
 
     clips: list[str]
-    edits: NDArray[np.float64]
+    edits: NDArray[np.int64]
 
 
 @dataclass
@@ -165,8 +168,8 @@ def _counts(runs: Sequence[Run], split: str) -> Counts | None:
     clips = [row["clip"] for row in tables[0]]
     if not clips or any([row["clip"] for row in table] != clips for table in tables):
         return None
-    edits = np.array([[(row["cer_edits"], row["cer_length"]) for row in table] for table in tables], dtype=np.float64)
-    return Counts(clips, edits.mean(axis=0))
+    edits = np.array([[(row["cer_edits"], row["cer_length"]) for row in table] for table in tables], dtype=np.int64)
+    return Counts(clips, edits.sum(axis=0))
 
 
 def data_key(run: Run) -> tuple[str | None, ...]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import jiwer
@@ -87,13 +87,19 @@ def change(before: Sequence[ClipScore], after: Sequence[ClipScore]) -> dict[str,
     return result
 
 
-def resampled(counts: NDArray[np.number]) -> NDArray[np.float64]:
-    """Corpus rates of bootstrap resamples over clips; the seed is fixed, so equal numbers of clips draw alike."""
+def resampled(counts: NDArray[np.integer]) -> NDArray[np.float64]:
+    """Corpus rates of bootstrap resamples over clips; equal numbers of clips are drawn alike, so that rates pair up."""
     if not len(counts):
         return np.zeros(1)
-    drawn = np.random.default_rng(0).integers(len(counts), size=(BOOTSTRAP_SAMPLES, len(counts)))
-    totals = counts[drawn].sum(axis=1)
+    totals = _times_drawn(len(counts)) @ counts.astype(np.float64)
     return totals[:, 0] / np.maximum(totals[:, 1], 1)
+
+
+@lru_cache(maxsize=2)
+def _times_drawn(clips: int) -> NDArray[np.float64]:
+    """(samples, clips): how often each resample draws each clip; floats, which multiply fast and hold sums exactly."""
+    drawn = np.random.default_rng(0).integers(clips, size=(BOOTSTRAP_SAMPLES, clips))
+    return np.array([np.bincount(row, minlength=clips) for row in drawn], dtype=np.float64)
 
 
 def interval(values: NDArray[np.float64]) -> list[float]:

@@ -114,7 +114,11 @@ def find(places: Sequence[str]) -> list[Run]:
 
     Raises DataError where a place does not exist, or holds no run.
     """
-    folders = list(dict.fromkeys(folder.resolve() for place in places for folder in _run_folders(place)))
+    # A shell that expands a sweep's * names its sweep.json too.
+    named = [place for place in places if not Path(place).expanduser().is_file()]
+    if not named:
+        raise DataError(f"{places[0]} is a file; {HOW}")
+    folders = list(dict.fromkeys(folder.resolve() for place in named for folder in _run_folders(place)))
     sweeps: dict[Path, dict[Path, Any]] = {}
     for parent in {folder.parent for folder in folders}:
         sweeps[parent] = _trials(parent)
@@ -155,8 +159,6 @@ def read(folder: Path, name: str, trial: Mapping[str, Any]) -> Run:
 
 def _run_folders(place: str) -> list[Path]:
     path = Path(place).expanduser()
-    if path.is_file():
-        raise DataError(f"{place} is a file; {HOW}")
     matched = (
         [path] if path.exists() else [Path(p) for p in sorted(glob(str(path), recursive=True)) if Path(p).is_dir()]
     )
