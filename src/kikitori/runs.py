@@ -20,7 +20,7 @@ import yaml
 from kikitori.errors import DataError
 
 # What may differ between two runs of one configuration: a seed, and where things are written.
-NO_CHOICE = re.compile(r"seed|logger\b.*|sweep\b.*|hydra\b.*|.*\.dirpath|.*\.default_root_dir")
+NO_CHOICE = re.compile(r"seed|resume|logger\b.*|sweep\b.*|hydra\b.*|.*\.dirpath|.*\.default_root_dir")
 ENDED = ("completed", "failed", "pruned")
 HOW = "give run folders, sweep folders or a quoted glob, such as 'outputs/train/*/*'"
 
