@@ -44,11 +44,11 @@ def test_a_kind_with_many_errors_does_not_crowd_out_the_others() -> None:
     rows = [{"reference": "犬猫", "hypothesis": f"犬{w}"} for w in wrong for _ in range(2)]
     rows += [{"reference": "犬猫", "hypothesis": "犬"}, {"reference": "犬猫", "hypothesis": "犬猫も"}]
     found = commonest(rows, "ja")
-    assert [kind for kind, *_ in found].count("substitution") == ERRORS_OF_A_KIND
-    assert found[0][0] == "substitution"
+    assert [kind for kind, *_ in found].count("substitute") == ERRORS_OF_A_KIND
+    assert found[0][0] == "substitute"
     assert found[0][3] == 2
-    assert ["deletion", "猫", "", 1] in found
-    assert ["insertion", "", "も", 1] in found
+    assert ["delete", "猫", "", 1] in found
+    assert ["insert", "", "も", 1] in found
 
 
 def test_a_launched_trial_is_grouped_by_its_sweeps_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """How a sweep's trials stand, while it runs: a live table in a terminal, a line a change elsewhere."""
 
 import logging
+import shlex
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -8,7 +9,10 @@ from contextlib import contextmanager
 from rich.live import Live
 from rich.table import Table
 
+from kikitori import listing
+from kikitori.leaderboard import data_sets
 from kikitori.progress import console, shows_bars
+from kikitori.runs import find
 from kikitori.sweep import Sweep, Trial, progress
 
 log = logging.getLogger(__name__)
@@ -69,6 +73,22 @@ def _clock(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def conclude(sweep: Sweep) -> None:
+    """What the sweep came to: the table of `kikitori compare`, and its page in the sweep's folder."""
+    runs = find([str(sweep.folder)])
+    completed = [run for run in runs if run.status == "completed"]
+    if not completed:
+        return
+    from kikitori.page import write_page  # takes a second to import, which a search asks for once
+
+    others = [run for run in runs if run.status != "completed"]
+    tables = data_sets(completed)
+    listing.print_tables(tables, others)
+    path = sweep.folder / "report.html"
+    write_page(path, tables, others, shlex.join(sweep.command))
+    console.print(f"The page is {path}", soft_wrap=True)
 
 
 def failure_report(sweep: Sweep, failures: list[Trial]) -> str:

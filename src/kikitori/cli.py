@@ -22,12 +22,14 @@ kikitori: fine-tune Whisper on speech, Japanese first.
               kikitori prepare data=manifest data.manifest=recordings/metadata.csv
   transcribe  read audio files to text
               kikitori transcribe talk.mp3 --model outputs/my-run
+  compare     rank runs and sweeps, with intervals; --report writes a page
+              kikitori compare outputs/my-sweep --report report.html
 
 train, evaluate and prepare are Hydra applications: --help lists what can be chosen, --cfg job prints the configuration,
 -m sweeps over comma-separated values. Completion: eval "$(kikitori train -sc install=bash)" (or zsh, fish).
 """
 HYDRA_COMMANDS = ("train", "evaluate", "prepare")
-COMMANDS = (*HYDRA_COMMANDS, "transcribe")
+COMMANDS = (*HYDRA_COMMANDS, "transcribe", "compare")
 
 
 def main() -> None:

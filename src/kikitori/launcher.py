@@ -83,6 +83,7 @@ class Machine:
                 self.folder, ["kikitori", self.command, *sys.argv[1:]], OmegaConf.select(self.config, "sweep.resume")
             )
             yield self
+            board.conclude(self.sweep)
         finally:
             lock.release()
         if failures := self.sweep.failures():

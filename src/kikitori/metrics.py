@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import jiwer
@@ -73,7 +73,7 @@ def summarise(scores: Sequence[ClipScore]) -> dict[str, Any]:
     counts = {rate: edits_and_lengths(scores, rate) for rate in RATES}
     summary: dict[str, Any] = {rate: corpus_rate(c) for rate, c in counts.items()}
     for rate in ("cer", "wer"):
-        summary[f"{rate}_ci95"] = _interval(_resampled(counts[rate]))
+        summary[f"{rate}_ci95"] = interval(resampled(counts[rate]))
     return {**summary, "clips": len(scores)}
 
 
@@ -83,20 +83,27 @@ def change(before: Sequence[ClipScore], after: Sequence[ClipScore]) -> dict[str,
     for rate in ("cer", "wer"):
         old, new = edits_and_lengths(before, rate), edits_and_lengths(after, rate)
         result[rate] = corpus_rate(new) - corpus_rate(old)
-        result[f"{rate}_ci95"] = _interval(_resampled(new) - _resampled(old))
+        result[f"{rate}_ci95"] = interval(resampled(new) - resampled(old))
     return result
 
 
-def _resampled(counts: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Corpus rates of bootstrap resamples over clips; the seed is fixed, so equal numbers of clips draw alike."""
+def resampled(counts: NDArray[np.integer]) -> NDArray[np.float64]:
+    """Corpus rates of bootstrap resamples over clips; equal numbers of clips are drawn alike, so that rates pair up."""
     if not len(counts):
         return np.zeros(1)
-    drawn = np.random.default_rng(0).integers(len(counts), size=(BOOTSTRAP_SAMPLES, len(counts)))
-    totals = counts[drawn].sum(axis=1)
+    totals = _times_drawn(len(counts)) @ counts.astype(np.float64)
     return totals[:, 0] / np.maximum(totals[:, 1], 1)
 
 
-def _interval(values: NDArray[np.float64]) -> list[float]:
+@lru_cache(maxsize=2)
+def _times_drawn(clips: int) -> NDArray[np.float64]:
+    """(samples, clips): how often each resample draws each clip; floats, which multiply fast and hold sums exactly."""
+    drawn = np.random.default_rng(0).integers(clips, size=(BOOTSTRAP_SAMPLES, clips))
+    return np.array([np.bincount(row, minlength=clips) for row in drawn], dtype=np.float64)
+
+
+def interval(values: NDArray[np.float64]) -> list[float]:
+    """The middle 95 % of bootstrap resamples."""
     return [float(v) for v in np.quantile(values, (0.025, 0.975))]
 
 

@@ -169,7 +169,7 @@ def sample(before: list[Row], after: list[Row]) -> list[Row]:
 def commonest(predictions: list[Row], language: str) -> list[list[Any]]:
     """The commonest errors of each kind, the commonest of all first."""
     references, hypotheses = ([row[key] for row in predictions] for key in ("reference", "hypothesis"))
-    errors = error_types(references, hypotheses, language)
+    errors = error_types(references, hypotheses, language)["rows"]
     left = dict.fromkeys((kind for kind, *_ in errors), ERRORS_OF_A_KIND)
     kept = []
     for error in errors:
