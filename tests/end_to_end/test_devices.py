@@ -20,7 +20,8 @@ SMALL = [
     *("data.limit={train: 11, validation: 5, test: 3}", "validation.every_steps=20", "generation.max_new_tokens=20"),
     *("logger=none", "score.train_clips=3", "optim.warmup_steps=1", "trainer.max_steps=60"),
 ]
-ENDLESS = ["trainer.max_steps=100000", "validation.every_steps=5"]
+# The timeout holds for the start, too, where one process may import for longer than the other.
+ENDLESS = ["trainer.max_steps=100000", "validation.every_steps=5", "trainer.strategy.collective_timeout_s=20"]
 TWO = ["trainer=ddp", "trainer.devices=2"]
 
 
@@ -81,10 +82,11 @@ def alone(cache: Path) -> Path:
 def running(cache: Path, request: pytest.FixtureRequest) -> Iterator[tuple[Path, subprocess.Popen[str], int]]:
     """A run of two processes amid its training: folder, process 0, id of process 1."""
     folder = cache / request.node.name
-    process = start(*TWO, *ENDLESS, "trainer.strategy.collective_timeout_s=10", f"hydra.run.dir={folder}", cache=cache)
+    process = start(*TWO, *ENDLESS, f"hydra.run.dir={folder}", cache=cache)
     others: list[int] = []
     try:
-        wait_for(lambda: list(folder.glob("checkpoints/step-*.ckpt")) or process.poll() is not None, 60)
+        wait_for(lambda: list(folder.glob("checkpoints/step-*.ckpt")) or process.poll() is not None, 120)
+        assert process.poll() is None, process.communicate()[1]
         (rank_1,) = others = descendants(process.pid)
         yield folder, process, rank_1
     finally:
@@ -165,24 +167,17 @@ def test_a_run_that_is_told_to_stop_fails_and_goes_on_later(
 def test_a_process_that_hangs_ends_the_run_at_the_timeout(running: tuple[Path, subprocess.Popen[str], int]) -> None:
     folder, process, rank_1 = running
     os.kill(rank_1, signal.SIGSTOP)
-    took = wait_for(lambda: process.poll() is not None, 40)
-    print(f"ended {took:.1f} s after process 1 was stopped; the timeout is 10 s")
-    assert 9 < took < 30
+    took = wait_for(lambda: process.poll() is not None, 60)
+    print(f"ended {took:.1f} s after process 1 was stopped; the timeout is 20 s")
+    assert 19 < took < 40
     assert process.returncode not in (0, None)
     assert results(folder)["status"] == "failed"
     assert not alive(rank_1)
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        (["data.global_batch=7"], "data.global_batch=7 does not divide by 2"),
-        (["score.train_clips=1"], "1 clips of the train split are to be scored by 2 processes"),
-        (["trainer.num_nodes=2"], "are started by Slurm"),
-    ],
-)
-def test_what_the_devices_cannot_share_is_refused(cache: Path, settings: list[str], message: str) -> None:
-    code, complaint = train(*TWO, *settings, "hydra.run.dir=refused", "resume=true", cache=cache)
+def test_more_processes_than_clips_are_refused(cache: Path) -> None:
+    code, complaint = train(*TWO, "score.train_clips=1", "hydra.run.dir=refused", cache=cache)
     assert code == 1
-    assert message in complaint
+    assert "1 clips of the train split are to be scored by 2 processes" in complaint
     assert "Traceback" not in complaint
+    assert results(cache / "refused")["status"] == "failed"
