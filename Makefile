@@ -3,12 +3,13 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/installed
 
-.PHONY: help demo test test-long check format lock clean
+.PHONY: help demo test test-long test-slurm check format lock clean
 
 help:
 	@echo "make demo     install, then fine-tune a small Whisper on spoken Japanese (3 minutes on 2 cores)"
 	@echo "make test     install, then run the tests"
 	@echo "make test-long  install, then run the tests that take minutes (the whole demo)"
+	@echo "make test-slurm  install, then run the tests that bring up a Slurm here (as root, with slurm-wlm and munge)"
 	@echo "make check    install, then ruff, mypy and the fast tests"
 	@echo "make format   let ruff format the code"
 	@echo "make lock     resolve the dependencies anew into requirements.lock (needs uv)"
@@ -20,16 +21,20 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	@echo "make: running the tests"
-	@$(BIN)/python -m pytest -q -m "not long and not wandb_server"
+	@$(BIN)/python -m pytest -q -m "not long and not wandb_server and not slurm"
 
 test-long: $(STAMP)
 	@echo "make: running the tests that take minutes"
 	@$(BIN)/python -m pytest -q -s -m long
 
+test-slurm: $(STAMP)
+	@echo "make: running the tests on a Slurm of two virtual nodes"
+	@$(BIN)/python -m pytest -q -s -m slurm
+
 check: $(STAMP)
 	@echo "make: ruff, mypy and the fast tests"
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
-	@$(BIN)/python -m pytest -q -m "not slow and not long and not wandb_server"
+	@$(BIN)/python -m pytest -q -m "not slow and not long and not wandb_server and not slurm"
 
 format: $(STAMP)
 	@$(BIN)/ruff check --fix . && $(BIN)/ruff format .

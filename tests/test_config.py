@@ -42,7 +42,7 @@ def composed(root: str, *overrides: str) -> DictConfig:
 
 def test_every_choice_is_counted() -> None:
     assert len(CHOICES) == 29
-    assert len(OF_HYDRA) == 8
+    assert len(OF_HYDRA) == 9
     assert len(list(CONF.glob("*.yaml"))) == len(ROOTS) + 1
     ours = [path for path in CONF.glob("*/*/*") if path.relative_to(CONF).parts[0] != "hydra"]
     assert not ours, "one level deep"

@@ -7,7 +7,8 @@ import kikitori
 
 SOURCE = Path(kikitori.__file__).parent
 FLOORS = [
-    {"errors", "paths", "progress", "secrecy"},
+    {"errors", "progress", "secrecy"},
+    {"paths"},
     {"archive", "audio", "clips", "optim", "pruning", "ranks", "report", "runs", "sampler", "text"},
     {"sweep"},
     {"front_end"},

@@ -3,12 +3,13 @@
 import os
 import sys
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 from hydra.errors import CompactHydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from kikitori.ranks import die_with_parent
+from kikitori import ranks
 from kikitori.secrecy import secret_in
 
 USAGE = """\
@@ -38,7 +39,7 @@ def main() -> None:
     # OpenMP's threads spin while they wait for each other, which slows a CPU that others use too up to 50 times; this
     # short a spin costs a seventh on a quiet one. Read when torch is imported.
     os.environ.setdefault("GOMP_SPINCOUNT", "3000")
-    die_with_parent()
+    ranks.die_with_parent()
     arguments = sys.argv[1:]
     if arguments[:1] == ["-sc"]:
         _complete()
@@ -56,15 +57,27 @@ def main() -> None:
 
 
 def _refuse(arguments: list[str]) -> None:
-    """End before Hydra writes the line to files, where it holds a secret, or would write into a finished run."""
+    """End before Hydra writes the line to files, where it holds a secret, and where the line cannot mean what it says."""
     for argument in arguments:
         key, _, value = argument.partition("=")
         if variable := secret_in(value):
             sys.exit(
                 f"kikitori: {key} holds the value of {variable}, and a configuration is written to files; leave it out"
             )
-        if key == "hydra.run.dir" and Path(value, "results.json").exists() and "resume=true" not in arguments:
+        finished = key == "hydra.run.dir" and Path(value, "results.json").exists() and "resume=true" not in arguments
+        if finished and ranks.own() == 0:
             sys.exit(f"kikitori: {argument} already holds a run; choose another folder, or add resume=true to go on")
+        if key == "hydra/launcher" and not {"-m", "--multirun", "hydra.mode=MULTIRUN"} & {*arguments}:
+            sys.exit(
+                f"kikitori: {argument} starts the jobs of a sweep, and nothing without -m; add it, for one job, too"
+            )
+        if argument == "hydra/launcher=slurm" and not find_spec("submitit"):
+            sys.exit(f"kikitori: {argument} needs a package more: pip install 'kikitori[slurm]'")
+    if ranks.count() > 1 and not any(argument.startswith("hydra.run.dir=") for argument in arguments):
+        sys.exit(
+            f"kikitori: {ranks.count()} processes train this run, and each would make a folder of its own; "
+            "name it: hydra.run.dir=..."
+        )
 
 
 def _run(command: str) -> None:

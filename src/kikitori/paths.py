@@ -11,6 +11,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 
+from kikitori.errors import ConfigError
+
 HERE = Path(__file__).parent
 # In a wheel conf/ lies inside the package; in a checkout at its top.
 CONF = next(folder for folder in (HERE / "conf", HERE.parents[1] / "conf") if folder.is_dir())
@@ -62,4 +64,12 @@ def swept(overrides: Sequence[str]) -> str:
     return "_".join(f"{key.replace('/', '.')}-{value}" for key, value in named)
 
 
+def tasks(devices: int | str) -> int:
+    """How many tasks Slurm is to start on a machine: one a device."""
+    if not isinstance(devices, int):
+        raise ConfigError(f"trainer.devices={devices}: Slurm must be told how many; pass trainer.devices=8")
+    return devices
+
+
+OmegaConf.register_new_resolver("kikitori.tasks", tasks, replace=True)
 OmegaConf.register_new_resolver("kikitori.swept", swept, replace=True)

@@ -1,4 +1,4 @@
-"""The processes of a run on several devices of this machine: one a device, all with the same configuration.
+"""The processes of a run on several devices: one a device, all with the same configuration, and none outlives the run.
 
 Lightning would start them by the command line again, which under a multirun runs the whole sweep once more, or, where a
 search chose the values, trains other ones in each process. Ours get the resolved configuration through a pipe.
@@ -13,20 +13,32 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from kikitori.errors import ConfigError, TrainingError
+from kikitori.errors import ConfigError, KikitoriError, TrainingError
 
 # A process looks this often whether those it depends on are alive.
 WATCH_S = 1.0
 
 
-def started_elsewhere() -> bool:
-    """Whether this process is one of several that srun or torchrun (or `together`) started."""
-    return "LOCAL_RANK" in os.environ or int(os.environ.get("SLURM_NTASKS", 1)) > 1
+def count() -> int:
+    """How many processes srun or torchrun (or `together`) started, of which this is one; 1 where none of them did.
+
+    The step's tasks, not the job's: a sweep that runs inside an allocation starts the processes of its trials itself.
+    """
+    if "LOCAL_RANK" in os.environ:
+        return int(os.environ.get("WORLD_SIZE", 1))
+    return int(os.environ.get("SLURM_STEP_NUM_TASKS", 1))
+
+
+def own() -> int:
+    """Which of them this is."""
+    known = [os.environ[key] for key in ("RANK", "LOCAL_RANK", "SLURM_PROCID") if key in os.environ]
+    return int(known[0]) if count() > 1 else 0
 
 
 @contextmanager
@@ -35,16 +47,33 @@ def together(
 ) -> Iterator[None]:
     """Start the other processes of a run, and end them with it.
 
-    Where one of them dies, `on_death` is told and this process ends at once: it may hang in a collective for ever.
+    Where one of them dies, or this one is sent SIGTERM, `on_death` is told and this process ends at once: it may hang
+    in a collective for ever. Raises ConfigError where processes are there already, but not one a device.
     """
-    if started_elsewhere() or devices * nodes == 1:
+    if count() not in (1, devices * nodes):
+        raise ConfigError(
+            f"{count()} processes were started, but trainer.devices={devices} on trainer.num_nodes={nodes} take "
+            f"{devices * nodes}; start one a device (srun --ntasks-per-node={devices} --nodes={nodes})"
+        )
+    if devices * nodes == 1:
         yield
-        return
-    if nodes > 1:
+    elif count() > 1:
+        with _ends_at_sigterm(on_death, []), _ends_with_the_others(folder):
+            yield
+    elif nodes > 1:
         raise ConfigError(
             f"trainer.num_nodes={nodes}: the processes on several machines are started by Slurm "
-            "(hydra/launcher=slurm, or srun) or torchrun, not by kikitori itself"
+            "(kikitori train -m hydra/launcher=slurm, or srun) or torchrun, not by kikitori itself"
         )
+    else:
+        with _started(command, config, folder, devices, on_death):
+            yield
+
+
+@contextmanager
+def _started(
+    command: str, config: dict[str, Any], folder: Path, devices: int, on_death: Callable[[str], None]
+) -> Iterator[None]:
     import torch  # here, for the command line watches its parent before it loads anything heavy
 
     before = dict(os.environ)
@@ -57,10 +86,20 @@ def together(
     ended = threading.Event()
     threading.Thread(target=_watch, args=(others, ended, on_death), daemon=True).start()
     try:
-        yield
-        for rank, process in enumerate(others, start=1):
-            if code := process.wait():
-                raise TrainingError(f"process {rank} of {devices} ended with {code}; see its output")
+        with _ends_at_sigterm(on_death, others):
+            yield
+            for process in others:
+                process.wait()
+            if died := _died(others):
+                raise TrainingError(died)
+    except (KikitoriError, KeyboardInterrupt, SystemExit):
+        raise
+    except Exception as error:
+        # What a collective complains of is most often that another process is gone.
+        time.sleep(WATCH_S)
+        if died := _died(others):
+            raise TrainingError(f"{died} ({str(error).splitlines()[0] or type(error).__name__})") from error
+        raise
     finally:
         ended.set()
         for process in others:
@@ -84,17 +123,90 @@ def _start(command: str, config: dict[str, Any], folder: Path, rank: int) -> sub
 
 def _watch(others: list[subprocess.Popen[bytes]], ended: threading.Event, on_death: Callable[[str], None]) -> None:
     while not ended.wait(WATCH_S):
-        for rank, process in enumerate(others, start=1):
-            if process.poll():
-                # If this process notices by itself, its own message is the better one.
-                if ended.wait(5 * WATCH_S):
-                    return
-                code = process.returncode
-                how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with {code}"
-                on_death(f"process {rank} of {len(others) + 1} {how}")
-                for other in others:
-                    other.kill()
-                os._exit(1)
+        # If this process notices by itself, it ends in good order.
+        if (died := _died(others)) and not ended.wait(5 * WATCH_S):
+            _die(died, others, on_death)
+
+
+def _died(others: list[subprocess.Popen[bytes]]) -> str | None:
+    """Which of the processes ended with an error, and how."""
+    for rank, process in enumerate(others, start=1):
+        if code := process.poll():
+            how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with {code}; see its output"
+            return f"process {rank} of {len(others) + 1} {how}"
+    return None
+
+
+def _die(reason: str, others: list[subprocess.Popen[bytes]], on_death: Callable[[str], None]) -> None:
+    on_death(reason)
+    for other in others:
+        other.kill()
+    os._exit(1)
+
+
+@contextmanager
+def _ends_at_sigterm(on_death: Callable[[str], None], others: list[subprocess.Popen[bytes]]) -> Iterator[None]:
+    """End the run at SIGTERM, from a thread of its own.
+
+    Python's handlers run in the main thread, which may hang in a collective; and Lightning's starts one, which the other
+    processes answer with another.
+    """
+    read, write = socket.socketpair()
+    write.setblocking(False)
+
+    def look() -> None:
+        while number := read.recv(1):
+            if number[0] == signal.SIGTERM:
+                _die("stopped by SIGTERM; resume=true in the same hydra.run.dir goes on", others, on_death)
+
+    threading.Thread(target=look, daemon=True).start()
+    # Without a handler of Python's the signal ends the process before anyone is told.
+    handler = signal.signal(signal.SIGTERM, lambda *_: None)
+    earlier = signal.set_wakeup_fd(write.fileno())
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(earlier)
+        signal.signal(signal.SIGTERM, handler)
+        write.close()
+
+
+@contextmanager
+def _ends_with_the_others(folder: Path) -> Iterator[None]:
+    """In a process that srun or torchrun started: they end the others of one that ends with an error code.
+
+    A launcher around it may catch the error and end well, while the others wait in a collective: so a process besides
+    the first ends at once, and when results.json says that the first one has failed.
+    """
+    if own() == 0:
+        yield
+        return
+
+    def told() -> str:
+        path = folder / "results.json"
+        return path.read_text(encoding="utf-8") if path.exists() else ""
+
+    # A run that goes on may have failed before.
+    earlier = told()
+
+    def look() -> None:
+        while '"status": "failed"' not in (now := told()) or now == earlier:
+            time.sleep(WATCH_S)
+        # The first process has some time to tell its launcher.
+        time.sleep(5 * WATCH_S)
+        os._exit(1)
+
+    threading.Thread(target=look, daemon=True).start()
+    try:
+        yield
+    except BaseException as error:
+        print(f"process {own()}: {error}", file=sys.stderr) if isinstance(
+            error, KikitoriError
+        ) else traceback.print_exc()
+        sys.stderr.flush()
+        # Slurm kills the others outright: if the first one has an error of its own to write, it has some time.
+        time.sleep(5 * WATCH_S)
+        os._exit(1)
 
 
 def die_with_parent() -> None:

@@ -1,5 +1,6 @@
 """A run's folder and its results.json: begun, kept while it goes, and ended whatever happens."""
 
+import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -106,6 +107,8 @@ def quieten() -> None:
         transformers.utils.logging.disable_progress_bar()
         datasets.disable_progress_bars()
     trainers.quieten()
+    if not is_main():
+        logging.disable(logging.INFO)
 
 
 def _told(error: BaseException) -> str:

@@ -1,6 +1,7 @@
 """The Trainer on the machine at hand: what `auto` takes, what had to change, what it cost."""
 
 import logging
+import os
 import resource
 import sys
 import warnings
@@ -13,9 +14,11 @@ import torch
 from hydra.utils import instantiate
 from pytorch_lightning.callbacks import Checkpoint, RichProgressBar
 from pytorch_lightning.loggers import Logger
+from pytorch_lightning.plugins.environments import ClusterEnvironment, LightningEnvironment, SLURMEnvironment
 from pytorch_lightning.strategies import DDPStrategy
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
+from kikitori import ranks
 from kikitori.callbacks import ValidateEvery
 from kikitori.errors import ConfigError
 from kikitori.progress import shows_bars
@@ -35,6 +38,7 @@ def build(settings: dict[str, Any], folder: Path, callbacks: list[pl.Callback], 
         return make(
             callbacks=callbacks,
             logger=loggers,
+            plugins=[environment] if (environment := _environment()) else None,
             default_root_dir=str(folder),
             enable_progress_bar=shows_bars(),
             enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),
@@ -48,6 +52,17 @@ def build(settings: dict[str, Any], folder: Path, callbacks: list[pl.Callback], 
         )
     except (TypeError, ValueError, MisconfigurationException) as error:
         raise ConfigError(f"trainer={settings} is refused by Lightning: {error}") from error
+
+
+def _environment() -> ClusterEnvironment | None:
+    """Who started the processes of this run, where Lightning would guess wrong.
+
+    Inside an allocation of Slurm it takes every process for one of srun's; and its requeueing would meet that of others.
+    """
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        return None
+    srun = ranks.count() > 1 and "LOCAL_RANK" not in os.environ
+    return SLURMEnvironment(auto_requeue=False) if srun else LightningEnvironment()
 
 
 def on_this_machine(trainer: dict[str, Any], gpus: int) -> tuple[dict[str, Any], list[str]]:

@@ -1,0 +1,183 @@
+"""Runs on several devices, as real processes: the same recipe, the same scores, and nothing left when one of them dies."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+# Odd numbers of clips, and an epoch that is no whole number of steps.
+SMALL = [
+    *("experiment=demo", "model.d_model=32", "model.encoder_layers=1", "model.decoder_layers=1", "optim.lr=3e-3"),
+    *("data.limit={train: 11, validation: 5, test: 3}", "validation.every_steps=20", "generation.max_new_tokens=20"),
+    *("logger=none", "score.train_clips=3", "optim.warmup_steps=1", "trainer.max_steps=60"),
+]
+# The timeout holds for the start, too, where one process may import for longer than the other.
+ENDLESS = ["trainer.max_steps=100000", "validation.every_steps=5", "trainer.strategy.collective_timeout_s=20"]
+TWO = ["trainer=ddp", "trainer.devices=2"]
+
+
+def start(*arguments: str, cache: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "kikitori", "train", *SMALL, *arguments]
+    settings = {"KIKITORI_CACHE": str(cache), "NO_COLOR": "1", "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, **settings}
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=cache, env=environment)
+
+
+def train(*arguments: str, cache: Path) -> tuple[int, str]:
+    """The exit code, and what was complained of."""
+    process = start(*arguments, cache=cache)
+    return process.wait(), process.communicate()[1]
+
+
+def results(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "results.json").read_text(encoding="utf-8"))
+
+
+def descendants(pid: int) -> list[int]:
+    """Process ids of all that a process started, by their rank where it started ranks."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [d for child in map(int, children) for d in (child, *descendants(child))]
+
+
+def alive(pid: int) -> bool:
+    path = Path(f"/proc/{pid}/stat")
+    return path.exists() and path.read_text().rsplit(")", 1)[1].split()[0] != "Z"
+
+
+def wait_for(what: Any, seconds: float) -> float:
+    """Until `what()` holds: how long it took."""
+    begun = time.monotonic()
+    while not what():
+        assert time.monotonic() - begun < seconds, "waited in vain"
+        time.sleep(0.1)
+    return time.monotonic() - begun
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def alone(cache: Path) -> Path:
+    """The run of one process, which has learnt enough for its scores to say something."""
+    code, complaint = train("hydra.run.dir=alone", cache=cache)
+    assert code == 0, complaint
+    rates = results(cache / "alone")["scores"]["after"]["validation"]
+    assert 0 < rates["cer"] < 1
+    assert 0 < rates["wer"] < 1
+    return cache / "alone"
+
+
+@pytest.fixture
+def running(cache: Path, request: pytest.FixtureRequest) -> Iterator[tuple[Path, subprocess.Popen[str], int]]:
+    """A run of two processes amid its training: folder, process 0, id of process 1."""
+    folder = cache / request.node.name
+    process = start(*TWO, *ENDLESS, f"hydra.run.dir={folder}", cache=cache)
+    others: list[int] = []
+    try:
+        wait_for(lambda: list(folder.glob("checkpoints/step-*.ckpt")) or process.poll() is not None, 120)
+        assert process.poll() is None, process.communicate()[1]
+        (rank_1,) = others = descendants(process.pid)
+        yield folder, process, rank_1
+    finally:
+        process.kill()
+        process.communicate()
+        for other in filter(alive, others):
+            os.kill(other, signal.SIGKILL)
+
+
+def assert_same(one: Path, other: Path) -> None:
+    """Every transcript and score to the digit, every loss as far as floats that are added in another order agree."""
+    some, others = results(one), results(other)
+    assert some["scores"] == others["scores"]
+    for row, twin in zip(some["history"], others["history"], strict=True):
+        assert (row["val/cer"], row["val/wer"]) == (twin["val/cer"], twin["val/wer"])
+        assert row == pytest.approx(twin, rel=1e-4)
+    files = sorted(path.name for path in (one / "predictions").iterdir())
+    assert len(files) == 6
+    for name in files:
+        assert (one / "predictions" / name).read_text() == (other / "predictions" / name).read_text(), name
+
+
+@pytest.mark.parametrize("accumulated", [1, 2])
+def test_two_processes_give_the_scores_and_losses_of_one(alone: Path, cache: Path, accumulated: int) -> None:
+    folder = cache / f"two-{accumulated}"
+    settings = [f"trainer.accumulate_grad_batches={accumulated}", f"hydra.run.dir={folder}"]
+    code, complaint = train(*TWO, *settings, cache=cache)
+    assert code == 0, complaint
+    assert_same(folder, alone)
+    assert results(folder)["cost"]["devices"] == 2
+
+
+def test_each_job_of_a_sweep_trains_its_own_values_in_both_processes(alone: Path, cache: Path) -> None:
+    code, complaint = train(*TWO, "hydra.mode=MULTIRUN", "optim.lr=1e-5,3e-3", "hydra.sweep.dir=sweep", cache=cache)
+    assert code == 0, complaint
+    first, second = sorted(path.parent for path in (cache / "sweep").glob("*/results.json"))
+    assert_same(second, alone)
+    assert results(first)["history"][-1]["train/loss"] > 2 * results(second)["history"][-1]["train/loss"]
+
+
+def test_a_killed_process_ends_the_run_and_is_named(running: tuple[Path, subprocess.Popen[str], int]) -> None:
+    folder, process, rank_1 = running
+    os.kill(rank_1, signal.SIGKILL)
+    took = wait_for(lambda: process.poll() is not None, 60)
+    print(f"ended {took:.1f} s after process 1 was killed")
+    assert process.returncode not in (0, None)
+    assert results(folder)["status"] == "failed"
+    assert "process 1 of 2 was killed by SIGKILL" in results(folder)["error"]
+    assert not alive(rank_1)
+
+
+def test_no_process_outlives_the_first(running: tuple[Path, subprocess.Popen[str], int]) -> None:
+    _, process, rank_1 = running
+    process.kill()
+    took = wait_for(lambda: not alive(rank_1), 20)
+    print(f"process 1 ended {took:.1f} s after process 0 was killed")
+
+
+def test_a_run_that_is_told_to_stop_fails_and_goes_on_later(
+    running: tuple[Path, subprocess.Popen[str], int], cache: Path
+) -> None:
+    folder, process, rank_1 = running
+    process.terminate()
+    took = wait_for(lambda: process.poll() is not None, 20)
+    print(f"ended {took:.1f} s after SIGTERM")
+    assert process.returncode not in (0, None)
+    assert "stopped by SIGTERM" in results(folder)["error"]
+    wait_for(lambda: not alive(rank_1), 5)
+    steps = max(int(path.stem.removeprefix("step-")) for path in folder.glob("checkpoints/step-*.ckpt"))
+    more = ["validation.every_steps=5", f"trainer.max_steps={steps + 5}", "resume=true", f"hydra.run.dir={folder}"]
+    code, complaint = train(*TWO, *more, cache=cache)
+    assert code == 0, complaint
+    assert results(folder)["status"] == "completed"
+    assert results(folder)["history"][0]["step"] == 5
+    assert results(folder)["history"][-1]["step"] == steps + 5
+
+
+def test_a_process_that_hangs_ends_the_run_at_the_timeout(running: tuple[Path, subprocess.Popen[str], int]) -> None:
+    folder, process, rank_1 = running
+    os.kill(rank_1, signal.SIGSTOP)
+    took = wait_for(lambda: process.poll() is not None, 60)
+    print(f"ended {took:.1f} s after process 1 was stopped; the timeout is 20 s")
+    assert 19 < took < 40
+    assert process.returncode not in (0, None)
+    assert results(folder)["status"] == "failed"
+    assert not alive(rank_1)
+
+
+def test_more_processes_than_clips_are_refused(cache: Path) -> None:
+    code, complaint = train(*TWO, "score.train_clips=1", "hydra.run.dir=refused", cache=cache)
+    assert code == 1
+    assert "1 clips of the train split are to be scored by 2 processes" in complaint
+    assert "Traceback" not in complaint
+    assert results(cache / "refused")["status"] == "failed"

@@ -1,0 +1,110 @@
+"""Sweeps through a real Slurm of two virtual nodes on this machine: tests/slurm/cluster.py brings it up."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cluster import cluster, missing
+
+pytestmark = [
+    pytest.mark.slurm,
+    pytest.mark.skipif(missing() is not None, reason=missing() or ""),
+]
+
+SMALL = [
+    *("experiment=demo", "model.d_model=32", "model.encoder_layers=1", "model.decoder_layers=1", "optim.lr=3e-3"),
+    *("data.limit={train: 11, validation: 5, test: 3}", "validation.every_steps=20", "generation.max_new_tokens=20"),
+    *("logger=none", "score.train_clips=3", "optim.warmup_steps=1", "trainer.max_steps=40"),
+]
+SLURM = ["hydra/launcher=slurm", "hydra.launcher.gpus_per_node=null", "hydra.launcher.cpus_per_task=1"]
+
+
+@pytest.fixture(scope="module")
+def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    cache = tmp_path_factory.mktemp("cache")
+    with cluster() as environment:
+        # The virtual nodes' names stand for no address.
+        more = {"MASTER_ADDR": "127.0.0.1", "KIKITORI_CACHE": str(cache), "OMP_NUM_THREADS": "1", "NO_COLOR": "1"}
+        yield {**environment, **more}
+
+
+def sweep(folder: Path, slurm: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "kikitori", "train", "-m", *SMALL, *SLURM, f"hydra.sweep.dir={folder}", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=folder.parent, env=slurm, timeout=400)
+
+
+def results(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "results.json").read_text(encoding="utf-8"))
+
+
+def told(folder: Path) -> str:
+    """What Slurm's jobs printed."""
+    return "\n".join(f"{path}:\n{path.read_text()}" for path in sorted(folder.glob(".submitit/**/*_log.*")))
+
+
+def test_the_trials_of_a_sweep_are_jobs_and_one_that_fails_stops_no_other(
+    slurm: dict[str, str], tmp_path: Path
+) -> None:
+    folder = tmp_path / "sweep"
+    done = sweep(folder, slurm, "optim.lr=3e-3,1e30,1e-3")
+    states = {path.parent.name: results(path.parent)["status"] for path in folder.glob("*/results.json")}
+    names = ("0-optim.lr-0.003", "1-optim.lr-1e+30", "2-optim.lr-0.001")
+    assert states == dict(zip(names, ("completed", "failed", "completed"), strict=True)), told(folder)
+    assert done.returncode == 1
+    assert "the loss is not finite" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "optim.lr=3e-3" in " ".join(results(folder / names[0])["overrides"])
+
+
+def test_two_tasks_on_one_node_and_on_two_nodes_give_the_scores_of_one_process(
+    slurm: dict[str, str], tmp_path: Path
+) -> None:
+    command = [sys.executable, "-m", "kikitori", "train", *SMALL, f"hydra.run.dir={tmp_path / 'alone'}"]
+    subprocess.run(command, check=True, cwd=tmp_path, env=slurm, capture_output=True)
+    shapes = {"node": ["trainer.devices=2"], "nodes": ["trainer.devices=1", "trainer.num_nodes=2"]}
+    for shape, settings in shapes.items():
+        folder = tmp_path / shape
+        done = sweep(folder, slurm, "trainer=ddp", *settings)
+        assert done.returncode == 0, done.stderr + told(folder)
+        (run,) = (path.parent for path in folder.glob("*/results.json"))
+        assert results(run)["scores"] == results(tmp_path / "alone")["scores"]
+        assert results(run)["cost"]["devices"] == 2
+        losses, expected = ([row["train/loss"] for row in results(r)["history"]] for r in (run, tmp_path / "alone"))
+        assert losses == pytest.approx(expected, rel=1e-4)
+        # One process alone told what it does.
+        assert (run / "train.log").read_text().count("scoring test after") == 1
+
+
+def test_a_task_that_is_killed_ends_the_trial_on_the_other_node(slurm: dict[str, str], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    command = ["srun", "--nodes=2", "--ntasks-per-node=1", "--kill-on-bad-exit=1", sys.executable, "-m", "kikitori"]
+    endless = ["trainer=ddp", "trainer.devices=1", "trainer.num_nodes=2", "trainer.max_steps=100000"]
+    command += ["train", *SMALL, *endless, f"hydra.run.dir={run}"]
+    with subprocess.Popen(command, cwd=tmp_path, env=slurm, stderr=subprocess.PIPE, text=True) as step:
+        while not list(run.glob("checkpoints/step-*.ckpt")):
+            assert step.poll() is None, step.communicate()[1]
+            time.sleep(0.2)
+        (victim,) = (pid for pid in map(int, filter(str.isdecimal, os.listdir("/proc"))) if is_task(pid, run, 1))
+        os.kill(victim, 9)
+        begun = time.monotonic()
+        step.communicate()
+        took = time.monotonic() - begun
+    print(f"ended {took:.1f} s after task 1 was killed")
+    assert took < 60
+    assert step.returncode != 0
+    assert not [pid for pid in map(int, filter(str.isdecimal, os.listdir("/proc"))) if is_task(pid, run, 0)]
+
+
+def is_task(pid: int, run: Path, rank: int) -> bool:
+    """Whether a process is the run's task of this rank."""
+    try:
+        line, environment = (Path(f"/proc/{pid}/{name}").read_bytes() for name in ("cmdline", "environ"))
+    except OSError:
+        return False
+    return f"hydra.run.dir={run}".encode() in line and f"SLURM_PROCID={rank}\0".encode() in environment
