@@ -176,3 +176,31 @@ def test_a_search_prunes_goes_on_after_a_kill_and_loses_nothing(tmp_path: Path) 
     steps = [row["history"][-1]["step"] for row in results(folder).values() if row["history"]]
     assert sum(steps) < 5 * 80
     assert study.best_value == min(t["value"] for t in trials(folder).values() if t["state"] == "completed")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("launcher", ["local", "basic"])
+@pytest.mark.parametrize("sweeper", ["basic", "optuna"])
+def test_all_processes_of_a_trial_train_its_own_values(tmp_path: Path, launcher: str, sweeper: str) -> None:
+    """Two processes with different learning rates would drift apart, and no trial would match one process alone."""
+    parallel = [f"hydra/launcher={launcher}"] + ["hydra.launcher.parallel=1"] * (launcher == "local")
+    how = [f"hydra/sweeper={sweeper}"]
+    if sweeper == "optuna":
+        how += ["hydra/sweeper/sampler=grid", "hydra.sweeper.n_trials=9", "hydra.sweeper.batch=1"]
+    steps = ["trainer.max_steps=20", "validation.every_steps=10", "optim.lr=1e-3,1e-2"]
+    line = [argument for argument in TINY if not argument.startswith(("optim.lr", "hydra.launcher"))]
+    curves = {}
+    two = ["trainer=ddp", "trainer.devices=2", *parallel, *how]
+    for name, more in {"one": ["hydra/launcher=local"], "two": two}.items():
+        command = [sys.executable, "-m", "kikitori", "train", "-m", *line, *steps, *more]
+        command.append(f"hydra.sweep.dir={tmp_path / name}")
+        environment = {**os.environ, "KIKITORI_CACHE": str(tmp_path), "NO_COLOR": "1"}
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+        runs = results(tmp_path / name).values()
+        assert {run["cost"]["devices"] for run in runs} == {1 if name == "one" else 2}
+        curves[name] = {run["config"]["optim"]["lr"]: [row["val/loss"] for row in run["history"]] for run in runs}
+    assert curves["two"].keys() == curves["one"].keys() == {1e-3, 1e-2}
+    for lr, losses in curves["one"].items():
+        assert curves["two"][lr] == pytest.approx(losses, rel=1e-3)
+    assert curves["one"][1e-3] != pytest.approx(curves["one"][1e-2], rel=1e-2)
