@@ -36,6 +36,7 @@ def test_the_interval_holds_the_mean(tmp_path: Path) -> None:
     for row in tables(tmp_path)[0].rows:
         for estimate in row.estimate.values():
             assert estimate.low <= estimate.value <= estimate.high
+            assert estimate.high < 2 * estimate.value
 
 
 def test_rows_are_ranked_by_validation_whatever_test_says(tmp_path: Path) -> None:

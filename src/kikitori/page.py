@@ -114,7 +114,7 @@ def conclusion(table: DataSet) -> str:
         return said
     others = len(table.rows) - 1
     if not alike:
-        return f"{said} {'The other one is' if others == 1 else f'All {others} others are'} worse on these clips."
+        return f"{said} {'The other one is' if others == 1 else f'The {others} others are'} worse on these clips."
     return f"{said} {alike} of {others} others cannot be told from it on these clips."
 
 
