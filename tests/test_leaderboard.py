@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from run_folders import REFERENCES, misheard, write_grid, write_run
 
-from kikitori.leaderboard import ALIKE, BEST, UNPAIRED, UNRANKED, WORSE, DataSet, data_sets, notes, pareto, rank
+from kikitori.leaderboard import ALIKE, BEST, UNPAIRED, UNRANKED, WORSE, DataSet, data_sets, pareto, rank
+from kikitori.listing import notes
 from kikitori.runs import find
 
 
