@@ -86,5 +86,6 @@ def test_audio_goes_to_the_clips_on_top_of_any_run(tmp_path: Path, monkeypatch: 
         heard = [text + "ぬぬぬぬぬ" * (i == worst) for i, text in enumerate(misheard(1))]
         write_run(tmp_path / str(n), config={"optim": {"lr": n}}, hypotheses=heard)
     (table,) = data_sets(find([str(tmp_path)]))
-    of_table(table, most_audio=4)
-    assert asked == [["clip_1.mp3", "clip_3.mp3"]] * 2
+    of_table(table, most_audio=6)
+    assert [clips[:2] for clips in asked] == [["clip_1.mp3", "clip_3.mp3"]] * 2
+    assert [len(clips) for clips in asked] == [3, 3]

@@ -66,6 +66,7 @@ def test_runs_on_different_data_are_not_mixed(compare, tmp_path: Path) -> None:
     printed = compare(tmp_path)
     assert printed.count("┏") == 2
     assert "must not be compared across tables" in printed
+    assert "must not be compared across tables" in compare(tmp_path, "--format", "md")
 
 
 def test_markdown_can_be_pasted(compare, tmp_path: Path) -> None:

@@ -197,7 +197,7 @@ def _describe(runs: Sequence[Run]) -> str:
     run = runs[0]
     corpus = run.results.get("data", {}).get("corpus", "unknown corpus")
     splits = [
-        f"{split} {run.results['scores'][run.stage][split]['clips']} clips ({_digest(run, split)})"
+        f"{split} {run.results['scores'][run.stage][split]['clips']} clips ({str(_digest(run, split))[:8]})"
         for split in SPLITS
         if run.score(split) is not None
     ]
@@ -232,24 +232,3 @@ def show(value: Any) -> str:
     if isinstance(value, bool) or value is None:
         return {True: "true", False: "false", None: "–"}[value]
     return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def notes(table: DataSet) -> list[str]:
-    """What one should, and should not, conclude from a table."""
-    most = max((len(row.runs) for row in table.rows), default=0)
-    said = [
-        "Ranked by the validation CER of each run's best checkpoint, which validation chose: it flatters every row, "
-        "and the first of many most. Test chose nothing.",
-        "[low, high]: 95 % bootstrap over clips. It says how far other clips would move a figure, not other seeds.",
-        f"{ALIKE[0].upper()}{ALIKE[1:]}: on the same resamples of clips, the interval of the difference to it holds 0. "
-        "That is no proof that they are equal.",
-        "Spread: lowest to highest of the seeds."
-        if most > 1
-        else "One seed each: nothing here says how far another seed would move a figure; add seed=0,1,2 to the sweep.",
-    ]
-    commits = {str((run.results.get("git") or {}).get("commit")) for run in table.runs}
-    if len(commits) > 1:
-        said.append(f"The runs come from {len(commits)} commits of kikitori.")
-    if any((run.results.get("git") or {}).get("dirty") for run in table.runs):
-        said.append("Some runs come from a checkout with changes that no commit holds.")
-    return said

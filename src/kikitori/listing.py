@@ -13,7 +13,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from kikitori.leaderboard import BEST, WORSE, DataSet, Estimate, Row, notes, show
+from kikitori.leaderboard import ALIKE, BEST, WORSE, DataSet, Estimate, Row, show
 from kikitori.runs import Run
 
 SEPARATE = (
@@ -101,6 +101,27 @@ def costs(row: Row) -> dict[str, str]:
 def failure(run: Run) -> str:
     """One line on a run that is not completed."""
     return f"{run.name}: {run.status}: {run.reason}" + (f" (log: {run.log})" if run.log else "")
+
+
+def notes(table: DataSet) -> list[str]:
+    """What one should, and should not, conclude from a table."""
+    most = max((len(row.runs) for row in table.rows), default=0)
+    said = [
+        "Ranked by the validation CER of each run's best checkpoint, which validation chose: it flatters every row, "
+        "and the first of many most. Test chose nothing.",
+        "[low, high]: 95 % bootstrap over clips. It says how far other clips would move a figure, not other seeds.",
+        f"{ALIKE[0].upper()}{ALIKE[1:]}: on the same resamples of clips, the interval of the difference to it holds 0. "
+        "That is no proof that they are equal.",
+        "Spread: lowest to highest of the seeds."
+        if most > 1
+        else "One seed each: nothing here says how far another seed would move a figure; add seed=0,1,2 to the sweep.",
+    ]
+    commits = {str((run.results.get("git") or {}).get("commit")) for run in table.runs}
+    if len(commits) > 1:
+        said.append(f"The runs come from {len(commits)} commits of kikitori.")
+    if any((run.results.get("git") or {}).get("dirty") for run in table.runs):
+        said.append("Some runs come from a checkout with changes that no commit holds.")
+    return said
 
 
 def print_tables(tables: Sequence[DataSet], failures: Sequence[Run]) -> None:

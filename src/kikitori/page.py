@@ -15,7 +15,7 @@ from plotly.offline import get_plotlyjs
 from kikitori import clip_changes, listing
 from kikitori.errors import DataError
 from kikitori.figures import figures
-from kikitori.leaderboard import ALIKE, BEST, DataSet, Row, notes
+from kikitori.leaderboard import ALIKE, BEST, DataSet, Row
 from kikitori.paths import HERE
 from kikitori.runs import Run
 
@@ -90,7 +90,7 @@ def _section(table: DataSet, unfinished: Sequence[Run]) -> dict[str, Any]:
         "said": conclusion(table),
         "columns": [(name, short(name, table.keys)) for name, _, _ in rows[0]["cells"]],
         "rows": rows,
-        "notes": notes(table),
+        "notes": listing.notes(table),
         "figures": figures(table, unfinished),
         "runs": [_run(run, rank) for rank, row in enumerate(table.rows, 1) for run in row.runs],
     }
@@ -114,7 +114,7 @@ def conclusion(table: DataSet) -> str:
         return said
     others = len(table.rows) - 1
     if not alike:
-        return f"{said} {'The other one is' if others == 1 else f'All {others} others are'} worse on these clips."
+        return f"{said} {'The other one is' if others == 1 else f'The {others} others are'} worse on these clips."
     return f"{said} {alike} of {others} others cannot be told from it on these clips."
 
 

@@ -137,8 +137,8 @@ def read(folder: Path, name: str, trial: Mapping[str, Any]) -> Run:
         results["status"], results["scores"], results["config"]
     except FileNotFoundError:
         status = trial.get("state", "failed")
-        waits = "not started yet" if status == "waiting" else "left no results.json"
-        return Run(folder, name, status, trial.get("reason") or waits, log)
+        without = {"waiting": "not started yet", "running": "wrote no results.json so far"}
+        return Run(folder, name, status, trial.get("reason") or without.get(status, "left no results.json"), log)
     except (OSError, ValueError, KeyError, TypeError) as error:
         return Run(folder, name, "unreadable", f"results.json is damaged or cut off ({error!r})", log)
     status, reason = results["status"], results.get("error") or ""

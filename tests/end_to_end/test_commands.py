@@ -220,6 +220,16 @@ def test_prepare_builds_the_store_that_training_uses(cache: Path, monkeypatch: p
     assert {store.path.name for store in data.stores.values()} <= stores.keys()
 
 
+def test_compare_ranks_real_runs_and_writes_their_page(run: tuple[Path, str, str], cache: Path) -> None:
+    done = kikitori("compare", "run", "--report", "report.html", cache=cache)
+    assert done.returncode == 0, done.stderr
+    assert "kikitori's demo corpus: validation 4 clips" in done.stdout
+    assert "│ best" in done.stdout
+    page = (cache / "report.html").read_text(encoding="utf-8")
+    assert "trainer.max_steps=4" in page
+    assert results(run[0])["git"]["commit"][:12] in page
+
+
 def test_a_multirun_gives_every_job_a_folder_named_after_its_keys(cache: Path) -> None:
     overrides = [*SMALL, "logger=wandb", "hydra.sweep.dir=sweep", "optim.lr=1e-3,1e-4"]
     done = kikitori("train", "-m", *overrides, cache=cache)
