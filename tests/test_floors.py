@@ -7,7 +7,8 @@ import kikitori
 
 SOURCE = Path(kikitori.__file__).parent
 FLOORS = [
-    {"errors", "paths", "progress"},
+    {"errors", "progress"},
+    {"paths"},
     {"archive", "audio", "clips", "optim", "ranks", "report", "sampler", "text"},
     {"front_end"},
     {"whisper"},

@@ -1,5 +1,6 @@
 """The command `kikitori`: hands the rest of the line to one of the commands below."""
 
+import json
 import os
 import sys
 from importlib import import_module
@@ -10,6 +11,7 @@ from hydra.errors import CompactHydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from kikitori import ranks
+from kikitori.paths import LINE
 
 USAGE = """\
 kikitori: fine-tune Whisper on speech, Japanese first.
@@ -47,13 +49,14 @@ def main() -> None:
         sys.exit(f"kikitori: {arguments[0]!r} is none of {', '.join(COMMANDS)}; see kikitori --help")
     else:
         _refuse(arguments)
+        os.environ[LINE] = json.dumps(arguments[1:])
         # Hydra and argparse read sys.argv from its second word on.
         del sys.argv[1]
         _run(arguments[0])
 
 
 def _refuse(arguments: list[str]) -> None:
-    """End before Hydra writes the line to files, where it holds a secret, and where the line cannot mean what it says."""
+    """End before Hydra writes the line to files, where it holds a secret or cannot mean what it says."""
     secrets = {k: v for k, v in os.environ.items() if len(v) >= 8 and any(name in k.upper() for name in SECRET_NAMES)}
     for argument in arguments:
         key, _, value = argument.partition("=")
@@ -65,7 +68,9 @@ def _refuse(arguments: list[str]) -> None:
         if finished and ranks.own() == 0:
             sys.exit(f"kikitori: {argument} already holds a run; choose another folder, or add resume=true to go on")
         if key == "hydra/launcher" and not {"-m", "--multirun", "hydra.mode=MULTIRUN"} & {*arguments}:
-            sys.exit(f"kikitori: {argument} starts the jobs of a sweep, and nothing without -m; add it, for one job, too")
+            sys.exit(
+                f"kikitori: {argument} starts the jobs of a sweep, and nothing without -m; add it, for one job, too"
+            )
         if argument == "hydra/launcher=slurm" and not find_spec("submitit"):
             sys.exit(f"kikitori: {argument} needs a package more: pip install 'kikitori[slurm]'")
     if ranks.count() > 1 and not any(argument.startswith("hydra.run.dir=") for argument in arguments):

@@ -1,5 +1,6 @@
 """Where things are: the configuration tree, the demo corpus, the cache, the run's folder."""
 
+import json
 import os
 import re
 import sys
@@ -15,6 +16,8 @@ from kikitori.errors import ConfigError
 HERE = Path(__file__).parent
 # In a wheel conf/ lies inside the package; in a checkout at its top.
 CONF = next(folder for folder in (HERE / "conf", HERE.parents[1] / "conf") if folder.is_dir())
+# The environment variable that holds the words of the command line, as JSON.
+LINE = "KIKITORI_LINE"
 DEMO = HERE / "demo" / "common-voice-ja"
 
 
@@ -34,7 +37,9 @@ def swept(overrides: Sequence[str]) -> str:
     A constant override, a path above all, has no place in a name; what a value holds besides letters, digits, dots and
     signs becomes a hyphen.
     """
-    given = OverridesParser.create().parse_overrides([a for a in sys.argv[1:] if "=" in a and not a.startswith("-")])
+    # A job that Slurm runs has the sweep's line in its environment alone.
+    line = json.loads(os.environ[LINE]) if LINE in os.environ else sys.argv[1:]
+    given = OverridesParser.create().parse_overrides([a for a in line if "=" in a and not a.startswith("-")])
     keys = {override.get_key_element() for override in given if override.is_sweep_override()}
     chosen = [override.partition("=") for override in overrides if override.partition("=")[0] in keys]
     named = [(key, re.sub(r"[^\w.+-]+", "-", value).strip("-")[-60:]) for key, _, value in chosen]

@@ -9,6 +9,9 @@ from kikitori.paths import CONF, run_folder
 @hydra.main(config_path=str(CONF), config_name="train", version_base="1.3")
 def main(cfg: DictConfig) -> None:
     """One run, or one job of a multirun."""
-    from kikitori import experiment
+    from kikitori import experiment, ranks
 
+    # A job that Slurm put back into its queue goes on in its folder.
+    if ranks.restarted():
+        cfg.resume = True
     experiment.train(cfg, run_folder())

@@ -1,4 +1,4 @@
-"""Runs on several devices, as real processes: the same recipe, the same scores, and nothing left when one of them dies."""
+"""Runs on several devices, as real processes: one recipe, the same scores, and nothing left when one of them dies."""
 
 import json
 import os
