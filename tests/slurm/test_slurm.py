@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -99,6 +100,26 @@ def test_a_task_that_is_killed_ends_the_trial_on_the_other_node(slurm: dict[str,
     assert took < 60
     assert step.returncode != 0
     assert not [pid for pid in map(int, filter(str.isdecimal, os.listdir("/proc"))) if is_task(pid, run, 0)]
+
+
+def test_a_run_in_an_allocation_starts_its_processes_itself(slurm: dict[str, str], tmp_path: Path) -> None:
+    """One task of Slurm's, two devices: Lightning takes the allocation's one task for the whole run."""
+    run = tmp_path / "run"
+    line = [
+        sys.executable,
+        "-m",
+        "kikitori",
+        "train",
+        *SMALL,
+        "trainer=ddp",
+        "trainer.devices=2",
+        f"hydra.run.dir={run}",
+    ]
+    log = tmp_path / "log"
+    command = ["sbatch", "--wait", "--ntasks=1", "--cpus-per-task=2", f"--output={log}", "--wrap", shlex.join(line)]
+    done = subprocess.run(command, cwd=tmp_path, env=slurm, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr + log.read_text()
+    assert results(run)["cost"]["devices"] == 2
 
 
 def test_a_job_that_is_put_back_into_the_queue_goes_on(slurm: dict[str, str], tmp_path: Path) -> None:
