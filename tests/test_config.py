@@ -44,8 +44,8 @@ def test_every_choice_is_counted() -> None:
     assert len(CHOICES) == 29
     assert len(OF_HYDRA) == 9
     assert len(list(CONF.glob("*.yaml"))) == len(ROOTS) + 1
-    ours = [path for path in CONF.glob("*/*/*") if path.relative_to(CONF).parts[0] != "hydra"]
-    assert not ours, "one level deep"
+    deeper = [path for path in CONF.glob("*/*/*") if path.parts[-3] != "hydra"]
+    assert not deeper, "one level deep, but where Hydra wants its own groups"
 
 
 @pytest.mark.parametrize("choice", CHOICES)
@@ -164,6 +164,26 @@ def test_a_bad_value_of_any_node_is_named(override: str, problem: str) -> None:
     with pytest.raises(ConfigError) as caught:
         check(composed("train", "data=demo", override))
     assert problem in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "tasks", "nodes"),
+    [
+        ([], 1, 1),
+        (["trainer=ddp", "trainer.devices=8"], 8, 1),
+        (["trainer=ddp", "trainer.devices=4", "trainer.num_nodes=2"], 4, 2),
+    ],
+)
+def test_a_slurm_job_has_a_task_a_device_and_arguments_that_submitit_knows(
+    overrides: list[str], tasks: int, nodes: int
+) -> None:
+    slurm = pytest.importorskip("submitit.slurm.slurm")
+    with initialize_config_dir(str(CONF.resolve()), version_base="1.3"):
+        cfg = compose("train", ["data=demo", "hydra/launcher=slurm", *overrides], return_hydra_config=True)
+    launcher = cfg.hydra.launcher
+    assert (launcher.tasks_per_node, launcher.gpus_per_node, launcher.nodes) == (tasks, tasks, nodes)
+    known = {*slurm._get_default_parameters(), *slurm.SlurmExecutor._equivalence_dict()}
+    assert {str(key) for key in launcher} - {"_target_", "submitit_folder"} <= known
 
 
 def test_evaluate_refuses_an_unknown_split() -> None:

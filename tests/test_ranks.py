@@ -50,9 +50,7 @@ def test_processes_that_are_not_one_a_device_are_refused(monkeypatch: pytest.Mon
 
 
 def test_several_machines_are_refused_where_nobody_started_them() -> None:
-    with pytest.raises(
-        ConfigError, match="trainer.num_nodes=2: the processes on several machines are started by Slurm"
-    ):
+    with pytest.raises(ConfigError, match="the processes on several machines are started by Slurm"):
         together(2, 2)
 
 
@@ -64,5 +62,5 @@ def test_a_global_batch_that_does_not_divide_is_refused() -> None:
 
 def test_slurm_must_be_told_how_many_devices() -> None:
     assert tasks(8) == 8
-    with pytest.raises(ConfigError, match="trainer.devices=auto: Slurm must be told"):
+    with pytest.raises(ConfigError, match="Slurm must be told how many"):
         tasks("auto")

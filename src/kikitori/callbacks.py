@@ -47,10 +47,11 @@ class Recorder(pl.Callback):
         self.train_s = 0.0
         self._since = 0.0
         self._losses: list[Any] = []
+        self._random: list[dict[str, Any]] = []
 
     def state_dict(self) -> dict[str, Any]:
         kept = {"history": self.history, "train_clips": self.train_clips, "train_s": self.train_s}
-        return {**kept, "random": random_state()}
+        return {**kept, "random": of_all_processes(random_state())}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.history, self.train_clips = state_dict["history"], state_dict["train_clips"]
@@ -58,8 +59,9 @@ class Recorder(pl.Callback):
         self._random = state_dict["random"]
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if hasattr(self, "_random"):
-            set_random_state(self._random)
+        # With another number of processes their streams cannot go on, and stay as the seed made them.
+        if len(self._random) == trainer.world_size:
+            set_random_state(self._random[trainer.global_rank])
         self._since = time.perf_counter()
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
@@ -92,6 +94,15 @@ class Recorder(pl.Callback):
     def cost(self) -> dict[str, float]:
         """Clips a second of training, validation apart, over all processes."""
         return {"train_clips_per_s": getattr(self, "_processes", 1) * self.train_clips / max(self.train_s, 1e-9)}
+
+
+def of_all_processes(value: Any) -> list[Any]:
+    """What each process of a run has, by their ranks."""
+    if not torch.distributed.is_initialized():
+        return [value]
+    values: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(values, value)
+    return values
 
 
 def random_state() -> dict[str, Any]:

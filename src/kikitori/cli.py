@@ -1,5 +1,6 @@
 """The command `kikitori`: hands the rest of the line to one of the commands below."""
 
+import json
 import os
 import sys
 from importlib import import_module
@@ -10,6 +11,7 @@ from hydra.errors import CompactHydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from kikitori import ranks
+from kikitori.paths import LINE
 from kikitori.secrecy import secret_in
 
 USAGE = """\
@@ -49,6 +51,7 @@ def main() -> None:
         sys.exit(f"kikitori: {arguments[0]!r} is none of {', '.join(COMMANDS)}; see kikitori --help")
     else:
         _refuse(arguments)
+        os.environ[LINE] = json.dumps(arguments[1:])
         # Hydra and argparse read sys.argv from its second word on.
         del sys.argv[1]
         # A sweep that goes on does so in its folder.
@@ -57,7 +60,9 @@ def main() -> None:
 
 
 def _refuse(arguments: list[str]) -> None:
-    """End before Hydra writes the line to files, where it holds a secret, and where the line cannot mean what it says."""
+    """End before Hydra writes the line to files, where it holds a secret or cannot mean what it says."""
+    # A kept axis brings the mode along.
+    sweeps = any(a in ("-m", "--multirun", "hydra.mode=MULTIRUN") or a.startswith("sweep=") for a in arguments)
     for argument in arguments:
         key, _, value = argument.partition("=")
         if variable := secret_in(value):
@@ -67,10 +72,8 @@ def _refuse(arguments: list[str]) -> None:
         finished = key == "hydra.run.dir" and Path(value, "results.json").exists() and "resume=true" not in arguments
         if finished and ranks.own() == 0:
             sys.exit(f"kikitori: {argument} already holds a run; choose another folder, or add resume=true to go on")
-        if key == "hydra/launcher" and not {"-m", "--multirun", "hydra.mode=MULTIRUN"} & {*arguments}:
-            sys.exit(
-                f"kikitori: {argument} starts the jobs of a sweep, and nothing without -m; add it, for one job, too"
-            )
+        if key in ("hydra/launcher", "hydra/sweeper") and not sweeps:
+            sys.exit(f"kikitori: {argument} is for a sweep, and does nothing without -m; add it, for a single job, too")
         if argument == "hydra/launcher=slurm" and not find_spec("submitit"):
             sys.exit(f"kikitori: {argument} needs a package more: pip install 'kikitori[slurm]'")
     if ranks.count() > 1 and not any(argument.startswith("hydra.run.dir=") for argument in arguments):

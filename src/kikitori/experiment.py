@@ -26,7 +26,7 @@ from kikitori.metrics import change
 from kikitori.module import WhisperModule
 from kikitori.monitor import Monitor
 from kikitori.report import write_lines
-from kikitori.run import Results, is_main, plain, quieten, record, save, timed
+from kikitori.run import Results, fail, is_main, plain, quieten, record, save, timed
 from kikitori.text import NORMALISER, segmenter
 from kikitori.tracking import RunLogger
 from kikitori.whisper import Whisper
@@ -126,8 +126,7 @@ def on_all_devices(command: str, cfg: DictConfig, folder: Path, results: Results
 
     def on_death(reason: str) -> None:
         log.error(reason)
-        results.update(status="failed", error=reason)
-        save(results, folder)
+        fail(results, folder, reason)
 
     with ranks.together(command, plain(cfg), folder, devices, nodes, on_death):
         yield settings

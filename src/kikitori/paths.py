@@ -1,5 +1,6 @@
 """Where things are: the configuration tree, the demo corpus, the cache, the run's folder."""
 
+import json
 import os
 import re
 import sys
@@ -16,6 +17,8 @@ from kikitori.errors import ConfigError
 HERE = Path(__file__).parent
 # In a wheel conf/ lies inside the package; in a checkout at its top.
 CONF = next(folder for folder in (HERE / "conf", HERE.parents[1] / "conf") if folder.is_dir())
+# The environment variable that holds the words of the command line, as JSON.
+LINE = "KIKITORI_LINE"
 DEMO = HERE / "demo" / "common-voice-ja"
 
 
@@ -31,7 +34,9 @@ def run_folder() -> Path:
 
 def swept_values(overrides: Sequence[str]) -> dict[str, str]:
     """Of a job's overrides those that its sweep varies: on the command line, or by `hydra.sweeper.params`."""
-    given = OverridesParser.create().parse_overrides([a for a in sys.argv[1:] if "=" in a and not a.startswith("-")])
+    # A job that Slurm runs has the sweep's line in its environment alone.
+    line = json.loads(os.environ[LINE]) if LINE in os.environ else sys.argv[1:]
+    given = OverridesParser.create().parse_overrides([a for a in line if "=" in a and not a.startswith("-")])
     keys = {override.get_key_element() for override in given if override.is_sweep_override()}
     keys |= set(OmegaConf.select(HydraConfig.get(), "sweeper.params") or {}) if HydraConfig.initialized() else set()
     pairs = [override.partition("=") for override in overrides]

@@ -15,7 +15,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,11 @@ def own() -> int:
     return int(known[0]) if count() > 1 else 0
 
 
+def restarted() -> bool:
+    """Whether Slurm ran this job before, and put it back into its queue."""
+    return int(os.environ.get("SLURM_RESTART_COUNT", 0)) > 0
+
+
 @contextmanager
 def together(
     command: str, config: dict[str, Any], folder: Path, devices: int, nodes: int, on_death: Callable[[str], None]
@@ -56,7 +61,9 @@ def together(
             f"{devices * nodes}; start one a device (srun --ntasks-per-node={devices} --nodes={nodes})"
         )
     if devices * nodes == 1:
-        yield
+        # A job that Slurm puts back into its queue must not end like one that has a result.
+        with _ends_at_sigterm(on_death, []) if "SLURM_STEP_ID" in os.environ else nullcontext():
+            yield
     elif count() > 1:
         with _ends_at_sigterm(on_death, []), _ends_with_the_others(folder):
             yield
@@ -148,8 +155,8 @@ def _die(reason: str, others: list[subprocess.Popen[bytes]], on_death: Callable[
 def _ends_at_sigterm(on_death: Callable[[str], None], others: list[subprocess.Popen[bytes]]) -> Iterator[None]:
     """End the run at SIGTERM, from a thread of its own.
 
-    Python's handlers run in the main thread, which may hang in a collective; and Lightning's starts one, which the other
-    processes answer with another.
+    Python's handlers run in the main thread, which may hang in a collective; and Lightning's starts one, which the
+    other processes answer with another.
     """
     read, write = socket.socketpair()
     write.setblocking(False)

@@ -79,6 +79,12 @@ def _begin(command: str, cfg: DictConfig, folder: Path) -> Results:
     return results | {"config": plain(cfg), "scores": earlier.get("scores", {}), "cost": earlier.get("cost", {})}
 
 
+def fail(results: Results, folder: Path, reason: str) -> None:
+    """Write the end of a run whose process is about to be ended."""
+    results |= {"status": "failed", "error": reason, "finished": _now()}
+    save(results, folder)
+
+
 def save(results: Results, folder: Path) -> None:
     """Write results.json, by the process that does."""
     if is_main():

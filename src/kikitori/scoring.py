@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-import torch
 
+from kikitori.callbacks import of_all_processes
 from kikitori.clips import Split
 from kikitori.datamodule import SpeechDataModule
 from kikitori.metrics import ClipScore, prediction, score_clips, summarise
@@ -49,11 +49,7 @@ def score(
 
 def gathered(rows: list[Any]) -> list[Any]:
     """The rows of all processes, each of which had every n-th, in their common order."""
-    if not torch.distributed.is_initialized():
-        return rows
-    shares: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(shares, rows)
-    return [row for row in chain.from_iterable(zip_longest(*shares)) if row is not None]
+    return [row for row in chain.from_iterable(zip_longest(*of_all_processes(rows))) if row is not None]
 
 
 def earlier(folder: Path, splits: Any, stage: str) -> Scores:

@@ -9,6 +9,9 @@ from kikitori.paths import CONF, run_folder
 @hydra.main(config_path=str(CONF), config_name="train", version_base="1.3")
 def main(cfg: DictConfig) -> float | None:
     """One run, or one job of a multirun; what a search minimises is returned."""
-    from kikitori import experiment
+    from kikitori import experiment, ranks
 
+    # A job that Slurm put back into its queue goes on in its folder.
+    if ranks.restarted():
+        cfg.resume = True
     return experiment.train(cfg, run_folder()).get("checkpoint", {}).get("value")

@@ -57,7 +57,7 @@ def build(settings: dict[str, Any], folder: Path, callbacks: list[pl.Callback], 
 def _environment() -> ClusterEnvironment | None:
     """Who started the processes of this run, where Lightning would guess wrong.
 
-    Inside an allocation of Slurm it takes every process for one of srun's; and its requeueing would meet that of others.
+    Inside an allocation of Slurm it takes every process for one of srun's; and its requeueing would meet submitit's.
     """
     if "TORCHELASTIC_RUN_ID" in os.environ:
         return None

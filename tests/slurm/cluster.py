@@ -1,6 +1,7 @@
 """A Slurm of two virtual nodes on this machine: `python tests/slurm/cluster.py COMMAND ...` runs a command in it.
 
-Needs root and Debian's packages: apt-get install --no-install-recommends slurm-wlm munge.
+Needs root and Debian's packages: apt-get install --no-install-recommends slurm-wlm munge. A job that is put back into
+the queue waits until its credential has expired, so that is soon.
 """
 
 import os
@@ -22,7 +23,7 @@ SlurmctldHost={host}
 SlurmctldPort=17000
 AuthType=auth/munge
 CredType=cred/munge
-AuthInfo=socket={folder}/munge.socket
+AuthInfo=socket={folder}/munge.socket,cred_expire=5
 SlurmUser=root
 SlurmdUser=root
 StateSaveLocation={folder}/state

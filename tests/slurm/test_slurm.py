@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -59,7 +60,7 @@ def test_the_trials_of_a_sweep_are_jobs_and_one_that_fails_stops_no_other(
     assert done.returncode == 1
     assert "the loss is not finite" in done.stderr
     assert "Traceback" not in done.stderr
-    assert "optim.lr=3e-3" in " ".join(results(folder / names[0])["overrides"])
+    assert "optim.lr=0.003" in " ".join(results(folder / names[0])["overrides"])
 
 
 def test_two_tasks_on_one_node_and_on_two_nodes_give_the_scores_of_one_process(
@@ -99,6 +100,45 @@ def test_a_task_that_is_killed_ends_the_trial_on_the_other_node(slurm: dict[str,
     assert took < 60
     assert step.returncode != 0
     assert not [pid for pid in map(int, filter(str.isdecimal, os.listdir("/proc"))) if is_task(pid, run, 0)]
+
+
+def test_a_run_in_an_allocation_starts_its_processes_itself(slurm: dict[str, str], tmp_path: Path) -> None:
+    """One task of Slurm's, two devices: Lightning takes the allocation's one task for the whole run."""
+    run = tmp_path / "run"
+    line = [
+        sys.executable,
+        "-m",
+        "kikitori",
+        "train",
+        *SMALL,
+        "trainer=ddp",
+        "trainer.devices=2",
+        f"hydra.run.dir={run}",
+    ]
+    log = tmp_path / "log"
+    command = ["sbatch", "--wait", "--ntasks=1", "--cpus-per-task=2", f"--output={log}", "--wrap", shlex.join(line)]
+    done = subprocess.run(command, cwd=tmp_path, env=slurm, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr + log.read_text()
+    assert results(run)["cost"]["devices"] == 2
+
+
+def test_a_job_that_is_put_back_into_the_queue_goes_on(slurm: dict[str, str], tmp_path: Path) -> None:
+    folder = tmp_path / "sweep"
+    command = [sys.executable, "-m", "kikitori", "train", "-m", *SMALL, *SLURM, f"hydra.sweep.dir={folder}"]
+    command += ["trainer.max_steps=400", "validation.every_steps=20"]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, cwd=tmp_path, env=slurm, text=True, **quiet) as driver:
+        while not (checkpoints := list(folder.glob("*/checkpoints/step-*.ckpt"))):
+            assert driver.poll() is None, driver.communicate()[1]
+            time.sleep(0.1)
+        listed = subprocess.run(["squeue", "-h", "-o", "%i"], env=slurm, capture_output=True, text=True, check=True)
+        subprocess.run(["scontrol", "requeue", listed.stdout.strip()], env=slurm, check=True)
+        complaint = driver.communicate()[1]
+    assert driver.returncode == 0, complaint + told(folder)
+    run = checkpoints[0].parents[1]
+    assert "going on from" in told(folder)
+    assert results(run)["status"] == "completed"
+    assert [row["step"] for row in results(run)["history"]] == list(range(20, 401, 20))
 
 
 def is_task(pid: int, run: Path, rank: int) -> bool:

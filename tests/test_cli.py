@@ -1,0 +1,28 @@
+"""Lines that cannot mean what they say are refused before anything is written."""
+
+import pytest
+
+from kikitori import cli
+
+
+def refusal(*arguments: str) -> str:
+    with pytest.raises(SystemExit) as caught:
+        cli._refuse(list(arguments))
+    return str(caught.value)
+
+
+def test_a_launcher_without_a_sweep_is_refused() -> None:
+    assert "nothing without -m" in refusal("train", "hydra/launcher=slurm")
+    cli._refuse(["train", "-m", "hydra/launcher=basic"])
+
+
+def test_slurm_without_its_package_is_told_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "find_spec", lambda name: None)
+    assert "pip install 'kikitori[slurm]'" in refusal("train", "-m", "hydra/launcher=slurm")
+
+
+def test_processes_that_others_started_need_a_common_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
+    monkeypatch.setenv("SLURM_PROCID", "1")
+    assert "2 processes train this run" in refusal("train", "data=demo")
+    cli._refuse(["train", "data=demo", "hydra.run.dir=run"])
