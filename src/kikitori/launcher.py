@@ -144,7 +144,7 @@ class Machine:
                     while free and not exhausted and not stop:
                         trial = next(source, None)
                         exhausted = trial is None
-                        if trial and not self._is_finished(trial):
+                        if trial and not self.is_finished(trial):
                             slot = free.pop(0)
                             running[slot] = (trial, self._start(trial, slot), time.monotonic(), trial.seconds)
                         elif trial:
@@ -178,7 +178,8 @@ class Machine:
                 trial.state, trial.reason = "waiting", "stopped with the sweep"
         self.sweep.save()
 
-    def _is_finished(self, trial: Trial) -> bool:
+    def is_finished(self, trial: Trial) -> bool:
+        """Whether its folder says that nothing is left to do; how it stands is noted."""
         settle(trial, self.folder / trial.folder, None)
         self.sweep.save()
         return trial.state in FINISHED

@@ -1,7 +1,9 @@
 """`hydra/sweeper=optuna`: a study chooses each trial's values from what the earlier ones reached."""
 
 import json
+import logging
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,8 @@ from kikitori.errors import ConfigError, SweepError
 from kikitori.launcher import Machine
 from kikitori.pruning import open_storage
 from kikitori.sweep import Trial, settle
+
+log = logging.getLogger(__name__)
 
 STATES = {"completed": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
 
@@ -107,18 +111,28 @@ class Search:
     def run_in_batches(self) -> None:
         """Run through a launcher that takes a list and comes back when all of it is done, as Slurm's does."""
         source = self.trials()
-        while batch := [trial for trial, _ in zip(source, range(self.plugin.batch), strict=False)]:
-            for trial in batch:
-                trial.state = "running"
-            self.machine.sweep.save()
-            for trial in batch:
-                folder = self.machine.folder / trial.folder
-                resume = ["resume=true"] if (folder / "results.json").exists() else []
-                self.plugin.launcher.launch([[*trial.overrides, *resume]], initial_job_idx=trial.number)
-            for trial in batch:
+        while batch := list(islice(source, self.plugin.batch)):
+            left = [trial for trial in batch if not self.machine.is_finished(trial)]
+            # A launcher counts on from a first number, and those that are tried again need not follow each other.
+            for _, group in groupby(enumerate(left), lambda placed: placed[1].number - placed[0]):
+                self._launch([trial for _, trial in group])
+            for trial in left:
                 settle(trial, self.machine.folder / trial.folder, 1)
+            for trial in batch:
                 self.tell(trial)
             self.machine.sweep.save()
+
+    def _launch(self, trials: list[Trial]) -> None:
+        lines = []
+        for trial in trials:
+            trial.state, trial.reason = "running", ""
+            begun = (self.machine.folder / trial.folder / "results.json").exists()
+            lines.append([*trial.overrides, *["resume=true"] * begun])
+        self.machine.sweep.save()
+        try:
+            self.plugin.launcher.launch(lines, initial_job_idx=trials[0].number)
+        except Exception as error:  # a job that Slurm lost; the folders tell how each trial went
+            log.warning("the launcher reports: %s", error)
 
 
 def split_space(plugin: Any, arguments: Sequence[str]) -> tuple[list[str], dict[str, BaseDistribution]]:
