@@ -58,12 +58,11 @@ def record(command: str, cfg: DictConfig, folder: Path) -> Iterator[Results]:
     finally:
         results["finished"] = _now()
         save(results, folder)
-        where = close(results["status"])
+        if where := close(results["status"]):
+            print(f"Weights & Biases: {where}")
     if results["status"] == "completed":
         (folder / "results.md").write_text(markdown(results), encoding="utf-8")
         print_results(results, folder)
-    if where:
-        print(f"Weights & Biases: {where}")
 
 
 def _begin(command: str, cfg: DictConfig, folder: Path) -> Results:
