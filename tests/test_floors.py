@@ -9,8 +9,8 @@ SOURCE = Path(kikitori.__file__).parent
 FLOORS = [
     {"errors", "progress", "secrecy"},
     {"paths"},
-    {"archive", "audio", "clips", "optim", "pruning", "ranks", "report", "runs", "sampler", "text"},
-    {"sweep"},
+    {"archive", "audio", "clips", "optim", "processes", "pruning", "ranks", "report", "runs", "sampler", "text"},
+    {"study", "sweep"},
     {"front_end"},
     {"whisper"},
     {"collate", "common_voice", "config", "decode", "hub", "manifest", "metrics", "selection", "store"},

@@ -11,10 +11,11 @@ from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import OmegaConf, open_dict
+from omegaconf import OmegaConf, open_dict, read_write
 
+from kikitori import train
 from kikitori.errors import ConfigError, SweepError
-from kikitori.launcher import Machine
+from kikitori.launcher import Machine, Process, launch
 from kikitori.paths import CONF
 from kikitori.sweep import Sweep, Trial
 
@@ -24,12 +25,13 @@ def machine(folder: Path, *overrides: str, parallel: int | None = None, gpus_per
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONF.resolve()), version_base="1.3", job_name="train"):
         loader = GlobalHydra.instance().config_loader()
-        line = [*overrides, f"hydra.sweep.dir={folder}", "hydra.job.name=train"]
+        line = [*overrides, f"hydra.sweep.dir={folder}"]
         config = loader.load_configuration("train", line, run_mode=RunMode.MULTIRUN)
     with open_dict(config):
         config.hydra.runtime.output_dir = "run"
     context = SimpleNamespace(config_loader=loader)
     plugin = SimpleNamespace(config=config, hydra_context=context, parallel=parallel, gpus_per_trial=gpus_per_trial)
+    plugin.task_function = train.main
     HydraConfig.instance().set_config(config)
     return Machine(plugin)
 
@@ -38,8 +40,7 @@ def test_a_trial_gets_a_command_of_its_own_in_run_mode(tmp_path: Path, monkeypat
     monkeypatch.setattr("sys.argv", ["kikitori", "-m", "data=demo", "optim.lr=1e-5,3e-5", "sweep.resume=x"])
     trial, cfg = machine(tmp_path, "data=demo").compose(3, ["data=demo", "optim.lr=3e-5", "sweep.resume=x"])
     assert (trial.number, trial.folder, trial.swept) == (3, "3-optim.lr-3e-5", {"optim.lr": "3e-5"})
-    assert trial.overrides[:2] == ["data=demo", "optim.lr=3e-5"]
-    assert not any("resume" in override or "sweep" in override for override in trial.overrides)
+    assert trial.overrides == ["data=demo", "optim.lr=3e-5"]
     assert cfg.optim.lr == 3e-5
     assert cfg.callbacks.checkpoint.dirpath == f"{tmp_path}/3-optim.lr-3e-5/checkpoints"
     assert "hydra" not in cfg
@@ -72,7 +73,7 @@ def test_gpus_go_round_robin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_cpu_cores_are_shared_out_unless_the_user_did(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    monkeypatch.setattr("kikitori.launcher.cores", lambda: 8)
     assert machine(tmp_path, parallel=3)._env(0)["OMP_NUM_THREADS"] == "2"
     assert machine(tmp_path).parallel == 1
     monkeypatch.setenv("OMP_NUM_THREADS", "5")
@@ -114,8 +115,31 @@ def test_what_a_killed_trial_left_running_goes_with_it(tmp_path: Path) -> None:
     leader.wait()
     assert orphan.exists()
     trial = of.sweep.add(Trial(0, "t", [], {}))
-    of._end(trial, leader)
+    of._end(Process(trial, leader, 0.0, 0.0))
     end = time.monotonic() + 10
     while orphan.exists() and orphan.read_text().split(")")[1].split()[0] != "Z":
         assert time.monotonic() < end
     assert trial.reason == "killed by SIGKILL (out of memory?)"
+
+
+@pytest.mark.parametrize(("parallel", "gpus_per_trial", "named"), [(-1, 1, "parallel=-1"), (1, 5, "gpus_per_trial=5")])
+def test_slots_that_cannot_be_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, parallel: int, gpus_per_trial: int, named: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    with pytest.raises(ConfigError, match=f"hydra.launcher.{named}: "):
+        machine(tmp_path, parallel=parallel, gpus_per_trial=gpus_per_trial)
+
+
+def test_a_sweep_without_trials_is_refused() -> None:
+    with pytest.raises(ConfigError, match="no trials: one of its axes is empty"):
+        launch(None, [], 0)
+
+
+def test_another_configuration_tree_reaches_the_trials(tmp_path: Path) -> None:
+    assert machine(tmp_path)._config_options() == []
+    other = machine(tmp_path)
+    with read_write(other.config.hydra.runtime):
+        main = next(source for source in other.config.hydra.runtime.config_sources if source.provider == "main")
+        main.path = "/other/conf"
+    assert other._config_options() == ["--config-path", "/other/conf"]

@@ -13,7 +13,9 @@ from optuna.samplers import GridSampler, RandomSampler
 
 from kikitori.errors import ConfigError, SweepError
 from kikitori.pruning import open_storage
-from kikitori.search import distribution, make_sampler, open_study, split_space
+from kikitori.search import Search
+from kikitori.study import distribution, make_sampler, open_study, split_space
+from kikitori.sweep import Sweep, Trial
 
 
 def plugin(folder: Path, **changes: Any) -> Any:
@@ -30,6 +32,7 @@ def plugin(folder: Path, **changes: Any) -> Any:
         ("model=choice(whisper_tiny, micro)", CategoricalDistribution(["whisper_tiny", "micro"])),
         ("seed=range(1, 4)", IntDistribution(1, 3)),
         ("seed=range(0, 10, 4)", IntDistribution(0, 8, step=4)),
+        ("optim.lr=range(0, 1, 0.3)", FloatDistribution(0.0, 0.9, step=0.3)),
         ("optim.lr=interval(0.1, 1)", FloatDistribution(0.1, 1.0)),
         ("optim.lr=tag(log, interval(1e-6, 1e-4))", FloatDistribution(1e-6, 1e-4, log=True)),
         ("seed=int(interval(1, 8))", IntDistribution(1, 8)),
@@ -87,11 +90,72 @@ def test_a_grid_takes_every_combination_once(tmp_path: Path) -> None:
     space = {"model": CategoricalDistribution(["a", "b"]), "seed": IntDistribution(0, 4, step=2)}
     study = open_study(plugin(tmp_path, sampler=partial(GridSampler, seed=0)), space, tmp_path)
     drawn = []
-    while not isinstance(study.sampler, GridSampler) or not study.sampler.is_exhausted(study):
+    for _ in range(6):
         trial = study.ask(space)
         drawn.append((trial.params["model"], trial.params["seed"]))
         study.tell(trial, 1.0)
     assert sorted(drawn) == [(m, s) for m in "ab" for s in (0, 2, 4)]
+
+
+@pytest.mark.parametrize(
+    ("override", "why"),
+    [
+        ("optim.lr=range(5, 5)", "optim.lr=range.5, 5."),
+        ("optim.lr=tag(log, interval(0, 1e-3))", "optim.lr=tag.log, interval.0, 1e-3.."),
+        ("optim.lr=interval(1, 0)", "optim.lr=interval.1, 0."),
+    ],
+)
+def test_an_axis_without_values_is_named(override: str, why: str) -> None:
+    with pytest.raises(ConfigError, match=why):
+        distribution(OverridesParser.create().parse_override(override))
+
+
+class Alone:
+    """A machine whose trials are never run."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.sweep = Sweep(folder, [])
+
+    def compose(self, number: int, overrides: list[str]) -> tuple[Trial, None]:
+        return Trial(number, str(number), overrides, {}), None
+
+    def prepare(self, configs: Any) -> None:
+        pass
+
+
+def searching(folder: Path, sweep: str, n_trials: int, **changes: Any) -> Search:
+    of, machine = plugin(folder, n_trials=n_trials, pruner=None, **changes), Alone(folder / sweep)
+    machine.sweep.id = sweep
+    fixed, space = split_space(of, ["model=a,b,c,d"])
+    return Search(of, machine, open_study(of, space, folder), fixed, space)  # type: ignore[arg-type]
+
+
+def test_a_grid_starts_no_combination_twice_while_others_still_run(tmp_path: Path) -> None:
+    started = list(searching(tmp_path, "a", 20, sampler=partial(GridSampler, seed=0)).trials())
+    assert sorted(trial.overrides[0] for trial in started) == ["model=a", "model=b", "model=c", "model=d"]
+
+
+def test_a_failed_trial_is_tried_again_with_its_own_values_whoever_else_asks(tmp_path: Path) -> None:
+    first = searching(tmp_path, "a", 3)
+    trials = list(first.trials())
+    for trial, state in zip(trials, ("completed", "failed", "completed"), strict=True):
+        trial.state, trial.value = state, 0.5
+        first.tell(trial)
+    again = searching(tmp_path, "a", 3)
+    (retried,) = list(again.trials())
+    assert (retried.number, retried.overrides) == (1, trials[1].overrides)
+    assert again.count() == 3
+    assert not list(searching(tmp_path, "b", 3).trials())
+    assert len(list(searching(tmp_path, "b", 5).trials())) == 2
+
+
+def test_a_trial_without_a_score_is_a_failure(tmp_path: Path) -> None:
+    search = searching(tmp_path, "a", 1)
+    (trial,) = search.trials()
+    trial.state = "completed"
+    search.tell(trial)
+    assert (trial.state, trial.reason) == ("failed", "it has no validation CER to search by")
 
 
 def test_a_grid_of_an_interval_is_refused() -> None:

@@ -1,4 +1,5 @@
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -6,7 +7,9 @@ import pytest
 
 from kikitori.board import failure_report, table
 from kikitori.errors import DataError, SweepError
-from kikitori.sweep import Sweep, Trial, how_it_ended, open_sweep, progress, settle
+from kikitori.sweep import Sweep, Trial, going_on, how_it_ended, open_sweep, progress, settle
+
+EVALUATED = {"evaluated": {"validation": {"cer": 0.5}, "test": {"cer": 0.9}}}
 
 
 def trial(number: int = 0, lr: str = "1e-5", **changes: Any) -> Trial:
@@ -66,9 +69,12 @@ def test_a_trials_number_in_a_study_does_not_make_it_another(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("results", "code", "state", "reason"),
     [
-        ({"status": "completed", "checkpoint": {"value": 0.5}}, 0, "completed", ""),
+        ({"status": "completed", "history": [{"val/cer": 0.5}]}, 0, "completed", ""),
         # What a run wrote of itself counts, not how its process went down afterwards.
-        ({"status": "completed", "checkpoint": {"value": 0.5}}, -9, "completed", ""),
+        ({"status": "completed", "history": [{"val/cer": 0.5}]}, -9, "completed", ""),
+        # The best by another measure is no CER.
+        ({"status": "completed", "checkpoint": {"value": 5.9}, "history": [{"val/cer": 0.5}]}, 0, "completed", ""),
+        ({"status": "completed", "command": "evaluate", "scores": EVALUATED}, 0, "completed", ""),
         ({"status": "pruned", "error": "given up", "history": [{"val/cer": 0.5}]}, 0, "pruned", "given up"),
         ({"status": "failed", "error": "no", "history": [{"val/cer": 0.5}, {"val/cer": 0.9}]}, 1, "failed", "no"),
         ({"status": "running", "history": [{"val/cer": 0.5}]}, -15, "failed", "killed by SIGTERM"),
@@ -87,6 +93,19 @@ def test_half_a_results_file_is_a_failure_with_its_reason(tmp_path: Path) -> Non
     settled = trial()
     settle(settled, tmp_path, 1)
     assert settled.state == "failed"
+
+
+def test_what_an_earlier_start_wrote_of_its_failure_is_not_this_ones(tmp_path: Path) -> None:
+    write(tmp_path, "results.json", {"status": "failed", "error": "ConfigError: of old"})
+    settled = trial()
+    settle(settled, tmp_path, -9, since=time.time() + 1)
+    assert settled.reason == "killed by SIGKILL (out of memory?)"
+
+
+def test_a_trial_goes_on_where_there_is_something_to_go_on_from(tmp_path: Path) -> None:
+    assert going_on(tmp_path) == []
+    write(tmp_path / "checkpoints", "last.ckpt", "")
+    assert going_on(tmp_path) == ["resume=true"]
 
 
 def test_why_a_process_ended_is_a_signal_or_its_last_words(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 from kikitori import listing
 from kikitori.leaderboard import data_sets
@@ -56,7 +57,7 @@ def table(sweep: Sweep, since: dict[int, tuple[float, int]]) -> Table:
         state = f"[{COLOURS[trial.state]}]{trial.state}[/]"
         spent = _clock(trial.seconds) if trial.seconds else ""
         cells = [step, "" if cer is None else f"{100 * cer:.1f}", spent, _left(trial, seen, since)]
-        drawn.add_row(str(trial.number), trial.label, state, *cells)
+        drawn.add_row(str(trial.number), Text(trial.label), state, *cells)
     return drawn
 
 
@@ -77,6 +78,8 @@ def _clock(seconds: float) -> str:
 
 def conclude(sweep: Sweep) -> None:
     """What the sweep came to: the table of `kikitori compare`, and its page in the sweep's folder."""
+    if not any((sweep.folder / trial.folder / "results.json").exists() for trial in sweep.trials):
+        return
     runs = find([str(sweep.folder)])
     completed = [run for run in runs if run.status == "completed"]
     if not completed:

@@ -65,7 +65,8 @@ class Recorder(pl.Callback):
         self._since = time.perf_counter()
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        self.train_clips += int((batch["weights"] > 0).sum())
+        # Of all processes, which share a step evenly.
+        self.train_clips += trainer.world_size * int((batch["weights"] > 0).sum())
         self._losses.append(outputs["loss"].detach())
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -85,7 +86,6 @@ class Recorder(pl.Callback):
                 "lower the learning rate, lengthen the warm-up, or train at trainer.precision=32"
             )
         self.history.append({"step": trainer.global_step, "train/loss": loss, **metrics})
-        self._processes = trainer.world_size
         self._since = time.perf_counter()
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -93,7 +93,7 @@ class Recorder(pl.Callback):
 
     def cost(self) -> dict[str, float]:
         """Clips a second of training, validation apart, over all processes."""
-        return {"train_clips_per_s": getattr(self, "_processes", 1) * self.train_clips / max(self.train_s, 1e-9)}
+        return {"train_clips_per_s": self.train_clips / max(self.train_s, 1e-9)}
 
 
 def of_all_processes(value: Any) -> list[Any]:

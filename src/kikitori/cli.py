@@ -63,8 +63,14 @@ def _refuse(arguments: list[str]) -> None:
     """End before Hydra writes the line to files, where it holds a secret or cannot mean what it says."""
     # A kept axis brings the mode along.
     sweeps = any(a in ("-m", "--multirun", "hydra.mode=MULTIRUN") or a.startswith("sweep=") for a in arguments)
+    given = {argument.partition("=")[0] for argument in arguments}
+    if "resume=true" in arguments and "hydra.run.dir" not in given:
+        sys.exit("kikitori: resume=true goes on in a run's folder; name it: hydra.run.dir=...")
     for argument in arguments:
         key, _, value = argument.partition("=")
+        if key == "sweep.resume" and not (sweeps and Path(value.strip("'\""), "sweep.json").exists()):
+            why = "holds no sweep.json; give the folder of a sweep" if sweeps else "goes on with a sweep; add -m"
+            sys.exit(f"kikitori: {argument} {why}")
         if variable := secret_in(value):
             sys.exit(
                 f"kikitori: {key} holds the value of {variable}, and a configuration is written to files; leave it out"

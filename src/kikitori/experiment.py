@@ -41,7 +41,8 @@ def train(cfg: DictConfig, folder: Path) -> Results:
         recorder = Recorder()
         callbacks = [recorder, ValidateEvery(cfg.validation.every_steps), LearningRateMonitor("step"), Monitor()]
         callbacks += [Progress(folder), *map(instantiate, cfg.callbacks.values())]
-        checkpoints.keep_metrics(folder)
+        if is_main():
+            checkpoints.keep_metrics(folder)
         loggers = [CSVLogger(folder, name="", version=""), *map(instantiate, cfg.logger.values())]
         trainer = trainers.build(settings, folder, callbacks, loggers)
         tracked = [logger for logger in loggers if isinstance(logger, RunLogger) and is_main()]
@@ -58,11 +59,12 @@ def train(cfg: DictConfig, folder: Path) -> Results:
         preflight(next(iter(data.score_dataloader("train"))), whisper.front_end)
 
         module = WhisperModule(whisper, instantiate(cfg.optim, _convert_="all"))
-        checkpoint = checkpoints.newest(folder / "checkpoints") if cfg.resume else None
+        begun = cfg.resume and scoring.is_scored(folder, data.splits, "before")
+        checkpoint = checkpoints.newest(folder / "checkpoints") if begun else None
         with timed(results, "evaluate_s"):
             if checkpoint:
                 log.info("going on from %s", checkpoint.name)
-                before = scoring.earlier(folder, data.splits, "before")
+                before = scoring.earlier(folder, data.splits, "before", results)
             else:
                 before = scoring.score(trainer, module, data, cfg.score.train_clips, folder, "before", results)
         save(results, folder)

@@ -8,10 +8,10 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +25,10 @@ from omegaconf import DictConfig, OmegaConf, flag_override, open_dict, read_writ
 from kikitori import board, experiment
 from kikitori.config import check
 from kikitori.errors import ConfigError, SweepError
-from kikitori.paths import swept_values
+from kikitori.paths import CONF, swept_values
+from kikitori.processes import cores, told_to_stop
 from kikitori.run import plain, quieten
-from kikitori.sweep import FINISHED, Sweep, Trial, open_sweep, settle
+from kikitori.sweep import FINISHED, Sweep, Trial, going_on, open_sweep, settle
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +38,9 @@ GRACE_S = 20.0
 # Overrides of Hydra's own that make a sweep of a run, and so have no place in a trial's command.
 OF_THE_SWEEP = ("hydra.mode", "hydra.sweep", "hydra.run.dir", "hydra/launcher", "hydra.launcher", "hydra/sweeper")
 
+# Keys of `data` that change nothing of what is decoded.
+NOT_OF_THE_STORE = ("global_batch", "eval_batch_size", "num_workers", "group_by_length")
+
 
 def launch(plugin: Any, job_overrides: Sequence[Sequence[str]], first: int) -> list[JobReturn]:
     """Run a fixed list of trials: what Hydra's own sweepers ask of a launcher.
@@ -44,7 +48,9 @@ def launch(plugin: Any, job_overrides: Sequence[Sequence[str]], first: int) -> l
     Raises ConfigError before anything runs where a trial's configuration is wrong, SweepError after all is done where
     some failed.
     """
-    with Machine(plugin).open() as machine:
+    if not job_overrides:
+        raise ConfigError("the sweep has no trials: one of its axes is empty")
+    with Machine(plugin).open(goes_on=first > 0) as machine:
         jobs = [machine.compose(first + i, list(overrides)) for i, overrides in enumerate(job_overrides)]
         machine.prepare([cfg for _, cfg in jobs])
         trials = [machine.sweep.add(trial) for trial, _ in jobs]
@@ -60,16 +66,25 @@ class Machine:
         self.config: DictConfig = plugin.config
         self.loader = plugin.hydra_context.config_loader
         self.folder = Path(self.config.hydra.sweep.dir)
-        self.command = str(self.config.hydra.job.name)
+        self.command = plugin.task_function.__module__.rpartition(".")[2]
         gpus = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
         self.gpus = [gpu for gpu in gpus.split(",") if gpu] if torch.cuda.device_count() else []
         self.gpus_per_trial = getattr(plugin, "gpus_per_trial", 1)
         self.parallel = getattr(plugin, "parallel", 1) or max(1, len(self.gpus) // max(1, self.gpus_per_trial))
+        if self.parallel < 1:
+            raise ConfigError(f"hydra.launcher.parallel={self.parallel}: must be above 0, or null")
+        if self.gpus and not 1 <= self.gpus_per_trial <= len(self.gpus):
+            raise ConfigError(
+                f"hydra.launcher.gpus_per_trial={self.gpus_per_trial}: this machine shows {len(self.gpus)} GPUs"
+            )
         self.prepared: list[Any] = []
 
     @contextmanager
-    def open(self) -> Iterator["Machine"]:
-        """Hold the sweep's folder, so that no second process runs the same trials; at a good end, tell of failures."""
+    def open(self, goes_on: bool = False) -> Iterator["Machine"]:
+        """Hold the sweep's folder, so that no second process runs the same trials; at a good end, tell of failures.
+
+        goes_on: whether these trials are more of a sweep that this process began.
+        """
         setup_globals()
         quieten()
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -79,9 +94,9 @@ class Machine:
         except Timeout as error:
             raise SweepError(f"hydra.sweep.dir={self.folder} is being run by another process; wait for it") from error
         try:
-            self.sweep: Sweep = open_sweep(
-                self.folder, ["kikitori", self.command, *sys.argv[1:]], OmegaConf.select(self.config, "sweep.resume")
-            )
+            line = ["kikitori", self.command, *sys.argv[1:]]
+            resume = str(self.folder) if goes_on else OmegaConf.select(self.config, "sweep.resume")
+            self.sweep: Sweep = open_sweep(self.folder, line, resume)
             yield self
             board.conclude(self.sweep)
         finally:
@@ -92,6 +107,7 @@ class Machine:
     def compose(self, number: int, overrides: list[str]) -> tuple[Trial, DictConfig]:
         """A trial and its configuration, as the process that will run it composes it."""
         overrides = [override for override in overrides if not override.startswith("sweep.resume=")]
+        # What Hydra knows of the present job is a singleton: resolvers such as ${hydra:job.num} must see this trial's.
         state = Singleton.get_state()
         cfg = self.loader.load_sweep_config(self.config, overrides)
         with open_dict(cfg):
@@ -102,7 +118,7 @@ class Machine:
             with read_write(cfg.hydra.runtime), open_dict(cfg.hydra.runtime):
                 cfg.hydra.runtime.output_dir = str(self.folder / folder)
             HydraConfig.instance().set_config(cfg)
-            task = [o for o in cfg.hydra.overrides.task if not o.startswith("sweep.resume=")]
+            task = list(cfg.hydra.overrides.task)
             hydra = [o for o in cfg.hydra.overrides.hydra if not o.lstrip("+~").startswith(OF_THE_SWEEP)]
             swept = swept_values(task)
             with flag_override(cfg, ["struct", "readonly"], False):
@@ -110,7 +126,7 @@ class Machine:
             resolved = OmegaConf.create(_resolved(cfg))
         finally:
             Singleton.set_state(state)
-        return Trial(number, folder, [*task, *hydra], swept, log=f"{folder}/output.log"), resolved
+        return Trial(number, folder, [*task, *hydra], swept), resolved
 
     def prepare(self, configs: Iterable[DictConfig]) -> None:
         """Refuse what cannot run, and decode each corpus once, so that no trial waits for another."""
@@ -121,7 +137,8 @@ class Machine:
             except ConfigError as error:
                 faults.setdefault(error.args[0], number)
                 continue
-            needed = [plain(cfg.data), cfg.data.limit.sample and cfg.seed, cfg.get("splits")]
+            corpus = {key: value for key, value in plain(cfg.data).items() if key not in NOT_OF_THE_STORE}
+            needed = [corpus, cfg.data.limit.sample and cfg.seed, cfg.get("splits")]
             if needed not in self.prepared:
                 data = experiment.build_data(cfg)
                 data.splits = cfg.get("splits") or data.splits
@@ -135,47 +152,54 @@ class Machine:
 
         settled: called with each trial that has ended, or had ended before.
         """
-        source, free = iter(trials), list(range(self.parallel))
-        running: dict[int, tuple[Trial, subprocess.Popen[bytes], float, float]] = {}
-        exhausted = False
-        with _told_to_stop() as stop, board.shown(self.sweep) as show:
+        self.running: dict[int, Process] = {}
+        source, self.free = iter(trials), list(range(self.parallel))
+        with told_to_stop() as stop, board.shown(self.sweep) as show:
             try:
-                while running or not exhausted:
-                    while free and not exhausted and not stop:
-                        trial = next(source, None)
-                        exhausted = trial is None
-                        if trial and not self.is_finished(trial):
-                            slot = free.pop(0)
-                            running[slot] = (trial, self._start(trial, slot), time.monotonic(), trial.seconds)
-                        elif trial:
-                            settled(trial)
-                    for slot, (trial, process, begun, earlier) in list(running.items()):
-                        trial.seconds = earlier + time.monotonic() - begun
-                        if process.poll() is not None:
-                            del running[slot]
-                            free.append(slot)
-                            self._end(trial, process)
-                            settled(trial)
+                while (self._fill(source, stop, settled) or self.running) and not stop:
+                    self._reap(settled)
                     show()
-                    if stop:
-                        break
                     time.sleep(LOOK_S)
             finally:
-                self._stop([(trial, process) for trial, process, *_ in running.values()])
+                self._stop()
         if stop:
             left = len(self.sweep.failures())
             raise SweepError(f"stopped by {stop[0]}, {left} trials left; sweep.resume={self.folder} goes on")
 
-    def _stop(self, running: list[tuple[Trial, "subprocess.Popen[bytes]"]]) -> None:
+    def _fill(self, source: Iterator[Trial], stop: list[str], settled: Callable[[Trial], None]) -> bool:
+        """Start trials in the free slots; whether there may be more."""
+        while self.free and not stop:
+            trial = next(source, None)
+            if trial is None:
+                return False
+            if self.is_finished(trial):
+                settled(trial)
+            elif not stop:  # choosing and decoding may have taken long
+                slot = self.free.pop(0)
+                self.running[slot] = self._start(trial, slot)
+        return True
+
+    def _reap(self, settled: Callable[[Trial], None]) -> None:
+        """Take in the trials that have ended."""
+        for slot, process in list(self.running.items()):
+            process.trial.seconds = process.seconds + time.time() - process.began
+            if process.popen.poll() is not None:
+                del self.running[slot]
+                self.free.append(slot)
+                self._end(process)
+                settled(process.trial)
+
+    def _stop(self) -> None:
         """End trials that are to go on another time."""
-        for _, process in running:
-            process.terminate()
-        for trial, process in running:
+        for process in self.running.values():
+            process.popen.terminate()
+        deadline = time.monotonic() + GRACE_S
+        for process in self.running.values():
             with suppress(subprocess.TimeoutExpired):
-                process.wait(GRACE_S)
-            self._end(trial, process)
-            if trial.state == "failed":
-                trial.state, trial.reason = "waiting", "stopped with the sweep"
+                process.popen.wait(max(0.0, deadline - time.monotonic()))
+            self._end(process)
+            if process.trial.state == "failed":
+                process.trial.state, process.trial.reason = "waiting", "stopped with the sweep"
         self.sweep.save()
 
     def is_finished(self, trial: Trial) -> bool:
@@ -184,49 +208,58 @@ class Machine:
         self.sweep.save()
         return trial.state in FINISHED
 
-    def _start(self, trial: Trial, slot: int) -> "subprocess.Popen[bytes]":
+    def _start(self, trial: Trial, slot: int) -> "Process":
         folder = self.folder / trial.folder
         folder.mkdir(parents=True, exist_ok=True)
-        trial.state, trial.reason = "running", ""
+        trial.state, trial.reason, trial.log = "running", "", f"{trial.folder}/output.log"
         self.sweep.save()
         quoted = str(folder).replace("\\", "\\\\").replace("'", "\\'")
         line = [sys.executable, "-m", "kikitori", self.command, *self._config_options(), *trial.overrides]
-        line += [f"hydra.run.dir='{quoted}'", "hydra.mode=RUN"]
-        # A run without results has nothing to go on from, and one that went on does not ask whether it may.
-        line += ["resume=true"] if self.command == "train" and (folder / "results.json").exists() else []
+        line += [f"hydra.run.dir='{quoted}'", "hydra.mode=RUN", *going_on(folder)]
+        began = time.time()
         with (folder / "output.log").open("ab") as output:
-            return subprocess.Popen(
-                line,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                start_new_session=True,
-                env=self._env(slot),
-            )
+            outlets: Any = {"stdin": subprocess.DEVNULL, "stdout": output, "stderr": output}
+            popen = subprocess.Popen(line, **outlets, start_new_session=True, env=self._env(slot))
+        return Process(trial, popen, began, trial.seconds)
 
-    def _end(self, trial: Trial, process: "subprocess.Popen[bytes]") -> None:
+    def _end(self, process: "Process") -> None:
         # Whatever it started and left, such as a loader's workers after a SIGKILL, goes with it.
         with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        settle(trial, self.folder / trial.folder, process.wait())
-        (self.folder / trial.folder / "progress.json").unlink(missing_ok=True)
+            os.killpg(process.popen.pid, signal.SIGKILL)
+        trial, folder = process.trial, self.folder / process.trial.folder
+        settle(trial, folder, process.popen.wait(), process.began)
+        (folder / "progress.json").unlink(missing_ok=True)
         self.sweep.save()
 
     def _env(self, slot: int) -> dict[str, str]:
         """What a trial's process sees: its GPUs, its share of the cores, the sweep that it belongs to."""
         environment = {**os.environ, "KIKITORI_SWEEP": str(self.folder), "KIKITORI_PARENT": str(os.getpid())}
-        environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // self.parallel)))
+        environment.setdefault("OMP_NUM_THREADS", str(max(1, cores() // self.parallel)))
         if self.gpus:
             mine = [self.gpus[(slot * self.gpus_per_trial + i) % len(self.gpus)] for i in range(self.gpus_per_trial)]
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(dict.fromkeys(mine))
         return environment
 
     def _config_options(self) -> list[str]:
-        """--config-dir and --config-name where the sweep was given them."""
+        """--config-path, --config-dir and --config-name where the sweep was given them."""
         hydra = self.config.hydra
-        folders = [source.path for source in hydra.runtime.config_sources if source.provider == "command-line"]
-        options = [option for folder in folders for option in ("--config-dir", folder)]
+        options: list[str] = []
+        for source in hydra.runtime.config_sources:
+            if source.provider == "command-line":
+                options += ["--config-dir", source.path]
+            elif source.provider == "main" and Path(source.path).resolve() != CONF.resolve():
+                options += ["--config-path", source.path]
         return options + (["--config-name", hydra.job.config_name] if hydra.job.config_name != self.command else [])
+
+
+@dataclass
+class Process:
+    """A trial's process. began: by the clock of files. seconds: what earlier ones of the trial took."""
+
+    trial: Trial
+    popen: "subprocess.Popen[bytes]"
+    began: float
+    seconds: float
 
 
 def _resolved(cfg: DictConfig) -> Any:
@@ -239,22 +272,3 @@ def _job_return(trial: Trial, cfg: DictConfig) -> JobReturn:
     done = JobReturn(overrides=trial.overrides, cfg=cfg, status=JobStatus.COMPLETED)
     done.return_value = trial.value
     return done
-
-
-@contextmanager
-def _told_to_stop() -> Iterator[list[str]]:
-    """Collects the name of a SIGINT or SIGTERM instead of dying of it, so that the trials can be stopped in order."""
-    told: list[str] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield told
-        return
-
-    def note(number: int, _: Any) -> None:
-        told.append(signal.Signals(number).name)
-
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield told
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 
 from kikitori.errors import ConfigError
 
+LONGEST_NAME = 180
 HERE = Path(__file__).parent
 # In a wheel conf/ lies inside the package; in a checkout at its top.
 CONF = next(folder for folder in (HERE / "conf", HERE.parents[1] / "conf") if folder.is_dir())
@@ -66,7 +67,9 @@ def swept(overrides: Sequence[str]) -> str:
     signs becomes a hyphen.
     """
     named = [(key, re.sub(r"[^\w.+-]+", "-", value).strip("-")[-60:]) for key, value in swept_values(overrides).items()]
-    return "_".join(f"{key.replace('/', '.')}-{value}" for key, value in named)
+    name = "_".join(f"{key.replace('/', '.')}-{value}" for key, value in named)
+    # A file system takes 255 bytes; the job's number tells apart what is cut alike.
+    return name.encode()[:LONGEST_NAME].decode(errors="ignore")
 
 
 def tasks(devices: int | str) -> int:

@@ -1,6 +1,8 @@
 """A run's folder and its results.json: begun, kept while it goes, and ended whatever happens."""
 
+import json
 import logging
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,10 +22,16 @@ from kikitori.errors import ConfigError, Pruned, TrainingError
 from kikitori.paths import overrides
 from kikitori.progress import shows_bars
 from kikitori.report import git_state, markdown, print_results, read_json, versions, write_json
+from kikitori.runs import flat
+from kikitori.sweep import FINISHED
 from kikitori.tracking import close
 
 Results = dict[str, Any]
-FINISHED = ("completed", "pruned")
+# What a run may be resumed with anew.
+NOT_OF_THE_RECIPE = re.compile(
+    r"resume|sweep\b.*|logger\b.*|trainer\.(max_steps|devices|num_nodes|accumulate_grad_batches|strategy\b.*)"
+    r"|callbacks\.pruning\b.*|.*\.dirpath|data\.num_workers|data\.eval_batch_size"
+)
 
 
 def is_main() -> bool:
@@ -73,6 +81,8 @@ def _begin(command: str, cfg: DictConfig, folder: Path) -> Results:
         raise ConfigError(f"hydra.run.dir={folder} already holds a run; choose another folder, or add resume=true")
     if earlier.get("status") in FINISHED:
         raise ConfigError(f"hydra.run.dir={folder} holds a run that is {earlier['status']}: nothing is left to resume")
+    if changed := _changed(earlier.get("config", {}), plain(cfg)) if earlier else []:
+        raise ConfigError(f"hydra.run.dir={folder} holds a run with another {', '.join(changed)}; resume it as it was")
     results: Results = {"status": "running", "command": command, "overrides": overrides()}
     results |= {"started": earlier.get("started", _now()), "versions": versions(), "git": git_state()}
     return results | {"config": plain(cfg), "scores": earlier.get("scores", {}), "cost": earlier.get("cost", {})}
@@ -82,6 +92,13 @@ def fail(results: Results, folder: Path, reason: str) -> None:
     """Write the end of a run whose process is about to be ended."""
     results |= {"status": "failed", "error": reason, "finished": _now()}
     save(results, folder)
+
+
+def _changed(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Keys of the recipe in which two configurations differ; more steps, and where things are written, are none."""
+    old, new = (dict(flat(json.loads(json.dumps(config)))) for config in (before, now))
+    differing = [key for key in old | new if old.get(key) != new.get(key)]
+    return [key for key in differing if not NOT_OF_THE_RECIPE.fullmatch(key)]
 
 
 def save(results: Results, folder: Path) -> None:

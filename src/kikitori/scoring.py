@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections.abc import Sequence
 from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any
@@ -52,13 +53,19 @@ def gathered(rows: list[Any]) -> list[Any]:
     return [row for row in chain.from_iterable(zip_longest(*of_all_processes(rows))) if row is not None]
 
 
-def earlier(folder: Path, splits: Any, stage: str) -> Scores:
-    """The scores that a run wrote before it was stopped."""
+def is_scored(folder: Path, splits: Sequence[Split], stage: str) -> bool:
+    """Whether a run wrote the predictions of all these splits before it was stopped."""
+    return all(predictions_file(folder, split, stage).exists() for split in splits)
+
+
+def earlier(folder: Path, splits: Sequence[Split], stage: str, results: Results) -> Scores:
+    """The scores of predictions that a run wrote before it was stopped, put under `stage`."""
     scores: Scores = {}
     for split in splits:
         lines = predictions_file(folder, split, stage).read_text(encoding="utf-8").splitlines()
         kept = [{k: v for k, v in json.loads(line).items() if k.endswith(("_edits", "_length"))} for line in lines]
         scores[split] = [ClipScore(**row) for row in kept]
+    results["scores"][stage] = {split: summarise(scores[split]) for split in splits}
     return scores
 
 

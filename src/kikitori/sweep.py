@@ -3,9 +3,11 @@
 import json
 import signal
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
+from uuid import uuid4
 
 from kikitori.errors import DataError, SweepError
 from kikitori.report import read_json, write_json
@@ -45,11 +47,13 @@ class Sweep:
     command: list[str]
     trials: list[Trial] = field(default_factory=list)
     started: str = field(default_factory=lambda: time.strftime("%Y-%m-%dT%H:%M:%S%z"))
+    # What a study knows the sweep by: its folder may be moved, and two machines may have folders of one name.
+    id: str = field(default_factory=lambda: uuid4().hex)
 
     def save(self) -> None:
         """Write sweep.json."""
-        facts = {"command": self.command, "started": self.started, "trials": [asdict(trial) for trial in self.trials]}
-        write_json(self.folder / "sweep.json", facts)
+        facts = {"id": self.id, "command": self.command, "started": self.started}
+        write_json(self.folder / "sweep.json", {**facts, "trials": [asdict(trial) for trial in self.trials]})
 
     def add(self, trial: Trial) -> Trial:
         """Take in a trial, or give back the one of its number. Raises SweepError where that one is another."""
@@ -83,26 +87,44 @@ def open_sweep(folder: Path, command: list[str], resume: str | None) -> Sweep:
         return Sweep(folder, command)
     facts = read_json(path)
     try:
-        return Sweep(folder, command, [Trial(**trial) for trial in facts["trials"]], facts["started"])
+        return Sweep(folder, command, [Trial(**trial) for trial in facts["trials"]], facts["started"], facts["id"])
     except (KeyError, TypeError) as error:
         raise DataError(f"{path} is no record of a sweep ({error}); start a sweep of its own") from error
 
 
-def settle(trial: Trial, folder: Path, code: int | None) -> None:
-    """Say how a trial stands by what its folder holds; `code` is its process's exit, None where none has run now."""
-    results: dict[str, Any] = {}
+def settle(trial: Trial, folder: Path, code: int | None, since: float = 0.0) -> None:
+    """Say how a trial stands by what its folder holds; `code` is its process's exit, None where none has run now.
+
+    since: when that process began, by the clock of files. What an earlier one wrote of its failure is not this one's.
+    """
+    path, results = folder / "results.json", {}
+    fault = ""
     try:
-        results = read_json(folder / "results.json") if (folder / "results.json").exists() else {}
+        results = read_json(path) if path.exists() else {}
     except DataError as error:
-        trial.reason = str(error)
-    status = results.get("status")
-    trial.value = (results.get("checkpoint") or {}).get("value") or _best(results.get("history", []))
+        fault = str(error)
+    status, own = results.get("status"), path.exists() and path.stat().st_mtime >= since
+    trial.value = best_cer(results)
     if status in FINISHED:
         trial.state, trial.reason = status, results.get("error", "")
     elif code is None:
         trial.state = "waiting"
     else:
-        trial.state, trial.reason = "failed", results.get("error") or how_it_ended(code, folder / "output.log")
+        told = fault or (results.get("error") if own else "")
+        trial.state, trial.reason = "failed", told or how_it_ended(code, folder / "output.log")
+
+
+def best_cer(results: Mapping[str, Any]) -> float | None:
+    """The least validation CER of a training so far, or that of an evaluation; None where there is none."""
+    if results.get("command") == "evaluate":
+        return results.get("scores", {}).get("evaluated", {}).get("validation", {}).get("cer")
+    return min((row["val/cer"] for row in results.get("history", []) if "val/cer" in row), default=None)
+
+
+def going_on(folder: Path) -> list[str]:
+    """What to add to the command of a trial whose folder holds something of it already."""
+    begun = (folder / "results.json").exists() or any(folder.glob("checkpoints/*.ckpt"))
+    return ["resume=true"] if begun else []
 
 
 def how_it_ended(code: int, log: Path) -> str:
@@ -135,7 +157,3 @@ def progress(folder: Path) -> dict[str, Any]:
 def _lasts(override: str) -> bool:
     """Whether an override is the same when its trial is tried again: the trial's number in a study is not."""
     return not override.startswith("+callbacks.pruning=")
-
-
-def _best(history: list[dict[str, float]]) -> float | None:
-    return min((row["val/cer"] for row in history if "val/cer" in row), default=None)

@@ -4,6 +4,7 @@ import hydra
 from omegaconf import DictConfig
 
 from kikitori.paths import CONF, run_folder
+from kikitori.sweep import best_cer
 
 
 @hydra.main(config_path=str(CONF), config_name="train", version_base="1.3")
@@ -14,4 +15,4 @@ def main(cfg: DictConfig) -> float | None:
     # A job that Slurm put back into its queue goes on in its folder.
     if ranks.restarted():
         cfg.resume = True
-    return experiment.train(cfg, run_folder()).get("checkpoint", {}).get("value")
+    return best_cer(experiment.train(cfg, run_folder()))

@@ -78,7 +78,10 @@ def on_this_machine(trainer: dict[str, Any], gpus: int) -> tuple[dict[str, Any],
     if devices == "auto":
         devices = gpus if on_gpu else 1
     if on_gpu and devices > gpus:
-        raise ConfigError(f"trainer.devices={devices}, but this machine shows {gpus} GPUs; take fewer, or auto")
+        raise ConfigError(
+            f"trainer.devices={devices}, but this machine shows {gpus} GPUs; take fewer, or auto "
+            "(a trial of a sweep is shown hydra.launcher.gpus_per_trial of them)"
+        )
     precision, changes = str(trainer["precision"]), []
     if precision == "auto":
         precision = "16-mixed" if on_gpu else "32"
