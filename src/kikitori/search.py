@@ -16,7 +16,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from kikitori.errors import SweepError
 from kikitori.launcher import Machine
-from kikitori.study import open_study, split_space
+from kikitori.study import open_study, split_space, values_of
 from kikitori.sweep import Trial, going_on, settle
 
 log = logging.getLogger(__name__)
