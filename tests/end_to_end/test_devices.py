@@ -116,6 +116,7 @@ def test_two_processes_give_the_scores_and_losses_of_one(alone: Path, cache: Pat
     assert results(cache / "two")["cost"]["devices"] == 2
 
 
+@pytest.mark.long
 def test_each_job_of_a_sweep_trains_its_own_values_in_both_processes(alone: Path, cache: Path) -> None:
     """In two accumulated batches each, to boot."""
     swept = ["hydra.mode=MULTIRUN", "optim.lr=1e-5,3e-3", "hydra.sweep.dir=sweep", "trainer.accumulate_grad_batches=2"]
@@ -163,6 +164,7 @@ def test_a_run_that_is_told_to_stop_fails_and_goes_on_later(
     assert results(folder)["history"][-1]["step"] == steps + 5
 
 
+@pytest.mark.long
 def test_a_process_that_hangs_ends_the_run_at_the_timeout(running: tuple[Path, subprocess.Popen[str], int]) -> None:
     folder, process, rank_1 = running
     os.kill(rank_1, signal.SIGSTOP)

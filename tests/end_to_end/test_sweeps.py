@@ -147,6 +147,7 @@ def test_a_sweep_that_is_stopped_stops_its_trials_and_goes_on(tmp_path: Path) ->
     assert "its trial 0 differs in" in sweep(tmp_path, "seed=0,1", "trainer.max_steps=8", f"sweep.resume={folder}")[1]
 
 
+@pytest.mark.long
 def test_a_search_prunes_goes_on_after_a_kill_and_loses_nothing(tmp_path: Path) -> None:
     folder = tmp_path / "sweep"
     command = [
