@@ -1,5 +1,7 @@
 """Lines that cannot mean what they say are refused before anything is written."""
 
+from pathlib import Path
+
 import pytest
 
 from kikitori import cli
@@ -14,6 +16,15 @@ def refusal(*arguments: str) -> str:
 def test_a_launcher_without_a_sweep_is_refused() -> None:
     assert "nothing without -m" in refusal("train", "hydra/launcher=slurm")
     cli._refuse(["train", "-m", "hydra/launcher=basic"])
+
+
+def test_going_on_needs_something_to_go_on_with(tmp_path: Path) -> None:
+    assert "name it: hydra.run.dir=..." in refusal("train", "resume=true")
+    assert "goes on with a sweep; add -m" in refusal("train", f"sweep.resume={tmp_path}")
+    assert "holds no sweep.json" in refusal("train", "-m", f"sweep.resume={tmp_path}")
+    (tmp_path / "sweep.json").write_text("{}")
+    cli._refuse(["train", "-m", f"sweep.resume='{tmp_path}'"])
+    cli._refuse(["train", "sweep=size", f"sweep.resume={tmp_path}"])
 
 
 def test_slurm_without_its_package_is_told_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ from typing import Any, cast
 import datasets
 import torch
 import transformers
+from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.utilities import rank_zero_only
 
@@ -49,6 +50,19 @@ def record(command: str, cfg: DictConfig, folder: Path) -> Iterator[Results]:
     if not is_main():
         yield {"scores": {}, "cost": {}}
         return
+    # Let go when this process is gone, however that ends.
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise ConfigError(f"hydra.run.dir={folder} is being run by another process; wait for it") from error
+    try:
+        yield from _recorded(command, cfg, folder)
+    finally:
+        lock.release()
+
+
+def _recorded(command: str, cfg: DictConfig, folder: Path) -> Iterator[Results]:
     results = _begin(command, cfg, folder)
     save(results, folder)
     try:
