@@ -14,7 +14,6 @@ from kikitori.errors import Pruned
 
 def open_storage(path: Path) -> JournalStorage:
     """A study's file. It is appended to, never rewritten, so that several processes and machines may share it."""
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
     return JournalStorage(JournalFileBackend(str(path)))
 
 

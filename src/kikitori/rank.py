@@ -1,6 +1,7 @@
 """One further process of a run on several devices: `python -m kikitori.rank COMMAND FOLDER`, started by `ranks`."""
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -16,6 +17,11 @@ def main() -> None:
     from kikitori import experiment
 
     getattr(experiment, sys.argv[1])(cfg, Path(sys.argv[2]))
+    # All is done; an interpreter that takes its time to end is now and then aborted by a thread of a library, which
+    # would be told as the failure of a run that went well.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ def search(plugin: Any, arguments: Sequence[str]) -> None:
 
     Raises ConfigError where nothing is to be searched, SweepError where the study is another's or trials failed.
     """
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
     fixed, space = split_space(plugin, arguments)
     with Machine(plugin.launcher).open() as machine:
         # An axis that does not exist is told, and the clips are decoded, before a study is begun that others may share.
