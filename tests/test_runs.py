@@ -5,7 +5,7 @@ import pytest
 from run_folders import write_grid, write_run, write_sweep
 
 from kikitori.errors import DataError
-from kikitori.runs import find, varied
+from kikitori.runs import Run, find, varied
 
 
 def test_a_run_a_sweep_and_a_glob_name_the_same_runs_once(tmp_path: Path) -> None:
@@ -140,3 +140,15 @@ def test_older_runs_give_their_command_from_hydras_file(tmp_path: Path) -> None:
     (folder / ".hydra").mkdir()
     (folder / ".hydra" / "overrides.yaml").write_text("- data.limit={train:40,test:12}\n- 'optim.lr=1e-3'\n")
     assert find([str(folder)])[0].command == "kikitori train 'data.limit={train:40,test:12}' optim.lr=1e-3"
+
+
+def test_what_ties_a_trial_to_its_search_is_no_choice(tmp_path: Path) -> None:
+    tie = "+callbacks.pruning={_target_:kikitori.pruning.PruneByStudy,study:s,name:n,trial:%d}"
+    both = []
+    for number in (0, 1):
+        config = {"seed": number, "callbacks": {"pruning": {"trial": number}}}
+        results = {"command": "train", "config": config, "overrides": ["data=demo", f"seed={number}", tie % number]}
+        both.append(Run(tmp_path / str(number), str(number), "completed", results=results))
+    assert both[0].identity == both[1].identity
+    assert varied(both) == []
+    assert both[0].command == "kikitori train data=demo seed=0"

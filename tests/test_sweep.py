@@ -55,7 +55,7 @@ def test_another_command_is_not_mixed_into_a_sweep(tmp_path: Path) -> None:
     sweep = Sweep(tmp_path, [])
     first = sweep.add(trial())
     assert sweep.add(trial()) is first
-    with pytest.raises(SweepError, match=r"its trial 0 differs in optim\.lr=1e-5, optim\.lr=3e-5; give"):
+    with pytest.raises(SweepError, match=r"its trial 0 has optim\.lr=1e-5, this command gives optim\.lr=3e-5; give"):
         sweep.add(trial(0, "3e-5"))
 
 

@@ -68,7 +68,11 @@ def _refuse(arguments: list[str]) -> None:
         sys.exit("kikitori: resume=true goes on in a run's folder; name it: hydra.run.dir=...")
     for argument in arguments:
         key, _, value = argument.partition("=")
-        if key == "sweep.resume" and not (sweeps and Path(value.strip("'\""), "sweep.json").exists()):
+        folder = Path(value.strip("'\""))
+        begun = (folder / "results.json").exists() or any(folder.glob("checkpoints/*.ckpt"))
+        if key == "hydra.run.dir" and "resume=true" in arguments and not begun:
+            sys.exit(f"kikitori: {argument} holds no run to go on with; name a run's folder, or leave resume=true out")
+        if key == "sweep.resume" and not (sweeps and (folder / "sweep.json").exists()):
             why = "holds no sweep.json; give the folder of a sweep" if sweeps else "goes on with a sweep; add -m"
             sys.exit(f"kikitori: {argument} {why}")
         if variable := secret_in(value):

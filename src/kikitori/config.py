@@ -6,6 +6,7 @@ The schema of a node is the signature of its `_target_`: names and types are rea
 import inspect
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from math import prod
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from hydra.utils import get_object
@@ -89,12 +90,24 @@ def _problems(cfg: DictConfig) -> Iterator[str]:
             yield f"{key}: must not be below 0, got {value}"
         if key in FRACTIONS and not 0 <= value <= 1:
             yield f"{key}: must be between 0 and 1, got {value}"
+    yield from _uneven_batch(flat)
     for split in values.get("splits", []):
         if split not in SPLITS:
             yield f"splits: must be among {', '.join(SPLITS)}, got {split}"
     for key, choices in CHOICES.items():
         if key in flat and str(flat[key]) not in choices:
             yield f"{key}: must be one of {', '.join(choices)}, got {flat[key]}"
+
+
+def _uneven_batch(flat: Mapping[str, Any]) -> Iterator[str]:
+    """The batch of a step that its devices cannot share evenly, where their number is known already."""
+    keys = ("trainer.devices", "trainer.num_nodes", "trainer.accumulate_grad_batches")
+    numbers = [flat.get(key, 1) for key in keys]
+    batch = flat.get("data.global_batch")
+    known = isinstance(batch, int) and all(isinstance(n, int) and n > 0 for n in numbers)
+    # Whoever only evaluates takes no steps.
+    if known and "validation.every_steps" in flat and batch % (parts := prod(numbers)):
+        yield f"data.global_batch: must be a multiple of {parts} ({' x '.join(keys)}), got {batch}"
 
 
 def _leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

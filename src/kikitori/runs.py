@@ -20,7 +20,9 @@ import yaml
 from kikitori.errors import DataError
 
 # What may differ between two runs of one configuration: a seed, and where things are written.
-NO_CHOICE = re.compile(r"seed|resume|logger\b.*|sweep\b.*|hydra\b.*|.*\.dirpath|.*\.default_root_dir")
+NO_CHOICE = re.compile(
+    r"seed|resume|logger\b.*|sweep\b.*|hydra\b.*|callbacks\.pruning\b.*|.*\.dirpath|.*\.default_root_dir"
+)
 ENDED = ("completed", "failed", "pruned")
 HOW = "give run folders, sweep folders or a quoted glob, such as 'outputs/train/*/*'"
 
@@ -65,7 +67,9 @@ class Run:
     @cached_property
     def overrides(self) -> list[str]:
         """What was written behind the command; a sweep's trial has its own values here."""
-        return list(self.results.get("overrides") or _hydra_overrides(self.folder))
+        given = self.results.get("overrides") or _hydra_overrides(self.folder)
+        # What ties a trial to the study of its search is not to be written there again.
+        return [override for override in given if not override.startswith("+callbacks.pruning=")]
 
     @property
     def command(self) -> str:

@@ -63,9 +63,9 @@ class Sweep:
             return trial
         old, new = (set(filter(_lasts, t.overrides)) for t in (known, trial))
         if old != new:
-            changed = sorted(old ^ new)
+            was, now = (", ".join(sorted(values)) or "nothing of it" for values in (old - new, new - old))
             raise SweepError(
-                f"sweep.resume={self.folder}: its trial {trial.number} differs in {', '.join(changed)}; "
+                f"sweep.resume={self.folder}: its trial {trial.number} has {was}, this command gives {now}; "
                 "give the same command again, or start a sweep of its own"
             )
         known.folder, known.overrides = trial.folder, trial.overrides
