@@ -9,8 +9,9 @@ SOURCE = Path(kikitori.__file__).parent
 FLOORS = [
     {"errors", "progress", "secrecy"},
     {"paths"},
-    {"archive", "audio", "clips", "optim", "processes", "pruning", "ranks", "report", "runs", "sampler", "text"},
-    {"study", "sweep"},
+    {"archive", "audio", "clips", "optim", "processes", "ranks", "report", "sampler", "text"},
+    {"runs", "study", "sweep"},
+    {"pruning"},
     {"front_end"},
     {"whisper"},
     {"collate", "common_voice", "config", "decode", "hub", "manifest", "metrics", "selection", "store"},

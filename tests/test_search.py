@@ -12,9 +12,8 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from optuna.samplers import GridSampler, RandomSampler
 
 from kikitori.errors import ConfigError, SweepError
-from kikitori.pruning import open_storage
 from kikitori.search import Search
-from kikitori.study import distribution, make_sampler, open_study, split_space
+from kikitori.study import distribution, make_sampler, open_storage, open_study, split_space
 from kikitori.sweep import Sweep, Trial
 
 

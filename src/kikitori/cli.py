@@ -13,6 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 from kikitori import ranks
 from kikitori.paths import LINE
 from kikitori.secrecy import secret_in
+from kikitori.sweep import going_on
 
 USAGE = """\
 kikitori: fine-tune Whisper on speech, Japanese first.
@@ -61,36 +62,44 @@ def main() -> None:
 
 def _refuse(arguments: list[str]) -> None:
     """End before Hydra writes the line to files, where it holds a secret or cannot mean what it says."""
-    # A kept axis brings the mode along.
-    sweeps = any(a in ("-m", "--multirun", "hydra.mode=MULTIRUN") or a.startswith("sweep=") for a in arguments)
-    given = {argument.partition("=")[0] for argument in arguments}
-    if "resume=true" in arguments and "hydra.run.dir" not in given:
-        sys.exit("kikitori: resume=true goes on in a run's folder; name it: hydra.run.dir=...")
     for argument in arguments:
         key, _, value = argument.partition("=")
-        folder = Path(value.strip("'\""))
-        begun = (folder / "results.json").exists() or any(folder.glob("checkpoints/*.ckpt"))
-        if key == "hydra.run.dir" and "resume=true" in arguments and not begun:
-            sys.exit(f"kikitori: {argument} holds no run to go on with; name a run's folder, or leave resume=true out")
-        if key == "sweep.resume" and not (sweeps and (folder / "sweep.json").exists()):
-            why = "holds no sweep.json; give the folder of a sweep" if sweeps else "goes on with a sweep; add -m"
-            sys.exit(f"kikitori: {argument} {why}")
         if variable := secret_in(value):
             sys.exit(
                 f"kikitori: {key} holds the value of {variable}, and a configuration is written to files; leave it out"
             )
-        finished = key == "hydra.run.dir" and Path(value, "results.json").exists() and "resume=true" not in arguments
-        if finished and ranks.own() == 0:
-            sys.exit(f"kikitori: {argument} already holds a run; choose another folder, or add resume=true to go on")
-        if key in ("hydra/launcher", "hydra/sweeper") and not sweeps:
-            sys.exit(f"kikitori: {argument} is for a sweep, and does nothing without -m; add it, for a single job, too")
-        if argument == "hydra/launcher=slurm" and not find_spec("submitit"):
-            sys.exit(f"kikitori: {argument} needs a package more: pip install 'kikitori[slurm]'")
-    if ranks.count() > 1 and not any(argument.startswith("hydra.run.dir=") for argument in arguments):
+    given = {key: value.strip("'\"") for key, _, value in (argument.partition("=") for argument in arguments)}
+    # A kept axis brings the mode along.
+    sweeps = "-m" in given or "--multirun" in given or given.get("hydra.mode") == "MULTIRUN" or "sweep" in given
+    _refuse_folders(given, sweeps)
+    for key in ("hydra/launcher", "hydra/sweeper"):
+        if key in given and not sweeps:
+            told = f"kikitori: {key}={given[key]} is for a sweep"
+            sys.exit(f"{told}, and does nothing without -m; add it, for a single job, too")
+    if given.get("hydra/launcher") == "slurm" and not find_spec("submitit"):
+        sys.exit("kikitori: hydra/launcher=slurm needs a package more: pip install 'kikitori[slurm]'")
+    if ranks.count() > 1 and "hydra.run.dir" not in given:
         sys.exit(
             f"kikitori: {ranks.count()} processes train this run, and each would make a folder of its own; "
             "name it: hydra.run.dir=..."
         )
+
+
+def _refuse_folders(given: dict[str, str], sweeps: bool) -> None:
+    """End where there is nothing in a folder to go on with, or something that would be written over."""
+    folder, resume = given.get("hydra.run.dir"), given.get("resume") == "true"
+    if resume and folder is None:
+        sys.exit("kikitori: resume=true goes on in a run's folder; name it: hydra.run.dir=...")
+    if resume and folder is not None and not going_on(Path(folder)):
+        told = f"kikitori: hydra.run.dir={folder} holds no run to go on with"
+        sys.exit(f"{told}; name a run's folder, or leave resume=true out")
+    if folder and not resume and Path(folder, "results.json").exists() and ranks.own() == 0:
+        told = f"kikitori: hydra.run.dir={folder} already holds a run"
+        sys.exit(f"{told}; choose another folder, or add resume=true to go on")
+    sweep = given.get("sweep.resume")
+    if sweep is not None and not (sweeps and Path(sweep, "sweep.json").exists()):
+        why = "holds no sweep.json; give the folder of a sweep" if sweeps else "goes on with a sweep; add -m"
+        sys.exit(f"kikitori: sweep.resume={sweep} {why}")
 
 
 def _run(command: str) -> None:

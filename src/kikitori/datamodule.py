@@ -93,7 +93,7 @@ class SpeechDataModule(pl.LightningDataModule):
         if self.clips:
             return
         corpus = self.read_once()
-        all_rows = [clip for clip in corpus.clips if clip.split in self.splits]
+        all_rows = self.listed()
         unread = [reject for reject in corpus.rejects if reject.split in self.splits]
         self.rejects = list(unread)
         check_rate(len(all_rows) + len(unread), unread, self.rules.max_reject_rate)
@@ -118,11 +118,13 @@ class SpeechDataModule(pl.LightningDataModule):
                 )
         self.clips = kept
 
+    def listed(self) -> list[Clip]:
+        """The corpus's rows of the splits that are read, before any limit."""
+        return [clip for clip in self.read_once().clips if clip.split in self.splits]
+
     def decode(self) -> list[Clip]:
         """Decode the rows within the limit into the store, where that is not done yet, and return them."""
-        corpus = self.read_once()
-        all_rows = [clip for clip in corpus.clips if clip.split in self.splits]
-        rows = limit(all_rows, self.limit, self.limit["sample"], self.seed)
+        rows = limit(self.listed(), self.limit, self.limit["sample"], self.seed)
         for split in self.splits:
             with progress_bar() as progress:
                 clips = [clip for clip in rows if clip.split == split]

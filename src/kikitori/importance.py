@@ -67,13 +67,12 @@ def of_search(journal: Path) -> Importances:
     """PED-ANOVA of an Optuna study: what sets its best tenth of trials apart."""
     import optuna
     from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
-    from optuna.storages import JournalStorage
-    from optuna.storages.journal import JournalFileBackend
+
+    from kikitori.study import open_storage
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     try:
-        storage = JournalStorage(JournalFileBackend(str(journal)))
-        study = optuna.load_study(study_name=None, storage=storage)
+        study = optuna.load_study(study_name=None, storage=open_storage(journal))
         trials = len(study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,)))
         if trials < FEWEST_TRIALS:
             return Importances([], [], [], f"Too few completed trials ({trials}) to tell what matters from chance.")

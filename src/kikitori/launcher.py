@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.singleton import Singleton
 from hydra.core.utils import JobReturn, JobStatus, setup_globals
@@ -26,7 +25,7 @@ from kikitori import board, experiment
 from kikitori.config import check
 from kikitori.errors import ConfigError, SweepError
 from kikitori.paths import CONF, swept_values
-from kikitori.processes import cores, told_to_stop
+from kikitori.processes import cores, held, told_to_stop
 from kikitori.run import plain, quieten
 from kikitori.sweep import FINISHED, Sweep, Trial, going_on, open_sweep, settle
 
@@ -88,19 +87,12 @@ class Machine:
         setup_globals()
         quieten()
         self.folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.folder / ".lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout as error:
-            raise SweepError(f"hydra.sweep.dir={self.folder} is being run by another process; wait for it") from error
-        try:
+        with held(self.folder, "hydra.sweep.dir", SweepError):
             line = ["kikitori", self.command, *sys.argv[1:]]
             resume = str(self.folder) if goes_on else OmegaConf.select(self.config, "sweep.resume")
             self.sweep: Sweep = open_sweep(self.folder, line, resume)
             yield self
             board.conclude(self.sweep)
-        finally:
-            lock.release()
         if failures := self.sweep.failures():
             raise SweepError(board.failure_report(self.sweep, failures))
 
@@ -123,10 +115,11 @@ class Machine:
             swept = swept_values(task)
             with flag_override(cfg, ["struct", "readonly"], False):
                 del cfg["hydra"]
-            resolved = OmegaConf.create(_resolved(cfg))
+            # While Hydra's own values are known; what is missing stays missing.
+            resolved: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=False)
         finally:
             Singleton.set_state(state)
-        return Trial(number, folder, [*task, *hydra], swept), resolved
+        return Trial(number, folder, [*task, *hydra], swept), OmegaConf.create(resolved)
 
     def prepare(self, configs: Iterable[DictConfig]) -> None:
         """Refuse what cannot run, and decode each corpus once, so that no trial waits for another."""
@@ -260,11 +253,6 @@ class Process:
     popen: "subprocess.Popen[bytes]"
     began: float
     seconds: float
-
-
-def _resolved(cfg: DictConfig) -> Any:
-    """Values with interpolations resolved while Hydra's own are known; what is missing stays missing."""
-    return OmegaConf.to_container(cfg, resolve=True, throw_on_missing=False)
 
 
 def _job_return(trial: Trial, cfg: DictConfig) -> JobReturn:

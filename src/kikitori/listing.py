@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from kikitori.leaderboard import ALIKE, BEST, WORSE, DataSet, Estimate, Row, show
+from kikitori.report import percent
 from kikitori.runs import Run
 
 SEPARATE = (
@@ -22,11 +23,6 @@ SEPARATE = (
 # Past so many, what varies says less than a run's name.
 MOST_KEYS = 5
 UNFOLDED = 10_000  # columns
-
-
-def percent(fraction: float, sign: str = "") -> str:
-    """A fraction in percent; of a fractional point no more than anyone measures."""
-    return f"{100 * fraction:{sign}.1f}"
 
 
 def bracketed(estimate: Estimate | None) -> str:

@@ -6,15 +6,9 @@ from typing import Any
 import optuna
 import pytorch_lightning as pl
 from hydra.utils import instantiate
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
 
 from kikitori.errors import Pruned
-
-
-def open_storage(path: Path) -> JournalStorage:
-    """A study's file. It is appended to, never rewritten, so that several processes and machines may share it."""
-    return JournalStorage(JournalFileBackend(str(path)))
+from kikitori.study import open_storage
 
 
 class PruneByStudy(pl.Callback):

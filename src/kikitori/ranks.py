@@ -207,9 +207,10 @@ def _ends_with_the_others(folder: Path) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        print(f"process {own()}: {error}", file=sys.stderr) if isinstance(
-            error, KikitoriError
-        ) else traceback.print_exc()
+        if isinstance(error, KikitoriError):
+            print(f"process {own()}: {error}", file=sys.stderr)
+        else:
+            traceback.print_exc()
         sys.stderr.flush()
         # Slurm kills the others outright: if the first one has an error of its own to write, it has some time.
         time.sleep(5 * WATCH_S)

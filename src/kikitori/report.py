@@ -65,13 +65,24 @@ def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     path.write_text("".join(lines), encoding="utf-8", errors="backslashreplace")
 
 
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """What `write_lines` wrote."""
+    with path.open(encoding="utf-8") as lines:
+        return [json.loads(line) for line in lines]
+
+
+def predictions_file(folder: Path, split: str, stage: str) -> Path:
+    """Where a split's transcripts of a stage lie in a run's folder."""
+    return folder / "predictions" / f"{split}_{stage}.jsonl"
+
+
 def rows(results: Mapping[str, Any]) -> list[list[str]]:
     """The table of a run, header first: rates in percent, 95 % intervals in brackets."""
     scores = results["scores"]
     if "before" not in scores or "after" not in scores:
         (stage,) = scores
         body = [
-            [s, str(v["clips"]), _rate(v, "cer"), _rate(v, "wer"), _percent(v["cer_raw"]), _percent(v["wer_raw"])]
+            [s, str(v["clips"]), _rate(v, "cer"), _rate(v, "wer"), percent(v["cer_raw"]), percent(v["wer_raw"])]
             for s, v in scores[stage].items()
         ]
         return [["split", "clips", "CER %", "WER %", "raw CER %", "raw WER %"], *body]
@@ -124,13 +135,14 @@ def print_results(results: Mapping[str, Any], folder: Path) -> None:
     console.print(f"Everything is in {folder}", soft_wrap=True)
 
 
-def _percent(fraction: float, sign: str = "") -> str:
+def percent(fraction: float, sign: str = "") -> str:
+    """A fraction in percent; of a fractional point no more than anyone measures."""
     return f"{100 * fraction:{sign}.1f}"
 
 
 def _rate(score: Mapping[str, Any], rate: str, sign: str = "") -> str:
     low, high = score[f"{rate}_ci95"]
-    return f"{_percent(score[rate], sign)} [{_percent(low, sign)}, {_percent(high, sign)}]"
+    return f"{percent(score[rate], sign)} [{percent(low, sign)}, {percent(high, sign)}]"
 
 
 def _number(value: Any) -> str:

@@ -13,7 +13,6 @@ from typing import Any, cast
 import datasets
 import torch
 import transformers
-from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.utilities import rank_zero_only
 
@@ -21,6 +20,7 @@ from kikitori import trainer as trainers
 from kikitori.config import check
 from kikitori.errors import ConfigError, Pruned, TrainingError
 from kikitori.paths import overrides
+from kikitori.processes import held
 from kikitori.progress import shows_bars
 from kikitori.report import git_state, markdown, print_results, read_json, versions, write_json
 from kikitori.runs import flat
@@ -50,16 +50,8 @@ def record(command: str, cfg: DictConfig, folder: Path) -> Iterator[Results]:
     if not is_main():
         yield {"scores": {}, "cost": {}}
         return
-    # Let go when this process is gone, however that ends.
-    lock = FileLock(folder / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise ConfigError(f"hydra.run.dir={folder} is being run by another process; wait for it") from error
-    try:
+    with held(folder, "hydra.run.dir", ConfigError):
         yield from _recorded(command, cfg, folder)
-    finally:
-        lock.release()
 
 
 def _recorded(command: str, cfg: DictConfig, folder: Path) -> Iterator[Results]:

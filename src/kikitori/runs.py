@@ -18,6 +18,7 @@ from typing import Any
 import yaml
 
 from kikitori.errors import DataError
+from kikitori.report import predictions_file, read_lines
 
 # What may differ between two runs of one configuration: a seed, and where things are written.
 NO_CHOICE = re.compile(
@@ -53,14 +54,12 @@ class Run:
 
     def predicted(self, split: str, stage: str = "") -> Path:
         """The file of what was read of each clip."""
-        return self.folder / "predictions" / f"{split}_{stage or self.stage}.jsonl"
+        return predictions_file(self.folder, split, stage or self.stage)
 
     def predictions(self, split: str, stage: str = "") -> list[dict[str, Any]]:
         """The rows of that file in the order of the clips' names; none where it is missing or cut off."""
         try:
-            with self.predicted(split, stage).open(encoding="utf-8") as lines:
-                rows = [json.loads(line) for line in lines]
-            return sorted(rows, key=lambda row: (row["clip"], row["reference"]))
+            return sorted(read_lines(self.predicted(split, stage)), key=lambda row: (row["clip"], row["reference"]))
         except (OSError, ValueError, KeyError, TypeError):
             return []
 

@@ -1,6 +1,5 @@
 """Scores of whole splits, exact however many processes read them: every clip once, edits summed, divided once."""
 
-import json
 import logging
 from collections.abc import Sequence
 from itertools import chain, zip_longest
@@ -14,7 +13,7 @@ from kikitori.clips import Split
 from kikitori.datamodule import SpeechDataModule
 from kikitori.metrics import ClipScore, prediction, score_clips, summarise
 from kikitori.module import WhisperModule
-from kikitori.report import write_lines
+from kikitori.report import predictions_file, read_lines, write_lines
 from kikitori.run import Results, is_main
 
 log = logging.getLogger(__name__)
@@ -62,13 +61,8 @@ def earlier(folder: Path, splits: Sequence[Split], stage: str, results: Results)
     """The scores of predictions that a run wrote before it was stopped, put under `stage`."""
     scores: Scores = {}
     for split in splits:
-        lines = predictions_file(folder, split, stage).read_text(encoding="utf-8").splitlines()
-        kept = [{k: v for k, v in json.loads(line).items() if k.endswith(("_edits", "_length"))} for line in lines]
+        rows = read_lines(predictions_file(folder, split, stage))
+        kept = [{k: v for k, v in row.items() if k.endswith(("_edits", "_length"))} for row in rows]
         scores[split] = [ClipScore(**row) for row in kept]
     results["scores"][stage] = {split: summarise(scores[split]) for split in splits}
     return scores
-
-
-def predictions_file(folder: Path, split: Split, stage: str) -> Path:
-    """Where a split's transcripts of a stage lie in a run's folder."""
-    return folder / "predictions" / f"{split}_{stage}.jsonl"

@@ -19,9 +19,15 @@ from optuna.distributions import (
     distribution_to_json,
 )
 from optuna.samplers import GridSampler
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
 
 from kikitori.errors import ConfigError, SweepError
-from kikitori.pruning import open_storage
+
+
+def open_storage(path: Path) -> JournalStorage:
+    """A study's file. It is appended to, never rewritten, so that several processes and machines may share it."""
+    return JournalStorage(JournalFileBackend(str(path)))
 
 
 def split_space(plugin: Any, arguments: Sequence[str]) -> tuple[list[str], dict[str, BaseDistribution]]:

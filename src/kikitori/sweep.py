@@ -1,6 +1,5 @@
 """A sweep's folder: its trials, how each stands, and sweep.json, which says so to everybody else."""
 
-import json
 import signal
 import time
 from collections.abc import Mapping
@@ -149,8 +148,8 @@ def tail(path: Path, size: int = 4000) -> list[str]:
 def progress(folder: Path) -> dict[str, Any]:
     """How far a trial says it is; empty before its first step."""
     try:
-        return dict(json.loads((folder / "progress.json").read_text(encoding="utf-8")))
-    except (OSError, ValueError):
+        return read_json(folder / "progress.json")
+    except DataError:
         return {}
 
 

@@ -1,6 +1,5 @@
 """Weights & Biases: one run a trial. What is sent there, and what is kept from it."""
 
-import json
 import netrc
 import os
 import shlex
@@ -17,7 +16,9 @@ from pytorch_lightning.utilities import rank_zero_only
 from kikitori.audio import SAMPLE_RATE
 from kikitori.differences import error_types
 from kikitori.paths import sweep_name
+from kikitori.report import predictions_file, read_lines
 from kikitori.selection import seeded_sample
+from kikitori.sweep import FINISHED
 
 HOST = "api.wandb.ai"
 # Rows of the table of clips, and of each kind of error.
@@ -95,7 +96,7 @@ class RunLogger(WandbLogger):
         import wandb
 
         before, after = (
-            _read_lines(self.folder / "predictions" / f"validation_{s}.jsonl") for s in ("before", "after")
+            read_lines(predictions_file(self.folder, "validation", stage)) for stage in ("before", "after")
         )
         errors = wandb.Table(["kind", "reference", "hypothesis", "count"], commonest(after, language))
         self.experiment.log({"validation_sample": self._table(sample(before, after), pcm), "validation_errors": errors})
@@ -150,7 +151,7 @@ def close(status: str) -> str:
     run, url = wandb.run, wandb.run.url
     offline = sorted(map(str, Path(run.dir).parents[1].glob("offline-run-*"))) if run.offline else []
     run.summary["status"] = status
-    run.finish(exit_code=int(status not in ("completed", "pruned")))
+    run.finish(exit_code=int(status not in FINISHED))
     return shlex.join(["wandb", "sync", *offline]) if offline else url or ""
 
 
@@ -187,8 +188,3 @@ def summary(results: Mapping[str, Any]) -> Row:
         for rate in ("cer", "wer")
     }
     return {**scores, **{f"cost/{key}": value for key, value in results["cost"].items() if value is not None}}
-
-
-def _read_lines(path: Path) -> list[Row]:
-    with path.open(encoding="utf-8") as lines:
-        return [json.loads(line) for line in lines]

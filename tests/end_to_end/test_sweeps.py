@@ -14,8 +14,8 @@ from typing import Any
 import optuna
 import pytest
 
-from kikitori.pruning import open_storage
 from kikitori.report import read_json
+from kikitori.study import open_storage
 
 pytestmark = pytest.mark.slow
 
