@@ -8,7 +8,7 @@ STAMP := .venv/installed
 help:
 	@echo "make demo     install, then fine-tune a small Whisper on spoken Japanese (3 minutes on 2 cores)"
 	@echo "make test     install, then run the tests"
-	@echo "make test-long  install, then run the tests that take minutes (the whole demo)"
+	@echo "make test-long  install, then run the tests that take minutes (the demo, sweeps, searches)"
 	@echo "make test-slurm  install, then run the tests that bring up a Slurm here (as root, with slurm-wlm and munge)"
 	@echo "make check    install, then ruff, mypy and the fast tests"
 	@echo "make format   let ruff format the code"

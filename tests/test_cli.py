@@ -28,6 +28,10 @@ def test_going_on_needs_something_to_go_on_with(tmp_path: Path) -> None:
     cli._refuse(["train", "sweep=size", f"sweep.resume={tmp_path}"])
 
 
+def test_a_word_too_long_for_a_file_name_is_no_trouble() -> None:
+    cli._refuse(["train", f"data.release={'x' * 5000}"])
+
+
 def test_slurm_without_its_package_is_told_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cli, "find_spec", lambda name: None)
     assert "pip install 'kikitori[slurm]'" in refusal("train", "-m", "hydra/launcher=slurm")

@@ -11,9 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from kikitori import listing
-from kikitori.leaderboard import data_sets
+from kikitori.leaderboard import compared
 from kikitori.progress import console, shows_bars
-from kikitori.runs import find
 from kikitori.sweep import Sweep, Trial, progress
 
 log = logging.getLogger(__name__)
@@ -78,16 +77,13 @@ def _clock(seconds: float) -> str:
 
 def conclude(sweep: Sweep) -> None:
     """What the sweep came to: the table of `kikitori compare`, and its page in the sweep's folder."""
-    if not any((sweep.folder / trial.folder / "results.json").exists() for trial in sweep.trials):
+    if not sweep.trials:
         return
-    runs = find([str(sweep.folder)])
-    completed = [run for run in runs if run.status == "completed"]
-    if not completed:
+    tables, others = compared([str(sweep.folder)])
+    if not tables:
         return
-    from kikitori.page import write_page  # takes a second to import, which a search asks for once
+    from kikitori.page import write_page  # takes a second to import
 
-    others = [run for run in runs if run.status != "completed"]
-    tables = data_sets(completed)
     listing.print_tables(tables, others)
     path = sweep.folder / "report.html"
     write_page(path, tables, others, shlex.join(sweep.command))

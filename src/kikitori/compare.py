@@ -7,8 +7,7 @@ from pathlib import Path
 
 from kikitori import listing
 from kikitori.errors import DataError
-from kikitori.leaderboard import data_sets
-from kikitori.runs import find
+from kikitori.leaderboard import compared
 
 
 def main() -> None:
@@ -18,9 +17,7 @@ def main() -> None:
     parser.add_argument("--format", choices=("table", "md", "csv", "json"), default="table", help="default: table")
     parser.add_argument("--report", type=Path, metavar="FILE.html", help="also write one self-contained page")
     arguments = parser.parse_args()
-    runs = find(arguments.folders)
-    tables = data_sets([run for run in runs if run.status == "completed"])
-    failures = [run for run in runs if run.status != "completed"]
+    tables, failures = compared(arguments.folders)
     if not tables:
         told = "".join(f"\n  {listing.failure(run)}" for run in failures)
         raise DataError(f"no run is completed, so there is nothing to compare:{told}")

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kikitori.metrics import interval, resampled
-from kikitori.runs import Run, varied
+from kikitori.runs import Run, find, varied
 
 SPLITS = ("validation", "test")
 BEST, ALIKE, WORSE = "best", "indistinguishable from the best", "worse"
@@ -114,6 +114,13 @@ def data_sets(runs: Sequence[Run]) -> list[DataSet]:
         groups.setdefault(fitting, []).append(run)
     ordered = sorted(groups.values(), key=len, reverse=True)
     return [DataSet(_describe(group), _scoring(group[0]), rank(group), varied(group)) for group in ordered]
+
+
+def compared(places: Sequence[str]) -> tuple[list[DataSet], list[Run]]:
+    """The tables of what is completed in the named folders, sweeps and globs, and the runs that are not."""
+    runs = find(places)
+    completed = [run for run in runs if run.status == "completed"]
+    return data_sets(completed), [run for run in runs if run.status != "completed"]
 
 
 def rank(runs: Sequence[Run]) -> list[Row]:
