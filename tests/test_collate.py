@@ -11,7 +11,13 @@ from kikitori.whisper import Whisper
 
 def example(whisper: Whisper, text: str) -> dict[str, Any]:
     features = torch.randn(80, whisper.front_end.frames)
-    return {"input_features": features, "tokens": whisper.front_end.encode(text), "clip": text, "text": text}
+    return {
+        "input_features": features,
+        "tokens": whisper.front_end.encode(text),
+        "clip": text,
+        "text": text,
+        "seconds": 1.0,
+    }
 
 
 @pytest.fixture
@@ -46,8 +52,8 @@ def test_a_batchs_loss_equals_stock_forward_on_the_stock_collators_labels(micro:
     padded = tokenizer.pad({"input_ids": tokenizer(["犬", "赤い犬"])["input_ids"]}, return_tensors="pt")
     labels = padded["input_ids"].masked_fill(padded["attention_mask"].ne(1), -100)[:, 1:]
     assert torch.equal(labels, batch["labels"])
-    stock = model(input_features=batch["input_features"], labels=labels).loss
-    logits = model(input_features=batch["input_features"], labels=batch["labels"]).logits
+    stock = model(input_features=batch["input_features"][0], labels=labels).loss
+    logits = model(input_features=batch["input_features"][0], labels=batch["labels"]).logits
     real = batch["labels"] != IGNORED
     ours = torch.nn.functional.cross_entropy(logits[real], batch["labels"][real])
     torch.testing.assert_close(ours, stock)
@@ -83,6 +89,6 @@ def test_the_preflight_finds_another_language(micro: Whisper, batch: Batch) -> N
 
 
 def test_the_preflight_finds_features_of_another_window(micro: Whisper, batch: Batch) -> None:
-    batch["input_features"] = batch["input_features"][:, :, :-1]
+    batch["input_features"] = [batch["input_features"][0][:, :, :-1]]
     with pytest.raises(DataError, match="not finite log-Mels"):
         preflight(batch, micro.front_end)

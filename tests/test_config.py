@@ -152,7 +152,7 @@ def test_an_unknown_choice_or_key_is_refused_when_composing(override: str) -> No
         ("+optim.eps=1e-6", "optim.eps: kikitori.optim.build has no such argument"),
         ("callbacks.checkpoint.monitor=val/foo", "callbacks.checkpoint.monitor: must be one of val/cer"),
         ("trainer.max_steps=abc", "trainer.max_steps: must be a whole number, got 'abc'"),
-        ("data.global_batch=15 trainer.accumulate_grad_batches=2", "data.global_batch: must be a multiple of 2 ("),
+        ("data.global_batch=15 trainer.devices=2", "data.global_batch: must be a multiple of 2 ("),
         ("trainer.devices=0", "trainer.devices: must be above 0, got 0"),
         ("validation.every_steps=0", "validation.every_steps: must be above 0, got 0"),
         ("seed=abc", "seed: must be a whole number, got 'abc'"),

@@ -19,6 +19,11 @@ LOADING: dict[str, Any] = {
     "language": "ja",
     "global_batch": 4,
     "eval_batch_size": 3,
+    "window": None,
+    "window_edges_s": [0.5, 0.8],
+    "window_margin_s": 0.1,
+    "full_window_share": 0.0,
+    "batch": None,
     "num_workers": 0,
     "group_by_length": True,
     "limit": ALL,
@@ -95,13 +100,13 @@ def test_bad_clips_of_every_kind_are_counted_and_the_good_ones_kept(tmp_path: Pa
 def test_batches_are_whole_and_keep_the_label_contract(tmp_path: Path, micro: Whisper, num_workers: int) -> None:
     data = common_voice(write_common_voice(tmp_path / "ja", SPLITS), micro, num_workers=num_workers)
     data.setup()
-    alone: Any = SimpleNamespace(max_steps=3, accumulate_grad_batches=1, world_size=1, global_rank=0, global_step=0)
+    alone: Any = SimpleNamespace(max_steps=3, world_size=1, global_rank=0, global_step=0)
     data.trainer = alone
     batches = list(data.train_dataloader())
-    assert [tuple(b["input_features"].shape) for b in batches][-1] == (2, 80, 100)
+    assert [tuple(b["input_features"][0].shape) for b in batches][-1] == (2, 80, 100)
     assert sorted(name for b in batches for name in b["clips"]) == sorted(f"clip_{i}.mp3" for i in range(10))
     for batch in [*batches, *data.val_dataloader(), *data.score_dataloader("test")]:
-        assert batch["input_features"].dtype == torch.float32
+        assert batch["input_features"][0].dtype == torch.float32
         assert batch["labels"].shape[0] == len(batch["clips"]) == len(batch["texts"])
         preflight(batch, micro.front_end)
     assert [b["clips"] for b in data.val_dataloader()] == [[f"clip_{i}.mp3" for i in (10, 11, 12)], ["clip_13.mp3"]]

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from transformers import pipeline
 
 from kikitori.audio import SAMPLE_RATE, decode
-from kikitori.decode import cut_at_pauses, generate, transcribe
-from kikitori.whisper import Whisper
+from kikitori.decode import cut_at_pauses, read, transcribe
+from kikitori.whisper import Whisper, encode
 
 
 @settings(deadline=None)
@@ -32,8 +32,9 @@ def test_a_recording_is_cut_in_its_pause() -> None:
 def test_a_transcript_does_not_depend_on_its_neighbours(micro: Whisper) -> None:
     features = torch.randn(3, 80, 100)
     micro.model.eval()
-    together = generate(micro.model, micro.front_end, features)
-    assert together == [generate(micro.model, micro.front_end, row[None])[0] for row in features]
+    states = encode(micro.model, features)
+    together = read(micro, states, [1.0] * 3)
+    assert together == [read(micro, row[None], [1.0])[0] for row in states]
 
 
 def test_generation_is_capped_by_the_models_own_length(micro: Whisper) -> None:

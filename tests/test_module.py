@@ -13,7 +13,7 @@ from kikitori.collate import IGNORED, collate
 from kikitori.errors import TrainingError
 from kikitori.metrics import corpus_rate, edits_and_lengths, score_clips
 from kikitori.module import WhisperModule
-from kikitori.sampler import Draw, StepSampler, epoch_order
+from kikitori.sampler import Draw, StepSampler, epoch_batches
 from kikitori.whisper import Whisper, load
 
 OPTIM = partial(optim.build, lr=1e-3, weight_decay=0.1, betas=(0.9, 0.98), warmup_steps=1, schedule="linear")
@@ -28,6 +28,7 @@ def examples(whisper: Whisper) -> list[dict[str, Any]]:
             "tokens": whisper.front_end.encode(text),
             "clip": text,
             "text": text,
+            "seconds": 0.5,
         }
         for text in TEXTS
     ]
@@ -48,12 +49,10 @@ class Drawn(torch.utils.data.Dataset[Any]):
         return {**self.rows[draw.place], "weight": draw.weight}
 
 
-def training(
-    whisper: Whisper, global_batch: int, steps: int, clips: int = 4, **slots: int
-) -> torch.utils.data.DataLoader[Any]:
+def training(whisper: Whisper, global_batch: int, steps: int, clips: int = 4) -> torch.utils.data.DataLoader[Any]:
     rows = examples(whisper)[:clips]
     tokens = [len(row["tokens"]) - 1 for row in rows]
-    sampler = StepSampler([1.0] * clips, tokens, global_batch, steps, 0, False, **slots)
+    sampler = StepSampler([1.0] * clips, [100] * clips, tokens, global_batch, steps, 0, False)
     return torch.utils.data.DataLoader(Drawn(rows), batch_sampler=sampler, collate_fn=collate)
 
 
@@ -87,23 +86,22 @@ def test_one_training_steps_loss_and_gradients_equal_stock_forward(micro: Whispe
             torch.testing.assert_close(gradients.first[name], parameter.grad, msg=name)
 
 
-def test_accumulated_batches_have_the_loss_and_gradients_of_one_large_batch(micro: Whisper, tmp_path: Path) -> None:
-    """Their clips differ in length, so that a mean of the batches' means would be another loss."""
+def test_a_step_in_parts_has_the_loss_and_gradients_of_one_large_batch(micro: Whisper, tmp_path: Path) -> None:
+    """Their clips differ in length, so that a mean of the parts' means would be another loss."""
     kept = []
-    for accumulated in (1, 2, 3):
+    for at_once in (4, 2, 3, 1):
         gradients, recorder = Gradients(), Recorder()
         callbacks = [gradients, recorder, ValidateEvery(1)]
         settings = {"check_val_every_n_epoch": None, "val_check_interval": ValidateEvery.NEVER}
         run = trainer(
             tmp_path,
             max_steps=1,
-            accumulate_grad_batches=accumulated,
             callbacks=callbacks,
             num_sanity_val_steps=0,
             **settings,
         )
-        module = WhisperModule(copy.deepcopy(micro), OPTIM)
-        run.fit(module, training(micro, 4, 1, accumulated=accumulated), loader(micro, 4))
+        module = WhisperModule(copy.deepcopy(micro), OPTIM, at_once={100: at_once})
+        run.fit(module, training(micro, 4, 1), loader(micro, 4))
         kept.append((gradients.first, recorder.history[0]["train/loss"]))
     (first, loss), *others = kept
     for gradient, other in others:
@@ -123,7 +121,7 @@ def test_validation_loss_is_the_mean_over_supervised_tokens(micro: Whisper, tmp_
     module = WhisperModule(micro, OPTIM)
     (result,) = trainer(tmp_path).validate(module, loader(micro, 2), verbose=False)
     batch = collate(examples(micro))
-    logits = micro.model.eval()(input_features=batch["input_features"], labels=batch["labels"]).logits
+    logits = micro.model.eval()(input_features=batch["input_features"][0], labels=batch["labels"]).logits
     real = batch["labels"] != IGNORED
     expected = torch.nn.functional.cross_entropy(logits[real], batch["labels"][real])
     assert result["val/loss"] == pytest.approx(expected.item(), rel=1e-5)
@@ -139,10 +137,10 @@ def test_validation_cer_equals_the_scorers(micro: Whisper, tmp_path: Path) -> No
         assert result[f"val/{rate}"] == pytest.approx(expected, rel=1e-6)
 
 
-def test_accumulated_batches_make_one_optimizer_step(micro: Whisper, tmp_path: Path) -> None:
-    module = WhisperModule(micro, OPTIM)
-    run = trainer(tmp_path, accumulate_grad_batches=2, max_steps=2)
-    run.fit(module, training(micro, 2, 2, accumulated=2))
+def test_a_step_in_parts_is_one_optimizer_step(micro: Whisper, tmp_path: Path) -> None:
+    module = WhisperModule(micro, OPTIM, at_once={100: 1})
+    run = trainer(tmp_path, max_steps=2)
+    run.fit(module, training(micro, 2, 2))
     assert run.global_step == 2
     scheduler: Any = run.lr_scheduler_configs[0].scheduler
     assert scheduler.last_epoch == 2
@@ -159,10 +157,17 @@ def test_a_checkpoint_loads_with_weights_only(micro: Whisper, tmp_path: Path) ->
 
 @pytest.mark.parametrize("precision", ["32", "bf16-mixed"])
 def test_gradients_are_clipped_at_any_precision(micro: Whisper, tmp_path: Path, precision: Any) -> None:
-    module = WhisperModule(micro, OPTIM)
-    run = trainer(tmp_path, max_steps=2, precision=precision, gradient_clip_val=1e-3)
-    run.fit(module, training(micro, 4, 2))
-    assert run.global_step == 2
+    norms: list[float] = []
+
+    class Norms(pl.Callback):
+        def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+            gradients = [p.grad for p in pl_module.model.parameters() if p.grad is not None]
+            norms.append(float(torch.nn.utils.get_total_norm(gradients)))
+
+    module = WhisperModule(micro, OPTIM, clip_norm=1e-3)
+    run = trainer(tmp_path, max_steps=3, precision=precision, callbacks=[Norms()])
+    run.fit(module, training(micro, 4, 3))
+    assert norms == pytest.approx([1e-3] * 3, rel=1e-2)
     assert all(p.dtype == torch.float32 for p in micro.model.parameters())
 
 
@@ -174,28 +179,22 @@ def test_each_epoch_has_an_order_of_its_own(micro: Whisper, tmp_path: Path) -> N
             seen.extend(batch["clips"])
 
     trainer(tmp_path, max_steps=8, callbacks=[Order()]).fit(WhisperModule(micro, OPTIM), training(micro, 1, 8))
-    expected = [TEXTS[i] for epoch in (0, 1) for i in epoch_order([1.0] * 4, 1, 0, epoch, False)]
+    expected = [TEXTS[i] for epoch in (0, 1) for (i,) in epoch_batches([1.0] * 4, [100] * 4, 1, 0, epoch, False)]
     assert seen == expected
     assert seen[:4] != seen[4:]
 
 
-@pytest.mark.parametrize("accumulated", [1, 4])
-def test_validation_runs_every_n_optimizer_steps_and_after_the_last(
-    micro: Whisper, tmp_path: Path, accumulated: int
-) -> None:
-    """An epoch of three clips is never a whole step of four batches; the batches are filled up."""
+def test_validation_runs_every_n_optimizer_steps_and_after_the_last(micro: Whisper, tmp_path: Path) -> None:
     recorder = Recorder()
     run = trainer(
         tmp_path,
         max_steps=5,
-        accumulate_grad_batches=accumulated,
         callbacks=[recorder, ValidateEvery(2)],
         check_val_every_n_epoch=None,
         val_check_interval=ValidateEvery.NEVER,
         num_sanity_val_steps=0,
     )
-    train = training(micro, accumulated, 5, clips=3, accumulated=accumulated)
-    run.fit(WhisperModule(micro, OPTIM), train, loader(micro, 4))
+    run.fit(WhisperModule(micro, OPTIM), training(micro, 2, 5, clips=3), loader(micro, 4))
     assert [row["step"] for row in recorder.history] == [2, 4, 5]
 
 

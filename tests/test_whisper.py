@@ -1,14 +1,16 @@
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import GenerationConfig, WhisperForConditionalGeneration, WhisperProcessor
+from transformers import GenerationConfig, WhisperConfig, WhisperForConditionalGeneration, WhisperProcessor
 from transformers.models.whisper.tokenization_whisper import LANGUAGES
 
 from kikitori.errors import ModelError
 from kikitori.front_end import byte_tokenizer
-from kikitori.whisper import Whisper, build, load, rebuild
+from kikitori.whisper import Whisper, build, encode, load, rebuild
+from kikitori.window import FULL, Window
 
 MICRO = {"d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "attention_heads": 2, "window_s": 1}
 
@@ -135,3 +137,60 @@ def test_an_english_only_model_is_refused(micro: Whisper, tmp_path: Path) -> Non
     micro.save(tmp_path)
     with pytest.raises(ModelError, match="knows English only"):
         load(str(tmp_path), "en", "transcribe")
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_the_encoder_equals_the_stock_one_in_the_whole_window(training: bool) -> None:
+    torch.manual_seed(0)
+    whisper = build(**MICRO, language="ja", task="transcribe", dropout=0.1 if training else 0.0)
+    whisper.model.train(training)
+    features = torch.randn(2, 80, 100)
+    torch.manual_seed(1)
+    expected = whisper.model.model.encoder(features).last_hidden_state
+    torch.manual_seed(1)
+    assert torch.equal(encode(whisper.model, features), expected)
+
+
+def test_specaugment_masks_as_in_the_stock_model(micro: Whisper) -> None:
+    micro.model.config.apply_spec_augment = True
+    micro.model.config.mask_time_prob = 0.5
+    features, labels = torch.randn(2, 80, 100), torch.tensor([[5, 6], [7, 8]])
+    np.random.seed(0)
+    expected = micro.model(input_features=features.clone(), labels=labels).encoder_last_hidden_state
+    np.random.seed(0)
+    assert torch.equal(encode(micro.model, features.clone()), expected)
+    assert not torch.equal(encode(micro.model, features.clone()), expected)
+
+
+def test_a_shorter_window_is_encoded_at_the_first_positions(micro: Whisper) -> None:
+    """As a stock model with a shorter window would."""
+    features = torch.randn(2, 80, 60)
+    short = WhisperForConditionalGeneration(
+        WhisperConfig(**{**micro.model.config.to_dict(), "max_source_positions": 30})
+    )
+    state = micro.model.state_dict()
+    state["model.encoder.embed_positions.weight"] = state["model.encoder.embed_positions.weight"][:30]
+    short.load_state_dict(state)
+    assert torch.equal(encode(micro.model, features), short.model.encoder(features).last_hidden_state)
+
+
+def test_a_saved_model_knows_the_windows_that_it_was_trained_with(micro: Whisper, tmp_path: Path) -> None:
+    window = Window((0.4, 0.8), 0.1)
+    micro.hearing_in(window).save(tmp_path)
+    loaded = load(str(tmp_path), "ja", "transcribe")
+    assert loaded.front_end.window == window
+    assert loaded.front_end.log_mel(torch.zeros(4000)).shape == (80, 40)
+    assert rebuild(micro.hearing_in(window).recipe).front_end.window == window
+
+
+def test_a_stock_model_hears_every_clip_in_its_whole_window(micro: Whisper) -> None:
+    assert micro.front_end.window == FULL
+    assert micro.front_end.log_mel(torch.zeros(400)).shape == (80, 100)
+
+
+def test_the_encoder_of_real_weights_equals_the_stock_one(whisper_base: Whisper) -> None:
+    whisper_base.model.eval()
+    features = torch.randn(2, 80, 3000)
+    with torch.no_grad():
+        expected = whisper_base.model.model.encoder(features).last_hidden_state
+        assert torch.equal(encode(whisper_base.model, features), expected)

@@ -18,8 +18,7 @@ from kikitori.report import write_json
 class ValidateEvery(pl.Callback):
     """Validates each n optimizer steps and after the last one.
 
-    Lightning counts batches instead, which the end of an epoch sets apart from steps where gradients are accumulated,
-    and it would train the steps after the last multiple for nothing.
+    Lightning would train the steps after the last multiple for nothing.
     """
 
     NEVER = 2**62
@@ -74,8 +73,7 @@ class Recorder(pl.Callback):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         metrics = {key: float(value) for key, value in trainer.callback_metrics.items() if key.startswith("val/")}
-        # Lightning reports a loss divided by the accumulation; the recipe's loss is the sum of those of a step.
-        mean = torch.stack(self._losses).mean() * trainer.accumulate_grad_batches if self._losses else torch.tensor(0.0)
+        mean = torch.stack(self._losses).mean() if self._losses else torch.tensor(0.0)
         loss = float(trainer.strategy.reduce(mean, reduce_op="mean"))
         self._losses.clear()
         if not math.isfinite(loss) or not math.isfinite(metrics["val/loss"]):

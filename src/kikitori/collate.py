@@ -1,11 +1,13 @@
 """From examples to a batch, and the check of the label contract that every run makes on its first batch."""
 
+from itertools import groupby
 from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
 from transformers.models.whisper.modeling_whisper import shift_tokens_right
 
+from kikitori.audio import SAMPLE_RATE
 from kikitori.errors import DataError
 from kikitori.front_end import FrontEnd
 
@@ -14,34 +16,43 @@ IGNORED = -100
 
 
 class Batch(TypedDict):
-    """input_features: (batch, mels, frames) float32. labels: (batch, tokens) int64. clips: ids. texts: references.
+    """Clips in the order of their windows.
 
-    weights: (batch,) float32, what a clip's summed token losses count in training; None where none is done.
+    input_features: (clips, mels, frames) float32 of each window in the batch, most often one. labels: (batch, tokens)
+    int64. clips: ids. texts: references. seconds: of speech. weights: (batch,) float32, what a clip's summed token
+    losses count in training; None where none is done.
     """
 
-    input_features: Tensor
+    input_features: list[Tensor]
     labels: Tensor
     clips: list[str]
     texts: list[str]
+    seconds: list[float]
     weights: Tensor | None
 
 
 def collate(examples: list[dict[str, Any]]) -> Batch:
-    """Stack the log-Mels and pad the labels of some examples.
+    """Stack the log-Mels of each window and pad the labels of some examples.
 
     The start token is cut off the labels, because the model's own shift puts it in front of the decoder's input: left
     in, the decoder would be trained on two. Padding is masked by position, not by value: the end token has the
     padding's id and must stay supervised.
     """
+    examples = sorted(examples, key=_frames)
     weights = [e.get("weight") for e in examples]
     sequences = [torch.tensor(e["tokens"][1:], dtype=torch.int64) for e in examples]
     return Batch(
-        input_features=torch.stack([e["input_features"] for e in examples]),
+        input_features=[torch.stack([e["input_features"] for e in same]) for _, same in groupby(examples, _frames)],
         labels=torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True, padding_value=IGNORED),
         clips=[e["clip"] for e in examples],
         texts=[e["text"] for e in examples],
+        seconds=[e["seconds"] for e in examples],
         weights=None if weights[0] is None else torch.tensor(weights),
     )
+
+
+def _frames(example: dict[str, Any]) -> int:
+    return example["input_features"].shape[1]
 
 
 def preflight(batch: Batch, front_end: FrontEnd) -> None:
@@ -54,8 +65,11 @@ def preflight(batch: Batch, front_end: FrontEnd) -> None:
     end, (start, *prefix) = front_end.tokenizer.eos_token_id, front_end.prefix
     decoder_input_ids = shift_tokens_right(labels, end, start)
     wrong = []
-    if features.shape[1:] != (front_end.num_mel_bins, front_end.frames) or not features.isfinite().all():
-        wrong.append(f"features of shape {tuple(features.shape)} are not finite log-Mels of the window")
+    for part in features:
+        _, mels, frames = part.shape
+        windows = {front_end.frames_of(round(s * SAMPLE_RATE)) for s in batch["seconds"]} | {front_end.frames}
+        if mels != front_end.num_mel_bins or frames not in windows or not part.isfinite().all():
+            wrong.append(f"features of shape {tuple(part.shape)} are not finite log-Mels of the window")
     for clip, row, inputs in zip(batch["clips"], labels.tolist(), decoder_input_ids.tolist(), strict=True):
         supervised = [token for token in row if token != IGNORED]
         if inputs.count(start) != 1:

@@ -25,15 +25,18 @@ REMEDIES = {
 }
 ABOVE_ZERO = {
     *("trainer.devices", "trainer.num_nodes", "trainer.strategy.collective_timeout_s"),
-    *("optim.lr", "trainer.max_steps", "trainer.accumulate_grad_batches", "validation.every_steps", "model.window_s"),
+    *("optim.lr", "trainer.max_steps", "validation.every_steps", "model.window_s"),
     *("data.global_batch", "data.eval_batch_size", "generation.max_new_tokens", "generation.num_beams"),
     *("score.train_clips", "data.limit.train", "data.limit.validation", "data.limit.test"),
-    "data.max_duration_s",
+    *("data.max_duration_s", "data.batch"),
 }
-NOT_NEGATIVE = {"optim.weight_decay", "optim.warmup_steps", "data.num_workers", "data.min_duration_s", "seed"}
+NOT_NEGATIVE = {
+    *("optim.weight_decay", "optim.warmup_steps", "seed"),
+    *("data.num_workers", "data.min_duration_s", "data.window_margin_s"),
+}
 FRACTIONS = {
-    *("data.max_reject_rate", "model.dropout", "model.attention_dropout", "model.activation_dropout"),
-    *("model.mask_time_prob", "model.mask_feature_prob"),
+    *("model.dropout", "model.attention_dropout", "model.activation_dropout"),
+    *("model.mask_time_prob", "model.mask_feature_prob", "data.max_reject_rate", "data.full_window_share"),
 }
 CHOICES = {
     "trainer.precision": ("auto", "16-mixed", "bf16-mixed", "32", "32-true"),
@@ -44,7 +47,7 @@ CHOICES = {
 # Types of keys that are no argument of a target of ours.
 TYPES: dict[str, Any] = {
     **dict.fromkeys(("seed", "validation.every_steps", "trainer.max_steps", "trainer.log_every_n_steps"), int),
-    **dict.fromkeys(("trainer.accumulate_grad_batches", "trainer.num_nodes"), int),
+    "trainer.num_nodes": int,
     **dict.fromkeys(("score.train_clips", "generation.max_new_tokens", "generation.num_beams"), int | None),
     **dict.fromkeys(("data.limit.train", "data.limit.validation", "data.limit.test"), int | None),
     "data.limit.sample": bool,
@@ -91,6 +94,9 @@ def _problems(cfg: DictConfig) -> Iterator[str]:
         if key in FRACTIONS and not 0 <= value <= 1:
             yield f"{key}: must be between 0 and 1, got {value}"
     yield from _uneven_batch(flat)
+    edges = flat.get("data.window_edges_s", [])
+    if "data.window_edges_s" not in wrong_type and (edges != sorted(set(edges)) or any(edge <= 0 for edge in edges)):
+        yield f"data.window_edges_s: must ascend from above 0, got {edges}"
     for split in values.get("splits", []):
         if split not in SPLITS:
             yield f"splits: must be among {', '.join(SPLITS)}, got {split}"
@@ -101,7 +107,7 @@ def _problems(cfg: DictConfig) -> Iterator[str]:
 
 def _uneven_batch(flat: Mapping[str, Any]) -> Iterator[str]:
     """The batch of a step that its devices cannot share evenly, where their number is known already."""
-    keys = ("trainer.devices", "trainer.num_nodes", "trainer.accumulate_grad_batches")
+    keys = ("trainer.devices", "trainer.num_nodes")
     numbers = [flat.get(key, 1) for key in keys]
     batch = flat.get("data.global_batch")
     known = isinstance(batch, int) and all(isinstance(n, int) and n > 0 for n in numbers)

@@ -4,13 +4,15 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from hashlib import sha256
-from typing import Any, cast
+from itertools import groupby
+from typing import Any, Literal, cast
 
 import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader
 
 from kikitori import common_voice, hub, manifest
+from kikitori import window as windows
 from kikitori.audio import SAMPLE_RATE
 from kikitori.clips import SPLITS, Clip, Corpus, Reject, Split
 from kikitori.collate import Batch, collate
@@ -28,8 +30,11 @@ class SpeechDataModule(pl.LightningDataModule):
     """Reads a corpus, decodes it once, leaves out what cannot be used, and serves batches.
 
     limit: clips to keep of each split (None: all), the first or a seeded sample. global_batch: clips of an optimizer
-    step, over all processes and accumulated batches. eval_batch_size: clips that one process reads at a time.
-    front_end: None where only the audio is to be prepared. Other arguments: see `kikitori.selection.Rules`.
+    step, over all processes. batch: clips of it that a process computes at a time (None: all its share).
+    eval_batch_size: clips that one process reads at a time. window, window_edges_s, window_margin_s: how much silence
+    clips are heard with, see `kikitori.window`; None: as the model was trained. full_window_share: of the training
+    steps, those that hear their clips in the whole window all the same. front_end: None where only the audio is to be
+    prepared. Other arguments: see `kikitori.selection.Rules`.
     """
 
     def __init__(
@@ -39,6 +44,11 @@ class SpeechDataModule(pl.LightningDataModule):
         eval_batch_size: int,
         num_workers: int,
         group_by_length: bool,
+        window: Literal["full", "bucketed"] | None,
+        window_edges_s: Sequence[float],
+        window_margin_s: float,
+        full_window_share: float,
+        batch: int | None,
         limit: Mapping[str, Any],
         min_duration_s: float,
         max_duration_s: float | None,
@@ -55,6 +65,9 @@ class SpeechDataModule(pl.LightningDataModule):
         self.eval_batch_size = eval_batch_size
         self.num_workers = num_workers
         self.group_by_length = group_by_length
+        self.window = windows.make(window, window_edges_s, window_margin_s) if window else None
+        self.full_window_share = full_window_share
+        self.batch = batch
         self.limit = limit
         self.rules = Rules(
             min_duration_s=min_duration_s,
@@ -132,8 +145,15 @@ class SpeechDataModule(pl.LightningDataModule):
         return rows
 
     def dataset(self, split: Split) -> SpeechDataset:
+        return SpeechDataset(self.clips[split], self.stores[split], self._front_end())
+
+    def _front_end(self) -> FrontEnd:
         assert self.front_end is not None, "a front end is needed to make examples"
-        return SpeechDataset(self.clips[split], self.stores[split], self.front_end)
+        return self.front_end
+
+    def window_frames(self) -> set[int]:
+        """The windows, in log-Mel frames, that training meets."""
+        return {*self.dataset("train").windows(), self._front_end().frames}
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """This process's batches from the Trainer's step on, to its last."""
@@ -141,12 +161,13 @@ class SpeechDataModule(pl.LightningDataModule):
         dataset = self.dataset("train")
         sampler = StepSampler(
             dataset.durations_s(),
+            dataset.windows(),
             dataset.label_tokens(),
             self.global_batch,
             self.trainer.max_steps,
             self.seed,
             self.group_by_length,
-            accumulated=self.trainer.accumulate_grad_batches,
+            whole_share=self.full_window_share,
             processes=self.trainer.world_size,
             rank=self.trainer.global_rank,
             first_step=self.trainer.global_step,
@@ -157,22 +178,29 @@ class SpeechDataModule(pl.LightningDataModule):
         return self._share("validation", self.dataset("validation"))
 
     def score_dataloader(self, split: Split, clips: int | None = None) -> DataLoader[Batch]:
-        """This process's share of a split in its own order, or of a seeded sample of it, for scoring."""
-        dataset = self.dataset(split)
-        if clips is not None and clips < len(dataset):
-            chosen = [dataset.clips[i] for i in seeded_sample(len(dataset), clips, self.seed)]
-            dataset = SpeechDataset(chosen, dataset.store, dataset.front_end)
-        return self._share(split, dataset)
+        """This process's share of `scored`."""
+        return self._share(split, SpeechDataset(self.scored(split, clips), self.stores[split], self._front_end()))
+
+    def scored(self, split: Split, clips: int | None = None) -> list[Clip]:
+        """The clips of a split, or a seeded sample of so many."""
+        every = self.clips[split]
+        if clips is None or clips >= len(every):
+            return every
+        return [every[i] for i in seeded_sample(len(every), clips, self.seed)]
 
     def _share(self, split: Split, dataset: SpeechDataset) -> DataLoader[Batch]:
-        """Every `processes`-th clip: no clip is read twice and none is lost, whatever their number."""
+        """Every `processes`-th clip, the longest first: none is read twice or lost, and each batch is of one window."""
         if len(dataset) < self.processes:
             raise DataError(
                 f"{len(dataset)} clips of the {split} split are to be scored by {self.processes} processes; "
                 "take fewer devices, or more clips (data.limit, score.train_clips)"
             )
         mine = SpeechDataset(dataset.clips[self.rank :: self.processes], dataset.store, dataset.front_end)
-        return self._loader(mine, batch_size=self.eval_batch_size)
+        lengths, frames = mine.durations_s(), mine.windows()
+        order = sorted(range(len(mine)), key=lambda i: (-frames[i], -lengths[i]))
+        alike = [list(same) for _, same in groupby(order, lambda i: frames[i])]
+        n = self.eval_batch_size
+        return self._loader(mine, batch_sampler=[a[i : i + n] for a in alike for i in range(0, len(a), n)])
 
     def _loader(self, dataset: SpeechDataset, **how: Any) -> DataLoader[Batch]:
         # What a loader yields is what its collate function makes, which its type does not know.

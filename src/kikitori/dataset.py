@@ -15,7 +15,7 @@ from kikitori.store import Store
 class SpeechDataset(Dataset[dict[str, Any]]):
     """Clips of one split as the examples that `collate` stacks; the log-Mel is computed when a clip is asked for.
 
-    Asked for by its place, or for training by a `Draw`, which gives its weight, too.
+    Asked for by its place, or for training by a `Draw`, which gives its weight and window, too.
     """
 
     def __init__(self, clips: Sequence[Clip], store: Store, front_end: FrontEnd) -> None:
@@ -27,18 +27,24 @@ class SpeechDataset(Dataset[dict[str, Any]]):
         return len(self.clips)
 
     def __getitem__(self, asked: int | Draw) -> dict[str, Any]:
-        place, weight = asked if isinstance(asked, Draw) else (asked, None)
+        place, weight, whole = asked if isinstance(asked, Draw) else (asked, None, False)
         clip = self.clips[place]
+        waveform = to_float(self.store.pcm(clip.name))
         return {
-            "input_features": self.front_end.log_mel(to_float(self.store.pcm(clip.name))),
+            "input_features": self.front_end.log_mel(waveform, whole),
             "tokens": self.front_end.encode(clip.text),
             "clip": clip.name,
             "text": clip.text,
+            "seconds": len(waveform) / SAMPLE_RATE,
             "weight": weight,
         }
 
     def durations_s(self) -> list[float]:
         return [self.store.decoded[clip.name].samples / SAMPLE_RATE for clip in self.clips]
+
+    def windows(self) -> list[int]:
+        """The log-Mel frames in which each clip is heard."""
+        return [self.front_end.frames_of(self.store.decoded[clip.name].samples) for clip in self.clips]
 
     def label_tokens(self) -> list[int]:
         """Supervised tokens of each clip: all but the start token."""

@@ -1,21 +1,30 @@
 """From log-Mel or a whole recording to text."""
 
+from collections.abc import Sequence
+from itertools import groupby
+
 import torch
 from torch import Tensor
-from transformers import WhisperForConditionalGeneration
+from transformers.modeling_outputs import BaseModelOutput
 
 from kikitori.audio import SAMPLE_RATE
-from kikitori.front_end import FrontEnd
 from kikitori.text import space
-from kikitori.whisper import Whisper
+from kikitori.whisper import Whisper, encode
 
 # The energy of a recording is looked at in steps of this length to find a pause.
 PAUSE_S = 0.2
 
 
-def generate(model: WhisperForConditionalGeneration, front_end: FrontEnd, input_features: Tensor) -> list[str]:
-    """The text of each row of (batch, mels, frames), by the generation config: see `Whisper.limit_generation`."""
-    sequences = model.generate(input_features, language=front_end.language, task=front_end.task)
+def read(whisper: Whisper, encoder_states: Tensor, seconds: Sequence[float]) -> list[str]:
+    """The text of each row of (batch, positions, d_model), by the generation config: see `Whisper.limit_generation`.
+
+    seconds: of speech in each row, which bound what is written where the model knows its tokens a second.
+    """
+    front_end = whisper.front_end
+    encoder_outputs = BaseModelOutput(last_hidden_state=encoder_states)
+    sequences = whisper.model.generate(
+        encoder_outputs=encoder_outputs, language=front_end.language, task=front_end.task
+    )
     return front_end.decode(sequences)
 
 
@@ -41,7 +50,11 @@ def transcribe(whisper: Whisper, waveform: Tensor, batch_size: int = 8) -> str:
     front_end, model = whisper.front_end, whisper.model
     pieces = cut_at_pauses(waveform, front_end.window_s)
     texts = []
-    for i in range(0, len(pieces), batch_size):
-        features = torch.stack([front_end.log_mel(piece) for piece in pieces[i : i + batch_size]])
-        texts += generate(model, front_end, features.to(model.device, model.dtype))
+    # Only the last piece can be of another window than those before it.
+    for _, same in groupby(pieces, lambda piece: front_end.frames_of(len(piece))):
+        alike = list(same)
+        for some in (alike[i : i + batch_size] for i in range(0, len(alike), batch_size)):
+            features = torch.stack([front_end.log_mel(piece) for piece in some])
+            states = encode(model, features.to(model.device, model.dtype))
+            texts += read(whisper, states, [len(piece) / SAMPLE_RATE for piece in some])
     return space(front_end.language).join(text for text in texts if text)

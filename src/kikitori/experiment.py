@@ -16,6 +16,7 @@ from pytorch_lightning.loggers import CSVLogger, Logger
 from kikitori import checkpoints, ranks, scoring
 from kikitori import trainer as trainers
 from kikitori import whisper as whispers
+from kikitori import window as windows
 from kikitori.callbacks import Progress, Recorder, ValidateEvery
 from kikitori.collate import preflight
 from kikitori.config import check
@@ -44,6 +45,8 @@ def train(cfg: DictConfig, folder: Path) -> Results:
         if is_main():
             checkpoints.keep_metrics(folder)
         loggers = [CSVLogger(folder, name="", version=""), *map(instantiate, cfg.logger.values())]
+        # Lightning clips only where it runs the backward pass itself.
+        clip_norm = settings.pop("gradient_clip_val", None)
         trainer = trainers.build(settings, folder, callbacks, loggers)
         tracked = [logger for logger in loggers if isinstance(logger, RunLogger) and is_main()]
         for run in tracked:
@@ -53,12 +56,14 @@ def train(cfg: DictConfig, folder: Path) -> Results:
         data = build_data(cfg, trainer)
         data.read_once()
         whisper: Whisper = instantiate(cfg.model, _partial_=True, _convert_="all")()
+        whisper = whisper.hearing_in(data.window or whisper.front_end.window)
         whisper.limit_generation(**cfg.generation)
         set_up(data, whisper.front_end, folder, results)
         describe(results, whisper, model_name(cfg))
         preflight(next(iter(data.score_dataloader("train"))), whisper.front_end)
 
-        module = WhisperModule(whisper, instantiate(cfg.optim, _convert_="all"))
+        at_once = dict.fromkeys(data.window_frames(), data.batch) if data.batch else {}
+        module = WhisperModule(whisper, instantiate(cfg.optim, _convert_="all"), clip_norm, at_once)
         begun = cfg.resume and scoring.is_scored(folder, data.splits, "before")
         checkpoint = checkpoints.newest(folder / "checkpoints") if begun else None
         with timed(results, "evaluate_s"):
@@ -92,11 +97,13 @@ def evaluate(cfg: DictConfig, folder: Path) -> Results:
     """Score a checkpoint or a stock model on the chosen splits."""
     with record("evaluate", cfg, folder) as results, on_all_devices("evaluate", cfg, folder, results) as settings:
         pl.seed_everything(cfg.seed, workers=True, verbose=False)
+        settings.pop("gradient_clip_val", None)
         trainer = trainers.build(settings, folder, [], [])
         data = build_data(cfg, trainer)
         data.splits = list(cfg.splits)
         data.read_once()
         whisper = checkpoint_model(cfg) if cfg.checkpoint else instantiate(cfg.model, _partial_=True, _convert_="all")()
+        whisper = whisper.hearing_in(data.window or whisper.front_end.window)
         whisper.limit_generation(**cfg.generation)
         set_up(data, whisper.front_end, folder, results)
         describe(results, whisper, model_name(cfg))
@@ -124,7 +131,7 @@ def on_all_devices(command: str, cfg: DictConfig, folder: Path, results: Results
         log.info("on this machine: %s", "; ".join(changes))
     devices, nodes = settings["devices"], settings.get("num_nodes", 1)
     if command == "train":
-        trainers.check_batch(cfg.data.global_batch, devices, nodes, settings["accumulate_grad_batches"])
+        trainers.check_batch(cfg.data.global_batch, devices, nodes)
 
     def on_death(reason: str) -> None:
         log.error(reason)
@@ -186,8 +193,9 @@ def model_name(cfg: DictConfig) -> str:
 
 def describe(results: Results, whisper: Whisper, name: str) -> None:
     """Put the model into the results."""
-    parameters, window_s = whisper.model.num_parameters(), whisper.front_end.window_s
-    results["model"] = {"name": name, "parameters": parameters, "window_s": window_s}
+    front_end, parameters = whisper.front_end, whisper.model.num_parameters()
+    window = {"window_s": front_end.window_s, "window": windows.describe(front_end.window)}
+    results["model"] = {"name": name, "parameters": parameters, **window}
 
 
 def log_scores(loggers: list[Logger], results: Results) -> None:

@@ -12,7 +12,9 @@ from transformers import WhisperConfig, WhisperTokenizer
 from transformers.models.whisper.tokenization_whisper import LANGUAGES
 
 from kikitori import audio
+from kikitori import window as windows
 from kikitori.errors import ModelError
+from kikitori.window import Window
 
 END = "<|endoftext|>"
 START = "<|startoftranscript|>"
@@ -22,13 +24,16 @@ SPECIAL_TOKENS = [START, *(f"<|{code}|>" for code in LANGUAGES), "<|translate|>"
 SPECIAL_TOKENS += ["<|startoflm|>", "<|startofprev|>", "<|nospeech|>", "<|notimestamps|>"]
 # The encoder's second convolution halves the frame rate.
 FRAMES_PER_POSITION = 2
+# What a model's config.json calls the windows that it was trained with.
+WINDOW = "kikitori_window"
 
 
 @dataclass(frozen=True)
 class FrontEnd:
     """What stands between speech, text and the model's tensors.
 
-    frames: the encoder's window in log-Mel frames of 10 ms (3000 for a stock Whisper).
+    frames: the encoder's whole window in log-Mel frames of 10 ms (3000 for a stock Whisper).
+    window: how much of it a clip is heard in.
     max_label_tokens: the longest token sequence of one transcript, special tokens included.
     """
 
@@ -38,10 +43,11 @@ class FrontEnd:
     num_mel_bins: int
     frames: int
     max_label_tokens: int
+    window: Window = windows.FULL
 
     @property
     def window_s(self) -> float:
-        """The encoder's window in seconds."""
+        """The encoder's whole window in seconds."""
         return self.frames / audio.FRAMES_PER_SECOND
 
     @cached_property
@@ -59,9 +65,13 @@ class FrontEnd:
         """Text of each row of (batch, tokens), special tokens and outer white space left out."""
         return [t.strip() for t in self.tokenizer.batch_decode(sequences, skip_special_tokens=True)]
 
-    def log_mel(self, waveform: Tensor) -> Tensor:
-        """(samples,) float32 at 16 kHz to (mels, frames), the whole window."""
-        return audio.log_mel(waveform, self.num_mel_bins, self.frames)
+    def frames_of(self, samples: int) -> int:
+        """The log-Mel frames in which a clip of so many samples is heard."""
+        return self.window.frames(samples, self.frames)
+
+    def log_mel(self, waveform: Tensor, whole: bool = False) -> Tensor:
+        """(samples,) float32 at 16 kHz to (mels, frames): the clip's own window, or the whole one."""
+        return audio.log_mel(waveform, self.num_mel_bins, self.frames if whole else self.frames_of(len(waveform)))
 
 
 def byte_tokenizer() -> WhisperTokenizer:
@@ -87,4 +97,5 @@ def make(tokenizer: WhisperTokenizer, config: WhisperConfig, language: str, task
         num_mel_bins=config.num_mel_bins,
         frames=config.max_source_positions * FRAMES_PER_POSITION,
         max_label_tokens=config.max_target_positions,
+        window=windows.from_plain(getattr(config, WINDOW, None)),
     )

@@ -38,7 +38,10 @@ GRACE_S = 20.0
 OF_THE_SWEEP = ("hydra.mode", "hydra.sweep", "hydra.run.dir", "hydra/launcher", "hydra.launcher", "hydra/sweeper")
 
 # Keys of `data` that change nothing of what is decoded.
-NOT_OF_THE_STORE = ("global_batch", "eval_batch_size", "num_workers", "group_by_length")
+NOT_OF_THE_STORE = (
+    *("global_batch", "batch", "eval_batch_size", "num_workers", "group_by_length"),
+    *("window", "window_edges_s", "window_margin_s", "full_window_share"),
+)
 
 
 def launch(plugin: Any, job_overrides: Sequence[Sequence[str]], first: int) -> list[JobReturn]:

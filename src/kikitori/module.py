@@ -1,52 +1,92 @@
 """The LightningModule: holds a Whisper, wires loss, generation and scores to the Trainer."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
+from torch.nn.parallel import DistributedDataParallel
 
 from kikitori.collate import IGNORED, Batch
-from kikitori.decode import generate
+from kikitori.decode import read
+from kikitori.loss import clip_losses
 from kikitori.metrics import edits_and_lengths, score_clips
-from kikitori.whisper import Whisper
+from kikitori.whisper import Whisper, encode
 
 
 class WhisperModule(pl.LightningModule):
     """Fine-tunes a Whisper.
 
     make_optimizer: `kikitori.optim.build` with all arguments but model and max_steps; None where nothing is trained.
+    clip_norm: what the gradient's norm is clipped to. at_once: how many clips, by the log-Mel frames of their window,
+    go through the model together; where it is silent, all of a step's. Gradients and loss do not depend on it.
     The checkpoint's hyper-parameters are plain values, so that it loads with weights_only=True.
     """
 
-    def __init__(self, whisper: Whisper, make_optimizer: Callable[..., Any] | None = None) -> None:
+    def __init__(
+        self,
+        whisper: Whisper,
+        make_optimizer: Callable[..., Any] | None = None,
+        clip_norm: float | None = None,
+        at_once: Mapping[int, int] | None = None,
+    ) -> None:
         super().__init__()
+        # A step's clips go forward and back in parts, as windows and memory ask for: Lightning knows one part only.
+        self.automatic_optimization = False
+        self.whisper = whisper
         self.model = whisper.model
         self.front_end = whisper.front_end
         self.make_optimizer = make_optimizer
+        self.clip_norm = clip_norm
+        self.at_once = at_once or {}
         self.save_hyperparameters({"recipe": whisper.recipe}, logger=False)
         self._totals: list[Tensor] = []
 
-    def token_losses(self, batch: Batch) -> Tensor:
-        """(batch,): the sum of the cross-entropies of each clip's supervised tokens."""
-        logits = self.model(input_features=batch["input_features"], labels=batch["labels"], use_cache=False).logits
-        losses = cross_entropy(logits.flatten(0, 1).float(), batch["labels"].flatten(), reduction="none")
-        return losses.view(len(batch["labels"]), -1).sum(dim=1)
-
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """The share of the mean over the global batch's tokens that falls to this batch: see `kikitori.sampler`."""
+        """One step of the optimizer. Returns the mean loss over the global batch's tokens: see `kikitori.sampler`."""
         assert batch["weights"] is not None
-        loss = (self.token_losses(batch) * batch["weights"]).sum()
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch["clips"]), sync_dist=True)
-        return loss
+        optimizer: Any = self.optimizers()
+        scheduler: Any = self.lr_schedulers()
+        optimizer.zero_grad()
+        losses = []
+        for features, rows in parts(batch, self.at_once):
+            last = rows.stop == len(batch["labels"])
+            with nullcontext() if last else self.no_sync():
+                loss = (self.losses(encode(self.model, features), batch["labels"][rows]) * batch["weights"][rows]).sum()
+                self.manual_backward(loss)
+            losses.append(loss.detach())
+        optimizer.step()
+        scheduler.step()
+        total = torch.stack(losses).sum()
+        self.log("train/loss", total, prog_bar=True, batch_size=len(batch["clips"]), sync_dist=True)
+        return total
+
+    def no_sync(self) -> AbstractContextManager[Any]:
+        """Processes average their gradients once a step, in its last part."""
+        wrapped = self.trainer.strategy.model
+        return wrapped.no_sync() if isinstance(wrapped, DistributedDataParallel) else nullcontext()
+
+    def losses(self, encoder_states: Tensor, labels: Tensor) -> Tensor:
+        """(batch,): the sum of the cross-entropies of each clip's supervised tokens."""
+        return clip_losses(self.model, encoder_states, labels)
+
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
+        # Here, where Lightning has undone the loss's scaling.
+        if self.clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_((p for p in self.model.parameters() if p.grad is not None), self.clip_norm)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Count, rather than average: a rate is all edits over all length, whatever the batches."""
         tokens = (batch["labels"] != IGNORED).sum()
-        loss = self.token_losses(batch).sum()
-        scores = score_clips(batch["texts"], self.read(batch), self.front_end.language)
+        loss = torch.zeros((), device=self.device)
+        texts: list[str] = []
+        for features, rows in parts(batch):
+            encoder_states = encode(self.model, features)
+            loss += self.losses(encoder_states, batch["labels"][rows]).sum()
+            texts += read(self.whisper, encoder_states, batch["seconds"][rows])
+        scores = score_clips(batch["texts"], texts, self.front_end.language)
         cer, wer = (edits_and_lengths(scores, rate).sum(axis=0) for rate in ("cer", "wer"))
         counts = torch.tensor([*cer, *wer], dtype=torch.float64)
         self._totals.append(torch.cat([torch.stack([loss, tokens]).cpu().double(), counts]))
@@ -63,12 +103,21 @@ class WhisperModule(pl.LightningModule):
 
     def predict_step(self, batch: Batch, batch_idx: int) -> list[tuple[str, str, str]]:
         """(clip, reference, hypothesis) of each row."""
-        return list(zip(batch["clips"], batch["texts"], self.read(batch), strict=True))
-
-    def read(self, batch: Batch) -> list[str]:
-        return generate(self.model, self.front_end, batch["input_features"])
+        texts: list[str] = []
+        for features, rows in parts(batch):
+            texts += read(self.whisper, encode(self.model, features), batch["seconds"][rows])
+        return list(zip(batch["clips"], batch["texts"], texts, strict=True))
 
     def configure_optimizers(self) -> Any:
         assert self.make_optimizer is not None
         optimizer, scheduler = self.make_optimizer(self.model, self.trainer.max_steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def parts(batch: Batch, at_once: Mapping[int, int] | None = None) -> Iterator[tuple[Tensor, slice]]:
+    """A batch in parts that can go through the model together: features of one window, and their rows."""
+    start = 0
+    for features in batch["input_features"]:
+        for part in features.split((at_once or {}).get(features.shape[2], len(features))):
+            yield part, slice(start, start + len(part))
+            start += len(part)

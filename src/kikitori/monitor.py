@@ -36,8 +36,7 @@ class Monitor(pl.Callback):
         clips = [clip for clip, weight in zip(batch["clips"], batch["weights"], strict=True) if weight]
         self._clips += len(clips)
         self._hours += sum(decoded[clip].samples for clip in clips) / SAMPLE_RATE / 3600
-        # The last batch of a step; those before it, where gradients are accumulated, log nothing.
-        if trainer.global_step % trainer.log_every_n_steps or trainer.fit_loop._should_accumulate():
+        if trainer.global_step % trainer.log_every_n_steps:
             return
         spent_s = self._spent_s + time.perf_counter() - self._since
         pl_module.log("train/clips_per_s", trainer.world_size * self._clips / spent_s)

@@ -35,7 +35,8 @@ def build(
     schedule: Literal["linear", "constant"],
 ) -> tuple[AdamW, LambdaLR]:
     """AdamW, and a scheduler that steps once an optimizer step; `schedule` is what follows the warm-up."""
-    # Not the fused kernel: Lightning refuses to clip gradients with it under mixed precision.
-    optimizer = AdamW(parameter_groups(model, weight_decay), lr=lr, betas=(betas[0], betas[1]))
+    optimizer = AdamW(parameter_groups(model, weight_decay), lr=lr, betas=(betas[0], betas[1]), fused=True)
+    # The kernel could undo the loss's scaling itself, but then nobody could clip the gradients before it.
+    optimizer._step_supports_amp_scaling = False
     scheduler = LambdaLR(optimizer, lambda step: lr_factor(step, warmup_steps, max_steps, schedule))
     return optimizer, scheduler

@@ -30,8 +30,8 @@ from kikitori.tracking import close
 Results = dict[str, Any]
 # What a run may be resumed with anew.
 NOT_OF_THE_RECIPE = re.compile(
-    r"resume|sweep\b.*|logger\b.*|trainer\.(max_steps|devices|num_nodes|accumulate_grad_batches|strategy\b.*)"
-    r"|callbacks\.pruning\b.*|.*\.dirpath|data\.num_workers|data\.eval_batch_size"
+    r"resume|sweep\b.*|logger\b.*|trainer\.(max_steps|devices|num_nodes|strategy\b.*)"
+    r"|callbacks\.pruning\b.*|.*\.dirpath|data\.(num_workers|eval_batch_size|batch)"
 )
 
 

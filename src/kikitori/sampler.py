@@ -1,94 +1,116 @@
-"""Which clips a process trains on in each of its batches: a pure function of (seed, epoch).
+"""Which clips a process trains on in each step: a pure function of (seed, step).
 
-A step of the optimizer sees one global batch, whoever computes it: its clips are dealt out to the slots of that step,
-one a process and accumulated batch, and each clip is weighed so that the slots' losses average to the mean over all
-tokens of the global batch. So 1 process, 8 processes, and 2 that accumulate 4 batches each train the same recipe.
+A step of the optimizer sees one global batch, whoever computes it: its clips are dealt out to the processes, and each
+is weighed so that the processes' losses average to the mean over all tokens of the global batch. So 1 process and 8
+train the same recipe.
 """
 
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from torch.utils.data import Sampler
 
-# Clips are sorted by length within this many batches, so that batches stay random while their clips are alike.
+# Clips are sorted by length within this many batches, or a quarter of the epoch, so that batches stay random while
+# their clips are alike.
 MEGABATCH = 50
 
 
 class Draw(NamedTuple):
-    """A clip of a batch, by its place. weight: what its tokens' summed losses count in the batch's; a filler's is 0."""
+    """A clip of a batch, by its place.
+
+    weight: what its tokens' summed losses count in the batch's; a filler's is 0. whole: heard in the whole window.
+    """
 
     place: int
     weight: float
+    whole: bool = False
 
 
-def epoch_order(lengths: Sequence[float], batch_size: int, seed: int, epoch: int, group_by_length: bool) -> list[int]:
-    """A permutation of range(len(lengths)) to be cut into batches of `batch_size`.
+def epoch_batches(
+    lengths: Sequence[float],
+    windows: Sequence[int],
+    batch_size: int,
+    seed: int,
+    epoch: int,
+    group_by_length: bool,
+) -> list[list[int]]:
+    """Every place of the clips once, in batches of one window as far as they fill; only the last may be short.
 
-    With `group_by_length` the clips of a batch are of similar length, and only the last batch may be short of clips.
+    What is left of each window fills further batches, of neighbouring windows. With `group_by_length` the clips of a
+    batch are of similar length.
     """
     rng = np.random.default_rng((seed, epoch))
-    order = rng.permutation(len(lengths))
-    if not group_by_length:
-        return order.tolist()
-    span = MEGABATCH * batch_size
-    megabatches = [order[i : i + span] for i in range(0, len(order), span)]
-    by_length = np.asarray(lengths)
-    order = np.concatenate([m[np.argsort(-by_length[m], kind="stable")] for m in megabatches]) if len(order) else order
-    batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
-    whole = len(order) // batch_size
-    shuffled = [batches[i] for i in rng.permutation(whole)] + batches[whole:]
-    return [int(i) for batch in shuffled for i in batch]
+    order, by_length, by_window = rng.permutation(len(lengths)), np.asarray(lengths), np.asarray(windows)
+    full: list[NDArray[np.int64]] = []
+    rest: list[int] = []
+    for window in np.unique(by_window):
+        clips = order[by_window[order] == window]
+        if group_by_length:
+            span = batch_size * min(MEGABATCH, max(1, len(clips) // (4 * batch_size)))
+            megabatches = np.split(clips, range(span, len(clips), span))
+            clips = np.concatenate([m[np.argsort(-by_length[m], kind="stable")] for m in megabatches])
+        *batches, left = np.split(clips, range(batch_size, len(clips) + 1, batch_size))
+        full += batches
+        rest += left.tolist()
+    batches = [batch.tolist() for batch in full] + [rest[i : i + batch_size] for i in range(0, len(rest), batch_size)]
+    last = [batches.pop()] if len(lengths) % batch_size else []
+    return [batches[i] for i in rng.permutation(len(batches))] + last
 
 
 class StepSampler(Sampler[list[Draw]]):
-    """The batches of one process for a whole training, epoch after epoch: a DataLoader's `batch_sampler`.
+    """The batches of one process for a whole training, one a step, epoch after epoch: a DataLoader's `batch_sampler`.
 
-    lengths: seconds of each clip. tokens: supervised tokens of each clip. steps: of the whole training.
-    first_step: steps that are done already, where a run goes on. A global batch that does not fill its slots, as an
-    epoch's last may not, is filled up with clips of weight 0, so that every process has equally many batches.
+    lengths: seconds of each clip. windows: log-Mel frames that each is heard in. tokens: supervised tokens of each.
+    steps: of the whole training. first_step: steps that are done already, where a run goes on. whole_share: of the
+    steps, those that hear their clips in the whole window. A global batch that the processes cannot share evenly, as an
+    epoch's last may be, is filled up with clips of weight 0, so that every process has equally many.
     """
 
     def __init__(
         self,
         lengths: Sequence[float],
+        windows: Sequence[int],
         tokens: Sequence[int],
         global_batch: int,
         steps: int,
         seed: int,
         group_by_length: bool,
-        accumulated: int = 1,
+        whole_share: float = 0.0,
         processes: int = 1,
         rank: int = 0,
         first_step: int = 0,
     ) -> None:
         self.lengths = lengths
+        self.windows = windows
         self.tokens = tokens
         self.global_batch = global_batch
         self.steps = steps
         self.seed = seed
         self.group_by_length = group_by_length
-        self.accumulated = accumulated
+        self.whole_share = whole_share
         self.processes = processes
         self.rank = rank
         self.first_step = first_step
 
     def __len__(self) -> int:
         """Batches of the whole training, those done included: Lightning counts on from there."""
-        return self.steps * self.accumulated
+        return self.steps
 
     def __iter__(self) -> Iterator[list[Draw]]:
         steps_an_epoch = -(-len(self.lengths) // self.global_batch)
-        slots = self.processes * self.accumulated
-        order: list[int] = []
+        batches: list[list[int]] = []
         for step in range(self.first_step, self.steps):
             epoch, place = divmod(step, steps_an_epoch)
-            if place == 0 or not order:
-                order = epoch_order(self.lengths, self.global_batch, self.seed, epoch, self.group_by_length)
-            clips = order[place * self.global_batch : (place + 1) * self.global_batch]
-            # The framework divides by the slots: Lightning by the accumulated batches, DDP by the processes.
-            weight = slots / sum(self.tokens[i] for i in clips)
-            size = -(-len(clips) // slots)
-            for batch in range(self.accumulated):
-                mine = [Draw(i, weight) for i in clips[batch * self.processes + self.rank :: slots]]
-                yield mine + [Draw(clips[0], 0.0)] * (size - len(mine))
+            if place == 0 or not batches:
+                shape = (self.lengths, self.windows, self.global_batch)
+                batches = epoch_batches(*shape, self.seed, epoch, self.group_by_length)
+            clips = batches[place]
+            # Spread evenly over the steps: at a share of 0.25 every fourth.
+            whole = int((step + 1) * self.whole_share) > int(step * self.whole_share)
+            # DDP averages over the processes.
+            weight = self.processes / sum(self.tokens[i] for i in clips)
+            mine = [Draw(i, weight, whole) for i in clips[self.rank :: self.processes]]
+            size = -(-len(clips) // self.processes)
+            yield mine + [Draw(clips[0], 0.0, whole)] * (size - len(mine))

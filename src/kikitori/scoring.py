@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Sequence
-from itertools import chain, zip_longest
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +35,12 @@ def score(
     rates: dict[str, Any] = {}
     for split in data.splits:
         log.info("scoring %s %s", split, stage)
-        loader = data.score_dataloader(split, train_clips if split == "train" else None)
-        batches: Any = trainer.predict(module, loader)
-        clips, references, hypotheses = zip(*gathered([row for batch in batches for row in batch]), strict=True)
+        limit = train_clips if split == "train" else None
+        batches: Any = trainer.predict(module, data.score_dataloader(split, limit))
+        rows = {row[:2]: row for row in gathered([row for batch in batches for row in batch])}
+        # Read in the order of their length, and written in the split's own.
+        ordered = [rows[clip.name, clip.text] for clip in data.scored(split, limit)]
+        clips, references, hypotheses = zip(*ordered, strict=True)
         scores[split] = score_clips(references, hypotheses, data.language)
         if is_main():
             predictions = map(prediction, clips, references, hypotheses, scores[split])
@@ -48,8 +51,8 @@ def score(
 
 
 def gathered(rows: list[Any]) -> list[Any]:
-    """The rows of all processes, each of which had every n-th, in their common order."""
-    return [row for row in chain.from_iterable(zip_longest(*of_all_processes(rows))) if row is not None]
+    """The rows of all processes."""
+    return list(chain.from_iterable(of_all_processes(rows)))
 
 
 def is_scored(folder: Path, splits: Sequence[Split], stage: str) -> bool:

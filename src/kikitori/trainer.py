@@ -92,13 +92,13 @@ def on_this_machine(trainer: dict[str, Any], gpus: int) -> tuple[dict[str, Any],
     return {**trainer, "accelerator": accelerator, "devices": devices, "precision": precision}, changes
 
 
-def check_batch(global_batch: int, devices: int, nodes: int, accumulated: int) -> None:
+def check_batch(global_batch: int, devices: int, nodes: int) -> None:
     """Raise ConfigError unless each device gets equally many clips of a step."""
-    parts = devices * nodes * accumulated
+    parts = devices * nodes
     if global_batch % parts:
         raise ConfigError(
-            f"data.global_batch={global_batch} does not divide by {parts} = {devices} devices x {nodes} nodes x "
-            f"trainer.accumulate_grad_batches={accumulated}; take a multiple of {parts}"
+            f"data.global_batch={global_batch} does not divide by {parts} = {devices} devices x {nodes} nodes; "
+            f"take a multiple of {parts}"
         )
 
 

@@ -1,11 +1,13 @@
 """A Whisper with its front end: load a pretrained one, build a micro one from random weights, freeze, save."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
+from torch import Tensor
+from torch.nn.functional import dropout, gelu
 from transformers import (
     GenerationConfig,
     WhisperConfig,
@@ -18,8 +20,10 @@ from transformers.models.whisper.tokenization_whisper import LANGUAGES
 
 from kikitori import audio
 from kikitori import front_end as front_ends
+from kikitori import window as windows
 from kikitori.errors import ModelError
-from kikitori.front_end import FRAMES_PER_POSITION, START, TASKS, FrontEnd, byte_tokenizer
+from kikitori.front_end import FRAMES_PER_POSITION, START, TASKS, WINDOW, FrontEnd, byte_tokenizer
+from kikitori.window import Window
 
 # Half of the decoder's context, as Whisper's own decoding has it: the other half may hold a prompt.
 MAX_NEW_TOKENS = 225
@@ -42,6 +46,12 @@ class Whisper:
         room = self.front_end.max_label_tokens - len(self.front_end.prefix)
         config.max_new_tokens = min(max_new_tokens or config.max_new_tokens or MAX_NEW_TOKENS, room)
         config.num_beams = num_beams or config.num_beams or 1
+
+    def hearing_in(self, window: Window) -> "Whisper":
+        """The same model, whose clips are heard in these windows, here and wherever its folder is loaded."""
+        setattr(self.model.config, WINDOW, window.as_plain())
+        recipe = {**self.recipe, "window": window.as_plain()}
+        return Whisper(self.model, replace(self.front_end, window=window), recipe)
 
     def save(self, folder: Path) -> None:
         """Write a folder that `from_pretrained` and transformers' speech recognition pipeline load."""
@@ -130,8 +140,26 @@ def build(
 
 def rebuild(recipe: dict[str, Any]) -> Whisper:
     """The model that a checkpoint's recipe describes, before the checkpoint's weights are put in."""
-    arguments = {key: value for key, value in recipe.items() if key != "builder"}
-    return load(**arguments) if recipe["builder"] == "load" else build(**arguments)
+    arguments = {key: value for key, value in recipe.items() if key not in ("builder", "window")}
+    whisper = load(**arguments) if recipe["builder"] == "load" else build(**arguments)
+    return whisper.hearing_in(windows.from_plain(recipe.get("window")))
+
+
+def encode(model: WhisperForConditionalGeneration, input_features: Tensor) -> Tensor:
+    """(batch, positions, d_model): the encoder's states of (batch, mels, frames), of any even number of frames.
+
+    Equal to the stock encoder's in the whole window, the only one that it takes; a shorter one has the first positions.
+    """
+    encoder = model.model.encoder
+    # SpecAugment, where it is asked for; in place.
+    features = model.model._mask_input_features(input_features)
+    states = gelu(encoder.conv2(gelu(encoder.conv1(features)))).permute(0, 2, 1)
+    states = states + encoder.embed_positions.weight[: states.shape[1]]
+    states = dropout(states, encoder.dropout, encoder.training)
+    for layer in encoder.layers:
+        if not (encoder.training and encoder.layerdrop and torch.rand(()) < encoder.layerdrop):
+            states = layer(states, None)
+    return encoder.layer_norm(states)
 
 
 def _ready(

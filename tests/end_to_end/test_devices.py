@@ -118,8 +118,8 @@ def test_two_processes_give_the_scores_and_losses_of_one(alone: Path, cache: Pat
 
 @pytest.mark.long
 def test_each_job_of_a_sweep_trains_its_own_values_in_both_processes(alone: Path, cache: Path) -> None:
-    """In two accumulated batches each, to boot."""
-    swept = ["hydra.mode=MULTIRUN", "optim.lr=1e-5,3e-3", "hydra.sweep.dir=sweep", "trainer.accumulate_grad_batches=2"]
+    """Two clips at a time, to boot."""
+    swept = ["hydra.mode=MULTIRUN", "optim.lr=1e-5,3e-3", "hydra.sweep.dir=sweep", "data.batch=2"]
     code, complaint = train(*TWO, *swept, cache=cache)
     assert code == 0, complaint
     first, second = sorted(path.parent for path in (cache / "sweep").glob("*/results.json"))
