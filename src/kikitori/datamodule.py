@@ -4,7 +4,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from hashlib import sha256
-from itertools import groupby
 from typing import Any, Literal, cast
 
 import pytorch_lightning as pl
@@ -189,18 +188,16 @@ class SpeechDataModule(pl.LightningDataModule):
         return [every[i] for i in seeded_sample(len(every), clips, self.seed)]
 
     def _share(self, split: Split, dataset: SpeechDataset) -> DataLoader[Batch]:
-        """Every `processes`-th clip, the longest first: none is read twice or lost, and each batch is of one window."""
+        """Every `processes`-th clip, the longest first: none is read twice or lost, and batches are of clips alike."""
         if len(dataset) < self.processes:
             raise DataError(
                 f"{len(dataset)} clips of the {split} split are to be scored by {self.processes} processes; "
                 "take fewer devices, or more clips (data.limit, score.train_clips)"
             )
-        mine = SpeechDataset(dataset.clips[self.rank :: self.processes], dataset.store, dataset.front_end)
-        lengths, frames = mine.durations_s(), mine.windows()
-        order = sorted(range(len(mine)), key=lambda i: (-frames[i], -lengths[i]))
-        alike = [list(same) for _, same in groupby(order, lambda i: frames[i])]
-        n = self.eval_batch_size
-        return self._loader(mine, batch_sampler=[a[i : i + n] for a in alike for i in range(0, len(a), n)])
+        decoded = dataset.store.decoded
+        longest_first = sorted(dataset.clips, key=lambda clip: -decoded[clip.name].samples)
+        mine = SpeechDataset(longest_first[self.rank :: self.processes], dataset.store, dataset.front_end)
+        return self._loader(mine, batch_size=self.eval_batch_size)
 
     def _loader(self, dataset: SpeechDataset, **how: Any) -> DataLoader[Batch]:
         # What a loader yields is what its collate function makes, which its type does not know.

@@ -47,13 +47,13 @@ def epoch_batches(
     rest: list[int] = []
     for window in np.unique(by_window):
         clips = order[by_window[order] == window]
+        left, clips = np.split(clips, [len(clips) % batch_size])
+        rest += left.tolist()
         if group_by_length:
             span = batch_size * min(MEGABATCH, max(1, len(clips) // (4 * batch_size)))
             megabatches = np.split(clips, range(span, len(clips), span))
             clips = np.concatenate([m[np.argsort(-by_length[m], kind="stable")] for m in megabatches])
-        *batches, left = np.split(clips, range(batch_size, len(clips) + 1, batch_size))
-        full += batches
-        rest += left.tolist()
+        full += np.split(clips, range(batch_size, len(clips), batch_size)) if len(clips) else []
     batches = [batch.tolist() for batch in full] + [rest[i : i + batch_size] for i in range(0, len(rest), batch_size)]
     last = [batches.pop()] if len(lengths) % batch_size else []
     return [batches[i] for i in rng.permutation(len(batches))] + last
