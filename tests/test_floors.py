@@ -10,7 +10,7 @@ FLOORS = [
     {"errors", "progress", "secrecy"},
     {"paths"},
     {"archive", "audio", "clips", "optim", "processes", "ranks", "report", "sampler", "text"},
-    {"runs", "study", "sweep", "window"},
+    {"card", "greedy", "runs", "study", "sweep", "window"},
     {"pruning"},
     {"front_end"},
     {"whisper"},

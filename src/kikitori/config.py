@@ -27,6 +27,7 @@ ABOVE_ZERO = {
     *("trainer.devices", "trainer.num_nodes", "trainer.strategy.collective_timeout_s"),
     *("optim.lr", "trainer.max_steps", "validation.every_steps", "model.window_s"),
     *("data.global_batch", "data.eval_batch_size", "generation.max_new_tokens", "generation.num_beams"),
+    *("generation.max_tokens_per_s", "score.full_window_clips"),
     *("score.train_clips", "data.limit.train", "data.limit.validation", "data.limit.test"),
     *("data.max_duration_s", "data.batch"),
 }
@@ -48,7 +49,11 @@ CHOICES = {
 TYPES: dict[str, Any] = {
     **dict.fromkeys(("seed", "validation.every_steps", "trainer.max_steps", "trainer.log_every_n_steps"), int),
     "trainer.num_nodes": int,
-    **dict.fromkeys(("score.train_clips", "generation.max_new_tokens", "generation.num_beams"), int | None),
+    "generation.max_tokens_per_s": float | Literal["auto"] | None,
+    **dict.fromkeys(
+        ("score.train_clips", "score.full_window_clips", "generation.max_new_tokens", "generation.num_beams"),
+        int | None,
+    ),
     **dict.fromkeys(("data.limit.train", "data.limit.validation", "data.limit.test"), int | None),
     "data.limit.sample": bool,
     "checkpoint": str | None,

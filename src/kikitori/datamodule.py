@@ -150,6 +150,12 @@ class SpeechDataModule(pl.LightningDataModule):
         assert self.front_end is not None, "a front end is needed to make examples"
         return self.front_end
 
+    def max_tokens_per_s(self) -> float:
+        """Twice what the densest training transcript has a second, of a clip that is granted one second more."""
+        dataset = self.dataset("train")
+        rates = zip(dataset.label_tokens(), dataset.durations_s(), strict=True)
+        return 2 * max(tokens / (seconds + 1) for tokens, seconds in rates)
+
     def window_frames(self) -> set[int]:
         """The windows, in log-Mel frames, that training meets."""
         return {*self.dataset("train").windows(), self._front_end().frames}

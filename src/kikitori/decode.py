@@ -8,6 +8,7 @@ from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutput
 
 from kikitori.audio import SAMPLE_RATE
+from kikitori.greedy import greedy
 from kikitori.text import space
 from kikitori.whisper import Whisper, encode
 
@@ -20,12 +21,11 @@ def read(whisper: Whisper, encoder_states: Tensor, seconds: Sequence[float]) -> 
 
     seconds: of speech in each row, which bound what is written where the model knows its tokens a second.
     """
-    front_end = whisper.front_end
-    encoder_outputs = BaseModelOutput(last_hidden_state=encoder_states)
-    sequences = whisper.model.generate(
-        encoder_outputs=encoder_outputs, language=front_end.language, task=front_end.task
-    )
-    return front_end.decode(sequences)
+    front_end, model = whisper.front_end, whisper.model
+    if model.generation_config.num_beams == 1:
+        return front_end.decode(greedy(model, encoder_states, front_end.prefix, whisper.caps(seconds)))
+    outputs = BaseModelOutput(last_hidden_state=encoder_states)
+    return front_end.decode(model.generate(encoder_outputs=outputs, language=front_end.language, task=front_end.task))
 
 
 def cut_at_pauses(waveform: Tensor, window_s: float) -> list[Tensor]:

@@ -18,6 +18,8 @@ from kikitori import trainer as trainers
 from kikitori import whisper as whispers
 from kikitori import window as windows
 from kikitori.callbacks import Progress, Recorder, ValidateEvery
+from kikitori.card import card
+from kikitori.clips import Split
 from kikitori.collate import preflight
 from kikitori.config import check
 from kikitori.datamodule import SpeechDataModule
@@ -57,13 +59,14 @@ def train(cfg: DictConfig, folder: Path) -> Results:
         data.read_once()
         whisper: Whisper = instantiate(cfg.model, _partial_=True, _convert_="all")()
         whisper = whisper.hearing_in(data.window or whisper.front_end.window)
-        whisper.limit_generation(**cfg.generation)
         set_up(data, whisper.front_end, folder, results)
+        limit_generation(whisper, plain(cfg.generation), data)
         describe(results, whisper, model_name(cfg))
         preflight(next(iter(data.score_dataloader("train"))), whisper.front_end)
 
         at_once = dict.fromkeys(data.window_frames(), data.batch) if data.batch else {}
         module = WhisperModule(whisper, instantiate(cfg.optim, _convert_="all"), clip_norm, at_once)
+        sampled: dict[Split, int | None] = {"train": cfg.score.train_clips}
         begun = cfg.resume and scoring.is_scored(folder, data.splits, "before")
         checkpoint = checkpoints.newest(folder / "checkpoints") if begun else None
         with timed(results, "evaluate_s"):
@@ -71,7 +74,7 @@ def train(cfg: DictConfig, folder: Path) -> Results:
                 log.info("going on from %s", checkpoint.name)
                 before = scoring.earlier(folder, data.splits, "before", results)
             else:
-                before = scoring.score(trainer, module, data, cfg.score.train_clips, folder, "before", results)
+                before = scoring.score(trainer, module, data, sampled, folder, "before", results)
         save(results, folder)
         try:
             with timed(results, "fit_s"):
@@ -81,12 +84,15 @@ def train(cfg: DictConfig, folder: Path) -> Results:
             results["cost"] |= recorder.cost() | trainers.machine(trainer)
         checkpoints.take_best(trainer, module)
         with timed(results, "evaluate_s"):
-            after = scoring.score(trainer, module, data, cfg.score.train_clips, folder, "after", results)
+            after = scoring.score(trainer, module, data, sampled, folder, "after", results)
+            if whisper.front_end.window != windows.FULL:
+                scoring.score_in_full_window(trainer, module, data, cfg.score.full_window_clips, folder, results)
         results["scores"]["change"] = {split: change(before[split], after[split]) for split in data.splits}
         results["checkpoint"] = {"steps": trainer.global_step, **checkpoints.best(trainer)}
         results["cost"] |= trainers.machine(trainer)
         if is_main():
             whisper.save(folder / "model")
+            (folder / "model" / "README.md").write_text(card(results), encoding="utf-8")
             log_scores(loggers[1:], results)
         for run in tracked:
             run.conclude(results, data.language, data.stores["validation"].pcm)
@@ -104,12 +110,12 @@ def evaluate(cfg: DictConfig, folder: Path) -> Results:
         data.read_once()
         whisper = checkpoint_model(cfg) if cfg.checkpoint else instantiate(cfg.model, _partial_=True, _convert_="all")()
         whisper = whisper.hearing_in(data.window or whisper.front_end.window)
-        whisper.limit_generation(**cfg.generation)
         set_up(data, whisper.front_end, folder, results)
+        limit_generation(whisper, plain(cfg.generation), data)
         describe(results, whisper, model_name(cfg))
         module = WhisperModule(whisper)
         with timed(results, "evaluate_s"):
-            scoring.score(trainer, module, data, cfg.score.train_clips, folder, "evaluated", results)
+            scoring.score(trainer, module, data, {"train": cfg.score.train_clips}, folder, "evaluated", results)
         results["cost"] |= trainers.machine(trainer)
     return results
 
@@ -189,6 +195,15 @@ def model_name(cfg: DictConfig) -> str:
         return f"{path.parents[1].name}/{path.name}"
     # A run's model lies in a folder of that name; the run's own says more.
     return path.parent.name if path.name == "model" else path.name
+
+
+def limit_generation(whisper: Whisper, limits: dict[str, Any], data: SpeechDataModule) -> None:
+    """How the model writes, where the training set may have to say how much."""
+    if limits["max_tokens_per_s"] == "auto":
+        if "train" not in data.splits:
+            raise ConfigError("generation.max_tokens_per_s=auto asks the train split, which is not read; give a number")
+        limits["max_tokens_per_s"] = data.max_tokens_per_s()
+    whisper.limit_generation(**limits)
 
 
 def describe(results: Results, whisper: Whisper, name: str) -> None:

@@ -3,6 +3,7 @@
 It needs no weights, so that a corpus can be checked before a model is loaded.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -61,8 +62,8 @@ class FrontEnd:
         tokens = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         return [*self.prefix, *tokens, self.tokenizer.eos_token_id]
 
-    def decode(self, sequences: Tensor) -> list[str]:
-        """Text of each row of (batch, tokens), special tokens and outer white space left out."""
+    def decode(self, sequences: Tensor | Sequence[Sequence[int]]) -> list[str]:
+        """Text of each row of tokens, special ones and outer white space left out."""
         return [t.strip() for t in self.tokenizer.batch_decode(sequences, skip_special_tokens=True)]
 
     def frames_of(self, samples: int) -> int:

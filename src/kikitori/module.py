@@ -1,8 +1,10 @@
 """The LightningModule: holds a Whisper, wires loss, generation and scores to the Trainer."""
 
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from itertools import chain
+from typing import Any, TypeVar
 
 import pytorch_lightning as pl
 import torch
@@ -14,6 +16,9 @@ from kikitori.decode import read
 from kikitori.loss import clip_losses
 from kikitori.metrics import edits_and_lengths, score_clips
 from kikitori.whisper import Whisper, encode
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 class WhisperModule(pl.LightningModule):
@@ -80,13 +85,15 @@ class WhisperModule(pl.LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Count, rather than average: a rate is all edits over all length, whatever the batches."""
         tokens = (batch["labels"] != IGNORED).sum()
-        loss = torch.zeros((), device=self.device)
-        texts: list[str] = []
-        for features, rows in parts(batch):
-            encoder_states = encode(self.model, features)
-            loss += self.losses(encoder_states, batch["labels"][rows]).sum()
-            texts += read(self.whisper, encoder_states, batch["seconds"][rows])
-        scores = score_clips(batch["texts"], texts, self.front_end.language)
+
+        def assess(features: Tensor, rows: slice) -> tuple[Tensor, list[str]]:
+            # One pass of the encoder for both.
+            states = encode(self.model, features)
+            return self.losses(states, batch["labels"][rows]).sum(), read(self.whisper, states, batch["seconds"][rows])
+
+        losses, texts = zip(*(found for part in parts(batch) for found in in_halves(assess, *part)), strict=True)
+        loss = torch.stack(losses).sum()
+        scores = score_clips(batch["texts"], list(chain.from_iterable(texts)), self.front_end.language)
         cer, wer = (edits_and_lengths(scores, rate).sum(axis=0) for rate in ("cer", "wer"))
         counts = torch.tensor([*cer, *wer], dtype=torch.float64)
         self._totals.append(torch.cat([torch.stack([loss, tokens]).cpu().double(), counts]))
@@ -103,9 +110,11 @@ class WhisperModule(pl.LightningModule):
 
     def predict_step(self, batch: Batch, batch_idx: int) -> list[tuple[str, str, str]]:
         """(clip, reference, hypothesis) of each row."""
-        texts: list[str] = []
-        for features, rows in parts(batch):
-            texts += read(self.whisper, encode(self.model, features), batch["seconds"][rows])
+
+        def hear(features: Tensor, rows: slice) -> list[str]:
+            return read(self.whisper, encode(self.model, features), batch["seconds"][rows])
+
+        texts = [text for part in parts(batch) for some in in_halves(hear, *part) for text in some]
         return list(zip(batch["clips"], batch["texts"], texts, strict=True))
 
     def configure_optimizers(self) -> Any:
@@ -121,3 +130,17 @@ def parts(batch: Batch, at_once: Mapping[int, int] | None = None) -> Iterator[tu
         for part in features.split((at_once or {}).get(features.shape[2], len(features))):
             yield part, slice(start, start + len(part))
             start += len(part)
+
+
+def in_halves(compute: Callable[[Tensor, slice], T], features: Tensor, rows: slice) -> list[T]:
+    """What `compute` makes of a part, or of its halves where the whole does not fit the memory."""
+    try:
+        return [compute(features, rows)]
+    except torch.OutOfMemoryError:
+        if len(features) == 1:
+            raise
+    # Out of the handler, whose traceback holds what did not fit.
+    log.warning("%d clips at once do not fit the memory: in halves (see data.eval_batch_size)", len(features))
+    half, middle = len(features) // 2, rows.start + len(features) // 2
+    first = in_halves(compute, features[:half], slice(rows.start, middle))
+    return first + in_halves(compute, features[half:], slice(middle, rows.stop))

@@ -17,6 +17,9 @@ PACKAGES = (
     *("sudachipy", "sudachidict-core", "soundfile", "wandb"),
 )
 
+# The stage of a model that was trained in other windows, read as stock tools read it.
+FULL_WINDOW = "after_in_full_window"
+
 
 def versions() -> dict[str, str]:
     """Versions of the packages that results depend on."""
@@ -82,15 +85,26 @@ def rows(results: Mapping[str, Any]) -> list[list[str]]:
     if "before" not in scores or "after" not in scores:
         (stage,) = scores
         body = [
-            [s, str(v["clips"]), _rate(v, "cer"), _rate(v, "wer"), percent(v["cer_raw"]), percent(v["wer_raw"])]
+            [
+                s,
+                str(v["clips"]),
+                rate_cell(v, "cer"),
+                rate_cell(v, "wer"),
+                percent(v["cer_raw"]),
+                percent(v["wer_raw"]),
+            ]
             for s, v in scores[stage].items()
         ]
         return [["split", "clips", "CER %", "WER %", "raw CER %", "raw WER %"], *body]
     table = [["split", "clips", "CER % before", "CER % after", "change", "WER % before", "WER % after"]]
     for split, after in scores["after"].items():
         before, change = scores["before"][split], scores["change"][split]
-        cells = [_rate(before, "cer"), _rate(after, "cer"), _rate(change, "cer", sign="+")]
-        table.append([split, str(after["clips"]), *cells, _rate(before, "wer"), _rate(after, "wer")])
+        cells = [
+            rate_cell(before, "cer"),
+            rate_cell(after, "cer"),
+            rate_cell(change, "cer", sign="+"),
+        ]
+        table.append([split, str(after["clips"]), *cells, rate_cell(before, "wer"), rate_cell(after, "wer")])
     return table
 
 
@@ -105,6 +119,7 @@ def markdown(results: Mapping[str, Any]) -> str:
         f"- Corpus: {data['corpus']} ({splits}); left out: {rejects}",
         f"- Model: {results['model']['name']}, {results['model']['parameters'] / 1e6:.1f} M parameters",
         f"- Text: {scoring['normaliser']}; words: {scoring['segmenter']}; intervals: 95 % bootstrap over clips",
+        *(f"- {line}" for line in full_window_lines(results)),
         f"- Cost: {', '.join(f'{key} {_number(value)}' for key, value in cost.items() if value is not None)}",
     ]
     return "\n".join([f"# {results['command']}", "", *lines, "", *notes, ""])
@@ -127,6 +142,8 @@ def print_results(results: Mapping[str, Any], folder: Path) -> None:
     console = Console()
     console = console if console.is_terminal else Console(width=140)
     console.print(table(results))
+    for line in full_window_lines(results):
+        console.print(line)
     for split, facts in results["data"]["splits"].items():
         if facts["clips_over_window"]:
             console.print(
@@ -135,12 +152,20 @@ def print_results(results: Mapping[str, Any], folder: Path) -> None:
     console.print(f"Everything is in {folder}", soft_wrap=True)
 
 
+def full_window_lines(results: Mapping[str, Any]) -> list[str]:
+    """How a model that was trained in windows of its own reads in the whole one, as stock tools would have it read."""
+    rates = results["scores"].get(FULL_WINDOW, {})
+    told = (f"{split} CER {rate_cell(score, 'cer')} % ({score['clips']} clips)" for split, score in rates.items())
+    return [f"In the whole window, as stock tools read: {', '.join(told)}"] if rates else []
+
+
 def percent(fraction: float, sign: str = "") -> str:
     """A fraction in percent; of a fractional point no more than anyone measures."""
     return f"{100 * fraction:{sign}.1f}"
 
 
-def _rate(score: Mapping[str, Any], rate: str, sign: str = "") -> str:
+def rate_cell(score: Mapping[str, Any], rate: str, sign: str = "") -> str:
+    """A rate and its 95 % interval in percent."""
     low, high = score[f"{rate}_ci95"]
     return f"{percent(score[rate], sign)} [{percent(low, sign)}, {percent(high, sign)}]"
 

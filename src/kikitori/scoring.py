@@ -1,7 +1,8 @@
 """Scores of whole splits, exact however many processes read them: every clip once, edits summed, divided once."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,9 @@ from kikitori.clips import Split
 from kikitori.datamodule import SpeechDataModule
 from kikitori.metrics import ClipScore, prediction, score_clips, summarise
 from kikitori.module import WhisperModule
-from kikitori.report import predictions_file, read_lines, write_lines
+from kikitori.report import FULL_WINDOW, predictions_file, read_lines, write_lines
 from kikitori.run import Results, is_main
+from kikitori.window import FULL
 
 log = logging.getLogger(__name__)
 
@@ -25,17 +27,21 @@ def score(
     trainer: pl.Trainer,
     module: WhisperModule,
     data: SpeechDataModule,
-    train_clips: int | None,
+    sampled: Mapping[Split, int | None],
     folder: Path,
     stage: str,
     results: Results,
+    splits: Sequence[Split] | None = None,
 ) -> Scores:
-    """Read every clip of the data's splits (a sample of train), write the predictions, put the rates under `stage`."""
+    """Read the clips of the data's splits, write the predictions, put the rates under `stage`.
+
+    sampled: splits of which so many clips are read only. splits: fewer than the data has.
+    """
     scores: Scores = {}
     rates: dict[str, Any] = {}
-    for split in data.splits:
-        log.info("scoring %s %s", split, stage)
-        limit = train_clips if split == "train" else None
+    for split in splits or data.splits:
+        log.info("scoring %s %s", split, stage.replace("_", " "))
+        limit = sampled.get(split)
         batches: Any = trainer.predict(module, data.score_dataloader(split, limit))
         rows = {row[:2]: row for row in gathered([row for batch in batches for row in batch])}
         # Read in the order of their length, and written in the split's own.
@@ -48,6 +54,25 @@ def score(
         rates[split] = summarise(scores[split])
     results["scores"][stage] = rates
     return scores
+
+
+def score_in_full_window(
+    trainer: pl.Trainer,
+    module: WhisperModule,
+    data: SpeechDataModule,
+    clips: int | None,
+    folder: Path,
+    results: Results,
+) -> None:
+    """How stock tools, which know the whole window only, read a model that was trained in others."""
+    own = data.front_end
+    assert own is not None
+    data.front_end = replace(own, window=FULL)
+    try:
+        sampled: dict[Split, int | None] = {"validation": clips, "test": clips}
+        score(trainer, module, data, sampled, folder, FULL_WINDOW, results, ("validation", "test"))
+    finally:
+        data.front_end = own
 
 
 def gathered(rows: list[Any]) -> list[Any]:

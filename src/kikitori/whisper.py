@@ -1,6 +1,8 @@
 """A Whisper with its front end: load a pretrained one, build a micro one from random weights, freeze, save."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from math import ceil
 from pathlib import Path
 from typing import Any, Literal
 
@@ -37,15 +39,30 @@ class Whisper:
     front_end: FrontEnd
     recipe: dict[str, Any]
 
-    def limit_generation(self, max_new_tokens: int | None, num_beams: int | None) -> None:
+    def limit_generation(
+        self, max_new_tokens: int | None, num_beams: int | None, max_tokens_per_s: float | None = None
+    ) -> None:
         """How this model writes from now on, here and wherever its folder is loaded: greedily with one beam.
 
-        None leaves a setting as the model has it.
+        max_tokens_per_s: see `caps`; only this code knows it, and no beam search does. None leaves a setting as the
+        model has it.
         """
         config = self.model.generation_config
         room = self.front_end.max_label_tokens - len(self.front_end.prefix)
         config.max_new_tokens = min(max_new_tokens or config.max_new_tokens or MAX_NEW_TOKENS, room)
         config.num_beams = num_beams or config.num_beams or 1
+        if max_tokens_per_s:
+            config.max_tokens_per_s = max_tokens_per_s
+
+    def caps(self, seconds: Sequence[float]) -> list[int]:
+        """The tokens, at most, that are written for clips of so many seconds.
+
+        A clip is granted a second more than it has. What nobody could say in its time is the babble of a model that
+        does not know the end, and takes as long to write as all the others of a batch.
+        """
+        config = self.model.generation_config
+        rate = getattr(config, "max_tokens_per_s", None)
+        return [min(config.max_new_tokens, ceil(rate * (s + 1))) if rate else config.max_new_tokens for s in seconds]
 
     def hearing_in(self, window: Window) -> "Whisper":
         """The same model, whose clips are heard in these windows, here and wherever its folder is loaded."""
@@ -179,7 +196,7 @@ def _ready(
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     model.train()
     whisper = Whisper(model, front_end, recipe)
-    whisper.limit_generation(known.max_new_tokens, known.num_beams)
+    whisper.limit_generation(known.max_new_tokens, known.num_beams, getattr(known, "max_tokens_per_s", None))
     return whisper
 
 

@@ -1,0 +1,47 @@
+"""The card of a trained model's folder: how it hears, how well, and what to expect of it in a stock pipeline."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from kikitori.report import FULL_WINDOW, rate_cell
+
+
+def card(results: Mapping[str, Any]) -> str:
+    """README.md of the model's folder, from the results of its run."""
+    model, data, scores = results["model"], results["data"], results["scores"]
+    rows = [("", "split", "clips", "CER %", "WER %"), ("---", "---", "---:", "---:", "---:")]
+    stages = {"before": "before, as below", "after": "after, as below", FULL_WINDOW: "after, in the whole window"}
+    for stage, words in stages.items():
+        for split, rates in scores.get(stage, {}).items():
+            rows.append((words, split, str(rates["clips"]), rate_cell(rates, "cer"), rate_cell(rates, "wer")))
+    table = "\n".join("| " + " | ".join(cells) + " |" for cells in rows)
+    return f"""---
+language: {data["language"]}
+library_name: transformers
+pipeline_tag: automatic-speech-recognition
+---
+
+# {model["name"]}, fine-tuned on {data["corpus"]}
+
+{table}
+
+Rates are all edits over all length on normalised text; in brackets 95 % bootstrap intervals over clips.
+
+**How it hears.** Trained, and scored as above, with each clip in {model["window"]}.
+{_in_a_stock_pipeline(results)}
+"""
+
+
+def _in_a_stock_pipeline(results: Mapping[str, Any]) -> str:
+    scores = results["scores"]
+    told = f"transformers' pipeline hears every clip in the whole window of {results['model']['window_s']:g} s"
+    if FULL_WINDOW not in scores:
+        return f"{told}, and so did the training."
+    rates = "; ".join(
+        f"{split} CER {rate_cell(rates, 'cer')} % on {rates['clips']} clips"
+        for split, rates in scores[FULL_WINDOW].items()
+    )
+    return (
+        f"{told} instead, where this model reads: {rates}.\n"
+        "Where that is worse, read it with `kikitori transcribe`, which knows its windows from config.json."
+    )
