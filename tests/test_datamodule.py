@@ -13,6 +13,7 @@ from kikitori.datamodule import CommonVoice, Demo, Manifest, SpeechDataModule
 from kikitori.errors import DataError
 from kikitori.report import write_lines
 from kikitori.whisper import Whisper
+from kikitori.window import Window
 
 ALL = {"train": None, "validation": None, "test": None, "sample": False}
 LOADING: dict[str, Any] = {
@@ -24,6 +25,7 @@ LOADING: dict[str, Any] = {
     "window_margin_s": 0.1,
     "full_window_share": 0.0,
     "batch": None,
+    "cache_encoder": False,
     "num_workers": 0,
     "group_by_length": True,
     "limit": ALL,
@@ -94,6 +96,41 @@ def test_bad_clips_of_every_kind_are_counted_and_the_good_ones_kept(tmp_path: Pa
     lines = [json.loads(line) for line in (tmp_path / "rejects.jsonl").read_text(encoding="utf-8").splitlines()]
     assert sorted(line["reason"] for line in lines) == sorted(reasons)
     assert str(tmp_path) not in str(lines)
+
+
+def test_the_order_of_the_clips_does_not_depend_on_the_number_of_workers(tmp_path: Path, micro: Whisper) -> None:
+    write_common_voice(tmp_path / "ja", SPLITS)
+    alone: Any = SimpleNamespace(max_steps=5, world_size=1, global_rank=0, global_step=0)
+    seen = []
+    for workers in (0, 1, 3):
+        data = common_voice(tmp_path / "ja", micro, num_workers=workers, full_window_share=0.5)
+        data.setup()
+        data.trainer = alone
+        seen.append([batch["clips"] for batch in data.train_dataloader()])
+    assert seen[0] == seen[1] == seen[2]
+    assert len(seen[0]) == 5
+
+
+def test_a_share_of_the_steps_hears_the_whole_window(tmp_path: Path, micro: Whisper) -> None:
+    write_common_voice(tmp_path / "ja", SPLITS)
+    heard = micro.hearing_in(Window((0.7, 0.9), 0.1))
+    data = common_voice(tmp_path / "ja", heard, full_window_share=0.5)
+    data.setup()
+    data.trainer = SimpleNamespace(max_steps=4, world_size=1, global_rank=0, global_step=0)  # type: ignore[assignment]
+    frames = [batch["input_features"][0].shape[2] for batch in data.train_dataloader()]
+    assert frames == [70, 100, 70, 100]
+    assert {batch["input_features"][0].shape[2] for batch in data.val_dataloader()} == {70}
+
+
+def test_clips_to_be_scored_come_the_longest_first(tmp_path: Path, micro: Whisper) -> None:
+    write_common_voice(tmp_path / "ja", SPLITS)
+    for number, seconds in ((0, 0.4), (3, 0.9)):
+        (tmp_path / "ja" / "clips" / f"clip_{number}.mp3").write_bytes(encoded(tone(seconds), "mp3"))
+    data = common_voice(tmp_path / "ja", micro, eval_batch_size=4)
+    data.setup()
+    seconds = [s for batch in data.score_dataloader("train") for s in batch["seconds"]]
+    assert seconds == sorted(seconds, reverse=True)
+    assert seconds[0] > seconds[1] > seconds[-1]
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])

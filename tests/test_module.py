@@ -6,15 +6,16 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
+from transformers.modeling_outputs import BaseModelOutput
 
 from kikitori import optim
 from kikitori.callbacks import Recorder, ValidateEvery
 from kikitori.collate import IGNORED, collate
 from kikitori.errors import TrainingError
 from kikitori.metrics import corpus_rate, edits_and_lengths, score_clips
-from kikitori.module import WhisperModule
+from kikitori.module import WhisperModule, in_halves
 from kikitori.sampler import Draw, StepSampler, epoch_batches
-from kikitori.whisper import Whisper, load
+from kikitori.whisper import Whisper, encode, load
 
 OPTIM = partial(optim.build, lr=1e-3, weight_decay=0.1, betas=(0.9, 0.98), warmup_steps=1, schedule="linear")
 TEXTS = ["犬", "赤い犬", "猫", "白い猫と犬"]
@@ -115,6 +116,65 @@ def test_validation_scores_do_not_depend_on_the_batches(micro: Whisper, tmp_path
     runs = [trainer(tmp_path).validate(module, loader(micro, size), verbose=False)[0] for size in (1, 3, 4)]
     assert runs[0] == pytest.approx(runs[1], rel=1e-5)
     assert runs[0] == pytest.approx(runs[2], rel=1e-5)
+
+
+def clips_of_two_windows(whisper: Whisper) -> list[dict[str, Any]]:
+    rows = examples(whisper)
+    return [{**row, "input_features": row["input_features"][:, : (60, 100)[i % 2]]} for i, row in enumerate(rows)]
+
+
+def test_a_clip_is_read_the_same_alone_and_in_any_batch(micro: Whisper) -> None:
+    with torch.no_grad():  # large enough for the model to have something to say
+        for parameter in micro.model.parameters():
+            parameter.mul_(8)
+    rows, module = clips_of_two_windows(micro), WhisperModule(micro).eval()
+    together = {row[0]: row for row in module.predict_step(collate(rows), 0)}
+    for row in rows:
+        assert module.predict_step(collate([row]), 0) == [together[row["clip"]]]
+        assert module.predict_step(collate([row, rows[0], rows[1]]), 0).count(together[row["clip"]]) >= 1
+    assert len({text for _, _, text in together.values()}) > 1
+
+
+def test_a_step_over_several_windows_has_the_gradients_of_its_clips(micro: Whisper, tmp_path: Path) -> None:
+    rows = clips_of_two_windows(micro)
+    tokens = [len(row["tokens"]) - 1 for row in rows]
+    other = copy.deepcopy(micro.model)
+    for row, n in zip(rows, tokens, strict=True):
+        labels = torch.tensor([row["tokens"][1:]])
+        outputs = BaseModelOutput(last_hidden_state=encode(other, row["input_features"][None]))
+        (other(encoder_outputs=outputs, labels=labels).loss * n / sum(tokens)).backward()
+    gradients = Gradients()
+    sampler = StepSampler([1.0] * 4, [100] * 4, tokens, 4, 1, 0, False)
+    batches = torch.utils.data.DataLoader(Drawn(rows), batch_sampler=sampler, collate_fn=collate)
+    trainer(tmp_path, max_steps=1, callbacks=[gradients]).fit(WhisperModule(micro, OPTIM), batches)
+    for name, parameter in other.named_parameters():
+        if parameter.requires_grad:
+            torch.testing.assert_close(gradients.first[name], parameter.grad, msg=name)
+
+
+def test_validation_and_loss_share_one_pass_of_the_encoder(
+    micro: Whisper, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passes: list[int] = []
+    micro.model.model.encoder.layers[0].register_forward_hook(lambda *arguments: passes.append(1))
+    trainer(tmp_path).validate(WhisperModule(micro, OPTIM), loader(micro, 4), verbose=False)
+    assert len(passes) == 1
+
+
+def test_what_does_not_fit_the_memory_is_read_in_halves() -> None:
+    tried: list[tuple[int, slice]] = []
+
+    def compute(features: torch.Tensor, rows: slice) -> list[int]:
+        tried.append((len(features), rows))
+        if len(features) > 2:
+            raise torch.OutOfMemoryError("too much")
+        return features[:, 0].int().tolist()
+
+    features = torch.arange(7.0)[:, None]
+    assert [i for found in in_halves(compute, features, slice(3, 10)) for i in found] == list(range(7))
+    assert [(n, rows.start) for n, rows in tried if n <= 2] == [(1, 3), (2, 4), (2, 6), (2, 8)]
+    with pytest.raises(torch.OutOfMemoryError):
+        in_halves(lambda *part: (_ for _ in ()).throw(torch.OutOfMemoryError("never")), features, slice(0, 7))
 
 
 def test_validation_loss_is_the_mean_over_supervised_tokens(micro: Whisper, tmp_path: Path) -> None:

@@ -18,12 +18,14 @@ IGNORED = -100
 class Batch(TypedDict):
     """Clips in the order of their windows.
 
-    input_features: (clips, mels, frames) float32 of each window in the batch, most often one. labels: (batch, tokens)
-    int64. clips: ids. texts: references. seconds: of speech. weights: (batch,) float32, what a clip's summed token
-    losses count in training; None where none is done.
+    input_features: (clips, mels, frames) float32 of each window in the batch, most often one; or, where they are known
+    already, encoder_states: (clips, positions, d_model). labels: (batch, tokens) int64. clips: ids. texts: references.
+    seconds: of speech. weights: (batch,) float32, what a clip's summed token losses count in training; None where none
+    is done.
     """
 
     input_features: list[Tensor]
+    encoder_states: list[Tensor]
     labels: Tensor
     clips: list[str]
     texts: list[str]
@@ -38,11 +40,12 @@ def collate(examples: list[dict[str, Any]]) -> Batch:
     in, the decoder would be trained on two. Padding is masked by position, not by value: the end token has the
     padding's id and must stay supervised.
     """
-    examples = sorted(examples, key=_frames)
+    examples = sorted(examples, key=_window)
     weights = [e.get("weight") for e in examples]
     sequences = [torch.tensor(e["tokens"][1:], dtype=torch.int64) for e in examples]
     return Batch(
-        input_features=[torch.stack([e["input_features"] for e in same]) for _, same in groupby(examples, _frames)],
+        input_features=_stacked(examples, "input_features"),
+        encoder_states=_stacked(examples, "encoder_states"),
         labels=torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True, padding_value=IGNORED),
         clips=[e["clip"] for e in examples],
         texts=[e["text"] for e in examples],
@@ -51,8 +54,14 @@ def collate(examples: list[dict[str, Any]]) -> Batch:
     )
 
 
-def _frames(example: dict[str, Any]) -> int:
-    return example["input_features"].shape[1]
+def _window(example: dict[str, Any]) -> int:
+    """What tells clips of one window from those of another."""
+    return example["encoder_states"].shape[0] if "encoder_states" in example else example["input_features"].shape[1]
+
+
+def _stacked(examples: list[dict[str, Any]], key: str) -> list[Tensor]:
+    """A tensor of each window, of examples in the order of their windows."""
+    return [torch.stack([e[key] for e in same]) for _, same in groupby((e for e in examples if key in e), _window)]
 
 
 def preflight(batch: Batch, front_end: FrontEnd) -> None:

@@ -1,5 +1,6 @@
 """The LightningDataModule: owns splits and loaders. One subclass a kind of corpus."""
 
+import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -9,8 +10,9 @@ from typing import Any, Literal, cast
 import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader
+from transformers import WhisperForConditionalGeneration
 
-from kikitori import common_voice, hub, manifest
+from kikitori import common_voice, hub, manifest, states
 from kikitori import window as windows
 from kikitori.audio import SAMPLE_RATE
 from kikitori.clips import SPLITS, Clip, Corpus, Reject, Split
@@ -22,18 +24,23 @@ from kikitori.paths import DEMO, cache_folder
 from kikitori.progress import progress_bar
 from kikitori.sampler import StepSampler
 from kikitori.selection import Rules, check_apart, check_rate, limit, seeded_sample, select
+from kikitori.states import EncoderStates
 from kikitori.store import Store, build
+from kikitori.window import Window
+
+log = logging.getLogger(__name__)
 
 
 class SpeechDataModule(pl.LightningDataModule):
     """Reads a corpus, decodes it once, leaves out what cannot be used, and serves batches.
 
     limit: clips to keep of each split (None: all), the first or a seeded sample. global_batch: clips of an optimizer
-    step, over all processes. batch: clips of it that a process computes at a time (None: all its share).
-    eval_batch_size: clips that one process reads at a time. window, window_edges_s, window_margin_s: how much silence
-    clips are heard with, see `kikitori.window`; None: as the model was trained. full_window_share: of the training
-    steps, those that hear their clips in the whole window all the same. front_end: None where only the audio is to be
-    prepared. Other arguments: see `kikitori.selection.Rules`.
+    step, over all processes. batch: clips of it that a process computes at a time (None: all its share; auto: as many
+    as fit). eval_batch_size: clips that one process reads at a time. window, window_edges_s, window_margin_s: how much
+    silence clips are heard with, see `kikitori.window`; None: as the model was trained. full_window_share: of the
+    training steps, those that hear their clips in the whole window all the same. cache_encoder: whether a frozen
+    encoder hears each clip only once. front_end: None where only the audio is to be prepared. Other arguments: see
+    `kikitori.selection.Rules`.
     """
 
     def __init__(
@@ -47,7 +54,8 @@ class SpeechDataModule(pl.LightningDataModule):
         window_edges_s: Sequence[float],
         window_margin_s: float,
         full_window_share: float,
-        batch: int | None,
+        batch: int | Literal["auto"] | None,
+        cache_encoder: bool,
         limit: Mapping[str, Any],
         min_duration_s: float,
         max_duration_s: float | None,
@@ -67,6 +75,7 @@ class SpeechDataModule(pl.LightningDataModule):
         self.window = windows.make(window, window_edges_s, window_margin_s) if window else None
         self.full_window_share = full_window_share
         self.batch = batch
+        self.cache_encoder = cache_encoder
         self.limit = limit
         self.rules = Rules(
             min_duration_s=min_duration_s,
@@ -86,6 +95,7 @@ class SpeechDataModule(pl.LightningDataModule):
         self.clips: dict[Split, list[Clip]] = {}
         self.rejects: list[Reject] = []
         self.stores: dict[Split, Store] = {}
+        self.states: dict[Split, dict[Window, EncoderStates]] = {}
 
     def read(self) -> Corpus:
         """The rows of the corpus: what a subclass adds."""
@@ -144,7 +154,10 @@ class SpeechDataModule(pl.LightningDataModule):
         return rows
 
     def dataset(self, split: Split) -> SpeechDataset:
-        return SpeechDataset(self.clips[split], self.stores[split], self._front_end())
+        return self._dataset(split, self.clips[split])
+
+    def _dataset(self, split: Split, clips: Sequence[Clip]) -> SpeechDataset:
+        return SpeechDataset(clips, self.stores[split], self._front_end(), self.states.get(split))
 
     def _front_end(self) -> FrontEnd:
         assert self.front_end is not None, "a front end is needed to make examples"
@@ -184,7 +197,7 @@ class SpeechDataModule(pl.LightningDataModule):
 
     def score_dataloader(self, split: Split, clips: int | None = None) -> DataLoader[Batch]:
         """This process's share of `scored`."""
-        return self._share(split, SpeechDataset(self.scored(split, clips), self.stores[split], self._front_end()))
+        return self._share(split, self._dataset(split, self.scored(split, clips)))
 
     def scored(self, split: Split, clips: int | None = None) -> list[Clip]:
         """The clips of a split, or a seeded sample of so many."""
@@ -202,7 +215,9 @@ class SpeechDataModule(pl.LightningDataModule):
             )
         decoded = dataset.store.decoded
         longest_first = sorted(dataset.clips, key=lambda clip: -decoded[clip.name].samples)
-        mine = SpeechDataset(longest_first[self.rank :: self.processes], dataset.store, dataset.front_end)
+        mine = SpeechDataset(
+            longest_first[self.rank :: self.processes], dataset.store, dataset.front_end, dataset.states
+        )
         return self._loader(mine, batch_size=self.eval_batch_size)
 
     def _loader(self, dataset: SpeechDataset, **how: Any) -> DataLoader[Batch]:
@@ -214,6 +229,27 @@ class SpeechDataModule(pl.LightningDataModule):
             pin_memory=torch.cuda.is_available(),
             **how,
         )
+
+    def encode_once(self, trainer: pl.Trainer, model: WhisperForConditionalGeneration) -> None:
+        """Let a frozen encoder hear every clip now, in each window that training will ask for, and never again.
+
+        Raises ConfigError where the encoder is to be trained, or says something else each time.
+        """
+        states.check_fixed(model)
+        own = self._front_end()
+        known: dict[Split, dict[Window, EncoderStates]] = {}
+        for split in self.splits:
+            log.info("the frozen encoder hears %s", split)
+            whole_too = [windows.FULL] if split == "train" and self.full_window_share else []
+            for window in {own.window, *whole_too}:
+                dataset = SpeechDataset(self.clips[split], self.stores[split], replace(own, window=window))
+                frames = dict(zip((clip.name for clip in dataset.clips), dataset.windows(), strict=True))
+                digests = [dataset.store.decoded[name].digest for name in frames]
+                heard = states.build(
+                    trainer, model, self._share(split, dataset), frames, digests, cache_folder() / "encoder"
+                )
+                known.setdefault(split, {})[window] = heard
+        self.states = known
 
     def summary(self) -> dict[str, Any]:
         """What stands under `data` in the results."""

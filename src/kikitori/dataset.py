@@ -1,6 +1,6 @@
 """Clips of a split as the examples of a loader."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch.utils.data import Dataset
@@ -9,19 +9,29 @@ from kikitori.audio import SAMPLE_RATE, to_float
 from kikitori.clips import Clip
 from kikitori.front_end import FrontEnd
 from kikitori.sampler import Draw
+from kikitori.states import EncoderStates
 from kikitori.store import Store
+from kikitori.window import FULL, Window
 
 
 class SpeechDataset(Dataset[dict[str, Any]]):
     """Clips of one split as the examples that `collate` stacks; the log-Mel is computed when a clip is asked for.
 
+    states: what a frozen encoder says of them in a window, where that is known, instead of the log-Mel.
     Asked for by its place, or for training by a `Draw`, which gives its weight and window, too.
     """
 
-    def __init__(self, clips: Sequence[Clip], store: Store, front_end: FrontEnd) -> None:
+    def __init__(
+        self,
+        clips: Sequence[Clip],
+        store: Store,
+        front_end: FrontEnd,
+        states: Mapping[Window, EncoderStates] | None = None,
+    ) -> None:
         self.clips = clips
         self.store = store
         self.front_end = front_end
+        self.states = states or {}
 
     def __len__(self) -> int:
         return len(self.clips)
@@ -29,13 +39,18 @@ class SpeechDataset(Dataset[dict[str, Any]]):
     def __getitem__(self, asked: int | Draw) -> dict[str, Any]:
         place, weight, whole = asked if isinstance(asked, Draw) else (asked, None, False)
         clip = self.clips[place]
-        waveform = to_float(self.store.pcm(clip.name))
+        window = FULL if whole else self.front_end.window
+        heard: dict[str, Any]
+        if window in self.states:
+            heard = {"encoder_states": self.states[window][clip.name]}
+        else:
+            heard = {"input_features": self.front_end.log_mel(to_float(self.store.pcm(clip.name)), whole)}
         return {
-            "input_features": self.front_end.log_mel(waveform, whole),
+            **heard,
             "tokens": self.front_end.encode(clip.text),
             "clip": clip.name,
             "text": clip.text,
-            "seconds": len(waveform) / SAMPLE_RATE,
+            "seconds": self.store.decoded[clip.name].samples / SAMPLE_RATE,
             "weight": weight,
         }
 

@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 from pytorch_lightning.callbacks import LearningRateMonitor
 from pytorch_lightning.loggers import CSVLogger, Logger
 
-from kikitori import checkpoints, ranks, scoring
+from kikitori import checkpoints, fitting, ranks, scoring
 from kikitori import trainer as trainers
 from kikitori import whisper as whispers
 from kikitori import window as windows
@@ -64,8 +64,11 @@ def train(cfg: DictConfig, folder: Path) -> Results:
         describe(results, whisper, model_name(cfg))
         preflight(next(iter(data.score_dataloader("train"))), whisper.front_end)
 
-        at_once = dict.fromkeys(data.window_frames(), data.batch) if data.batch else {}
-        module = WhisperModule(whisper, instantiate(cfg.optim, _convert_="all"), clip_norm, at_once)
+        module = WhisperModule(whisper, instantiate(cfg.optim, _convert_="all"), clip_norm)
+        module.at_once = fitting.at_once(trainer, module, data)
+        if data.cache_encoder:
+            with timed(results, "encode_s"):
+                data.encode_once(trainer, whisper.model)
         sampled: dict[Split, int | None] = {"train": cfg.score.train_clips}
         begun = cfg.resume and scoring.is_scored(folder, data.splits, "before")
         checkpoint = checkpoints.newest(folder / "checkpoints") if begun else None

@@ -40,7 +40,7 @@ OF_THE_SWEEP = ("hydra.mode", "hydra.sweep", "hydra.run.dir", "hydra/launcher", 
 # Keys of `data` that change nothing of what is decoded.
 NOT_OF_THE_STORE = (
     *("global_batch", "batch", "eval_batch_size", "num_workers", "group_by_length"),
-    *("window", "window_edges_s", "window_margin_s", "full_window_share"),
+    *("window", "window_edges_s", "window_margin_s", "full_window_share", "cache_encoder"),
 )
 
 

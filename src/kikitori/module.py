@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from kikitori.collate import IGNORED, Batch
 from kikitori.decode import read
+from kikitori.front_end import FRAMES_PER_POSITION
 from kikitori.loss import clip_losses
 from kikitori.metrics import edits_and_lengths, score_clips
 from kikitori.whisper import Whisper, encode
@@ -59,7 +60,8 @@ class WhisperModule(pl.LightningModule):
         for features, rows in parts(batch, self.at_once):
             last = rows.stop == len(batch["labels"])
             with nullcontext() if last else self.no_sync():
-                loss = (self.losses(encode(self.model, features), batch["labels"][rows]) * batch["weights"][rows]).sum()
+                losses_of = clip_losses(self.model, self.states(batch, features), batch["labels"][rows])
+                loss = (losses_of * batch["weights"][rows]).sum()
                 self.manual_backward(loss)
             losses.append(loss.detach())
         optimizer.step()
@@ -73,9 +75,9 @@ class WhisperModule(pl.LightningModule):
         wrapped = self.trainer.strategy.model
         return wrapped.no_sync() if isinstance(wrapped, DistributedDataParallel) else nullcontext()
 
-    def losses(self, encoder_states: Tensor, labels: Tensor) -> Tensor:
-        """(batch,): the sum of the cross-entropies of each clip's supervised tokens."""
-        return clip_losses(self.model, encoder_states, labels)
+    def states(self, batch: Batch, part: Tensor) -> Tensor:
+        """What the encoder says of a part of the batch, where it is not known already."""
+        return part if batch["encoder_states"] else encode(self.model, part)
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
         # Here, where Lightning has undone the loss's scaling.
@@ -88,8 +90,9 @@ class WhisperModule(pl.LightningModule):
 
         def assess(features: Tensor, rows: slice) -> tuple[Tensor, list[str]]:
             # One pass of the encoder for both.
-            states = encode(self.model, features)
-            return self.losses(states, batch["labels"][rows]).sum(), read(self.whisper, states, batch["seconds"][rows])
+            states = self.states(batch, features)
+            loss = clip_losses(self.model, states, batch["labels"][rows]).sum()
+            return loss, read(self.whisper, states, batch["seconds"][rows])
 
         losses, texts = zip(*(found for part in parts(batch) for found in in_halves(assess, *part)), strict=True)
         loss = torch.stack(losses).sum()
@@ -112,7 +115,7 @@ class WhisperModule(pl.LightningModule):
         """(clip, reference, hypothesis) of each row."""
 
         def hear(features: Tensor, rows: slice) -> list[str]:
-            return read(self.whisper, encode(self.model, features), batch["seconds"][rows])
+            return read(self.whisper, self.states(batch, features), batch["seconds"][rows])
 
         texts = [text for part in parts(batch) for some in in_halves(hear, *part) for text in some]
         return list(zip(batch["clips"], batch["texts"], texts, strict=True))
@@ -124,10 +127,11 @@ class WhisperModule(pl.LightningModule):
 
 
 def parts(batch: Batch, at_once: Mapping[int, int] | None = None) -> Iterator[tuple[Tensor, slice]]:
-    """A batch in parts that can go through the model together: features of one window, and their rows."""
+    """A batch in parts that can go through the model together: what is known of clips of a window, and their rows."""
     start = 0
-    for features in batch["input_features"]:
-        for part in features.split((at_once or {}).get(features.shape[2], len(features))):
+    for same in batch["encoder_states"] or batch["input_features"]:
+        frames = same.shape[1] * FRAMES_PER_POSITION if batch["encoder_states"] else same.shape[2]
+        for part in same.split((at_once or {}).get(frames, len(same))):
             yield part, slice(start, start + len(part))
             start += len(part)
 

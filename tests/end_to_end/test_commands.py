@@ -28,6 +28,12 @@ SMALL = [
 LOADING: dict[str, Any] = {
     "global_batch": 8,
     "eval_batch_size": 8,
+    "window": None,
+    "window_edges_s": [],
+    "window_margin_s": 0.0,
+    "full_window_share": 0.0,
+    "batch": None,
+    "cache_encoder": False,
     "num_workers": 0,
     "group_by_length": True,
     "limit": {"sample": False},
@@ -169,6 +175,74 @@ def test_transcribe_reads_folders_and_long_recordings_and_tells_what_it_cannot(
     assert done.returncode == 1
     assert "broken.mp3: DataError: cannot be decoded" in done.stderr
     assert "1 of 2 files could not be read" in done.stderr
+
+
+@pytest.fixture(scope="module")
+def bucketed(cache: Path) -> Path:
+    """A finished run whose clips were heard in windows of their own, and every other step in the whole one."""
+    window = ["data.window=bucketed", "data.window_edges_s=[1.5,2,2.5]", "data.window_margin_s=0.2"]
+    window += ["data.full_window_share=0.5", "score.full_window_clips=3", "data.batch=3"]
+    done = kikitori("train", *SMALL, *window, "logger=none", "hydra.run.dir=bucketed", cache=cache)
+    assert done.returncode == 0, done.stderr
+    assert "In the whole window, as stock tools read: validation CER" in done.stdout
+    return cache / "bucketed"
+
+
+def test_a_bucketed_run_tells_how_stock_tools_read_its_model(bucketed: Path) -> None:
+    scores = results(bucketed)["scores"]
+    assert {s: v["clips"] for s, v in scores["after_in_full_window"].items()} == {"validation": 3, "test": 3}
+    card = (bucketed / "model" / "README.md").read_text(encoding="utf-8")
+    assert "the first of 1.5, 2, 2.5 s that holds the clip and 0.2 s of silence" in card
+    cer = scores["after_in_full_window"]["test"]["cer"]
+    assert f"test CER {100 * cer:.1f} [" in card.split("hears every clip in the whole window of 3 s instead")[1]
+
+
+@pytest.mark.parametrize("window", ["null", "full", "bucketed"])
+def test_evaluate_reads_a_model_in_its_own_windows_or_in_others(bucketed: Path, cache: Path, window: str) -> None:
+    overrides = ["data=demo", "data.limit={validation: 4, test: 5}", "trainer.accelerator=cpu", f"data.window={window}"]
+    overrides += ["data.window_edges_s=[3]"] if window == "bucketed" else []
+    done = kikitori("evaluate", *overrides, "checkpoint=bucketed", f"hydra.run.dir=heard-{window}", cache=cache)
+    assert done.returncode == 0, done.stderr
+    found, run = results(cache / f"heard-{window}"), results(bucketed)
+    if window == "null":
+        assert found["scores"]["evaluated"]["test"] == run["scores"]["after"]["test"]
+    assert ("0.2 s of silence" in found["model"]["window"]) == (window == "null")
+    pipeline_reads = pipeline("automatic-speech-recognition", model=str(bucketed / "model"), device="cpu")
+    for row in map(json.loads, (cache / f"heard-{window}/predictions/test_evaluated.jsonl").read_text().splitlines()):
+        samples, _ = soundfile.read(DEMO / "clips" / row["clip"], dtype="float32")
+        stock = pipeline_reads({"raw": samples, "sampling_rate": 16_000})["text"].strip()
+        assert window == "null" or row["hypothesis"] == stock
+
+
+def test_transcribe_reads_in_the_windows_of_the_model(bucketed: Path, cache: Path) -> None:
+    rows = map(json.loads, (bucketed / "predictions/test_after.jsonl").read_text().splitlines())
+    expected = {row["clip"]: row["hypothesis"] for row in rows}
+    clips = [str(DEMO / "clips" / clip) for clip in expected]
+    done = kikitori("transcribe", *clips, "--model", str(bucketed), "--format", "jsonl", cache=cache)
+    texts = {Path(row["file"]).name: row["text"] for row in map(json.loads, done.stdout.splitlines())}
+    assert texts == {Path(clip).name: text for clip, text in expected.items()}
+
+
+def test_a_frozen_encoder_hears_each_clip_once_and_the_scores_are_the_same(cache: Path) -> None:
+    window = ["data.window=bucketed", "data.window_edges_s=[1.5,2,2.5]", "data.window_margin_s=0.2"]
+    frozen = ["model.freeze=encoder", "data.full_window_share=0.5", "logger=none", "optim.lr=1e-3", *window]
+    done = []
+    for cached in ("false", "true", "true"):
+        folder = f"frozen-{len(done)}"
+        run = kikitori("train", *SMALL, *frozen, f"data.cache_encoder={cached}", f"hydra.run.dir={folder}", cache=cache)
+        assert run.returncode == 0, run.stderr
+        done.append(results(cache / folder))
+    uncached, once, again = done
+    # Train in its own windows and in the whole one, validation and test.
+    assert len(list((cache / "encoder").glob("*.states"))) == 4
+    assert not list((cache / "encoder").glob("*.partial"))
+    for other in (once, again):
+        assert other["scores"] == uncached["scores"]
+        for row, same in zip(other["history"], uncached["history"], strict=True):
+            assert row == pytest.approx(same, rel=1e-4)
+    assert once["history"] == again["history"]
+    refused = kikitori("train", *SMALL, "data.cache_encoder=true", "logger=none", cache=cache)
+    assert "needs an encoder that is not trained; add model.freeze=encoder" in refused.stderr
 
 
 def test_a_run_is_never_overwritten(run: tuple[Path, str, str], cache: Path) -> None:

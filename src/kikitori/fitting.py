@@ -1,0 +1,99 @@
+"""`data.batch=auto`: how many clips of each window a GPU computes at once, found by trying and kept for later runs."""
+
+import json
+import logging
+from collections.abc import Callable
+
+import pytorch_lightning as pl
+import torch
+from filelock import FileLock
+
+from kikitori.callbacks import of_all_processes
+from kikitori.datamodule import SpeechDataModule
+from kikitori.errors import TrainingError
+from kikitori.loss import clip_losses
+from kikitori.module import WhisperModule
+from kikitori.paths import cache_folder
+from kikitori.report import write_json
+from kikitori.whisper import encode
+
+log = logging.getLogger(__name__)
+
+
+def at_once(trainer: pl.Trainer, module: WhisperModule, data: SpeechDataModule) -> dict[int, int]:
+    """Clips that a process computes at a time, by the log-Mel frames of their window; silent where all of a step's.
+
+    Raises TrainingError where not one clip fits. On a CPU, whose memory has no such edge, auto takes all at once.
+    """
+    if data.batch != "auto":
+        return dict.fromkeys(data.window_frames(), data.batch) if data.batch else {}
+    device = trainer.strategy.root_device
+    if device.type != "cuda":
+        return {}
+    trainer.strategy.setup_environment()
+    share = -(-data.global_batch // trainer.world_size)
+    tokens = max(data.dataset("train").label_tokens())
+    module.to(device)
+    path = cache_folder() / "fitting.json"
+    with FileLock(path.with_suffix(".lock")):
+        known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        for frames in sorted(data.window_frames()):
+            if key(module, trainer, frames, share, tokens) not in known:
+                fits = step_that_may_not_fit(module, trainer, frames, tokens)
+                known[key(module, trainer, frames, share, tokens)] = most(share, fits, frames)
+        write_json(path, known)
+    found = {frames: known[key(module, trainer, frames, share, tokens)] for frames in data.window_frames()}
+    # The same in all processes, so that they stay together.
+    agreed = {frames: min(each[frames] for each in of_all_processes(found)) for frames in found}
+    if any(clips < share for clips in agreed.values()):
+        log.info("clips at once, of %d a step: %s", share, {f"{f / 100:g} s": n for f, n in sorted(agreed.items())})
+    return agreed
+
+
+def most(share: int, fits: Callable[[int], bool], frames: int) -> int:
+    """The largest of share, its half, its quarter, ... that fits."""
+    clips = share
+    while not fits(clips):
+        if clips == 1:
+            raise TrainingError(
+                f"one clip in a window of {frames / 100:g} s does not fit the GPU's memory; take a smaller model, "
+                "data.window=bucketed, model.gradient_checkpointing=true or trainer.precision=16-mixed"
+            )
+        clips = -(-clips // 2)
+    return clips
+
+
+def key(module: WhisperModule, trainer: pl.Trainer, frames: int, share: int, tokens: int) -> str:
+    """What a finding holds for."""
+    config, gpu = module.model.config, torch.cuda.get_device_properties(trainer.strategy.root_device)
+    trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
+    sizes = (module.model.num_parameters(), trained, config.d_model, config.encoder_layers, config.decoder_layers)
+    how = (trainer.precision, trainer.world_size > 1, module.model.is_gradient_checkpointing, torch.__version__)
+    return f"{gpu.name} {gpu.total_memory} {sizes} {how} {frames} {share} {tokens}"
+
+
+def step_that_may_not_fit(
+    module: WhisperModule, trainer: pl.Trainer, frames: int, tokens: int
+) -> Callable[[int], bool]:
+    """A function that tells whether so many clips go forward and back beside all that a step keeps."""
+    model, device = module.model, trainer.strategy.root_device
+
+    def fits(clips: int) -> bool:
+        torch.cuda.empty_cache()
+        try:
+            # AdamW's two moments, and under DDP a second copy of the gradients.
+            trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+            kept = torch.empty((3 if trainer.world_size > 1 else 2) * trained, device=device)
+            features = torch.zeros(clips, module.front_end.num_mel_bins, frames, device=device)
+            labels = torch.zeros(clips, tokens, dtype=torch.int64, device=device)
+            with trainer.precision_plugin.forward_context():
+                loss = clip_losses(model, encode(model, features), labels).sum()
+            loss.backward()
+            del kept, features, labels, loss
+        except torch.OutOfMemoryError:
+            return False
+        finally:
+            model.zero_grad(set_to_none=True)
+        return True
+
+    return fits
