@@ -194,3 +194,14 @@ def test_the_encoder_of_real_weights_equals_the_stock_one(whisper_base: Whisper)
     with torch.no_grad():
         expected = whisper_base.model.model.encoder(features).last_hidden_state
         assert torch.equal(encode(whisper_base.model, features), expected)
+
+
+def test_what_nobody_could_say_in_a_clips_time_is_not_written(micro: Whisper, tmp_path: Path) -> None:
+    assert micro.caps([0.5, 9.0]) == [12, 12]
+    micro.limit_generation(max_new_tokens=40, num_beams=1, max_tokens_per_s=8.1)
+    assert micro.caps([0.0, 0.5, 9.0]) == [9, 13, 40]
+    micro.save(tmp_path)
+    loaded = load(str(tmp_path), "ja", "transcribe")
+    assert loaded.caps([0.5]) == [13]
+    loaded.limit_generation(max_new_tokens=None, num_beams=None, max_tokens_per_s=None)
+    assert loaded.caps([0.5]) == [13]

@@ -65,14 +65,16 @@ def score_in_full_window(
     results: Results,
 ) -> None:
     """How stock tools, which know the whole window only, read a model that was trained in others."""
-    own = data.front_end
+    own, generation = data.front_end, module.model.generation_config
     assert own is not None
     data.front_end = replace(own, window=FULL)
+    # Nor do they know this cap, which hides what a model babbles in a silence that it was not trained with.
+    rate, generation.max_tokens_per_s = generation.max_tokens_per_s, None
     try:
         sampled: dict[Split, int | None] = {"validation": clips, "test": clips}
         score(trainer, module, data, sampled, folder, FULL_WINDOW, results, ("validation", "test"))
     finally:
-        data.front_end = own
+        data.front_end, generation.max_tokens_per_s = own, rate
 
 
 def gathered(rows: list[Any]) -> list[Any]:

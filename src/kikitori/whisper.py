@@ -51,8 +51,7 @@ class Whisper:
         room = self.front_end.max_label_tokens - len(self.front_end.prefix)
         config.max_new_tokens = min(max_new_tokens or config.max_new_tokens or MAX_NEW_TOKENS, room)
         config.num_beams = num_beams or config.num_beams or 1
-        if max_tokens_per_s:
-            config.max_tokens_per_s = max_tokens_per_s
+        config.max_tokens_per_s = max_tokens_per_s or getattr(config, "max_tokens_per_s", None)
 
     def caps(self, seconds: Sequence[float]) -> list[int]:
         """The tokens, at most, that are written for clips of so many seconds.
@@ -61,8 +60,8 @@ class Whisper:
         does not know the end, and takes as long to write as all the others of a batch.
         """
         config = self.model.generation_config
-        rate = getattr(config, "max_tokens_per_s", None)
-        return [min(config.max_new_tokens, ceil(rate * (s + 1))) if rate else config.max_new_tokens for s in seconds]
+        most, rate = config.max_new_tokens, config.max_tokens_per_s
+        return [min(most, ceil(rate * (s + 1))) if rate else most for s in seconds]
 
     def hearing_in(self, window: Window) -> "Whisper":
         """The same model, whose clips are heard in these windows, here and wherever its folder is loaded."""
