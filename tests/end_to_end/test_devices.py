@@ -19,10 +19,13 @@ SMALL = [
     *("experiment=demo", "model.d_model=32", "model.encoder_layers=1", "model.decoder_layers=1", "optim.lr=3e-3"),
     *("data.limit={train: 11, validation: 5, test: 3}", "validation.every_steps=20", "generation.max_new_tokens=20"),
     *("logger=none", "score.train_clips=3", "optim.warmup_steps=1", "trainer.max_steps=60"),
+    # Steps over several windows, every fourth in the whole one.
+    *("data.window=bucketed", "data.window_edges_s=[1.5,1.8,2.1,2.5]", "data.full_window_share=0.25"),
 ]
 # The timeout holds for the start, too, where one process may import for longer than the other.
 ENDLESS = ["trainer.max_steps=100000", "validation.every_steps=5", "trainer.strategy.collective_timeout_s=20"]
-TWO = ["trainer=ddp", "trainer.devices=2"]
+# In parts of two clips, to boot: a step goes forward and back in several.
+TWO = ["trainer=ddp", "trainer.devices=2", "data.batch=2"]
 
 
 def start(*arguments: str, cache: Path) -> subprocess.Popen[str]:
@@ -104,7 +107,7 @@ def assert_same(one: Path, other: Path) -> None:
         assert (row["val/cer"], row["val/wer"]) == (twin["val/cer"], twin["val/wer"])
         assert row == pytest.approx(twin, rel=1e-4)
     files = sorted(path.name for path in (one / "predictions").iterdir())
-    assert len(files) == 6
+    assert len(files) == 8
     for name in files:
         assert (one / "predictions" / name).read_text() == (other / "predictions" / name).read_text(), name
 
@@ -118,8 +121,7 @@ def test_two_processes_give_the_scores_and_losses_of_one(alone: Path, cache: Pat
 
 @pytest.mark.long
 def test_each_job_of_a_sweep_trains_its_own_values_in_both_processes(alone: Path, cache: Path) -> None:
-    """Two clips at a time, to boot."""
-    swept = ["hydra.mode=MULTIRUN", "optim.lr=1e-5,3e-3", "hydra.sweep.dir=sweep", "data.batch=2"]
+    swept = ["hydra.mode=MULTIRUN", "optim.lr=1e-5,3e-3", "hydra.sweep.dir=sweep"]
     code, complaint = train(*TWO, *swept, cache=cache)
     assert code == 0, complaint
     first, second = sorted(path.parent for path in (cache / "sweep").glob("*/results.json"))
