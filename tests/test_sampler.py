@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kikitori.sampler import StepSampler, epoch_batches
+from kikitori.sampler import ScoringBatches, StepSampler, epoch_batches
 
 CLIPS = st.lists(st.tuples(st.floats(0.1, 30), st.sampled_from([200, 300, 3000])), max_size=300)
 
@@ -22,6 +22,17 @@ def test_batches_are_of_one_window_as_far_as_they_fill(clips, batch_size, by) ->
     batches = epoch_batches([length for length, _ in clips], windows, batch_size, 0, 0, by)
     pure = sum(len({windows[i] for i in batch}) == 1 for batch in batches)
     assert pure >= sum(windows.count(window) // batch_size for window in set(windows))
+
+
+@given(clips=CLIPS, batch_size=st.integers(1, 20))
+def test_clips_are_scored_once_in_batches_of_one_window_and_equal_memory(clips, batch_size) -> None:
+    lengths, windows = [length for length, _ in clips], [window for _, window in clips]
+    batches = list(ScoringBatches(lengths, windows, 3000, batch_size))
+    assert sorted(i for batch in batches for i in batch) == list(range(len(clips)))
+    assert all(len({windows[i] for i in batch}) == 1 for batch in batches)
+    assert all(len(batch) * windows[batch[0]] <= 3000 * batch_size for batch in batches)
+    assert [windows[batch[0]] for batch in batches] == sorted((windows[batch[0]] for batch in batches), reverse=True)
+    assert len(batches) <= sum(-(-windows.count(w) * w // (3000 * batch_size)) for w in set(windows))
 
 
 def test_epochs_and_seeds_differ() -> None:

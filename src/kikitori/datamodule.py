@@ -22,7 +22,7 @@ from kikitori.errors import DataError
 from kikitori.front_end import FrontEnd
 from kikitori.paths import DEMO, cache_folder
 from kikitori.progress import progress_bar
-from kikitori.sampler import StepSampler
+from kikitori.sampler import ScoringBatches, StepSampler
 from kikitori.selection import Rules, check_apart, check_rate, limit, seeded_sample, select
 from kikitori.states import EncoderStates
 from kikitori.store import Store, build
@@ -36,11 +36,11 @@ class SpeechDataModule(pl.LightningDataModule):
 
     limit: clips to keep of each split (None: all), the first or a seeded sample. global_batch: clips of an optimizer
     step, over all processes. batch: clips of it that a process computes at a time (None: all its share; auto: as many
-    as fit). eval_batch_size: clips that one process reads at a time. window, window_edges_s, window_margin_s: how much
-    silence clips are heard with, see `kikitori.window`; None: as the model was trained. full_window_share: of the
-    training steps, those that hear their clips in the whole window all the same. cache_encoder: whether a frozen
-    encoder hears each clip only once. front_end: None where only the audio is to be prepared. Other arguments: see
-    `kikitori.selection.Rules`.
+    as fit). eval_batch_size: clips that one process reads at a time in the whole window, and more in shorter ones.
+    window, window_edges_s, window_margin_s: how much silence clips are heard with, see `kikitori.window`; None: as the
+    model was trained. full_window_share: of the training steps, those that hear their clips in the whole window all
+    the same. cache_encoder: whether a frozen encoder hears each clip only once. front_end: None where only the audio
+    is to be prepared. Other arguments: see `kikitori.selection.Rules`.
     """
 
     def __init__(
@@ -218,7 +218,8 @@ class SpeechDataModule(pl.LightningDataModule):
         mine = SpeechDataset(
             longest_first[self.rank :: self.processes], dataset.store, dataset.front_end, dataset.states
         )
-        return self._loader(mine, batch_size=self.eval_batch_size)
+        sizes = (mine.durations_s(), mine.windows(), self._front_end().frames, self.eval_batch_size)
+        return self._loader(mine, batch_sampler=ScoringBatches(*sizes))
 
     def _loader(self, dataset: SpeechDataset, **how: Any) -> DataLoader[Batch]:
         # What a loader yields is what its collate function makes, which its type does not know.

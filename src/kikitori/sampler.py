@@ -1,4 +1,4 @@
-"""Which clips a process trains on in each step: a pure function of (seed, step).
+"""Which clips a process trains on in each step, a pure function of (seed, step), and batches of clips to be scored.
 
 A step of the optimizer sees one global batch, whoever computes it: its clips are dealt out to the processes, and each
 is weighed so that the processes' losses average to the mean over all tokens of the global batch. So 1 process and 8
@@ -6,6 +6,7 @@ train the same recipe.
 """
 
 from collections.abc import Iterator, Sequence
+from itertools import groupby
 from typing import NamedTuple
 
 import numpy as np
@@ -114,3 +115,24 @@ class StepSampler(Sampler[list[Draw]]):
             mine = [Draw(i, weight, whole) for i in clips[self.rank :: self.processes]]
             size = -(-len(clips) // self.processes)
             yield mine + [Draw(clips[0], 0.0, whole)] * (size - len(mine))
+
+
+class ScoringBatches(Sampler[list[int]]):
+    """Every clip once, the longest first, in batches of one window: a DataLoader's `batch_sampler`.
+
+    frames: log-Mel frames that each clip is heard in, of at most `whole`. batch_size: clips in the whole window; in a
+    shorter one as many more as it is shorter, which take as much memory.
+    """
+
+    def __init__(self, lengths: Sequence[float], frames: Sequence[int], whole: int, batch_size: int) -> None:
+        longest_first = sorted(range(len(lengths)), key=lambda i: (-frames[i], -lengths[i]))
+        self.batches: list[list[int]] = []
+        for window, clips in groupby(longest_first, lambda i: frames[i]):
+            alike, n = list(clips), batch_size * whole // window
+            self.batches += [alike[i : i + n] for i in range(0, len(alike), n)]
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return iter(self.batches)
