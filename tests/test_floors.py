@@ -14,7 +14,7 @@ FLOORS = [
     {"pruning"},
     {"front_end"},
     {"whisper"},
-    {"collate", "common_voice", "config", "decode", "hub", "manifest", "metrics", "selection", "store"},
+    {"collate", "common_voice", "config", "decode", "greedy", "hub", "manifest", "metrics", "selection", "store"},
     {"differences", "leaderboard", "player"},
     {"clip_changes", "importance", "listing"},
     {"figures"},
