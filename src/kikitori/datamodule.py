@@ -10,7 +10,7 @@ import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader
 
-from kikitori import common_voice, hub, manifest
+from kikitori import common_voice, manifest
 from kikitori.audio import SAMPLE_RATE
 from kikitori.clips import SPLITS, Clip, Corpus, Reject, Split
 from kikitori.collate import Batch, collate
@@ -273,4 +273,6 @@ class Hub(SpeechDataModule):
         self.columns = (audio_column, text_column, speaker_column)
 
     def read(self) -> Corpus:
+        from kikitori import hub  # here, for datasets takes most of a second to import
+
         return hub.read(*self.where, *self.columns)
