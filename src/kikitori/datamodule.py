@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import DataLoader
 from transformers import WhisperForConditionalGeneration
 
-from kikitori import common_voice, hub, manifest, states
+from kikitori import common_voice, manifest, states
 from kikitori import window as windows
 from kikitori.audio import SAMPLE_RATE
 from kikitori.clips import SPLITS, Clip, Corpus, Reject, Split
@@ -341,4 +341,6 @@ class Hub(SpeechDataModule):
         self.columns = (audio_column, text_column, speaker_column)
 
     def read(self) -> Corpus:
+        from kikitori import hub  # here, for datasets takes most of a second to import
+
         return hub.read(*self.where, *self.columns)

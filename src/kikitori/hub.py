@@ -6,10 +6,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from datasets import Audio, Dataset, load_dataset
+from datasets import Audio, Dataset, disable_progress_bars, load_dataset
 
 from kikitori.clips import SPLITS, Clip, Corpus
 from kikitori.errors import DataError
+from kikitori.progress import shows_bars
 
 MOVED = "mozilla-foundation/common_voice"
 
@@ -34,6 +35,8 @@ def read(
             f"data.name={name}: Mozilla's Common Voice left the Hub in October 2025. Download a release from Mozilla "
             "Data Collective and pass data=common_voice data.release=/path/to/cv-corpus-27.0-ja.tar.gz"
         )
+    if not shows_bars():
+        disable_progress_bars()
     clips: list[Clip] = []
     for split in SPLITS:
         if not splits.get(split):

@@ -10,7 +10,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, cast
 
-import datasets
 import torch
 import transformers
 from omegaconf import DictConfig, OmegaConf
@@ -133,7 +132,6 @@ def quieten() -> None:
     transformers.logging.set_verbosity_error()
     if not shows_bars():
         transformers.utils.logging.disable_progress_bar()
-        datasets.disable_progress_bars()
     trainers.quieten()
     if not is_main():
         logging.disable(logging.INFO)

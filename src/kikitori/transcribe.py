@@ -1,4 +1,7 @@
-"""kikitori transcribe: read audio files and folders to text."""
+"""kikitori transcribe: read audio files and folders to text.
+
+What takes seconds to import is imported where it is used: --help and a wrong path should not wait for it.
+"""
 
 import argparse
 import json
@@ -6,22 +9,15 @@ import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-import torch
-import transformers
-from transformers import GenerationConfig
-
-from kikitori.audio import SAMPLE_RATE, decode
-from kikitori.decode import transcribe
 from kikitori.errors import KikitoriError
 from kikitori.progress import progress_bar
-from kikitori.whisper import load
 
 AUDIO_SUFFIXES = {".mp3", ".wav", ".flac", ".ogg", ".opus", ".oga"}
 
 
 def main() -> None:
     """One line of text a file on standard output, or JSON lines; a file that cannot be read is told and passed over."""
-    parser = argparse.ArgumentParser(prog="kikitori transcribe", description=__doc__)
+    parser = argparse.ArgumentParser(prog="kikitori transcribe", description=str(__doc__).splitlines()[0])
     parser.add_argument("paths", nargs="+", type=Path, help="audio files, or folders to look through")
     parser.add_argument(
         "--model", required=True, help="a run folder, a model folder, or a name on the Hugging Face Hub"
@@ -29,8 +25,6 @@ def main() -> None:
     parser.add_argument("--language", help="a language code (default: the model's own, else ja)")
     parser.add_argument("--format", choices=("txt", "jsonl"), default="txt", help="default: txt")
     arguments = parser.parse_args()
-    transformers.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
     try:
         files = find_audio(arguments.paths)
         failed = 0
@@ -63,6 +57,8 @@ def find_audio(paths: Iterable[Path]) -> list[Path]:
 
 def saved_language(model: str) -> str | None:
     """The language that a fine-tuned model was saved with; a stock one has none."""
+    from transformers import GenerationConfig
+
     try:
         return getattr(GenerationConfig.from_pretrained(model), "language", None)
     except OSError:
@@ -71,6 +67,15 @@ def saved_language(model: str) -> str | None:
 
 def read_files(files: list[Path], model: str, language: str | None) -> Iterator[tuple[Path, float, str, str]]:
     """(file, seconds, text, error) of each file, one after the other."""
+    import torch
+    import transformers
+
+    from kikitori.audio import SAMPLE_RATE, decode
+    from kikitori.decode import transcribe
+    from kikitori.whisper import load
+
+    transformers.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
     folder = Path(model).expanduser() / "model"
     name = str(folder) if folder.is_dir() else model
     whisper = load(name, language or saved_language(name) or "ja", "transcribe")
