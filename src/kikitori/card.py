@@ -10,7 +10,7 @@ def card(results: Mapping[str, Any]) -> str:
     """README.md of the model's folder, from the results of its run."""
     model, data, scores = results["model"], results["data"], results["scores"]
     rows = [("", "split", "clips", "CER %", "WER %"), ("---", "---", "---:", "---:", "---:")]
-    stages = {"before": "before, as below", "after": "after, as below", FULL_WINDOW: "after, in the whole window"}
+    stages = {"before": "before, as it came", "after": "after, as below", FULL_WINDOW: "after, in the whole window"}
     for stage, words in stages.items():
         for split, rates in scores.get(stage, {}).items():
             rows.append((words, split, str(rates["clips"]), rate_cell(rates, "cer"), rate_cell(rates, "wer")))
@@ -27,7 +27,7 @@ pipeline_tag: automatic-speech-recognition
 
 Rates are all edits over all length on normalised text; in brackets 95 % bootstrap intervals over clips.
 
-**How it hears.** Trained, and scored as above, with each clip in {model["window"]}.
+**How it hears.** Trained, and scored after, with each clip in {model["window"]}.
 {_in_a_stock_pipeline(results)}
 """
 

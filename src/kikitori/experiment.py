@@ -58,7 +58,8 @@ def train(cfg: DictConfig, folder: Path) -> Results:
         data = build_data(cfg, trainer)
         data.read_once()
         whisper: Whisper = instantiate(cfg.model, _partial_=True, _convert_="all")()
-        whisper = whisper.hearing_in(data.window or whisper.front_end.window)
+        came_with = whisper.front_end.window
+        whisper = whisper.hearing_in(data.window or came_with)
         set_up(data, whisper.front_end, folder, results)
         limit_generation(whisper, plain(cfg.generation), data)
         describe(results, whisper, model_name(cfg))
@@ -77,7 +78,9 @@ def train(cfg: DictConfig, folder: Path) -> Results:
                 log.info("going on from %s", checkpoint.name)
                 before = scoring.earlier(folder, data.splits, "before", results)
             else:
-                before = scoring.score(trainer, module, data, sampled, folder, "before", results)
+                # In the windows that it was trained in: to learn others is not to hear better.
+                with scoring.heard_in(data, came_with):
+                    before = scoring.score(trainer, module, data, sampled, folder, "before", results)
         save(results, folder)
         try:
             with timed(results, "fit_s"):

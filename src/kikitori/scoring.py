@@ -1,7 +1,8 @@
 """Scores of whole splits, exact however many processes read them: every clip once, edits summed, divided once."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -16,7 +17,7 @@ from kikitori.metrics import ClipScore, prediction, score_clips, summarise
 from kikitori.module import WhisperModule
 from kikitori.report import FULL_WINDOW, predictions_file, read_lines, write_lines
 from kikitori.run import Results, is_main
-from kikitori.window import FULL
+from kikitori.window import FULL, Window
 
 log = logging.getLogger(__name__)
 
@@ -65,16 +66,25 @@ def score_in_full_window(
     results: Results,
 ) -> None:
     """How stock tools, which know the whole window only, read a model that was trained in others."""
-    own, generation = data.front_end, module.model.generation_config
-    assert own is not None
-    data.front_end = replace(own, window=FULL)
+    generation = module.model.generation_config
     # Nor do they know this cap, which hides what a model babbles in a silence that it was not trained with.
     rate, generation.max_tokens_per_s = generation.max_tokens_per_s, None
-    try:
-        sampled: dict[Split, int | None] = {"validation": clips, "test": clips}
+    sampled: dict[Split, int | None] = {"validation": clips, "test": clips}
+    with heard_in(data, FULL):
         score(trainer, module, data, sampled, folder, FULL_WINDOW, results, ("validation", "test"))
+    generation.max_tokens_per_s = rate
+
+
+@contextmanager
+def heard_in(data: SpeechDataModule, window: Window) -> Iterator[None]:
+    """The clips are heard in these windows for the time being."""
+    own = data.front_end
+    assert own is not None
+    data.front_end = replace(own, window=window)
+    try:
+        yield
     finally:
-        data.front_end, generation.max_tokens_per_s = own, rate
+        data.front_end = own
 
 
 def gathered(rows: list[Any]) -> list[Any]:
