@@ -4,6 +4,7 @@ import ctypes
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -55,8 +56,10 @@ class Meter:
             self.peak_mb = peak_mb()
 
     def measured(self, config: WhisperConfig, precision: str) -> dict[str, Any]:
-        """What stands under `train`. growth: from between two steps to the peak inside one, the weights, the
-        optimizer's state and the libraries apart."""
+        """What stands under `train` in the results.
+
+        Growth is from between two steps to the peak inside one: without weights, optimizer's state and libraries.
+        """
         clips = sum(part.clips for parts in self.parts for part in parts)
         work = sum(part.clips * training(config, part.frames, part.tokens) for parts in self.parts for part in parts)
         batch = clips / len(self.parts)
@@ -118,8 +121,8 @@ def activation_mb(
     for part in (part for step in parts for part in step):
         clips[part.frames, part.tokens] = clips.get((part.frames, part.tokens), 0) + part.clips
     total = 0.0
-    for (frames, tokens), count in clips.items():
-        one, two = (_kept_bytes(lambda n=n: loss(n, frames, tokens), model, precision) for n in (1, 2))
+    for shape, count in clips.items():
+        one, two = (_kept_bytes(partial(loss, n, *shape), model, precision) for n in (1, 2))
         total += count * (two - one)
     return total / sum(clips.values()) / 1e6
 
@@ -161,5 +164,3 @@ def matrix_rate(dtype: torch.dtype) -> float:
         _wait()
         best = min(best, time.perf_counter() - start)
     return 2 * size**3 / best
-
-

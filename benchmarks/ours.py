@@ -1,4 +1,4 @@
-"""kikitori as a run has it, from its configuration on, but for the command line, checkpoints and validation on the way."""
+"""kikitori as a run has it, from its configuration on, without checkpoints and validation on the way."""
 
 import time
 from pathlib import Path
@@ -25,12 +25,14 @@ from kikitori.module import WhisperModule
 from kikitori.monitor import Monitor
 from kikitori.paths import CONF, cache_folder
 from kikitori.run import plain, quieten
+from kikitori.whisper import encode
 
 
 def compose_run(task: Task) -> DictConfig:
     """The configuration of `kikitori train` with the tutorial's recipe."""
     overrides = [
         f"data.release={task.release}",
+        f"data.window={task.contender}",
         f"model.name={task.model}",
         f"data.global_batch={task.batch}",
         f"data.eval_batch_size={task.batch}",
@@ -82,13 +84,14 @@ def train(task: Task) -> dict[str, Any]:
     meter = Meter(WARMUP_STEPS, task.all_steps)
     callbacks = [Recorder(), LearningRateMonitor("step"), Monitor(), Progress(task.path), EndOfStep(meter)]
     settings, _ = trainers.on_this_machine(plain(cfg.trainer), torch.cuda.device_count())
+    clip_norm = settings.pop("gradient_clip_val")
     trainer = trainers.build(settings, task.path, callbacks, [CSVLogger(task.path, name="", version="")])
     data = build_data(cfg, trainer)
-    whisper = instantiate(cfg.model, _partial_=True, _convert_="all")()
-    whisper.limit_generation(**cfg.generation)
+    whisper = instantiate(cfg.model, _partial_=True, _convert_="all")().hearing_in(data.window)
     data.front_end = whisper.front_end
     data.setup()
-    module = WhisperModule(whisper, instantiate(cfg.optim, _convert_="all"))
+    experiment.limit_generation(whisper, plain(cfg.generation), data)
+    module = WhisperModule(whisper, instantiate(cfg.optim, _convert_="all"), clip_norm)
     trainer.fit(module, datamodule=data)
     measured = meter.measured(whisper.model.config, task.precision)
     module.to(DEVICE).train()
@@ -108,12 +111,12 @@ class EndOfStep(pl.Callback):
         self.meter = meter
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        features, tokens = batch["input_features"], batch["labels"].shape[1]
-        self.meter.end_of_step([Part(len(features), features.shape[2], tokens)])
+        tokens = batch["labels"].shape[1]
+        self.meter.end_of_step([Part(len(part), part.shape[2], tokens) for part in batch["input_features"]])
 
 
 def loss(module: WhisperModule, clips: int, frames: int, tokens: int) -> Tensor:
     """Of made-up clips."""
     features = torch.zeros(clips, module.front_end.num_mel_bins, frames, device=DEVICE)
     labels = torch.ones(clips, tokens, dtype=torch.int64, device=DEVICE)
-    return module.token_losses({"input_features": features, "labels": labels}).sum()
+    return module.losses(encode(module.model, features), labels).sum()

@@ -1,7 +1,7 @@
 """What most people run: the Hugging Face tutorial "Fine-Tune Whisper" around the stock Seq2SeqTrainer, in two versions.
 
 `recipe` is the tutorial as its users write it: https://huggingface.co/blog/fine-tune-whisper, and the articles that
-copied it. `fair` is the same trainer as somebody who knows it would set it up: tensors instead of lists out of the
+copied it. `fair` is the same trainer as somebody who knows it would set it up: arrays instead of lists out of the
 dataset, workers, no recomputation, labels with one start token.
 """
 
@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import jiwer
+import numpy as np
 import soundfile
 import torch
 from datasets import Dataset
 from measure import DEVICE, Meter, Part, activation_mb
+from numpy.typing import NDArray
 from task import WARMUP_STEPS, Task
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
@@ -109,11 +111,11 @@ class TutorialCollator:
         return batch
 
 
-def fair_collator(features: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+def fair_collator(features: list[dict[str, NDArray]]) -> dict[str, Tensor]:
     """One stack, and labels without the start token, which the model puts there itself."""
-    labels = [feature["labels"][1:] for feature in features]
+    labels = [torch.from_numpy(feature["labels"][1:]) for feature in features]
     return {
-        "input_features": torch.stack([feature["input_features"] for feature in features]),
+        "input_features": torch.from_numpy(np.stack([feature["input_features"] for feature in features])),
         "labels": pad_sequence(labels, batch_first=True, padding_value=-100),
     }
 
@@ -124,7 +126,7 @@ def train(task: Task) -> dict[str, Any]:
     processor = load_processor(task)
     datasets = {split: Dataset.from_file(str(stored(task, split))) for split in ("train", "dev")}
     if fair:
-        datasets = {split: dataset.with_format("torch") for split, dataset in datasets.items()}
+        datasets = {split: dataset.with_format("numpy") for split, dataset in datasets.items()}
     model = WhisperForConditionalGeneration.from_pretrained(task.model)
     model.generation_config.language = LANGUAGE
     model.generation_config.task = "transcribe"

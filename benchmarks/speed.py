@@ -115,10 +115,11 @@ def notes(options: argparse.Namespace, found: dict[str, Any]) -> list[str]:
         f"{found['device']}, {found['threads']} threads, load {found['load_before']:.1f} before; "
         f"precision {options.precision}, batch {options.batch}, {options.steps} steps, {options.eval_clips} clips "
         f"evaluated; mean [least, greatest] of {options.rounds} rounds, ratios within a round.",
-        "recipe: the tutorial with recomputation. fair: the same trainer without it, with workers and tensors. "
+        "recipe: the tutorial with recomputation. fair: the same trainer without it, with workers and arrays. "
         "full, bucketed: kikitori with that data.window.",
-        "Kept for the backward pass: of the forward pass alone, counted by tensor. FLOPs are the model's, by arithmetic "
-        "(benchmarks/flops.py), in the window that was heard; recomputation is not counted.",
+        "A step's growth: from between two steps to the peak inside one. What is kept: counted tensor by tensor.",
+        "FLOPs are the model's in the window that was heard, by arithmetic (benchmarks/flops.py); recomputation is not "
+        "counted.",
     ]
     if options.model is None:
         told.append(
@@ -126,9 +127,7 @@ def notes(options: argparse.Namespace, found: dict[str, Any]) -> list[str]:
             f"{TOKENS_OF_RANDOM_WEIGHTS} tokens, because it never ends one."
         )
     if options.release is None:
-        told.append(
-            "The clips are the demo's, joined to last as long as Common Voice's (see benchmarks/stand_ins.py)."
-        )
+        told.append("The clips are the demo's, joined to last as long as Common Voice's (see benchmarks/stand_ins.py).")
     return told
 
 

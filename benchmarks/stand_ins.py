@@ -1,4 +1,4 @@
-"""Stand-ins for those who have neither weights nor speech at hand: a Whisper from random weights, a corpus of joined clips.
+"""Stand-ins for weights and speech where none are at hand: a Whisper from random weights, a corpus of joined clips.
 
 They cost what the real ones cost; what such a model reads is noise.
 """
@@ -28,10 +28,11 @@ END_ID = 50257
 # Kana, and what stands around it; Chinese characters. Whisper's tokens of Japanese are about one a character.
 CHARACTERS = [chr(code) for block in (range(0x3000, 0x3100), range(0x4E00, 0xA000)) for code in block]
 
-# Mean of all Japanese clips of Common Voice 17 (avgDurationSecs in github.com/common-voice/cv-dataset). The spread of the
-# logarithm and the characters a second are those of 60 clips sampled from Common Voice 6.1 Japanese.
+# Seconds of a clip are log-normal. Their mean is that of all Japanese clips of Common Voice 17 (avgDurationSecs in
+# github.com/common-voice/cv-dataset), the spread of their logarithm that of 60 clips sampled from release 6.1, which
+# have 4 characters a second.
 MEAN_S, LOG_SPREAD = 4.811, 0.322
-# The demo's voices say 10 characters a second without a pause, Common Voice's 4: so much of a clip is speech.
+# The demo's voices say 10 characters a second without a pause: so that transcripts are as long, half a clip is speech.
 SPEECH_SHARE = 0.5
 RATE = 48_000
 

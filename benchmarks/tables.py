@@ -27,7 +27,7 @@ PEER = "recipe"
 
 
 def summarise(rounds: Rounds) -> dict[str, dict[str, Any]]:
-    """By contender and `phase/key`: mean, least and greatest over the rounds, and of the ratio to the recipe, by round."""
+    """By contender and `phase/key`: mean, least, greatest over the rounds, and the same of its ratio to the recipe."""
     summary: dict[str, dict[str, Any]] = {}
     peers = {row["round"]: row for row in rounds if row["contender"] == PEER}
     for name in dict.fromkeys(row["contender"] for row in rounds):
