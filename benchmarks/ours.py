@@ -31,9 +31,7 @@ from kikitori.whisper import encode
 def compose_run(task: Task) -> DictConfig:
     """The configuration of `kikitori train` with the tutorial's recipe."""
     overrides = [
-        f"data.release={task.release}",
         f"data.window={task.contender}",
-        f"model.name={task.model}",
         f"data.global_batch={task.batch}",
         f"data.eval_batch_size={task.batch}",
         f"data.limit={{train: {task.train_clips}, validation: {task.eval_clips}, test: 1}}",
@@ -48,6 +46,8 @@ def compose_run(task: Task) -> DictConfig:
     ]
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("train", overrides)
+    # Not among the overrides, whose grammar leaves no room for every path.
+    cfg.data.release, cfg.model.name = task.release, task.model
     check(cfg)
     return cfg
 

@@ -67,7 +67,8 @@ def main() -> None:
             repeat(Path(options.release), Path(scratch, "ja"), size)
             results["sizes"].append({"clips": size, **{phase: child(phase, Path(scratch)) for phase in PHASES}})
         write_json(output / "scale.json", results)
-    drawn, notes = table(results["sizes"]), [f"{os.cpu_count()} cores; clips of {results['release']}, repeated."]
+    drawn = table(results["sizes"])
+    notes = [f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} after; clips of {results['release']}, repeated."]
     (output / "scale.md").write_text(tables.markdown(drawn, notes), encoding="utf-8")
     tables.show(drawn, notes)
 

@@ -66,6 +66,8 @@ def child(task: Task) -> dict[str, Any]:
         # As the command `kikitori` has it. A longer spin, which is OpenMP's own, would slow only who has workers.
         "GOMP_SPINCOUNT": "3000",
         "TOKENIZERS_PARALLELISM": "false",
+        # Of several GPUs one, or the stock Trainer would share its batch among all.
+        "CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0],
         "HF_DATASETS_CACHE": str(task.path / "datasets"),
         "KIKITORI_CACHE": str(task.path / "cache"),
     }
