@@ -21,6 +21,7 @@ from kikitori import trainer as trainers
 from kikitori.callbacks import Progress, Recorder
 from kikitori.config import check
 from kikitori.datamodule import SpeechDataModule
+from kikitori.loss import clip_losses
 from kikitori.module import WhisperModule
 from kikitori.monitor import Monitor
 from kikitori.paths import CONF, cache_folder
@@ -119,4 +120,4 @@ def loss(module: WhisperModule, clips: int, frames: int, tokens: int) -> Tensor:
     """Of made-up clips."""
     features = torch.zeros(clips, module.front_end.num_mel_bins, frames, device=DEVICE)
     labels = torch.ones(clips, tokens, dtype=torch.int64, device=DEVICE)
-    return module.losses(encode(module.model, features), labels).sum()
+    return clip_losses(module.model, encode(module.model, features), labels).sum()
