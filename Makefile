@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/installed
 
-.PHONY: help demo test test-long test-slurm check format lock clean
+.PHONY: help demo test test-long test-slurm check bench format lock clean
 
 help:
 	@echo "make demo     install, then fine-tune a small Whisper on spoken Japanese (3 minutes on 2 cores)"
@@ -11,6 +11,7 @@ help:
 	@echo "make test-long  install, then run the tests that take minutes (the demo, sweeps, searches)"
 	@echo "make test-slurm  install, then run the tests that bring up a Slurm here (as root, with slurm-wlm and munge)"
 	@echo "make check    install, then ruff, mypy and the fast tests"
+	@echo "make bench    install, then time training and evaluation against the stock recipe (an hour on 2 cores)"
 	@echo "make format   let ruff format the code"
 	@echo "make lock     resolve the dependencies anew into requirements.lock (needs uv)"
 	@echo "make clean    remove .venv"
@@ -35,6 +36,9 @@ check: $(STAMP)
 	@echo "make: ruff, mypy and the fast tests"
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 	@$(BIN)/python -m pytest -q -m "not slow and not long and not wandb_server and not slurm"
+
+bench: $(STAMP)
+	@$(BIN)/python benchmarks/speed.py
 
 format: $(STAMP)
 	@$(BIN)/ruff check --fix . && $(BIN)/ruff format .

@@ -1,0 +1,123 @@
+"""kikitori as a run has it, from its configuration on, without checkpoints and validation on the way."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from measure import DEVICE, Meter, Part, activation_mb
+from omegaconf import DictConfig
+from pytorch_lightning.callbacks import LearningRateMonitor
+from pytorch_lightning.loggers import CSVLogger
+from task import WARMUP_STEPS, Task
+from torch import Tensor
+from transformers import WhisperConfig, WhisperTokenizer
+
+from kikitori import audio, experiment, front_end
+from kikitori import trainer as trainers
+from kikitori.callbacks import Progress, Recorder
+from kikitori.config import check
+from kikitori.datamodule import SpeechDataModule
+from kikitori.loss import clip_losses
+from kikitori.module import WhisperModule
+from kikitori.monitor import Monitor
+from kikitori.paths import CONF, cache_folder
+from kikitori.run import plain, quieten
+from kikitori.whisper import encode
+
+
+def compose_run(task: Task) -> DictConfig:
+    """The configuration of `kikitori train` with the tutorial's recipe."""
+    overrides = [
+        f"data.window={task.contender}",
+        f"data.global_batch={task.batch}",
+        f"data.eval_batch_size={task.batch}",
+        f"data.limit={{train: {task.train_clips}, validation: {task.eval_clips}, test: 1}}",
+        "data.allow_shared_speakers=true",
+        "optim={lr: 1e-5, warmup_steps: 0, weight_decay: 0.0, betas: [0.9, 0.999]}",
+        f"trainer.max_steps={task.all_steps}",
+        f"trainer.precision={task.precision}",
+        f"generation.max_new_tokens={task.max_new_tokens}",
+        f"seed={task.seed}",
+        "logger=none",
+        "~callbacks",
+    ]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("train", overrides)
+    # Not among the overrides, whose grammar leaves no room for every path.
+    cfg.data.release, cfg.model.name = task.release, task.model
+    check(cfg)
+    return cfg
+
+
+def build_data(cfg: DictConfig, trainer: pl.Trainer | None = None) -> SpeechDataModule:
+    data = experiment.build_data(cfg, trainer)
+    data.splits = ["train", "validation"]
+    return data
+
+
+def prepare(task: Task) -> dict[str, Any]:
+    """Rows, decoding, selection: all that stands before a first batch, on one core."""
+    torch.set_num_threads(1)
+    quieten()
+    cfg = compose_run(task)
+    data = build_data(cfg)
+    config = WhisperConfig.from_pretrained(task.model)
+    tokenizer = WhisperTokenizer.from_pretrained(task.model)
+    data.front_end = front_end.make(tokenizer, config, cfg.model.language, cfg.model.task, "benchmark")
+    audio.decode(next(Path(task.release, "clips").iterdir()))  # what is made once is not a clip's cost
+    start = time.perf_counter()
+    data.setup()
+    seconds = time.perf_counter() - start
+    clips = sum(map(len, data.clips.values()))
+    size = sum(path.stat().st_size for path in (cache_folder() / "store").glob("*.arrow"))
+    return {"prepare": {"clips": clips, "seconds": seconds, "clips_per_s": clips / seconds, "bytes": size / clips}}
+
+
+def train(task: Task) -> dict[str, Any]:
+    """Fit, then validate, with the callbacks of every run."""
+    quieten()
+    cfg = compose_run(task)
+    pl.seed_everything(cfg.seed, workers=True, verbose=False)
+    meter = Meter(WARMUP_STEPS, task.all_steps)
+    callbacks = [Recorder(), LearningRateMonitor("step"), Monitor(), Progress(task.path), EndOfStep(meter)]
+    settings, _ = trainers.on_this_machine(plain(cfg.trainer), torch.cuda.device_count())
+    clip_norm = settings.pop("gradient_clip_val")
+    trainer = trainers.build(settings, task.path, callbacks, [CSVLogger(task.path, name="", version="")])
+    data = build_data(cfg, trainer)
+    whisper = instantiate(cfg.model, _partial_=True, _convert_="all")().hearing_in(data.window)
+    data.front_end = whisper.front_end
+    data.setup()
+    experiment.limit_generation(whisper, plain(cfg.generation), data)
+    module = WhisperModule(whisper, instantiate(cfg.optim, _convert_="all"), clip_norm)
+    trainer.fit(module, datamodule=data)
+    measured = meter.measured(whisper.model.config, task.precision)
+    module.to(DEVICE).train()
+    kept = activation_mb(lambda *shape: loss(module, *shape), whisper.model, meter.parts, task.precision)
+    start = time.perf_counter()
+    (scores,) = trainer.validate(module, datamodule=data, verbose=False)
+    seconds = time.perf_counter() - start
+    clips = len(data.clips["validation"])
+    evaluated = {"clips": clips, "seconds": seconds, "clips_per_s": clips / seconds, "cer": scores["val/cer"]}
+    return {"train": {**measured, "activation_mb_per_clip": kept}, "evaluate": evaluated}
+
+
+class EndOfStep(pl.Callback):
+    """Tells the meter what went through the model in each step."""
+
+    def __init__(self, meter: Meter) -> None:
+        self.meter = meter
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        tokens = batch["labels"].shape[1]
+        self.meter.end_of_step([Part(len(part), part.shape[2], tokens) for part in batch["input_features"]])
+
+
+def loss(module: WhisperModule, clips: int, frames: int, tokens: int) -> Tensor:
+    """Of made-up clips."""
+    features = torch.zeros(clips, module.front_end.num_mel_bins, frames, device=DEVICE)
+    labels = torch.ones(clips, tokens, dtype=torch.int64, device=DEVICE)
+    return clip_losses(module.model, encode(module.model, features), labels).sum()

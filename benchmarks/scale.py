@@ -1,0 +1,236 @@
+"""How kikitori's own cost grows with the number of clips: preparation, host memory, disk, and an epoch of batches.
+
+    python benchmarks/scale.py                                       # 100, 1,000 and 10,000 clips of the demo corpus
+    python benchmarks/scale.py --release cv-corpus-27.0-2026-09-09/ja --largest     # and 100,000, of a release's clips
+
+The clips of a release are repeated under other names, each a little softer in places of its own, so that every one is
+decoded, none is another's duplicate, and nothing is shared between them. No model is run. Each size has three
+processes: one prepares it, one finds it prepared, one goes through an epoch. Memory is above the process's own before
+it reads the corpus, without the pages of the store, which the system takes back when it needs them.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import SimpleNamespace
+from typing import Any
+
+import stand_ins
+import tables
+from hydra import compose, initialize_config_dir
+from transformers import WhisperConfig
+
+from kikitori import experiment, front_end
+from kikitori.common_voice import read_table
+from kikitori.datamodule import SpeechDataModule
+from kikitori.paths import CONF, DEMO, cache_folder
+from kikitori.report import git_state, write_json
+from kikitori.run import quieten
+
+SIZES = (100, 1_000, 10_000)
+LARGEST = 100_000
+SAMPLED_EVERY_S = 0.02
+MEASURES = (
+    ("preparing: s", "prepare", "seconds"),
+    ("preparing: clips/s", "prepare", "clips_per_s"),
+    ("preparing: MB at most", "prepare", "peak_mb"),
+    ("the store: MB on disk", "prepare", "disk_mb"),
+    ("prepared, to the first batch: s", "again", "seconds"),
+    ("prepared, to the first batch: MB at most", "again", "peak_mb"),
+    ("an epoch: clips/s", "epoch", "clips_per_s"),
+    ("an epoch: MB at most", "epoch", "peak_mb"),
+    ("an epoch: MB of a worker's own", "epoch", "worker_mb"),
+)
+
+
+def main() -> None:
+    if len(sys.argv) == 4 and sys.argv[1] in PHASES:
+        print(json.dumps(PHASES[sys.argv[1]](sys.argv[2], sys.argv[3])))
+        return
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--release", default=str(DEMO), help="a Common Voice language folder; else the demo corpus")
+    parser.add_argument("--largest", action="store_true", help=f"measure {LARGEST:,} clips, too")
+    parser.add_argument("--output", default="outputs/bench", help="folder of scale.md and scale.json")
+    options = parser.parse_args()
+    output = Path(options.output)
+    output.mkdir(parents=True, exist_ok=True)
+    results: dict[str, Any] = {"release": Path(options.release).name, "git": git_state(), "sizes": []}
+    for size in (*SIZES, LARGEST) if options.largest else SIZES:
+        print(f"{size:,} clips", flush=True)
+        with TemporaryDirectory(prefix="kikitori-scale-") as scratch:
+            repeat(Path(options.release), Path(scratch, "ja"), size)
+            results["sizes"].append({"clips": size, **{phase: child(phase, Path(scratch)) for phase in PHASES}})
+        write_json(output / "scale.json", results)
+    drawn = table(results["sizes"])
+    notes = [f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} after; clips of {results['release']}, repeated."]
+    (output / "scale.md").write_text(tables.markdown(drawn, notes), encoding="utf-8")
+    tables.show(drawn, notes)
+
+
+def repeat(release: Path, folder: Path, size: int) -> None:
+    """A language folder with so many clips in its training table, made of a release's."""
+    rows = list(read_table(release / "train.tsv", release / "clips", "train", "ja"))
+    (folder / "clips").mkdir(parents=True)
+    lines = ["client_id\tpath\tsentence"]
+    for i in range(size):
+        source: Any = rows[i % len(rows)]
+        name = f"clip_{i:07}.mp3"
+        (folder / "clips" / name).write_bytes(variant(source.source.read_bytes(), i // len(rows)))
+        lines.append(f"speaker {i % 1000}\t{name}\t{source.text}")
+    (folder / "train.tsv").write_text("\n".join([*lines, ""]), encoding="utf-8")
+    for split in ("dev", "test"):
+        (folder / f"{split}.tsv").write_text(lines[0] + "\n", encoding="utf-8")
+
+
+def variant(mp3: bytes, number: int) -> bytes:
+    """An mp3 that sounds a little different for each number, 0 the same: whole frames are 1.5 dB softer.
+
+    Frames of its later two thirds have the number's bits. What changes is a frame's global_gain, some bits behind its
+    header (ISO 11172-3, 2.4.1.7, and 13818-3), so that decoders find nothing amiss.
+    """
+    data, frames = bytearray(mp3), frames_of(mp3)
+    for bit, at in enumerate(frames[len(frames) // 3 :]):
+        mpeg1, checked, mono = mp3[at + 1] >> 3 & 1, not mp3[at + 1] & 1, mp3[at + 3] >> 6 == 3
+        behind = {(1, True): 39, (1, False): 41, (0, True): 30, (0, False): 31}[mpeg1, mono]
+        place, shift = divmod(8 * at + 32 + 16 * checked + behind, 8)
+        word = int.from_bytes(data[place : place + 2])
+        if number >> bit & 1 and word >> (8 - shift) & 0xFF:
+            data[place : place + 2] = (word - (1 << (8 - shift))).to_bytes(2)
+    return bytes(data)
+
+
+def frames_of(mp3: bytes) -> list[int]:
+    """Where the frames of an mp3 begin: at what looks like the header of the last one, but for bit rate and padding."""
+    last = max(mp3.rfind(bytes((0xFF, kind))) for kind in (0xF2, 0xF3, 0xFA, 0xFB))
+
+    def header(at: int) -> tuple[int, int, int, int]:
+        return mp3[at], mp3[at + 1], mp3[at + 2] & 0x0C, mp3[at + 3] & 0xF0
+
+    return [at for at in range(last + 1) if mp3[at] == 0xFF and header(at) == header(last)]
+
+
+def child(phase: str, scratch: Path) -> dict[str, Any]:
+    """What one phase measured in a process of its own."""
+    command = [sys.executable, __file__, phase, str(scratch / "ja"), str(scratch)]
+    environment = {**os.environ, "KIKITORI_CACHE": str(scratch / "cache"), "TOKENIZERS_PARALLELISM": "false"}
+    done = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def prepare(release: str, _: str) -> dict[str, Any]:
+    """Read, decode and select all clips."""
+    data = build(release)
+    with Grown() as grown:
+        data.setup()
+    kept = len(data.clips["train"])
+    disk_mb = sum(path.stat().st_size for path in (cache_folder() / "store").glob("*.arrow")) / 1e6
+    measured = {"clips_per_s": kept / grown.seconds, "disk_mb": disk_mb, **grown.measured()}
+    return {"clips": kept, "left_out": len(data.rejects), **measured}
+
+
+def again(release: str, _: str) -> dict[str, Any]:
+    """The same where the store is there, as each run but the first has it, up to the first batch."""
+    data = build(release)
+    with Grown() as grown:
+        data.setup()
+        next(iter(loader(data)))
+    return grown.measured()
+
+
+def epoch(release: str, _: str) -> dict[str, Any]:
+    """Every batch of an epoch, from the loader's workers."""
+    data = build(release)
+    with Grown() as grown:
+        data.setup()
+        batches = iter(loader(data))
+        clips = len(next(batches)["clips"])
+        start = time.perf_counter()
+        clips += sum(len(batch["clips"]) for batch in batches)
+        clips_per_s = clips / (time.perf_counter() - start)
+        workers_mb = [own_mb(worker.pid) for worker in batches._workers]  # type: ignore[attr-defined]
+    return {"clips_per_s": clips_per_s, "worker_mb": max(workers_mb), **grown.measured()}
+
+
+PHASES = {"prepare": prepare, "again": again, "epoch": epoch}
+
+
+def build(release: str) -> SpeechDataModule:
+    """The data of `kikitori train data.release=...`, of its training split alone, for a Whisper of 80 Mels."""
+    quieten()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("train", [f"data.release={release}", "data.allow_shared_speakers=true"])
+    data = experiment.build_data(cfg)
+    data.splits = ["train"]
+    tokenizer, config = stand_ins.tokenizer(), WhisperConfig()
+    data.front_end = front_end.make(tokenizer, config, cfg.model.language, cfg.model.task, "benchmark")
+    return data
+
+
+def loader(data: SpeechDataModule) -> Any:
+    """The training loader over one epoch."""
+    steps = -(-len(data.clips["train"]) // data.global_batch)
+    data.trainer = SimpleNamespace(max_steps=steps, world_size=1, global_rank=0, global_step=0)  # type: ignore[assignment]
+    return data.train_dataloader()
+
+
+class Grown:
+    """Seconds, and the most memory of its own that the process had inside the block above what it had before, in MB.
+
+    The system keeps a peak only of all memory, in which the store's pages count, so this looks every 20 ms.
+    """
+
+    def __enter__(self) -> "Grown":
+        self.before_mb = self.most_mb = anonymous_mb()
+        self.seconds = -time.perf_counter()
+        self.ended = threading.Event()
+        self.thread = threading.Thread(target=self._watch)
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.seconds += time.perf_counter()
+        self.ended.set()
+        self.thread.join()
+
+    def _watch(self) -> None:
+        while not self.ended.wait(SAMPLED_EVERY_S):
+            self.most_mb = max(self.most_mb, anonymous_mb())
+
+    def measured(self) -> dict[str, float]:
+        held = anonymous_mb() - self.before_mb
+        return {"seconds": self.seconds, "peak_mb": self.most_mb - self.before_mb, "held_mb": held}
+
+
+def anonymous_mb() -> float:
+    """The process's memory that no file stands behind."""
+    return _kib("/proc/self/status", "RssAnon") * 1024 / 1e6
+
+
+def own_mb(pid: int) -> float:
+    """What a process shares with no other: a forked worker's copies of its parent's pages, and its own."""
+    return _kib(f"/proc/{pid}/smaps_rollup", "Private_Dirty") * 1024 / 1e6
+
+
+def _kib(file: str, field: str) -> int:
+    for line in Path(file).read_text().splitlines():
+        if line.startswith(f"{field}:"):
+            return int(line.split()[1])
+    raise KeyError(field)
+
+
+def table(sizes: list[dict[str, Any]]) -> list[list[str]]:
+    """A column a size."""
+    drawn = [["clips", *(f"{size['clips']:,}" for size in sizes)]]
+    for label, phase, key in MEASURES:
+        drawn.append([label, *(f"{size[phase][key]:,.1f}" for size in sizes)])
+    return drawn
+
+
+if __name__ == "__main__":
+    main()
