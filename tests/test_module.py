@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.plugins.precision import MixedPrecision
 from transformers.modeling_outputs import BaseModelOutput
 
 from kikitori import optim
@@ -229,6 +230,45 @@ def test_gradients_are_clipped_at_any_precision(micro: Whisper, tmp_path: Path, 
     run.fit(module, training(micro, 4, 3))
     assert norms == pytest.approx([1e-3] * 3, rel=1e-2)
     assert all(p.dtype == torch.float32 for p in micro.model.parameters())
+
+
+def fp16() -> MixedPrecision:
+    """As on a GPU: autocast to fp16, and a scaler."""
+    return MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=2.0**10))
+
+
+def test_a_scaled_loss_has_the_gradients_of_an_unscaled_one(micro: Whisper, tmp_path: Path) -> None:
+    kept = []
+    for plugins in ([], [fp16()]):
+        gradients = Gradients()
+        module = WhisperModule(copy.deepcopy(micro), OPTIM, at_once={100: 3})
+        trainer(tmp_path, max_steps=1, callbacks=[gradients], plugins=plugins).fit(module, training(micro, 4, 1))
+        kept.append(gradients.first)
+    for name, gradient in kept[0].items():
+        torch.testing.assert_close(kept[1][name], gradient, rtol=0.05, atol=1e-3, msg=name)
+
+
+def test_an_overflow_in_fp16_skips_the_step_and_halves_the_scale(micro: Whisper, tmp_path: Path) -> None:
+    plugin = fp16()
+    steps: list[tuple[bool, float, float]] = []
+
+    class Overflow(pl.Callback):
+        def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+            if batch_idx == 1:
+                self.hook = pl_module.model.proj_out.register_forward_hook(lambda m, i, output: output * torch.inf)
+            elif batch_idx == 2:
+                self.hook.remove()
+            self.before = copy.deepcopy(pl_module.model.state_dict())
+
+        def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+            same = all(torch.equal(p, self.before[name]) for name, p in pl_module.model.state_dict().items())
+            norm = torch.nn.utils.get_total_norm([p.grad for p in pl_module.parameters() if p.grad is not None])
+            steps.append((same, plugin.scaler.get_scale(), float(norm)))  # type: ignore[union-attr]
+
+    module = WhisperModule(micro, partial(OPTIM, warmup_steps=0), clip_norm=1e-2)
+    trainer(tmp_path, max_steps=3, callbacks=[Overflow()], plugins=[plugin]).fit(module, training(micro, 4, 3))
+    assert [(same, scale) for same, scale, _ in steps] == [(False, 1024), (True, 512), (False, 512)]
+    assert [norm for _, _, norm in steps[::2]] == pytest.approx([1e-2, 1e-2], rel=1e-3)
 
 
 def test_each_epoch_has_an_order_of_its_own(micro: Whisper, tmp_path: Path) -> None:
