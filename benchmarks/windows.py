@@ -27,6 +27,8 @@ def main() -> None:
     ways: dict[tuple[Any, ...], list[Path]] = defaultdict(list)
     for path in sorted(path for sweep in sys.argv[1:] for path in Path(sweep).glob("*/results.json")):
         results = read_json(path)
+        if results["status"] != "completed":
+            continue
         data, steps = results["config"]["data"], results["config"]["trainer"]["max_steps"]
         bucketed = (
             (data["full_window_share"], data["window_margin_s"]) if data["window"] == "bucketed" else (None, None)
