@@ -41,7 +41,7 @@ def composed(root: str, *overrides: str) -> DictConfig:
 
 
 def test_every_choice_is_counted() -> None:
-    assert len(CHOICES) == 29
+    assert len(CHOICES) == 30
     assert len(OF_HYDRA) == 9
     assert len(list(CONF.glob("*.yaml"))) == len(ROOTS) + 1
     deeper = [path for path in CONF.glob("*/*/*") if path.parts[-3] != "hydra"]
