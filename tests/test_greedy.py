@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pytorch_lightning.plugins.precision import MixedPrecision
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.modeling_outputs import BaseModelOutput
@@ -144,9 +145,9 @@ class Casts(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-def test_autocast_casts_a_weight_once_even_inside_inference_mode() -> None:
+def test_autocast_casts_a_weight_once_as_lightning_has_it() -> None:
     whisper = talkative(0)
-    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+    with torch.inference_mode(), MixedPrecision("bf16-mixed", "cpu").forward_context():
         states = encoded(3)
         with Casts(whisper.model.proj_out.weight.shape) as casts:
             rows = read(whisper, states, [ROOM] * 3)

@@ -132,8 +132,24 @@ def test_a_clip_is_read_the_same_alone_and_in_any_batch(micro: Whisper) -> None:
     together = {row[0]: row for row in module.predict_step(collate(rows), 0)}
     for row in rows:
         assert module.predict_step(collate([row]), 0) == [together[row["clip"]]]
-        assert module.predict_step(collate([row, rows[0], rows[1]]), 0).count(together[row["clip"]]) >= 1
+        batch = [row, rows[0], rows[1], row]
+        assert sorted(module.predict_step(collate(batch), 0)) == sorted(together[r["clip"]] for r in batch)
     assert len({text for _, _, text in together.values()}) > 1
+
+
+@pytest.mark.parametrize("num_beams", [1, 3])
+def test_evaluation_reads_what_stock_generate_reads_from_a_pass_of_its_own(micro: Whisper, num_beams: int) -> None:
+    with torch.no_grad():
+        for parameter in micro.model.parameters():
+            parameter.mul_(8)
+    micro.limit_generation(max_new_tokens=12, num_beams=num_beams)
+    module = WhisperModule(micro).eval()
+    rows = examples(micro)
+    features = torch.stack([row["input_features"] for row in rows])
+    sequences = micro.model.generate(features, language="ja", task="transcribe")
+    expected = micro.front_end.decode(sequences)
+    assert [text for _, _, text in module.predict_step(collate(rows), 0)] == expected
+    assert len(set(expected)) > 1
 
 
 def test_a_step_over_several_windows_has_the_gradients_of_its_clips(micro: Whisper, tmp_path: Path) -> None:

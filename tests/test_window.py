@@ -45,3 +45,9 @@ def test_a_shorter_window_holds_the_whole_ones_first_frames_to_the_bit(samples: 
     waveform = 0.1 * torch.randn(samples, generator=torch.Generator().manual_seed(seed))
     frames = Window((1.0, 2.0, 4.0, 6.0), 0.1).frames(samples, 3000)
     assert torch.equal(log_mel(waveform, mels, frames), log_mel(waveform, mels, 3000)[:, :frames])
+
+
+def test_a_recording_is_read_in_pieces_that_its_windows_hold() -> None:
+    assert WINDOW.longest_s(30.0) == 39.5
+    assert Window((5.0, 20.0), 1.0).longest_s(30.0) == 19.0
+    assert FULL.longest_s(30.0) == 30.0

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from kikitori.report import FULL_WINDOW, rate_cell
+from kikitori.report import FULL_WINDOW, percent, rate_cell
 
 
 def card(results: Mapping[str, Any]) -> str:
@@ -16,7 +16,7 @@ def card(results: Mapping[str, Any]) -> str:
             rows.append((words, split, str(rates["clips"]), rate_cell(rates, "cer"), rate_cell(rates, "wer")))
     table = "\n".join("| " + " | ".join(cells) + " |" for cells in rows)
     return f"""---
-language: {data["language"]}
+language: "{data["language"]}"
 library_name: transformers
 pipeline_tag: automatic-speech-recognition
 ---
@@ -27,9 +27,14 @@ pipeline_tag: automatic-speech-recognition
 
 Rates are all edits over all length on normalised text; in brackets 95 % bootstrap intervals over clips.
 
-**How it hears.** Trained, and scored after, with each clip in {model["window"]}.
+**How it hears.** Trained, and scored after, with each clip in {model["window"]}.{_share(results)}
 {_in_a_stock_pipeline(results)}
 """
+
+
+def _share(results: Mapping[str, Any]) -> str:
+    share = results["config"]["data"]["full_window_share"]
+    return f" Of the training steps, {percent(share)} % were in the whole window." if share else ""
 
 
 def _in_a_stock_pipeline(results: Mapping[str, Any]) -> str:

@@ -25,7 +25,7 @@ REMEDIES = {
 }
 ABOVE_ZERO = {
     *("trainer.devices", "trainer.num_nodes", "trainer.strategy.collective_timeout_s"),
-    *("optim.lr", "trainer.max_steps", "validation.every_steps", "model.window_s"),
+    *("optim.lr", "trainer.max_steps", "trainer.gradient_clip_val", "validation.every_steps", "model.window_s"),
     *("data.global_batch", "data.eval_batch_size", "generation.max_new_tokens", "generation.num_beams"),
     *("generation.max_tokens_per_s", "score.full_window_clips"),
     *("score.train_clips", "data.limit.train", "data.limit.validation", "data.limit.test"),
@@ -99,9 +99,9 @@ def _problems(cfg: DictConfig) -> Iterator[str]:
         if key in FRACTIONS and not 0 <= value <= 1:
             yield f"{key}: must be between 0 and 1, got {value}"
     yield from _uneven_batch(flat)
-    edges = flat.get("data.window_edges_s", [])
-    if "data.window_edges_s" not in wrong_type and (edges != sorted(set(edges)) or any(edge <= 0 for edge in edges)):
-        yield f"data.window_edges_s: must ascend from above 0, got {edges}"
+    if "data.window_edges_s" not in wrong_type:
+        yield from _window_faults(flat)
+    yield from _not_ours(flat)
     for split in values.get("splits", []):
         if split not in SPLITS:
             yield f"splits: must be among {', '.join(SPLITS)}, got {split}"
@@ -119,6 +119,29 @@ def _uneven_batch(flat: Mapping[str, Any]) -> Iterator[str]:
     # Whoever only evaluates takes no steps.
     if known and "validation.every_steps" in flat and batch % (parts := prod(numbers)):
         yield f"data.global_batch: must be a multiple of {parts} ({' x '.join(keys)}), got {batch}"
+
+
+def _window_faults(flat: Mapping[str, Any]) -> Iterator[str]:
+    """What is asked of windows that cannot be, or would be without effect."""
+    edges, window = flat.get("data.window_edges_s", []), flat.get("data.window")
+    if edges != sorted(set(edges)) or not all(edge > 0 for edge in edges):
+        yield f"data.window_edges_s: must ascend from above 0, got {edges}"
+    if window == "bucketed" and not edges:
+        yield "data.window_edges_s: data.window=bucketed needs at least one, such as [5,10]"
+    if window == "full" and flat["data.full_window_share"]:
+        yield "data.full_window_share: is for data.window=bucketed; with full, every step is in the whole window"
+    if flat.get("data.cache_encoder") is True and flat.get("model.freeze") != "encoder":
+        yield "data.cache_encoder: needs an encoder that is not trained; add model.freeze=encoder, to kikitori train"
+    if flat.get("generation.max_tokens_per_s") == "auto" and "train" not in flat.get("splits", ["train"]):
+        yield "generation.max_tokens_per_s: auto asks the train split, which is not read; give a number"
+
+
+def _not_ours(flat: Mapping[str, Any]) -> Iterator[str]:
+    """Arguments of Lightning's Trainer that mean nothing where the module optimizes by itself."""
+    if flat.get("trainer.accumulate_grad_batches", 1) != 1:
+        yield "trainer.accumulate_grad_batches: data.global_batch is a step's; data.batch goes through it in parts"
+    if flat.get("trainer.gradient_clip_algorithm", "norm") != "norm":
+        yield "trainer.gradient_clip_algorithm: must be norm"
 
 
 def _leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -187,7 +210,7 @@ def _fits(value: Any, hint: Any) -> bool:
     if origin is tuple:
         return isinstance(value, list) and len(value) == len(arguments) and all(map(_fits, value, arguments))
     if origin in (list, Sequence):
-        return isinstance(value, list)
+        return isinstance(value, list) and all(_fits(item, hint) for item in value for hint in arguments)
     if origin in (dict, Mapping):
         return isinstance(value, Mapping)
     if hint in (int, float, str, bool, type(None)):

@@ -4,6 +4,7 @@ import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import cached_property
 from hashlib import sha256
 from typing import Any, Literal, cast
 
@@ -163,10 +164,14 @@ class SpeechDataModule(pl.LightningDataModule):
         assert self.front_end is not None, "a front end is needed to make examples"
         return self.front_end
 
+    @cached_property
+    def train_tokens(self) -> list[int]:
+        """Supervised tokens of each training clip."""
+        return self.dataset("train").label_tokens()
+
     def max_tokens_per_s(self) -> float:
         """Twice what the densest training transcript has a second, of a clip that is granted one second more."""
-        dataset = self.dataset("train")
-        rates = zip(dataset.label_tokens(), dataset.durations_s(), strict=True)
+        rates = zip(self.train_tokens, self.dataset("train").durations_s(), strict=True)
         return 2 * max(tokens / (seconds + 1) for tokens, seconds in rates)
 
     def window_frames(self) -> set[int]:
@@ -180,7 +185,7 @@ class SpeechDataModule(pl.LightningDataModule):
         sampler = StepSampler(
             dataset.durations_s(),
             dataset.windows(),
-            dataset.label_tokens(),
+            self.train_tokens,
             self.global_batch,
             self.trainer.max_steps,
             self.seed,

@@ -48,7 +48,8 @@ def cut_at_pauses(waveform: Tensor, window_s: float) -> list[Tensor]:
 def transcribe(whisper: Whisper, waveform: Tensor, batch_size: int = 8) -> str:
     """The text of a whole recording, (samples,) at 16 kHz; one longer than the window is read piece by piece."""
     front_end, model = whisper.front_end, whisper.model
-    pieces = cut_at_pauses(waveform, front_end.window_s)
+    whole_s = front_end.window_s
+    pieces = cut_at_pauses(waveform, min(whole_s, front_end.window.longest_s(whole_s)))
     texts = []
     # Only the last piece can be of another window than those before it.
     for _, same in groupby(pieces, lambda piece: front_end.frames_of(len(piece))):

@@ -17,6 +17,9 @@ from kikitori.paths import cache_folder
 from kikitori.report import write_json
 from kikitori.whisper import encode
 
+# Of what is kept, for what fragments.
+HEADROOM = 1.1
+
 log = logging.getLogger(__name__)
 
 
@@ -32,7 +35,7 @@ def at_once(trainer: pl.Trainer, module: WhisperModule, data: SpeechDataModule) 
         return {}
     trainer.strategy.setup_environment()
     share = -(-data.global_batch // trainer.world_size)
-    tokens = max(data.dataset("train").label_tokens())
+    tokens = max(data.train_tokens)
     module.to(device)
     path = cache_folder() / "fitting.json"
     with FileLock(path.with_suffix(".lock")):
@@ -68,8 +71,15 @@ def key(module: WhisperModule, trainer: pl.Trainer, frames: int, share: int, tok
     config, gpu = module.model.config, torch.cuda.get_device_properties(trainer.strategy.root_device)
     trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
     sizes = (module.model.num_parameters(), trained, config.d_model, config.encoder_layers, config.decoder_layers)
-    how = (trainer.precision, trainer.world_size > 1, module.model.is_gradient_checkpointing, torch.__version__)
-    return f"{gpu.name} {gpu.total_memory} {sizes} {how} {frames} {share} {tokens}"
+    dropouts = (config.dropout, config.attention_dropout, config.activation_dropout)
+    how = (
+        trainer.precision,
+        dropouts,
+        trainer.world_size > 1,
+        module.model.is_gradient_checkpointing,
+        torch.__version__,
+    )
+    return f"{gpu.name} {gpu.total_memory} {torch.__version__} {sizes} {how} {frames} {share} {tokens}"
 
 
 def step_that_may_not_fit(
@@ -81,9 +91,10 @@ def step_that_may_not_fit(
     def fits(clips: int) -> bool:
         torch.cuda.empty_cache()
         try:
-            # AdamW's two moments, and under DDP a second copy of the gradients.
+            # AdamW's two moments, the gradients of the parts before, and under DDP a second copy of them.
             trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-            kept = torch.empty((3 if trainer.world_size > 1 else 2) * trained, device=device)
+            copies = 4 if trainer.world_size > 1 else 3
+            kept = torch.empty(round(HEADROOM * copies * trained), device=device)
             features = torch.zeros(clips, module.front_end.num_mel_bins, frames, device=device)
             labels = torch.zeros(clips, tokens, dtype=torch.int64, device=device)
             with trainer.precision_plugin.forward_context():

@@ -5,7 +5,8 @@ itself; generate computes every row until the last has ended. Autocast casts a w
 Python does between two tokens is little, which with a small model is most of the time.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -14,9 +15,6 @@ from transformers import Cache, DynamicCache, EncoderDecoderCache, WhisperForCon
 from transformers.cache_utils import DynamicLayer
 
 
-# In inference mode, autocast would keep no cast weights. The caller may be in it, so it is left first.
-@torch.inference_mode(False)
-@torch.no_grad()
 def greedy(
     model: WhisperForConditionalGeneration,
     encoder_states: Tensor,
@@ -43,26 +41,35 @@ def greedy(
     rows: list[list[int]] = [[] for _ in caps]
     active = list(range(len(rows)))  # the row that each place in the batch belongs to
     tokens = torch.tensor([list(prefix)] * len(rows), device=device)
-    for length in range(1, max(caps, default=0) + 1):
-        states = decoder(tokens, encoder_hidden_states=encoder_states, past_key_values=cache, use_cache=True)
-        # In float32, as generate has it; only the last position's, which it computes for the whole prefix.
-        logits = model.proj_out(states.last_hidden_state[:, -1]).float()
-        logits.index_fill_(1, suppressed, -torch.inf)
-        if length == 1:
-            logits.index_fill_(1, suppressed_first, -torch.inf)
-        tokens = logits.argmax(dim=1, keepdim=True)
-        ended = set()
-        for place, token in enumerate(tokens[:, 0].tolist()):
-            row = active[place]
-            if token != config.eos_token_id:
-                rows[row].append(token)
-            if token == config.eos_token_id or length == caps[row]:
-                ended.add(place)
-        if len(ended) == len(active):
-            break
-        if ended:
-            active, tokens = _drop(ended, active, tokens, cache)
+    with _weights_cast_once(device.type):
+        for length in range(1, max(caps, default=0) + 1):
+            states = decoder(tokens, encoder_hidden_states=encoder_states, past_key_values=cache, use_cache=True)
+            # In float32, as generate has it; only the last position's, which it computes for the whole prefix.
+            logits = model.proj_out(states.last_hidden_state[:, -1]).float()
+            logits.index_fill_(1, suppressed, -torch.inf)
+            if length == 1:
+                logits.index_fill_(1, suppressed_first, -torch.inf)
+            tokens = logits.argmax(dim=1, keepdim=True)
+            ended = set()
+            for place, token in enumerate(tokens[:, 0].tolist()):
+                row = active[place]
+                if token != config.eos_token_id:
+                    rows[row].append(token)
+                if token == config.eos_token_id or length == caps[row]:
+                    ended.add(place)
+            if len(ended) == len(active):
+                break
+            if ended:
+                active, tokens = _drop(ended, active, tokens, cache)
     return rows
+
+
+@contextmanager
+def _weights_cast_once(device: str) -> Iterator[None]:
+    """Where autocast is on, it keeps for the next token what it cast; Lightning's does not, nor any in inference mode."""
+    on, dtype = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
+    with torch.inference_mode(False), torch.no_grad(), torch.autocast(device, dtype, on, cache_enabled=True):
+        yield
 
 
 class WrittenOnce(DynamicLayer):

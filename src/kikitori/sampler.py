@@ -55,9 +55,12 @@ def epoch_batches(
             megabatches = np.split(clips, range(span, len(clips), span))
             clips = np.concatenate([m[np.argsort(-by_length[m], kind="stable")] for m in megabatches])
         full += np.split(clips, range(batch_size, len(clips), batch_size)) if len(clips) else []
-    batches = [batch.tolist() for batch in full] + [rest[i : i + batch_size] for i in range(0, len(rest), batch_size)]
-    last = [batches.pop()] if len(lengths) % batch_size else []
-    return [batches[i] for i in rng.permutation(len(batches))] + last
+    # The short batch is of any windows, so that no clip is more often among the few of a step than others.
+    last = sorted(rng.permutation(len(rest))[: len(lengths) % batch_size])
+    mixed = np.delete(np.asarray(rest, dtype=np.int64), last)
+    full += np.split(mixed, range(batch_size, len(mixed), batch_size)) if len(mixed) else []
+    short = [[rest[i] for i in last]] if last else []
+    return [full[i].tolist() for i in rng.permutation(len(full))] + short
 
 
 class StepSampler(Sampler[list[Draw]]):

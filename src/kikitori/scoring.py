@@ -69,7 +69,9 @@ def score_in_full_window(
     generation = module.model.generation_config
     # Nor do they know this cap, which hides what a model babbles in a silence that it was not trained with.
     rate, generation.max_tokens_per_s = generation.max_tokens_per_s, None
-    sampled: dict[Split, int | None] = {"validation": clips, "test": clips}
+    # At least one for each process.
+    some = clips and max(clips, data.processes)
+    sampled: dict[Split, int | None] = {"validation": some, "test": some}
     with heard_in(data, FULL):
         score(trainer, module, data, sampled, folder, FULL_WINDOW, results, ("validation", "test"))
     generation.max_tokens_per_s = rate

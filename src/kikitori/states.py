@@ -16,10 +16,12 @@ from torch.utils.data import DataLoader
 from transformers import WhisperForConditionalGeneration
 
 from kikitori.collate import Batch
-from kikitori.errors import ConfigError
+from kikitori.errors import ConfigError, DataError
 from kikitori.front_end import FRAMES_PER_POSITION
 from kikitori.whisper import encode
 
+# Part of a file's key: raise it whenever the same clip and weights give other states.
+FORMAT = 1
 # The decoder's first use of the states rounds them to this in any case, so that nothing is lost.
 DTYPES = {"16-mixed": torch.float16, "bf16-mixed": torch.bfloat16}
 
@@ -43,6 +45,9 @@ class EncoderStates:
 
     def __getitem__(self, name: str) -> Tensor:
         if self._flat is None:
+            # from_file would make what is missing, of zeros.
+            if not self.path.exists() or self.path.stat().st_size != self.size * self.dtype.itemsize:
+                raise DataError(f"{self.path}, a frozen encoder's states, is damaged; delete it")
             self._flat = torch.from_file(str(self.path), shared=True, size=self.size, dtype=self.dtype)
         start = self.starts[name]
         positions = self.frames[name] // FRAMES_PER_POSITION
@@ -76,7 +81,9 @@ def check_fixed(model: WhisperForConditionalGeneration) -> None:
 
 def key(model: WhisperForConditionalGeneration, frames: Mapping[str, int], clips: Sequence[str], precision: str) -> str:
     """What a file of states is named by. clips: digests of the audio, in the order of `frames`."""
-    digest = blake2b(f"{torch.__version__} {precision} {list(frames.items())} {clips}".encode(), digest_size=12)
+    digest = blake2b(
+        f"{FORMAT} {torch.__version__} {precision} {list(frames.items())} {clips}".encode(), digest_size=12
+    )
     for parameter in model.model.encoder.state_dict().values():
         digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy())
     return digest.hexdigest()
@@ -94,6 +101,8 @@ def build(
 
     frames: the window of each clip, by name. Raises OSError where the folder cannot be written.
     """
+    if trainer.num_nodes > 1:
+        raise ConfigError("data.cache_encoder=true keeps its file on one machine; take trainer.num_nodes=1, or false")
     # Before the first loop the processes do not know each other yet.
     trainer.strategy.setup_environment()
     precision = str(trainer.precision)
@@ -107,11 +116,15 @@ def build(
     folder.mkdir(parents=True, exist_ok=True)
     if trainer.is_global_zero:
         with partial.path.open("wb") as file:
-            file.truncate(states.size * states.dtype.itemsize)
+            # All of it now: a disk that fills up under a mapped file kills the process without a word.
+            os.posix_fallocate(file.fileno(), 0, states.size * states.dtype.itemsize)
     trainer.strategy.barrier()
-    trainer.predict(Encoding(model, partial), loader, return_predictions=False)
-    trainer.strategy.barrier()
-    if trainer.is_global_zero:
-        os.replace(partial.path, path)
+    try:
+        trainer.predict(Encoding(model, partial), loader, return_predictions=False)
+        trainer.strategy.barrier()
+        if trainer.is_global_zero:
+            os.replace(partial.path, path)
+    finally:
+        partial.path.unlink(missing_ok=True)
     trainer.strategy.barrier()
     return states

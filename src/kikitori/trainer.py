@@ -132,5 +132,7 @@ def quieten() -> None:
         ".*Experiment logs directory.*",
         ".*smaller than the logging interval.*",
         ".*treespec.*",
+        ".*custom batch sampler .ScoringBatches.*",
+        ".*predict returned None.*",
     ):
         warnings.filterwarnings("ignore", hint)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from math import ceil
+from math import ceil, isinf
 from pathlib import Path
 from typing import Any, Literal
 
@@ -44,14 +44,17 @@ class Whisper:
     ) -> None:
         """How this model writes from now on, here and wherever its folder is loaded: greedily with one beam.
 
-        max_tokens_per_s: see `caps`; only this code knows it, and no beam search does. None leaves a setting as the
-        model has it.
+        max_tokens_per_s: see `caps`; only this code knows it, and no beam search does; inf is no such bound. None
+        leaves a setting as the model has it.
         """
         config = self.model.generation_config
         room = self.front_end.max_label_tokens - len(self.front_end.prefix)
         config.max_new_tokens = min(max_new_tokens or config.max_new_tokens or MAX_NEW_TOKENS, room)
         config.num_beams = num_beams or config.num_beams or 1
-        config.max_tokens_per_s = max_tokens_per_s or getattr(config, "max_tokens_per_s", None)
+        rate = max_tokens_per_s or getattr(config, "max_tokens_per_s", None)
+        config.max_tokens_per_s = None if rate is None or isinf(rate) else rate
+        limits = {key: getattr(config, key) for key in ("max_new_tokens", "num_beams", "max_tokens_per_s")}
+        self.recipe["generation"] = limits
 
     def caps(self, seconds: Sequence[float]) -> list[int]:
         """The tokens, at most, that are written for clips of so many seconds.
@@ -156,8 +159,9 @@ def build(
 
 def rebuild(recipe: dict[str, Any]) -> Whisper:
     """The model that a checkpoint's recipe describes, before the checkpoint's weights are put in."""
-    arguments = {key: value for key, value in recipe.items() if key not in ("builder", "window")}
+    arguments = {key: value for key, value in recipe.items() if key not in ("builder", "window", "generation")}
     whisper = load(**arguments) if recipe["builder"] == "load" else build(**arguments)
+    whisper.limit_generation(**recipe["generation"])
     return whisper.hearing_in(windows.from_plain(recipe.get("window")))
 
 

@@ -34,6 +34,10 @@ class Window:
         # The encoder hears frames in pairs.
         return min(edges[place] // 2 * 2, whole) if place < len(edges) else whole
 
+    def longest_s(self, whole_s: float) -> float:
+        """Seconds of speech, at most, that are best heard at once: a recording beyond is read in pieces."""
+        return max(self.edges_s[-1] - self.margin_s, self.edges_s[-1] / 2) if self.edges_s else whole_s
+
     def as_plain(self) -> dict[str, Any]:
         """What is saved with a model, for `from_plain`."""
         return {**asdict(self), "edges_s": list(self.edges_s)}
