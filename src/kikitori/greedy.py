@@ -66,7 +66,7 @@ def greedy(
 
 @contextmanager
 def _weights_cast_once(device: str) -> Iterator[None]:
-    """Where autocast is on, it keeps for the next token what it cast; Lightning's does not, nor any in inference mode."""
+    """Where autocast is on, it keeps what it cast for the next token: not so Lightning's, nor any in inference mode."""
     on, dtype = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
     with torch.inference_mode(False), torch.no_grad(), torch.autocast(device, dtype, on, cache_enabled=True):
         yield
