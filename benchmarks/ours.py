@@ -22,6 +22,7 @@ from kikitori.callbacks import Progress, Recorder
 from kikitori.config import check
 from kikitori.datamodule import SpeechDataModule
 from kikitori.loss import clip_losses
+from kikitori.metrics import score_clips
 from kikitori.module import WhisperModule
 from kikitori.monitor import Monitor
 from kikitori.paths import CONF, cache_folder
@@ -97,6 +98,7 @@ def train(task: Task) -> dict[str, Any]:
     measured = meter.measured(whisper.model.config, task.precision)
     module.to(DEVICE).train()
     kept = activation_mb(lambda *shape: loss(module, *shape), whisper.model, meter.parts, task.precision)
+    score_clips(["一"], ["二"], data.language)  # Sudachi's dictionary is loaded once a run
     start = time.perf_counter()
     (scores,) = trainer.validate(module, datamodule=data, verbose=False)
     seconds = time.perf_counter() - start

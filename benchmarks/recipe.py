@@ -175,6 +175,7 @@ def arguments(task: Task, fair: bool) -> Seq2SeqTrainingArguments:
         dataloader_num_workers=2 if fair else 0,
         fp16=task.precision == "16-mixed",
         bf16=task.precision == "bf16-mixed",
+        use_cpu=DEVICE.type == "cpu",
         predict_with_generate=True,
         # Start, language, task and no-timestamps count here.
         generation_max_length=task.max_new_tokens + 4,

@@ -149,12 +149,14 @@ def epoch(release: str, _: str) -> dict[str, Any]:
     with Grown() as grown:
         data.setup()
         batches = iter(loader(data))
-        clips = len(next(batches)["clips"])
+        clips, worker_mb = len(next(batches)["clips"]), 0.0
         start = time.perf_counter()
-        clips += sum(len(batch["clips"]) for batch in batches)
+        for done, batch in enumerate(batches):
+            clips += len(batch["clips"])
+            if done % 10 == 0:
+                worker_mb = max(worker_mb, *(own_mb(worker.pid) for worker in batches._workers))
         clips_per_s = clips / (time.perf_counter() - start)
-        workers_mb = [own_mb(worker.pid) for worker in batches._workers]  # type: ignore[attr-defined]
-    return {"clips_per_s": clips_per_s, "worker_mb": max(workers_mb), **grown.measured()}
+    return {"clips_per_s": clips_per_s, "worker_mb": worker_mb, **grown.measured()}
 
 
 PHASES = {"prepare": prepare, "again": again, "epoch": epoch}

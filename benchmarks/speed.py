@@ -22,6 +22,7 @@ import torch
 from task import CONTENDERS, WARMUP_STEPS, Task, run
 
 from kikitori.report import git_state, write_json
+from kikitori.run import quieten
 
 # Random weights never end a transcript by themselves: so many tokens as one of Common Voice's has.
 TOKENS_OF_RANDOM_WEIGHTS = 24
@@ -30,6 +31,7 @@ TOKENS = 225
 
 def main() -> None:
     options = parse()
+    quieten()
     output = Path(options.output)
     output.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix="kikitori-bench-") as scratch:

@@ -36,8 +36,10 @@ def summarise(rounds: Rounds) -> dict[str, dict[str, Any]]:
         for _, phase, key, _, _, compared in MEASURES:
             values = [row[phase][key] for row in rows if row[phase][key] is not None]
             figures[f"{phase}/{key}"] = _spread(values)
-            if compared and peers:
-                ratios = [row[phase][key] / peers[row["round"]][phase][key] for row in rows]
+            if compared:
+                # A round that goes backwards, or was interrupted, may have no peer yet.
+                pairs = [(row, peers[row["round"]]) for row in rows if row["round"] in peers]
+                ratios = [row[phase][key] / peer[phase][key] for row, peer in pairs]
                 figures[f"{phase}/{key}/ratio"] = _spread(ratios)
     return summary
 

@@ -55,13 +55,14 @@ def test_a_ratio_is_taken_within_its_round() -> None:
         figures |= {"activation_mb_per_clip": 1, "flops_per_s": 1, "cer": None}
         return {"round": number, "contender": contender, "prepare": figures, "train": figures, "evaluate": figures}
 
-    # The second round found the machine half as fast.
+    # The second round found the machine half as fast, the third was interrupted.
     rounds = [row(0, "recipe", 2.0), row(0, "full", 6.0), row(1, "full", 3.0), row(1, "recipe", 1.0)]
-    summary = tables.summarise(rounds)
+    summary = tables.summarise([*rounds, row(2, "full", 4.5)])
     assert summary["full"]["train/clips_per_s"] == {"mean": 4.5, "low": 3.0, "high": 6.0}
     assert summary["full"]["train/clips_per_s/ratio"] == {"mean": 3.0, "low": 3.0, "high": 3.0}
     table = tables.rows(summary)
     assert ["trained clips/s", "1.50 [1.00, 2.00]", "4.50 [3.00, 6.00]"] in table
+    assert ["  times the recipe", "1.00", "3.00"] in table
     assert ["peak memory, GB", "–", "–"] in table
 
 
