@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -107,7 +108,7 @@ def file_clip(root: Path, path: str, split: Split, text: str, speaker: str | Non
         return Reject(path, split, "malformed row", "a NUL byte in the path" if path else "no path")
     file = root / path
     # realpath, because Path.resolve raises where links go round in a circle.
-    if Path(path).is_absolute() or not Path(os.path.realpath(file)).is_relative_to(os.path.realpath(root)):
+    if Path(path).is_absolute() or not Path(os.path.realpath(file)).is_relative_to(_real(root)):
         return Reject(path, split, "outside the corpus", f"leaves {root.name}/")
     try:
         stat = file.stat()
@@ -116,6 +117,12 @@ def file_clip(root: Path, path: str, split: Split, text: str, speaker: str | Non
     except OSError:
         identity = "missing"
     return Clip(path, split, text.strip(), identity, file, speaker or None)
+
+
+@lru_cache(maxsize=4)
+def _real(root: Path) -> str:
+    """Asked for every clip, found once."""
+    return os.path.realpath(root)
 
 
 def not_utf8(text: str) -> bool:

@@ -84,8 +84,11 @@ def _audio_fault(facts: Decoded, clip: Clip, front_end: FrontEnd | None, rules: 
 def _text_fault(clip: Clip, front_end: FrontEnd | None) -> Reject | None:
     if not clip.text:
         return Reject(clip.name, clip.split, "empty transcript")
-    if front_end and (tokens := len(front_end.encode(clip.text))) > front_end.max_label_tokens:
-        return Reject(clip.name, clip.split, "too many tokens", f"{tokens}, over {front_end.max_label_tokens}")
+    # A text has no more tokens than bytes, so that few need to be counted.
+    if front_end and len(clip.text.encode()) > front_end.max_label_tokens - len(front_end.prefix) - 1:
+        tokens = len(front_end.encode(clip.text))
+        if tokens > front_end.max_label_tokens:
+            return Reject(clip.name, clip.split, "too many tokens", f"{tokens}, over {front_end.max_label_tokens}")
     return None
 
 
