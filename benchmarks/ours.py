@@ -16,7 +16,7 @@ from task import WARMUP_STEPS, Task
 from torch import Tensor
 from transformers import WhisperConfig, WhisperTokenizer
 
-from kikitori import audio, experiment, front_end
+from kikitori import audio, experiment, fitting, front_end
 from kikitori import trainer as trainers
 from kikitori.callbacks import Progress, Recorder
 from kikitori.config import check
@@ -94,6 +94,7 @@ def train(task: Task) -> dict[str, Any]:
     data.setup()
     experiment.limit_generation(whisper, plain(cfg.generation), data)
     module = WhisperModule(whisper, instantiate(cfg.optim, _convert_="all"), clip_norm)
+    module.at_once = fitting.at_once(trainer, module, data)
     trainer.fit(module, datamodule=data)
     measured = meter.measured(whisper.model.config, task.precision)
     module.to(DEVICE).train()

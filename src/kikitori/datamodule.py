@@ -36,12 +36,12 @@ class SpeechDataModule(pl.LightningDataModule):
     """Reads a corpus, decodes it once, leaves out what cannot be used, and serves batches.
 
     limit: clips to keep of each split (None: all), the first or a seeded sample. global_batch: clips of an optimizer
-    step, over all processes. batch: clips of it that a process computes at a time (None: all its share; auto: as many
-    as fit). eval_batch_size: clips that one process reads at a time in the whole window, and more in shorter ones.
-    window, window_edges_s, window_margin_s: how much silence clips are heard with, see `kikitori.window`; None: as the
-    model was trained. full_window_share: of the training steps, those that hear their clips in the whole window all
-    the same. cache_encoder: whether a frozen encoder hears each clip only once. front_end: None where only the audio
-    is to be prepared. Other arguments: see `kikitori.selection.Rules`.
+    step, over all processes. batch: clips of it that a process computes at a time, see `kikitori.fitting`.
+    eval_batch_size: clips that one process reads at a time in the whole window, and more in shorter ones. window,
+    window_edges_s, window_margin_s: how much silence clips are heard with, see `kikitori.window`; None: as the model
+    was trained. full_window_share: of the training steps, those that hear their clips in the whole window all the
+    same. cache_encoder: whether a frozen encoder hears each clip only once. front_end: None where only the audio is
+    to be prepared. Other arguments: see `kikitori.selection.Rules`.
     """
 
     def __init__(
