@@ -124,7 +124,8 @@ def build(
         trainer.strategy.barrier()
         if trainer.is_global_zero:
             os.replace(partial.path, path)
-    finally:
+    except BaseException:
         partial.path.unlink(missing_ok=True)
+        raise
     trainer.strategy.barrier()
     return states
