@@ -161,7 +161,8 @@ def rebuild(recipe: dict[str, Any]) -> Whisper:
     """The model that a checkpoint's recipe describes, before the checkpoint's weights are put in."""
     arguments = {key: value for key, value in recipe.items() if key not in ("builder", "window", "generation")}
     whisper = load(**arguments) if recipe["builder"] == "load" else build(**arguments)
-    whisper.limit_generation(**recipe["generation"])
+    if "generation" in recipe:  # not in a checkpoint of an early version
+        whisper.limit_generation(**recipe["generation"])
     return whisper.hearing_in(windows.from_plain(recipe.get("window")))
 
 
