@@ -86,14 +86,13 @@ def train(task: Task) -> dict[str, Any]:
     meter = Meter(WARMUP_STEPS, task.all_steps)
     callbacks = [Recorder(), LearningRateMonitor("step"), Monitor(), Progress(task.path), EndOfStep(meter)]
     settings, _ = trainers.on_this_machine(plain(cfg.trainer), torch.cuda.device_count())
-    clip_norm = settings.pop("gradient_clip_val")
     trainer = trainers.build(settings, task.path, callbacks, [CSVLogger(task.path, name="", version="")])
     data = build_data(cfg, trainer)
     whisper = instantiate(cfg.model, _partial_=True, _convert_="all")().hearing_in(data.window)
     data.front_end = whisper.front_end
     data.setup()
     experiment.limit_generation(whisper, plain(cfg.generation), data)
-    module = WhisperModule(whisper, instantiate(cfg.optim, _convert_="all"), clip_norm)
+    module = WhisperModule(whisper, instantiate(cfg.optim, _convert_="all"), cfg.trainer.gradient_clip_val)
     module.at_once = fitting.at_once(trainer, module, data)
     trainer.fit(module, datamodule=data)
     measured = meter.measured(whisper.model.config, task.precision)

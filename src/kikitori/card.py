@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from kikitori.report import FULL_WINDOW, percent, rate_cell
+from kikitori.report import FULL_WINDOW, full_window_rates, percent, rate_cell
 
 
 def card(results: Mapping[str, Any]) -> str:
@@ -38,14 +38,10 @@ def _share(results: Mapping[str, Any]) -> str:
 
 
 def _in_a_stock_pipeline(results: Mapping[str, Any]) -> str:
-    scores = results["scores"]
+    rates = full_window_rates(results)
     told = f"transformers' pipeline hears every clip in the whole window of {results['model']['window_s']:g} s"
-    if FULL_WINDOW not in scores:
+    if not rates:
         return f"{told}, and so did the training."
-    rates = "; ".join(
-        f"{split} CER {rate_cell(rates, 'cer')} % on {rates['clips']} clips"
-        for split, rates in scores[FULL_WINDOW].items()
-    )
     return (
         f"{told} instead, where this model reads: {rates}.\n"
         "Where that is worse, read it with `kikitori transcribe`, which knows its windows from config.json."

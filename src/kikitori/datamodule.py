@@ -212,19 +212,14 @@ class SpeechDataModule(pl.LightningDataModule):
         return [every[i] for i in seeded_sample(len(every), clips, self.seed)]
 
     def _share(self, split: Split, dataset: SpeechDataset) -> DataLoader[Batch]:
-        """Every `processes`-th clip, the longest first: none is read twice or lost, and batches are of clips alike."""
+        """This process's share of the clips to be scored."""
         if len(dataset) < self.processes:
             raise DataError(
                 f"{len(dataset)} clips of the {split} split are to be scored by {self.processes} processes; "
                 "take fewer devices, or more clips (data.limit, score.train_clips)"
             )
-        decoded = dataset.store.decoded
-        longest_first = sorted(dataset.clips, key=lambda clip: -decoded[clip.name].samples)
-        mine = SpeechDataset(
-            longest_first[self.rank :: self.processes], dataset.store, dataset.front_end, dataset.states
-        )
-        sizes = (mine.durations_s(), mine.windows(), self._front_end().frames, self.eval_batch_size)
-        return self._loader(mine, batch_sampler=ScoringBatches(*sizes))
+        sizes = (dataset.durations_s(), dataset.windows(), self._front_end().frames, self.eval_batch_size)
+        return self._loader(dataset, batch_sampler=ScoringBatches(*sizes, self.processes, self.rank))
 
     def _loader(self, dataset: SpeechDataset, **how: Any) -> DataLoader[Batch]:
         # What a loader yields is what its collate function makes, which its type does not know.

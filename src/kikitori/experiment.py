@@ -47,8 +47,6 @@ def train(cfg: DictConfig, folder: Path) -> Results:
         if is_main():
             checkpoints.keep_metrics(folder)
         loggers = [CSVLogger(folder, name="", version=""), *map(instantiate, cfg.logger.values())]
-        # Lightning clips only where it runs the backward pass itself.
-        clip_norm = settings.pop("gradient_clip_val", None)
         trainer = trainers.build(settings, folder, callbacks, loggers)
         tracked = [logger for logger in loggers if isinstance(logger, RunLogger) and is_main()]
         for run in tracked:
@@ -65,7 +63,7 @@ def train(cfg: DictConfig, folder: Path) -> Results:
         describe(results, whisper, model_name(cfg))
         preflight(next(iter(data.score_dataloader("train"))), whisper.front_end)
 
-        module = WhisperModule(whisper, instantiate(cfg.optim, _convert_="all"), clip_norm)
+        module = WhisperModule(whisper, instantiate(cfg.optim, _convert_="all"), cfg.trainer.get("gradient_clip_val"))
         module.at_once = fitting.at_once(trainer, module, data)
         if data.cache_encoder:
             with timed(results, "encode_s"):
@@ -109,7 +107,6 @@ def evaluate(cfg: DictConfig, folder: Path) -> Results:
     """Score a checkpoint or a stock model on the chosen splits."""
     with record("evaluate", cfg, folder) as results, on_all_devices("evaluate", cfg, folder, results) as settings:
         pl.seed_everything(cfg.seed, workers=True, verbose=False)
-        settings.pop("gradient_clip_val", None)
         trainer = trainers.build(settings, folder, [], [])
         data = build_data(cfg, trainer)
         data.splits = list(cfg.splits)

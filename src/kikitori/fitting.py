@@ -45,12 +45,12 @@ def at_once(trainer: pl.Trainer, module: WhisperModule, data: SpeechDataModule) 
     path = cache_folder() / "fitting.json"
     with FileLock(path.with_suffix(".lock")):
         known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        for frames in sorted(data.window_frames()):
-            if key(module, trainer, frames, share, tokens) not in known:
-                fits = step_that_may_not_fit(module, trainer, frames, tokens)
-                known[key(module, trainer, frames, share, tokens)] = most(share, fits, frames)
+        keys = {frames: key(module, trainer, frames, share, tokens) for frames in sorted(data.window_frames())}
+        for frames, name in keys.items():
+            if name not in known:
+                known[name] = most(share, step_that_may_not_fit(module, trainer, frames, tokens), frames)
         write_json(path, known)
-    found = {frames: known[key(module, trainer, frames, share, tokens)] for frames in data.window_frames()}
+    found = {frames: known[name] for frames, name in keys.items()}
     # The same in all processes, so that they stay together.
     agreed = {frames: min(each[frames] for each in of_all_processes(found)) for frames in found}
     if any(clips < share for clips in agreed.values()):

@@ -121,16 +121,25 @@ class StepSampler(Sampler[list[Draw]]):
 
 
 class ScoringBatches(Sampler[list[int]]):
-    """Every clip once, the longest first, in batches of one window: a DataLoader's `batch_sampler`.
+    """A process's share of the clips, every `processes`-th of the longest first, in batches of one window.
 
+    Together the processes read every clip once. A DataLoader's `batch_sampler`.
     frames: log-Mel frames that each clip is heard in, of at most `whole`. batch_size: clips in the whole window; in a
     shorter one as many more as it is shorter, which take as much memory.
     """
 
-    def __init__(self, lengths: Sequence[float], frames: Sequence[int], whole: int, batch_size: int) -> None:
+    def __init__(
+        self,
+        lengths: Sequence[float],
+        frames: Sequence[int],
+        whole: int,
+        batch_size: int,
+        processes: int = 1,
+        rank: int = 0,
+    ) -> None:
         longest_first = sorted(range(len(lengths)), key=lambda i: (-frames[i], -lengths[i]))
         self.batches: list[list[int]] = []
-        for window, clips in groupby(longest_first, lambda i: frames[i]):
+        for window, clips in groupby(longest_first[rank::processes], lambda i: frames[i]):
             alike, n = list(clips), batch_size * whole // window
             self.batches += [alike[i : i + n] for i in range(0, len(alike), n)]
 

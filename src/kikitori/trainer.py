@@ -33,6 +33,8 @@ def build(settings: dict[str, Any], folder: Path, callbacks: list[pl.Callback], 
     """
     if shows_bars():
         callbacks = [*callbacks, RichProgressBar()]
+    # The module clips gradients: Lightning does only where it runs the backward pass itself.
+    settings = {key: value for key, value in settings.items() if key != "gradient_clip_val"}
     make = instantiate(settings, _partial_=True, _convert_="all")
     try:
         return make(
