@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from kikitori import optim
 from kikitori.collate import IGNORED, Batch
 from kikitori.decode import read
 from kikitori.front_end import FRAMES_PER_POSITION
@@ -120,9 +121,15 @@ class WhisperModule(pl.LightningModule):
         texts = [text for part in parts(batch) for some in in_halves(hear, *part) for text in some]
         return list(zip(batch["clips"], batch["texts"], texts, strict=True))
 
+    def on_train_start(self) -> None:
+        # A checkpoint brings the settings of its optimizer along; those of the configuration hold, where they differ.
+        schedulers, optimizers = self.trainer.lr_scheduler_configs, self.trainer.optimizers
+        optim.reconfigure(optimizers[0], schedulers[0].scheduler, self._configured)
+
     def configure_optimizers(self) -> Any:
         assert self.make_optimizer is not None
         optimizer, scheduler = self.make_optimizer(self.model, self.trainer.max_steps)
+        self._configured = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
 
