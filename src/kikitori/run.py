@@ -1,5 +1,6 @@
 """A run's folder and its results.json: begun, kept while it goes, and ended whatever happens."""
 
+import errno
 import json
 import logging
 import re
@@ -29,6 +30,7 @@ from kikitori.tracking import close
 log = logging.getLogger(__name__)
 
 Results = dict[str, Any]
+OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO)
 # What a run may be resumed with anew.
 NOT_OF_THE_RECIPE = re.compile(
     r"resume|accept\b.*|sweep\b.*|logger\b.*|trainer\.strategy\b.*"
@@ -67,14 +69,10 @@ def _recorded(command: str, cfg: DictConfig, folder: Path) -> Iterator[Results]:
         results |= {"status": "failed", "error": str(error)}
         log.info("%s; kikitori %s resume=%s goes on", error, command, folder)
         raise
-    except OSError as error:
-        results |= {"status": "failed", "error": _told(error)}
-        raise TrainingError(
-            f"{error.filename or folder}: {error.strerror or error}; mend that, and go on with "
-            f"kikitori {command} resume={folder}"
-        ) from error
     except BaseException as error:
         results |= {"status": "failed", "error": _told(error)}
+        if remedy := _remedy(error):
+            raise TrainingError(f"{remedy}, and go on with kikitori {command} resume={folder}") from error
         raise
     finally:
         results["finished"] = _now()
@@ -170,6 +168,16 @@ def quieten() -> None:
     trainers.quieten()
     if not is_main():
         logging.disable(logging.INFO)
+
+
+def _remedy(error: BaseException) -> str | None:
+    """What happened and what to do, where it is no fault of the run's."""
+    if isinstance(error, OSError) and error.errno in OF_THE_DISK:
+        return f"{error.filename or 'the disk'}: {error.strerror}; mend that"
+    if isinstance(error, RuntimeError) and "DataLoader worker" in str(error):
+        cause = str(error).splitlines()[0]
+        return f"{cause}; was it out of memory? Take fewer data.num_workers, or 0"
+    return None
 
 
 def _told(error: BaseException) -> str:

@@ -40,11 +40,27 @@ class CheckpointFiles(CheckpointIO):
             ) from error
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
-        return torch.load(path, map_location=map_location or "cpu", weights_only=True)
+        checkpoint = torch.load(path, map_location=map_location or "cpu", weights_only=True)
+        for state in checkpoint["callbacks"].values():
+            if "dirpath" in state:
+                _move(state, str(Path(path).parent))
+        return checkpoint
 
     def remove_checkpoint(self, path: Any) -> None:
         Path(path).unlink(missing_ok=True)
         _beside(Path(path)).unlink(missing_ok=True)
+
+
+def _move(state: dict[str, Any], folder: str) -> None:
+    """Let ModelCheckpoint find its files where they are now: it forgets what is best in a folder that was moved."""
+    before, state["dirpath"] = state["dirpath"], folder
+
+    def moved(path: str) -> str:
+        return str(Path(folder, Path(path).relative_to(before))) if path else path
+
+    state["best_k_models"] = {moved(path): score for path, score in state["best_k_models"].items()}
+    for key in ("best_model_path", "kth_best_model_path", "last_model_path"):
+        state[key] = moved(state[key])
 
 
 class _Hashing:
