@@ -45,8 +45,9 @@ def test_a_signal_in_the_last_step_is_not_forgotten() -> None:
 
 
 HANGS = """
-import ctypes, time
+import ctypes, sys, time
 from kikitori import stopping
+sys.excepthook = lambda kind, error, trace: sys.exit(error.code)
 c, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(64)
 stopping.GRACE_S = 0.5
 with stopping.heard() as stop:
