@@ -19,8 +19,8 @@ def test_a_launcher_without_a_sweep_is_refused() -> None:
 
 
 def test_going_on_needs_something_to_go_on_with(tmp_path: Path) -> None:
-    assert "name it: hydra.run.dir=..." in refusal("train", "resume=true")
-    assert "holds no run to go on with" in refusal("train", "resume=true", f"hydra.run.dir={tmp_path}")
+    assert "name it: hydra.run.dir=..." in refusal("train", "resume=auto")
+    cli._refuse(["train", "resume=auto", f"hydra.run.dir={tmp_path}"])
     assert "goes on with a sweep; add -m" in refusal("train", f"sweep.resume={tmp_path}")
     assert "holds no sweep.json" in refusal("train", "-m", f"sweep.resume={tmp_path}")
     (tmp_path / "sweep.json").write_text("{}")

@@ -7,10 +7,10 @@ import kikitori
 
 SOURCE = Path(kikitori.__file__).parent
 FLOORS = [
-    {"errors", "progress", "secrecy"},
+    {"durable", "errors", "progress", "secrecy"},
     {"paths"},
-    {"archive", "audio", "clips", "optim", "processes", "ranks", "report", "sampler", "text"},
-    {"card", "greedy", "runs", "study", "sweep", "window"},
+    {"archive", "audio", "clips", "optim", "processes", "ranks", "report", "sampler", "saving", "stopping", "text"},
+    {"card", "greedy", "resuming", "runs", "study", "sweep", "window"},
     {"pruning"},
     {"front_end"},
     {"whisper"},

@@ -16,7 +16,7 @@ from omegaconf import OmegaConf, open_dict, read_write
 from kikitori import train
 from kikitori.errors import ConfigError, SweepError
 from kikitori.launcher import Machine, Process, launch
-from kikitori.paths import CONF
+from kikitori.paths import CONF, config_options
 from kikitori.sweep import Sweep, Trial
 
 
@@ -137,9 +137,9 @@ def test_a_sweep_without_trials_is_refused() -> None:
 
 
 def test_another_configuration_tree_reaches_the_trials(tmp_path: Path) -> None:
-    assert machine(tmp_path)._config_options() == []
+    assert config_options(machine(tmp_path).config.hydra, "train") == []
     other = machine(tmp_path)
     with read_write(other.config.hydra.runtime):
         main = next(source for source in other.config.hydra.runtime.config_sources if source.provider == "main")
         main.path = "/other/conf"
-    assert other._config_options() == ["--config-path", "/other/conf"]
+    assert config_options(other.config.hydra, "train") == ["--config-path", "/other/conf"]

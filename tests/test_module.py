@@ -13,6 +13,7 @@ from kikitori import optim
 from kikitori.callbacks import Recorder, ValidateEvery
 from kikitori.collate import IGNORED, collate
 from kikitori.errors import TrainingError
+from kikitori.loss import clip_losses
 from kikitori.metrics import corpus_rate, edits_and_lengths, score_clips
 from kikitori.module import WhisperModule, in_halves
 from kikitori.sampler import Draw, StepSampler, epoch_batches
@@ -300,6 +301,36 @@ def test_each_epoch_has_an_order_of_its_own(micro: Whisper, tmp_path: Path) -> N
     assert seen[:4] != seen[4:]
 
 
+@pytest.mark.parametrize("times", [1, 2, 3])
+def test_a_step_that_does_not_fit_is_taken_again_in_halves_and_stays_the_step(
+    micro: Whisper, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, times: int
+) -> None:
+    undisturbed = WhisperModule(copy.deepcopy(micro), OPTIM)
+    trainer(tmp_path, max_steps=2).fit(undisturbed, training(micro, 4, 2))
+    seen = []
+
+    def too_much(model: Any, states: Any, labels: Any) -> torch.Tensor:
+        seen.append(len(labels))
+        if len(labels) > 4 // 2**times:
+            # After the forward pass, so that what it leaves must not count twice.
+            clip_losses(model, states, labels).sum().backward()
+            raise torch.OutOfMemoryError("too much")
+        return clip_losses(model, states, labels)
+
+    monkeypatch.setattr("kikitori.module.clip_losses", too_much)
+    module = WhisperModule(micro, OPTIM)
+    run = trainer(tmp_path, max_steps=2)
+    if times == 3:
+        with pytest.raises(TrainingError, match=r"step 1: 1 clips of 100 frames at once do not fit .* data\.batch=1"):
+            run.fit(module, training(micro, 4, 2))
+        return
+    run.fit(module, training(micro, 4, 2))
+    assert seen == {1: [4, 2, 2, 2, 2], 2: [4, 2, *[1] * 8]}[times]
+    assert caplog.text.count("do not fit the memory; from here half as many") == times
+    for name, weight in undisturbed.state_dict().items():
+        torch.testing.assert_close(module.state_dict()[name], weight, atol=1e-5, rtol=1e-4)
+
+
 def test_validation_runs_every_n_optimizer_steps_and_after_the_last(micro: Whisper, tmp_path: Path) -> None:
     recorder = Recorder()
     run = trainer(
@@ -320,7 +351,8 @@ def test_a_loss_that_is_not_finite_stops_the_run(micro: Whisper, tmp_path: Path)
     callbacks = [Recorder(), ValidateEvery(1)]
     settings = {"check_val_every_n_epoch": None, "val_check_interval": ValidateEvery.NEVER, "num_sanity_val_steps": 0}
     run = trainer(tmp_path, max_steps=2, callbacks=callbacks, **settings)
-    with pytest.raises(TrainingError, match="not finite by step 1"):
+    told = r"the loss of step 1 is nan, at a learning rate of .*, on the clips .*; lower optim\.lr="
+    with pytest.raises(TrainingError, match=told):
         run.fit(WhisperModule(micro, OPTIM), training(micro, 4, 2), loader(micro, 4))
 
 

@@ -1,3 +1,5 @@
+import errno
+import os
 from pathlib import Path
 from typing import Any
 
@@ -5,11 +7,11 @@ import pytest
 from filelock import FileLock
 from omegaconf import OmegaConf
 
-from kikitori.errors import ConfigError
+from kikitori.errors import ConfigError, TrainingError
 from kikitori.report import read_json, write_json
-from kikitori.run import record
+from kikitori.run import check_data, record
 
-RECIPE: dict[str, Any] = {"seed": 0, "resume": False, "optim": {"lr": 1e-5, "betas": [0.9, 0.98]}}
+RECIPE: dict[str, Any] = {"seed": 0, "resume": None, "accept": [], "optim": {"lr": 1e-5, "betas": [0.9, 0.98]}}
 
 
 def begin(folder: Path, **changes: Any) -> dict[str, Any]:
@@ -30,22 +32,47 @@ def test_a_run_that_is_stopped_says_so_and_goes_on_from_its_start(tmp_path: Path
     first = stopped(tmp_path)
     assert (first["status"], first["error"]) == ("failed", "KeyboardInterrupt: stopped")
     write_json(tmp_path / "results.json", {**first, "started": "then", "cost": {"fit_s": 5.0}})
-    again = stopped(tmp_path, resume=True)
+    again = stopped(tmp_path, resume="auto")
     assert (again["started"], again["cost"]) == ("then", {"fit_s": 5.0})
 
 
 def test_a_run_is_resumed_with_its_own_recipe_alone(tmp_path: Path) -> None:
     stopped(tmp_path)
-    with pytest.raises(ConfigError, match=r"holds a run with another optim\.lr; resume it as it was"):
-        begin(tmp_path, resume=True, optim={"lr": 3e-5, "betas": [0.9, 0.98]})
-    stopped(tmp_path, resume=True, data={"num_workers": 8})
+    other = {"optim": {"lr": 3e-5, "betas": [0.9, 0.999]}}
+    both = r"'accept=\[optim.lr,optim.betas\]'\n  optim.lr: was 1e-05, is now 3e-05\n  optim.betas: was \[0.9, 0.98\]"
+    with pytest.raises(ConfigError, match=both):
+        begin(tmp_path, resume="auto", **other)
+    with pytest.raises(ConfigError, match=r"'accept=\[optim.betas\]'"):
+        begin(tmp_path, resume="auto", accept=["optim.lr"], **other)
+    stopped(tmp_path, resume="auto", data={"num_workers": 8})
+    stopped(tmp_path, resume="auto", accept=["optim"], **other)
+
+
+def test_a_run_is_resumed_on_its_own_data_alone(tmp_path: Path) -> None:
+    def facts(digest: str, clips: int) -> dict[str, Any]:
+        return {"splits": {"train": {"digest": digest, "clips": clips}, "test": {"digest": "same", "clips": 3}}}
+
+    cfg, before = OmegaConf.create(RECIPE), {"data": facts("a", 36)}
+    check_data(before, facts("a", 36), cfg, tmp_path)
+    check_data({"data": {}}, facts("a", 36), cfg, tmp_path)
+    told = r"accept=\[data\]'\n  data \(train\): audio or transcripts have changed: 36 clips then, 35 now$"
+    with pytest.raises(ConfigError, match=told):
+        check_data(before, facts("b", 35), cfg, tmp_path)
+    check_data(before, facts("b", 35), OmegaConf.create({**RECIPE, "accept": ["data"]}), tmp_path)
+
+
+def test_a_full_disk_ends_the_run_with_the_remedy(tmp_path: Path) -> None:
+    told = "/far/file: No space left on device; mend that, and go on with kikitori"
+    with pytest.raises(TrainingError, match=told), record("prepare", OmegaConf.create(RECIPE), tmp_path):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/far/file")
+    assert read_json(tmp_path / "results.json")["status"] == "failed"
 
 
 @pytest.mark.parametrize("status", ["completed", "pruned"])
 def test_a_finished_run_is_not_resumed(tmp_path: Path, status: str) -> None:
     write_json(tmp_path / "results.json", {**stopped(tmp_path), "status": status})
     with pytest.raises(ConfigError, match=f"a run that is {status}: nothing is left to resume"):
-        begin(tmp_path, resume=True)
+        begin(tmp_path, resume="auto")
 
 
 def test_two_processes_do_not_run_in_one_folder(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from kikitori.board import failure_report, table
 from kikitori.errors import DataError, SweepError
-from kikitori.sweep import Sweep, Trial, going_on, how_it_ended, open_sweep, progress, settle
+from kikitori.sweep import Sweep, Trial, how_it_ended, open_sweep, progress, settle
 
 EVALUATED = {"evaluated": {"validation": {"cer": 0.5}, "test": {"cer": 0.9}}}
 
@@ -100,12 +100,6 @@ def test_what_an_earlier_start_wrote_of_its_failure_is_not_this_ones(tmp_path: P
     settled = trial()
     settle(settled, tmp_path, -9, since=time.time() + 1)
     assert settled.reason == "killed by SIGKILL (out of memory?)"
-
-
-def test_a_trial_goes_on_where_there_is_something_to_go_on_from(tmp_path: Path) -> None:
-    assert going_on(tmp_path) == []
-    write(tmp_path / "checkpoints", "last.ckpt", "")
-    assert going_on(tmp_path) == ["resume=true"]
 
 
 def test_why_a_process_ended_is_a_signal_or_its_last_words(tmp_path: Path) -> None:

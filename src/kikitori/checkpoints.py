@@ -1,23 +1,66 @@
 """What a run that goes on stands on: its checkpoints, the best for its scores and the newest to go on from."""
 
-import logging
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-import torch
 
+from kikitori import saving
 from kikitori.module import WhisperModule
+from kikitori.stopping import Stop
 
-log = logging.getLogger(__name__)
+
+class SaveLast(pl.Callback):
+    """Keeps last.ckpt, from which a run that was stopped goes on.
+
+    It is written before the step after which is validated, rather than after it: a run that is stopped or killed while
+    it validates takes that one step again, and then validates as if nothing had happened. So there is nothing to save
+    but between two steps: then, when the run is told to stop, and after the last one.
+    """
+
+    def __init__(self, folder: Path, every_steps: int, stop: Stop) -> None:
+        self.path = folder / "last.ckpt"
+        self.every_steps = every_steps
+        self.stop = stop
+        self._saved = -1
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # What a run goes on from need not be saved again.
+        self._saved = trainer.global_step
+        if trainer.is_global_zero:
+            saving.sweep(self.path.parent)
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        step = trainer.global_step
+        is_told = self.stop.at(step)
+        if is_told or (step + 1) % self.every_steps == 0 or step + 1 == trainer.max_steps:
+            self._save(trainer)
+        if is_told:
+            self.stop.now()
+
+    def on_validation_batch_start(
+        self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        if self.stop.is_told():
+            self.stop.now()
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # One that ended early has to find that out again.
+        if trainer.global_step >= trainer.max_steps:
+            self._save(trainer)
+
+    def _save(self, trainer: pl.Trainer) -> None:
+        if trainer.global_step > self._saved:
+            with self.stop.saving:
+                trainer.save_checkpoint(self.path, weights_only=False)
+            self._saved = trainer.global_step
 
 
 def take_best(trainer: pl.Trainer, module: WhisperModule) -> None:
     """Put the best checkpoint's weights into the module: what is scored and saved. The test split has no say in it."""
     path = best(trainer)["best"]
     if path:
-        state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
-        module.load_state_dict(state)
+        module.load_state_dict(saving.read(Path(path))["state_dict"])
 
 
 def best(trainer: pl.Trainer) -> dict[str, Any]:
@@ -29,20 +72,6 @@ def best(trainer: pl.Trainer) -> dict[str, Any]:
         "monitor": callback.monitor if callback else None,
         "value": None if value is None else float(value),
     }
-
-
-def newest(folder: Path) -> Path | None:
-    """The checkpoint of the most steps that can be read; None where there is none.
-
-    Not by time of writing, and read whole: a run that was killed while it saved leaves half a file.
-    """
-    steps: dict[Path, int] = {}
-    for path in folder.glob("*.ckpt"):
-        try:
-            steps[path] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["global_step"]
-        except Exception as error:  # whatever a damaged file makes torch raise
-            log.warning("%s cannot be read and is passed over: %s", path, str(error).splitlines()[0])
-    return max(steps, key=lambda path: steps[path], default=None)
 
 
 def keep_metrics(folder: Path) -> None:

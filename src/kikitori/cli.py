@@ -4,6 +4,7 @@ import atexit
 import gc
 import json
 import os
+import signal
 import sys
 from importlib import import_module
 from importlib.util import find_spec
@@ -13,15 +14,17 @@ from hydra.errors import CompactHydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from kikitori import ranks
+from kikitori.errors import KikitoriError, Stopped
 from kikitori.paths import LINE
+from kikitori.resuming import expanded
 from kikitori.secrecy import secret_in
-from kikitori.sweep import going_on
 
 USAGE = """\
 kikitori: fine-tune Whisper on speech, Japanese first.
 
   train       fine-tune a model, with scores before and after
               kikitori train model=whisper_small data.release=cv-corpus-27.0-2026-09-09-ja.tar.gz
+              kikitori train resume=outputs/my-run
   evaluate    score a checkpoint or a stock model
               kikitori evaluate checkpoint=outputs/my-run data=demo
   prepare     decode a corpus once, and tell what would be left out
@@ -57,10 +60,15 @@ def main() -> None:
     elif arguments[0] not in COMMANDS:
         sys.exit(f"kikitori: {arguments[0]!r} is none of {', '.join(COMMANDS)}; see kikitori --help")
     else:
+        if arguments[0] in HYDRA_COMMANDS:
+            try:
+                arguments = [arguments[0], *expanded(arguments[0], arguments[1:])]
+            except KikitoriError as error:
+                sys.exit(str(error))
         _refuse(arguments)
         os.environ[LINE] = json.dumps(arguments[1:])
         # Hydra and argparse read sys.argv from its second word on.
-        del sys.argv[1]
+        sys.argv[1:] = arguments[1:]
         # A sweep that goes on does so in its folder.
         sys.argv += [f"hydra.sweep.dir={a.partition('=')[2]}" for a in arguments if a.startswith("sweep.resume=")]
         _run(arguments[0])
@@ -93,15 +101,12 @@ def _refuse(arguments: list[str]) -> None:
 
 def _refuse_folders(given: dict[str, str], sweeps: bool) -> None:
     """End where there is nothing in a folder to go on with, or something that would be written over."""
-    folder, resume = given.get("hydra.run.dir"), given.get("resume") == "true"
-    if resume and folder is None:
-        sys.exit("kikitori: resume=true goes on in a run's folder; name it: hydra.run.dir=...")
-    if resume and folder is not None and not going_on(Path(folder)):
-        told = f"kikitori: hydra.run.dir={folder} holds no run to go on with"
-        sys.exit(f"{told}; name a run's folder, or leave resume=true out")
+    folder, resume = given.get("hydra.run.dir"), given.get("resume") == "auto"
+    if resume and folder is None and not sweeps:
+        sys.exit("kikitori: resume=auto begins a run in a folder or goes on there; name it: hydra.run.dir=...")
     if folder and not resume and Path(folder, "results.json").exists() and ranks.own() == 0:
         told = f"kikitori: hydra.run.dir={folder} already holds a run"
-        sys.exit(f"{told}; choose another folder, or add resume=true to go on")
+        sys.exit(f"{told}; choose another folder, or add resume=auto to go on")
     sweep = given.get("sweep.resume")
     if sweep is not None and not (sweeps and Path(sweep, "sweep.json").exists()):
         why = "holds no sweep.json; give the folder of a sweep" if sweeps else "goes on with a sweep; add -m"
@@ -117,6 +122,11 @@ def _run(command: str) -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
         import_module(f"kikitori.{command}").main()
+    except Stopped as error:
+        print(error, file=sys.stderr)
+        sys.exit(error.code)
+    except KeyboardInterrupt:
+        sys.exit(Stopped(signal.SIGINT).code)
     except (CompactHydraException, OSError) as error:
         if full:
             raise

@@ -57,7 +57,8 @@ TYPES: dict[str, Any] = {
     **dict.fromkeys(("data.limit.train", "data.limit.validation", "data.limit.test"), int | None),
     "data.limit.sample": bool,
     "checkpoint": str | None,
-    "resume": bool,
+    "resume": Literal["auto"] | None,
+    "accept": list[str],
     "trainer.devices": int | Literal["auto"],
     "trainer.gradient_clip_val": float | None,
 }

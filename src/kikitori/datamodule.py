@@ -1,6 +1,7 @@
 """The LightningDataModule: owns splits and loaders. One subclass a kind of corpus."""
 
 import logging
+import signal
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -227,6 +228,7 @@ class SpeechDataModule(pl.LightningDataModule):
             cast(Any, dataset),
             num_workers=self.num_workers,
             collate_fn=collate,
+            worker_init_fn=outlive_signals,
             pin_memory=torch.cuda.is_available(),
             **how,
         )
@@ -280,6 +282,12 @@ class SpeechDataModule(pl.LightningDataModule):
     def reject_rows(self) -> list[dict[str, str]]:
         """Rows of rejects.jsonl."""
         return [asdict(reject) for reject in self.rejects]
+
+
+def outlive_signals(worker: int) -> None:
+    """Let a loader's worker go on where all processes are told to stop: the run ends it when it has saved."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 class CommonVoice(SpeechDataModule):

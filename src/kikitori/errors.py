@@ -1,5 +1,7 @@
 """Errors that a user can cause: each names the thing, its value and the remedy, and is shown without a traceback."""
 
+import signal
+
 from hydra.errors import CompactHydraException
 
 
@@ -30,6 +32,18 @@ class TrainingError(KikitoriError):
 
 class Pruned(KikitoriError):  # noqa: N818
     """A search gave this trial up: not a failure, but no result either."""
+
+
+class Stopped(KikitoriError):  # noqa: N818
+    """The run was told to stop by a signal. code: what the process ends with, 128 and the signal's number."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+        self.code = 128 + number
+
+    def __str__(self) -> str:
+        return f"stopped by {signal.Signals(self.number).name}"
 
 
 class SweepError(KikitoriError):

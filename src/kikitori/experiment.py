@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 from pytorch_lightning.callbacks import LearningRateMonitor
 from pytorch_lightning.loggers import CSVLogger, Logger
 
-from kikitori import checkpoints, fitting, ranks, scoring
+from kikitori import checkpoints, fitting, ranks, saving, scoring
 from kikitori import trainer as trainers
 from kikitori import whisper as whispers
 from kikitori import window as windows
@@ -29,7 +29,8 @@ from kikitori.metrics import change
 from kikitori.module import WhisperModule
 from kikitori.monitor import Monitor
 from kikitori.report import write_lines
-from kikitori.run import Results, fail, is_main, plain, quieten, record, save, timed
+from kikitori.run import Results, check_data, fail, is_main, plain, quieten, record, save, timed
+from kikitori.stopping import Stop, heard
 from kikitori.text import NORMALISER, segmenter
 from kikitori.tracking import RunLogger
 from kikitori.whisper import Whisper
@@ -39,11 +40,16 @@ log = logging.getLogger(__name__)
 
 def train(cfg: DictConfig, folder: Path) -> Results:
     """Fine-tune, with scores before the first step and after the last; everything lands in `folder`."""
-    with record("train", cfg, folder) as results, on_all_devices("train", cfg, folder, results) as settings:
+    with (
+        heard() as stop,
+        record("train", cfg, folder) as results,
+        on_all_devices("train", cfg, folder, results, stop) as settings,
+    ):
         pl.seed_everything(cfg.seed, workers=True, verbose=False)
-        recorder = Recorder()
-        callbacks = [recorder, ValidateEvery(cfg.validation.every_steps), LearningRateMonitor("step"), Monitor()]
-        callbacks += [Progress(folder), *map(instantiate, cfg.callbacks.values())]
+        recorder, every_steps = Recorder(), cfg.validation.every_steps
+        callbacks = [recorder, ValidateEvery(every_steps), LearningRateMonitor("step"), Monitor()]
+        callbacks += [Progress(folder), checkpoints.SaveLast(folder / "checkpoints", every_steps, stop)]
+        callbacks += map(instantiate, cfg.callbacks.values())
         if is_main():
             checkpoints.keep_metrics(folder)
         loggers = [CSVLogger(folder, name="", version=""), *map(instantiate, cfg.logger.values())]
@@ -58,7 +64,7 @@ def train(cfg: DictConfig, folder: Path) -> Results:
         whisper: Whisper = instantiate(cfg.model, _partial_=True, _convert_="all")()
         came_with = whisper.front_end.window
         whisper = whisper.hearing_in(data.window or came_with)
-        set_up(data, whisper.front_end, folder, results)
+        set_up(cfg, data, whisper.front_end, folder, results)
         limit_generation(whisper, plain(cfg.generation), data)
         describe(results, whisper, model_name(cfg))
         preflight(next(iter(data.score_dataloader("train"))), whisper.front_end)
@@ -70,7 +76,7 @@ def train(cfg: DictConfig, folder: Path) -> Results:
                 data.encode_once(trainer, whisper.model)
         sampled: dict[Split, int | None] = {"train": cfg.score.train_clips}
         begun = cfg.resume and scoring.is_scored(folder, data.splits, "before")
-        checkpoint = checkpoints.newest(folder / "checkpoints") if begun else None
+        checkpoint = saving.newest(folder / "checkpoints") if begun else None
         with timed(results, "evaluate_s"):
             if checkpoint:
                 log.info("going on from %s", checkpoint.name)
@@ -81,7 +87,7 @@ def train(cfg: DictConfig, folder: Path) -> Results:
                     before = scoring.score(trainer, module, data, sampled, folder, "before", results)
         save(results, folder)
         try:
-            with timed(results, "fit_s"):
+            with timed(results, "fit_s"), stop.awaited():
                 trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
         finally:
             results["history"] = recorder.history
@@ -105,7 +111,11 @@ def train(cfg: DictConfig, folder: Path) -> Results:
 
 def evaluate(cfg: DictConfig, folder: Path) -> Results:
     """Score a checkpoint or a stock model on the chosen splits."""
-    with record("evaluate", cfg, folder) as results, on_all_devices("evaluate", cfg, folder, results) as settings:
+    with (
+        heard() as stop,
+        record("evaluate", cfg, folder) as results,
+        on_all_devices("evaluate", cfg, folder, results, stop) as settings,
+    ):
         pl.seed_everything(cfg.seed, workers=True, verbose=False)
         trainer = trainers.build(settings, folder, [], [])
         data = build_data(cfg, trainer)
@@ -113,7 +123,7 @@ def evaluate(cfg: DictConfig, folder: Path) -> Results:
         data.read_once()
         whisper = checkpoint_model(cfg) if cfg.checkpoint else instantiate(cfg.model, _partial_=True, _convert_="all")()
         whisper = whisper.hearing_in(data.window or whisper.front_end.window)
-        set_up(data, whisper.front_end, folder, results)
+        set_up(cfg, data, whisper.front_end, folder, results)
         limit_generation(whisper, plain(cfg.generation), data)
         describe(results, whisper, model_name(cfg))
         module = WhisperModule(whisper)
@@ -128,12 +138,14 @@ def prepare(cfg: DictConfig, folder: Path) -> SpeechDataModule:
     check(cfg)
     quieten()
     data = build_data(cfg)
-    set_up(data, None, folder, {"cost": {}})
+    set_up(cfg, data, None, folder, {"cost": {}})
     return data
 
 
 @contextmanager
-def on_all_devices(command: str, cfg: DictConfig, folder: Path, results: Results) -> Iterator[dict[str, Any]]:
+def on_all_devices(
+    command: str, cfg: DictConfig, folder: Path, results: Results, stop: Stop
+) -> Iterator[dict[str, Any]]:
     """The Trainer's settings on this machine, with the processes of its other devices running."""
     settings, changes = trainers.on_this_machine(plain(cfg.trainer), torch.cuda.device_count())
     if changes:
@@ -146,6 +158,7 @@ def on_all_devices(command: str, cfg: DictConfig, folder: Path, results: Results
         log.error(reason)
         fail(results, folder, reason)
 
+    stop.last_words = on_death
     with ranks.together(command, plain(cfg), folder, devices, nodes, on_death):
         yield settings
 
@@ -159,7 +172,7 @@ def build_data(cfg: DictConfig, trainer: pl.Trainer | None = None) -> SpeechData
     return data
 
 
-def set_up(data: SpeechDataModule, front_end: FrontEnd | None, folder: Path, results: Results) -> None:
+def set_up(cfg: DictConfig, data: SpeechDataModule, front_end: FrontEnd | None, folder: Path, results: Results) -> None:
     """Decode and select; whatever comes of it, rejects.jsonl tells what was left out."""
     data.front_end = front_end
     try:
@@ -168,7 +181,9 @@ def set_up(data: SpeechDataModule, front_end: FrontEnd | None, folder: Path, res
     finally:
         if is_main():
             write_lines(folder / "rejects.jsonl", data.reject_rows())
-    results["data"] = data.summary()
+    summary = data.summary()
+    check_data(results, summary, cfg, folder)
+    results["data"] = summary
     results["scoring"] = {"normaliser": NORMALISER, "segmenter": segmenter(data.language)}
     for split, facts in results["data"]["splits"].items():
         log.info("%s: %d clips, %.0f s", split, facts["clips"], facts["seconds"])
@@ -184,7 +199,7 @@ def checkpoint_model(cfg: DictConfig) -> Whisper:
         return whispers.load(str(path / "model" if (path / "model").is_dir() else path), language, task)
     if not path.is_file():
         raise ConfigError(f"checkpoint={path} does not exist; give a run folder, a model folder, or a .ckpt file")
-    checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    checkpoint = saving.read(path)
     whisper = whispers.rebuild({**checkpoint["hyper_parameters"]["recipe"], "language": language, "task": task})
     state = {key.removeprefix("model."): value for key, value in checkpoint["state_dict"].items()}
     whisper.model.load_state_dict(state)

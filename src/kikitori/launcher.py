@@ -24,16 +24,16 @@ from omegaconf import DictConfig, OmegaConf, flag_override, open_dict, read_writ
 from kikitori import board, experiment
 from kikitori.config import check
 from kikitori.errors import ConfigError, SweepError
-from kikitori.paths import CONF, swept_values
+from kikitori.paths import config_options, override, swept_values
 from kikitori.processes import cores, held, told_to_stop
 from kikitori.run import plain, quieten
-from kikitori.sweep import FINISHED, Sweep, Trial, going_on, open_sweep, settle
+from kikitori.sweep import FINISHED, Sweep, Trial, open_sweep, settle
 
 log = logging.getLogger(__name__)
 
 LOOK_S = 0.2
 # How long a trial may take to stop when told to, before it is killed.
-GRACE_S = 20.0
+GRACE_S = 30.0
 # Overrides of Hydra's own that make a sweep of a run, and so have no place in a trial's command.
 OF_THE_SWEEP = ("hydra.mode", "hydra.sweep", "hydra.run.dir", "hydra/launcher", "hydra.launcher", "hydra/sweeper")
 
@@ -209,9 +209,9 @@ class Machine:
         folder.mkdir(parents=True, exist_ok=True)
         trial.state, trial.reason, trial.log = "running", "", f"{trial.folder}/output.log"
         self.sweep.save()
-        quoted = str(folder).replace("\\", "\\\\").replace("'", "\\'")
-        line = [sys.executable, "-m", "kikitori", self.command, *self._config_options(), *trial.overrides]
-        line += [f"hydra.run.dir='{quoted}'", "hydra.mode=RUN", *going_on(folder)]
+        options = config_options(self.config.hydra, self.command)
+        line = [sys.executable, "-m", "kikitori", self.command, *options, *trial.overrides]
+        line += [override("hydra.run.dir", folder), "hydra.mode=RUN", "resume=auto"]
         began = time.time()
         with (folder / "output.log").open("ab") as output:
             outlets: Any = {"stdin": subprocess.DEVNULL, "stdout": output, "stderr": output}
@@ -235,17 +235,6 @@ class Machine:
             mine = [self.gpus[(slot * self.gpus_per_trial + i) % len(self.gpus)] for i in range(self.gpus_per_trial)]
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(dict.fromkeys(mine))
         return environment
-
-    def _config_options(self) -> list[str]:
-        """--config-path, --config-dir and --config-name where the sweep was given them."""
-        hydra = self.config.hydra
-        options: list[str] = []
-        for source in hydra.runtime.config_sources:
-            if source.provider == "command-line":
-                options += ["--config-dir", source.path]
-            elif source.provider == "main" and Path(source.path).resolve() != CONF.resolve():
-                options += ["--config-path", source.path]
-        return options + (["--config-name", hydra.job.config_name] if hydra.job.config_name != self.command else [])
 
 
 @dataclass

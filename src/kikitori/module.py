@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from kikitori import optim
 from kikitori.collate import IGNORED, Batch
 from kikitori.decode import read
+from kikitori.errors import TrainingError
 from kikitori.front_end import FRAMES_PER_POSITION
 from kikitori.loss import clip_losses
 from kikitori.metrics import edits_and_lengths, score_clips
@@ -20,6 +22,9 @@ from kikitori.whisper import Whisper, encode
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
+
+# How far the parts of a step are halved of themselves; what fits less should be told to a person.
+SMALLEST = 4
 
 
 class WhisperModule(pl.LightningModule):
@@ -47,28 +52,53 @@ class WhisperModule(pl.LightningModule):
         self.make_optimizer = make_optimizer
         self.clip_norm = clip_norm
         self.at_once = at_once or {}
+        # What the parts of a step are divided by, after those that did not fit.
+        self.shrunk = 1
         self.save_hyperparameters({"recipe": whisper.recipe}, logger=False)
         self._totals: list[Tensor] = []
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """One step of the optimizer. Returns the mean loss over the global batch's tokens: see `kikitori.sampler`."""
-        assert batch["weights"] is not None
         optimizer: Any = self.optimizers()
         scheduler: Any = self.lr_schedulers()
         optimizer.zero_grad()
-        losses = []
-        for features, rows in parts(batch, self.at_once):
-            last = rows.stop == len(batch["labels"])
-            with nullcontext() if last else self.no_sync():
-                losses_of = clip_losses(self.model, self.states(batch, features), batch["labels"][rows])
-                loss = (losses_of * batch["weights"][rows]).sum()
-                self.manual_backward(loss)
-            losses.append(loss.detach())
+        total = self._forward_and_back(batch)
+        while total is None:
+            # Out of the handler, whose traceback holds what did not fit.
+            optimizer.zero_grad()
+            torch.cuda.empty_cache()
+            total = self._forward_and_back(batch)
         optimizer.step()
         scheduler.step()
-        total = torch.stack(losses).sum()
         self.log("train/loss", total, prog_bar=True, batch_size=len(batch["clips"]), sync_dist=True)
         return total
+
+    def _forward_and_back(self, batch: Batch) -> Tensor | None:
+        """The gradients of a step, and its loss; None where its parts did not fit the memory and are halved now."""
+        losses, weights = [], batch["weights"]
+        assert weights is not None
+        try:
+            for features, rows in parts(batch, self.at_once, self.shrunk):
+                last = rows.stop == len(batch["labels"])
+                with nullcontext() if last else self.no_sync():
+                    losses_of = clip_losses(self.model, self.states(batch, features), batch["labels"][rows])
+                    loss = (losses_of * weights[rows]).sum()
+                    self.manual_backward(loss)
+                losses.append(loss.detach())
+        except torch.OutOfMemoryError as error:
+            clips = len(features)
+            # Processes that average their gradients cannot take a step again without the others.
+            if clips == 1 or self.shrunk == SMALLEST or self.trainer.world_size > 1:
+                raise TrainingError(
+                    f"step {self.trainer.global_step + 1}: {clips} clips of {features.shape[-1]} frames at once do not "
+                    f"fit the memory; pass data.batch={max(1, clips // 2)}, data.window=bucketed, "
+                    "model.gradient_checkpointing=true, or take a smaller model"
+                ) from error
+            self.shrunk *= 2
+            told = "step %d: %d clips at once do not fit the memory; from here half as many, in twice as many parts"
+            log.warning(told + " (see data.batch); a step's clips stay", self.trainer.global_step + 1, clips)
+            return None
+        return torch.stack(losses).sum()
 
     def no_sync(self) -> AbstractContextManager[Any]:
         """Processes average their gradients once a step, in its last part."""
@@ -120,18 +150,25 @@ class WhisperModule(pl.LightningModule):
         texts = [text for part in parts(batch) for some in in_halves(hear, *part) for text in some]
         return list(zip(batch["clips"], batch["texts"], texts, strict=True))
 
+    def on_train_start(self) -> None:
+        # A checkpoint brings the settings of its optimizer along; those of the configuration hold, where they differ.
+        schedulers, optimizers = self.trainer.lr_scheduler_configs, self.trainer.optimizers
+        optim.reconfigure(optimizers[0], schedulers[0].scheduler, self._configured)
+
     def configure_optimizers(self) -> Any:
         assert self.make_optimizer is not None
         optimizer, scheduler = self.make_optimizer(self.model, self.trainer.max_steps)
+        self._configured = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
 
-def parts(batch: Batch, at_once: Mapping[int, int] | None = None) -> Iterator[tuple[Tensor, slice]]:
+def parts(batch: Batch, at_once: Mapping[int, int] | None = None, shrunk: int = 1) -> Iterator[tuple[Tensor, slice]]:
     """A batch in parts that can go through the model together: what is known of clips of a window, and their rows."""
     start = 0
     for same in batch["encoder_states"] or batch["input_features"]:
         frames = same.shape[1] * FRAMES_PER_POSITION if batch["encoder_states"] else same.shape[2]
-        for part in same.split((at_once or {}).get(frames, len(same))):
+        clips = min((at_once or {}).get(frames, len(same)), len(same))
+        for part in same.split(-(-clips // shrunk)):
             yield part, slice(start, start + len(part))
             start += len(part)
 

@@ -3,7 +3,7 @@
 from typing import Any, Literal
 
 from torch import nn
-from torch.optim import AdamW
+from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 
@@ -40,3 +40,12 @@ def build(
     optimizer._step_supports_amp_scaling = False
     scheduler = LambdaLR(optimizer, lambda step: lr_factor(step, warmup_steps, max_steps, schedule))
     return optimizer, scheduler
+
+
+def reconfigure(optimizer: Optimizer, scheduler: Any, groups: list[dict[str, Any]]) -> None:
+    """Let settings hold from here on: nothing changes where they are those that the states were saved with."""
+    scheduler.base_lrs = [group["initial_lr"] for group in groups]
+    for group, settings, base, factor in zip(
+        optimizer.param_groups, groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True
+    ):
+        group |= {**settings, "lr": base * factor(scheduler.last_epoch)}

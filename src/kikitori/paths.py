@@ -10,7 +10,7 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from kikitori.errors import ConfigError
 
@@ -47,6 +47,23 @@ def swept_values(overrides: Sequence[str]) -> dict[str, str]:
 def overrides() -> list[str]:
     """What the command line changed: with the command's name, enough to run it again."""
     return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
+
+
+def override(key: str, value: object) -> str:
+    """An override of any value, a path with any signs above all."""
+    quoted = str(value).replace("\\", "\\\\").replace("'", "\\'")
+    return f"{key}='{quoted}'"
+
+
+def config_options(hydra: DictConfig, command: str) -> list[str]:
+    """--config-path, --config-dir and --config-name where a command was given them."""
+    options: list[str] = []
+    for source in hydra.runtime.config_sources:
+        if source.provider == "command-line":
+            options += ["--config-dir", source.path]
+        elif source.provider == "main" and Path(source.path).resolve() != CONF.resolve():
+            options += ["--config-path", source.path]
+    return options + (["--config-name", hydra.job.config_name] if hydra.job.config_name != command else [])
 
 
 def sweep_name() -> str | None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
+from kikitori.errors import Stopped
 from kikitori.ranks import die_with_parent
 
 
@@ -16,7 +17,10 @@ def main() -> None:
     cfg = OmegaConf.create(json.load(sys.stdin))
     from kikitori import experiment
 
-    getattr(experiment, sys.argv[1])(cfg, Path(sys.argv[2]))
+    try:
+        getattr(experiment, sys.argv[1])(cfg, Path(sys.argv[2]))
+    except Stopped as error:
+        sys.exit(error.code)
     # All is done; an interpreter that takes its time to end is now and then aborted by a thread of a library, which
     # would be told as the failure of a run that went well.
     sys.stdout.flush()

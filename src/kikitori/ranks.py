@@ -15,11 +15,11 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from kikitori.errors import ConfigError, KikitoriError, TrainingError
+from kikitori.errors import ConfigError, KikitoriError, Stopped, TrainingError
 
 # A process looks this often whether those it depends on are alive.
 WATCH_S = 1.0
@@ -52,8 +52,8 @@ def together(
 ) -> Iterator[None]:
     """Start the other processes of a run, and end them with it.
 
-    Where one of them dies, or this one is sent SIGTERM, `on_death` is told and this process ends at once: it may hang
-    in a collective for ever. Raises ConfigError where processes are there already, but not one a device.
+    Where one of them dies, `on_death` is told and this process ends at once: it may hang in a collective for ever.
+    Raises ConfigError where processes are there already, but not one a device.
     """
     if count() not in (1, devices * nodes):
         raise ConfigError(
@@ -61,11 +61,9 @@ def together(
             f"{devices * nodes}; start one a device (srun --ntasks-per-node={devices} --nodes={nodes})"
         )
     if devices * nodes == 1:
-        # A job that Slurm puts back into its queue must not end like one that has a result.
-        with _ends_at_sigterm(on_death, []) if "SLURM_STEP_ID" in os.environ else nullcontext():
-            yield
+        yield
     elif count() > 1:
-        with _ends_at_sigterm(on_death, []), _ends_with_the_others(folder):
+        with _ends_with_the_others(folder):
             yield
     elif nodes > 1:
         raise ConfigError(
@@ -93,12 +91,11 @@ def _started(
     ended = threading.Event()
     threading.Thread(target=_watch, args=(others, ended, on_death), daemon=True).start()
     try:
-        with _ends_at_sigterm(on_death, others):
-            yield
-            for process in others:
-                process.wait()
-            if died := _died(others):
-                raise TrainingError(died)
+        yield
+        for process in others:
+            process.wait()
+        if died := _died(others):
+            raise TrainingError(died)
     except (KikitoriError, KeyboardInterrupt, SystemExit):
         raise
     except Exception as error:
@@ -145,37 +142,13 @@ def _died(others: list[subprocess.Popen[bytes]]) -> str | None:
 
 
 def _die(reason: str, others: list[subprocess.Popen[bytes]], on_death: Callable[[str], None]) -> None:
-    on_death(reason)
+    # One that was told to stop ends as if all had been.
+    codes = {other.poll() for other in others}
+    stopped = next((Stopped(n) for n in (signal.SIGTERM, signal.SIGINT) if Stopped(n).code in codes), None)
+    on_death(str(stopped or reason))
     for other in others:
         other.kill()
-    os._exit(1)
-
-
-@contextmanager
-def _ends_at_sigterm(on_death: Callable[[str], None], others: list[subprocess.Popen[bytes]]) -> Iterator[None]:
-    """End the run at SIGTERM, from a thread of its own.
-
-    Python's handlers run in the main thread, which may hang in a collective; and Lightning's starts one, which the
-    other processes answer with another.
-    """
-    read, write = socket.socketpair()
-    write.setblocking(False)
-
-    def look() -> None:
-        while number := read.recv(1):
-            if number[0] == signal.SIGTERM:
-                _die("stopped by SIGTERM; resume=true in the same hydra.run.dir goes on", others, on_death)
-
-    threading.Thread(target=look, daemon=True).start()
-    # Without a handler of Python's the signal ends the process before anyone is told.
-    handler = signal.signal(signal.SIGTERM, lambda *_: None)
-    earlier = signal.set_wakeup_fd(write.fileno())
-    try:
-        yield
-    finally:
-        signal.set_wakeup_fd(earlier)
-        signal.signal(signal.SIGTERM, handler)
-        write.close()
+    os._exit(stopped.code if stopped else 1)
 
 
 @contextmanager
@@ -206,6 +179,8 @@ def _ends_with_the_others(folder: Path) -> Iterator[None]:
     threading.Thread(target=look, daemon=True).start()
     try:
         yield
+    except Stopped:
+        raise
     except BaseException as error:
         if isinstance(error, KikitoriError):
             print(f"process {own()}: {error}", file=sys.stderr)

@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from kikitori.durable import appearing
 from kikitori.errors import DataError
 
 PACKAGES = (
@@ -45,9 +46,8 @@ def git_state() -> dict[str, Any] | None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write a value that a person may want to read, too; whoever reads meanwhile finds the old or the new one whole."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(value, ensure_ascii=False, indent=2, allow_nan=True) + "\n", encoding="utf-8")
-    partial.replace(path)
+    with appearing(path) as file:
+        file.write((json.dumps(value, ensure_ascii=False, indent=2, allow_nan=True) + "\n").encode())
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -62,10 +62,11 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """One JSON object a line."""
+    """One JSON object a line; a file is there when all of them are, so that it tells that a step was done."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    path.write_text("".join(lines), encoding="utf-8", errors="backslashreplace")
+    with appearing(path) as file:
+        for row in rows:
+            file.write((json.dumps(row, ensure_ascii=False) + "\n").encode(errors="backslashreplace"))
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

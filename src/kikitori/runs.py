@@ -22,7 +22,7 @@ from kikitori.report import predictions_file, read_lines
 
 # What may differ between two runs of one configuration: a seed, and where things are written.
 NO_CHOICE = re.compile(
-    r"seed|resume|logger\b.*|sweep\b.*|hydra\b.*|callbacks\.pruning\b.*|.*\.dirpath|.*\.default_root_dir"
+    r"seed|resume|accept|logger\b.*|sweep\b.*|hydra\b.*|callbacks\.pruning\b.*|.*\.dirpath|.*\.default_root_dir"
 )
 ENDED = ("completed", "failed", "pruned")
 HOW = "give run folders, sweep folders or a quoted glob, such as 'outputs/train/*/*'"

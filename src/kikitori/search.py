@@ -17,7 +17,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from kikitori.errors import SweepError
 from kikitori.launcher import Machine
 from kikitori.study import open_study, split_space, values_of
-from kikitori.sweep import Trial, going_on, settle
+from kikitori.sweep import Trial, settle
 
 log = logging.getLogger(__name__)
 
@@ -134,7 +134,7 @@ class Search:
 
     def _launch(self, trials: list[Trial]) -> None:
         folders = [self.machine.folder / trial.folder for trial in trials]
-        lines = [[*trial.overrides, *going_on(folder)] for trial, folder in zip(trials, folders, strict=True)]
+        lines = [[*trial.overrides, "resume=auto"] for trial in trials]
         for trial in trials:
             trial.state, trial.reason = "running", ""
         self.machine.sweep.save()

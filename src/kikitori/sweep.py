@@ -120,12 +120,6 @@ def best_cer(results: Mapping[str, Any]) -> float | None:
     return min((row["val/cer"] for row in results.get("history", []) if "val/cer" in row), default=None)
 
 
-def going_on(folder: Path) -> list[str]:
-    """What to add to the command of a trial whose folder holds something of it already."""
-    begun = (folder / "results.json").exists() or any(folder.glob("checkpoints/*.ckpt"))
-    return ["resume=true"] if begun else []
-
-
 def how_it_ended(code: int, log: Path) -> str:
     """Why a process that left no results ended, from its exit code and the last line that it wrote."""
     if code < 0:

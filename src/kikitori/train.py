@@ -14,5 +14,5 @@ def main(cfg: DictConfig) -> float | None:
 
     # A job that Slurm put back into its queue goes on in its folder.
     if ranks.restarted():
-        cfg.resume = True
+        cfg.resume = "auto"
     return best_cer(experiment.train(cfg, run_folder()))

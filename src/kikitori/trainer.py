@@ -22,6 +22,7 @@ from kikitori import ranks
 from kikitori.callbacks import ValidateEvery
 from kikitori.errors import ConfigError
 from kikitori.progress import shows_bars
+from kikitori.saving import CheckpointFiles
 
 log = logging.getLogger(__name__)
 
@@ -36,11 +37,12 @@ def build(settings: dict[str, Any], folder: Path, callbacks: list[pl.Callback], 
     # The module clips gradients: Lightning does only where it runs the backward pass itself.
     settings = {key: value for key, value in settings.items() if key != "gradient_clip_val"}
     make = instantiate(settings, _partial_=True, _convert_="all")
+    environment = _environment()
     try:
-        return make(
+        trainer: pl.Trainer = make(
             callbacks=callbacks,
             logger=loggers,
-            plugins=[environment] if (environment := _environment()) else None,
+            plugins=[CheckpointFiles(), *([environment] if environment else [])],
             default_root_dir=str(folder),
             enable_progress_bar=shows_bars(),
             enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),
@@ -54,6 +56,9 @@ def build(settings: dict[str, Any], folder: Path, callbacks: list[pl.Callback], 
         )
     except (TypeError, ValueError, MisconfigurationException) as error:
         raise ConfigError(f"trainer={settings} is refused by Lightning: {error}") from error
+    # Lightning's own handlers end a run as a success, or broadcast in the middle of another collective.
+    trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+    return trainer
 
 
 def _environment() -> ClusterEnvironment | None:
@@ -136,5 +141,8 @@ def quieten() -> None:
         ".*treespec.*",
         ".*custom batch sampler .ScoringBatches.*",
         ".*predict returned None.*",
+        # A run that goes on does so in its folder, and its order of clips is a function of the step.
+        ".*Checkpoint directory .* exists and is not empty.*",
+        ".*resuming from a checkpoint that ended before the epoch ended.*",
     ):
         warnings.filterwarnings("ignore", hint)

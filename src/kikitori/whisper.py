@@ -182,8 +182,10 @@ def encode(model: WhisperForConditionalGeneration, input_features: Tensor) -> Te
 
 def _encode(model: WhisperForConditionalGeneration, input_features: Tensor) -> Tensor:
     encoder = model.model.encoder
-    # SpecAugment, where it is asked for; in place.
-    features = model.model._mask_input_features(input_features)
+    # SpecAugment, where it is asked for; in place, so of a copy: a step that did not fit the memory is taken again.
+    features = model.model._mask_input_features(
+        input_features.clone() if model.config.apply_spec_augment else input_features
+    )
     states = gelu(encoder.conv2(gelu(encoder.conv1(features)))).permute(0, 2, 1)
     states = states + encoder.embed_positions.weight[: states.shape[1]]
     states = dropout(states, encoder.dropout, encoder.training)

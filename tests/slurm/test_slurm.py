@@ -58,7 +58,7 @@ def test_the_trials_of_a_sweep_are_jobs_and_one_that_fails_stops_no_other(
     names = ("0-optim.lr-0.003", "1-optim.lr-1e+30", "2-optim.lr-0.001")
     assert states == dict(zip(names, ("completed", "failed", "completed"), strict=True)), told(folder)
     assert done.returncode == 1
-    assert "the loss is not finite" in done.stderr
+    assert " is nan" in done.stderr
     assert "Traceback" not in done.stderr
     assert "optim.lr=0.003" in " ".join(results(folder / names[0])["overrides"])
 
@@ -139,6 +139,58 @@ def test_a_job_that_is_put_back_into_the_queue_goes_on(slurm: dict[str, str], tm
     assert "going on from" in told(folder)
     assert results(run)["status"] == "completed"
     assert [row["step"] for row in results(run)["history"]] == list(range(20, 401, 20))
+
+
+def wait_for_checkpoint(folder: Path, driver: subprocess.Popen[str]) -> Path:
+    while not (checkpoints := list(folder.glob("**/checkpoints/last.ckpt"))):
+        assert driver.poll() is None, driver.communicate()[1]
+        time.sleep(0.1)
+    return checkpoints[0].parents[1]
+
+
+def restarts(job: str, slurm: dict[str, str]) -> str:
+    shown = subprocess.run(["scontrol", "show", "job", "-o", job], env=slurm, capture_output=True, text=True).stdout
+    return next(word for word in shown.split() if word.startswith("Restarts="))
+
+
+def test_a_job_whose_time_ends_is_saved_and_put_back_once(slurm: dict[str, str], tmp_path: Path) -> None:
+    """Two tasks are told, as before a time limit or a preemption; submitit puts the job back."""
+    folder = tmp_path / "sweep"
+    command = [sys.executable, "-m", "kikitori", "train", "-m", *SMALL, *SLURM, f"hydra.sweep.dir={folder}"]
+    command += ["trainer=ddp", "trainer.devices=2", "trainer.max_steps=300", "validation.every_steps=100"]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, cwd=tmp_path, env=slurm, text=True, **quiet) as driver:
+        run = wait_for_checkpoint(folder, driver)
+        listed = subprocess.run(["squeue", "-h", "-o", "%i"], env=slurm, capture_output=True, text=True, check=True)
+        (job,) = set(listed.stdout.split())
+        subprocess.run(["scancel", "--signal=USR2", job], env=slurm, check=True)
+        complaint = driver.communicate()[1]
+    assert driver.returncode == 0, complaint + told(folder)
+    assert restarts(job, slurm) == "Restarts=1", told(folder)
+    assert "stopped by SIGUSR2" in told(folder)
+    assert "going on from last.ckpt" in told(folder)
+    assert results(run)["status"] == "completed"
+    assert [row["step"] for row in results(run)["history"]] == [100, 200, 300]
+
+
+@pytest.mark.parametrize(("number", "back"), [("USR1", True), ("TERM", False)])
+def test_a_script_of_ones_own_is_put_back_where_its_time_ends_and_not_where_it_is_cancelled(
+    slurm: dict[str, str], tmp_path: Path, number: str, back: bool
+) -> None:
+    run, log = tmp_path / "run", tmp_path / "log"
+    line = ["srun", sys.executable, "-m", "kikitori", "train", *SMALL, "trainer.max_steps=300"]
+    line += ["validation.every_steps=100", f"hydra.run.dir={run}", "resume=auto"]
+    command = ["sbatch", "--wait", "--requeue", "--open-mode=append", f"--output={log}", "--wrap", shlex.join(line)]
+    with subprocess.Popen(command, cwd=tmp_path, env=slurm, stdout=subprocess.PIPE, text=True) as driver:
+        assert driver.stdout is not None
+        job = driver.stdout.readline().split()[-1]
+        wait_for_checkpoint(run, driver)
+        subprocess.run(["scancel", f"--signal={number}", job], env=slurm, check=True)
+        driver.communicate()
+    assert restarts(job, slurm) == f"Restarts={int(back)}", log.read_text()
+    assert driver.returncode == (0 if back else 143), log.read_text()
+    assert results(run)["status"] == ("completed" if back else "failed")
+    assert f"stopped by SIG{number}" in log.read_text()
 
 
 def is_task(pid: int, run: Path, rank: int) -> bool:

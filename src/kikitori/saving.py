@@ -1,0 +1,149 @@
+"""Checkpoints on the disk: whole or not there, each with its checksum beside it, and none taken unread."""
+
+import logging
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+import torch
+from pytorch_lightning.plugins.io import CheckpointIO
+
+from kikitori.durable import appearing
+from kikitori.errors import DataError, TrainingError
+
+log = logging.getLogger(__name__)
+
+
+class CheckpointFiles(CheckpointIO):
+    """Writes and reads the Trainer's checkpoints.
+
+    `last.ckpt.sha256` names the contents that `last.ckpt` may have, in the form of `sha256sum`, the new ones before
+    they get the name: so there is no moment at which a kill leaves a file without its checksum, or none at all.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        path = Path(path)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with appearing(path) as file:
+                hashing = _Hashing(file)
+                torch.save(checkpoint, cast(Any, hashing))
+                digest = hashing.digest.hexdigest()
+                _write_checksums(path, [digest, *checksums(path)])
+            _write_checksums(path, [digest])
+        except (OSError, RuntimeError) as error:
+            # torch hands on what its writer raises as a RuntimeError of its own.
+            reason = next((e for e in (error, error.__cause__, error.__context__) if isinstance(e, OSError)), error)
+            raise TrainingError(
+                f"the checkpoint {path} cannot be written: {str(reason).splitlines()[0]}; those that were there are "
+                f"whole: mend that, and go on with kikitori train resume={path.parents[1]}"
+            ) from error
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+        checkpoint = torch.load(path, map_location=map_location or "cpu", weights_only=True)
+        for state in checkpoint["callbacks"].values():
+            if "dirpath" in state:
+                _move(state, str(Path(path).parent))
+        return checkpoint
+
+    def remove_checkpoint(self, path: Any) -> None:
+        Path(path).unlink(missing_ok=True)
+        _beside(Path(path)).unlink(missing_ok=True)
+
+
+def _move(state: dict[str, Any], folder: str) -> None:
+    """Let ModelCheckpoint find its files where they are now: it forgets what is best in a folder that was moved."""
+    before, state["dirpath"] = state["dirpath"], folder
+
+    def moved(path: str) -> str:
+        return str(Path(folder, Path(path).relative_to(before))) if path else path
+
+    state["best_k_models"] = {moved(path): score for path, score in state["best_k_models"].items()}
+    for key in ("best_model_path", "kth_best_model_path", "last_model_path"):
+        state[key] = moved(state[key])
+
+
+class _Hashing:
+    """A file that is written from its start to its end, and its checksum with it."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file = file
+        self.digest = sha256()
+
+    def write(self, data: bytes) -> int:
+        self.digest.update(data)
+        return self.file.write(data)
+
+    def flush(self) -> None:
+        self.file.flush()
+
+
+def newest(folder: Path) -> Path | None:
+    """The checkpoint of the most steps that is as it was written; None where there is none.
+
+    By the step that it holds, not by a clock. One that is damaged is named and passed over.
+    """
+    steps: dict[Path, int] = {}
+    for path in folder.glob("*.ckpt"):
+        try:
+            steps[path] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["global_step"]
+        except Exception as error:  # whatever a damaged file makes torch raise
+            log.warning("%s cannot be read and is passed over: %s", path, str(error).splitlines()[0])
+    # Of one step, last.ckpt is the later.
+    for path in sorted(steps, key=lambda path: (steps[path], path.name == "last.ckpt"), reverse=True):
+        if not checksums(path):
+            log.warning("%s has no checksum beside it and is passed over", path)
+        elif not is_whole(path):
+            log.warning("%s does not match its checksum and is passed over", path)
+        else:
+            return path
+    return None
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A checkpoint's values, on the CPU. Raises DataError where it is damaged; nothing in it is ever executed."""
+    if checksums(path) and not is_whole(path):
+        raise DataError(f"{path} is damaged: it does not match {_beside(path).name}; take another checkpoint")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever a damaged or hostile file makes torch raise
+        reason = str(error).splitlines()[0]
+        raise DataError(f"{path} cannot be read as a checkpoint of weights: {reason}; take another") from error
+    if not isinstance(checkpoint, dict):
+        raise DataError(f"{path} holds no checkpoint, but a {type(checkpoint).__name__}; take another")
+    return checkpoint
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a checkpoint is what was once written under its name, to the byte."""
+    with path.open("rb") as file:
+        digest = sha256()
+        while block := file.read(2**24):
+            digest.update(block)
+    return digest.hexdigest() in checksums(path)
+
+
+def checksums(path: Path) -> list[str]:
+    """What a checkpoint's contents may be; empty where it has no checksum."""
+    try:
+        return [line.split()[0] for line in _beside(path).read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, ValueError):
+        return []
+
+
+def sweep(folder: Path) -> None:
+    """Remove what a killed save leaves: half-written files, and checksums of checkpoints that are gone."""
+    for partial in folder.glob(".*.partial"):
+        partial.unlink()
+    for beside in folder.glob("*.ckpt.sha256"):
+        if not beside.with_suffix("").exists():
+            beside.unlink()
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f"{path.name}.sha256")
+
+
+def _write_checksums(path: Path, digests: list[str]) -> None:
+    with appearing(_beside(path)) as file:
+        file.write("".join(f"{digest}  {path.name}\n" for digest in digests).encode())
