@@ -9,6 +9,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.plugins.precision import MixedPrecision
 from test_module import OPTIM, Drawn, examples, loader
 
 from kikitori import saving
@@ -67,7 +68,12 @@ class Data(pl.LightningDataModule):
 
 
 def fit(
-    micro: Whisper, folder: Path, stop_at: int | None = None, where: str = "training", workers: int = 0
+    micro: Whisper,
+    folder: Path,
+    stop_at: int | None = None,
+    where: str = "training",
+    workers: int = 0,
+    precision: list[Any] | None = None,
 ) -> tuple[Interrupt, pl.Trainer, Recorder]:
     """A training, from its newest checkpoint where there is one."""
     torch.manual_seed(1)
@@ -84,7 +90,7 @@ def fit(
         accelerator="cpu",
         max_steps=STEPS,
         callbacks=[recorder, ValidateEvery(EVERY), SaveLast(folder / "checkpoints", EVERY, stop), interrupt, kept],
-        plugins=[saving.CheckpointFiles()],
+        plugins=[saving.CheckpointFiles(), *(precision or [])],
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -104,6 +110,7 @@ def state(folder: Path) -> dict[str, Any]:
     checkpoint = saving.read(folder / "checkpoints/last.ckpt")
     recorder = checkpoint["callbacks"]["Recorder"]
     kept = {key: checkpoint[key] for key in ("global_step", "state_dict", "optimizer_states", "lr_schedulers")}
+    kept["scaler"] = checkpoint.get("MixedPrecision")
     return {**kept, "history": recorder["history"], "processes": recorder["processes"]}
 
 
@@ -140,6 +147,17 @@ def test_a_loaders_workers_change_nothing(micro: Whisper, tmp_path: Path) -> Non
     fit(micro, tmp_path / "parts", 4, workers=2)
     fit(micro, tmp_path / "parts", workers=2)
     assert same(state(tmp_path / "whole"), state(tmp_path / "parts"))
+
+
+def test_the_scale_of_half_precision_goes_on(micro: Whisper, tmp_path: Path) -> None:
+    def fp16() -> list[Any]:
+        return [MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=2))]
+
+    fit(micro, tmp_path / "whole", precision=fp16())
+    fit(micro, tmp_path / "parts", 5, precision=fp16())
+    fit(micro, tmp_path / "parts", precision=fp16())
+    assert same(state(tmp_path / "whole"), state(tmp_path / "parts"))
+    assert state(tmp_path / "whole")["scaler"]["scale"] > 2.0**10
 
 
 @pytest.mark.parametrize("forgotten", ["random", "schedule", "place"])

@@ -1,7 +1,11 @@
+import copy
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 
+from kikitori import optim
 from kikitori.optim import build, lr_factor, parameter_groups
 from kikitori.whisper import Whisper
 
@@ -53,3 +57,29 @@ def test_the_scheduler_moves_the_learning_rate_once_a_step() -> None:
         optimizer.step()
         scheduler.step()
     assert rates == pytest.approx([0, 0.5, 1.0, 7 / 8])
+
+
+def test_a_changed_setting_holds_after_the_states_are_restored() -> None:
+    """A run that goes on with another learning rate, or more steps, must not keep those that its states bring along."""
+
+    def make(lr: float, max_steps: int) -> tuple[Any, Any]:
+        settings = {"lr": lr, "weight_decay": 0.1, "betas": (0.9, 0.98), "warmup_steps": 2, "schedule": "linear"}
+        return optim.build(nn.Linear(2, 2), max_steps, **settings)  # type: ignore[arg-type]
+
+    def advanced(optimizer: Any, scheduler: Any, steps: int) -> float:
+        for _ in range(steps):
+            optimizer.step()
+            scheduler.step()
+        return optimizer.param_groups[0]["lr"]
+
+    before = make(1e-3, 10)
+    advanced(*before, 4)
+    for lr, max_steps in ((1e-3, 10), (3e-3, 10), (1e-3, 20)):
+        optimizer, scheduler = make(lr, max_steps)
+        settings = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+        optimizer.load_state_dict(copy.deepcopy(before[0].state_dict()))
+        scheduler.load_state_dict(before[1].state_dict())
+        optim.reconfigure(optimizer, scheduler, settings)
+        never_stopped = make(lr, max_steps)
+        assert optimizer.param_groups[0]["lr"] == advanced(*never_stopped, 4)
+        assert advanced(optimizer, scheduler, 3) == advanced(*never_stopped, 3)

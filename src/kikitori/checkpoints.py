@@ -51,6 +51,9 @@ class SaveLast(pl.Callback):
 
     def _save(self, trainer: pl.Trainer) -> None:
         if trainer.global_step > self._saved:
+            # What was measured up to here is not measured again.
+            for logger in trainer.loggers:
+                logger.save()
             with self.stop.saving:
                 trainer.save_checkpoint(self.path, weights_only=False)
             self._saved = trainer.global_step

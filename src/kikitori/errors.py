@@ -35,15 +35,15 @@ class Pruned(KikitoriError):  # noqa: N818
 
 
 class Stopped(KikitoriError):  # noqa: N818
-    """The run was told to stop by a signal. code: what the process ends with, 128 and the signal's number."""
+    """A run or sweep was told to stop by a signal. code: what the process ends with, 128 and the signal's number."""
 
-    def __init__(self, number: int) -> None:
-        super().__init__(number)
+    def __init__(self, number: int, more: str = "") -> None:
+        super().__init__(number, more)
         self.number = number
         self.code = 128 + number
 
     def __str__(self) -> str:
-        return f"stopped by {signal.Signals(self.number).name}"
+        return f"stopped by {signal.Signals(self.number).name}{self.args[1]}"
 
 
 class SweepError(KikitoriError):

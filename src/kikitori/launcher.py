@@ -23,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf, flag_override, open_dict, read_writ
 
 from kikitori import board, experiment
 from kikitori.config import check
-from kikitori.errors import ConfigError, SweepError
+from kikitori.errors import ConfigError, Stopped, SweepError
 from kikitori.paths import config_options, override, swept_values
 from kikitori.processes import cores, held, told_to_stop
 from kikitori.run import plain, quieten
@@ -160,9 +160,9 @@ class Machine:
                 self._stop()
         if stop:
             left = len(self.sweep.failures())
-            raise SweepError(f"stopped by {stop[0]}, {left} trials left; sweep.resume={self.folder} goes on")
+            raise Stopped(stop[0], f", {left} trials left; sweep.resume={self.folder} goes on")
 
-    def _fill(self, source: Iterator[Trial], stop: list[str], settled: Callable[[Trial], None]) -> bool:
+    def _fill(self, source: Iterator[Trial], stop: list[int], settled: Callable[[Trial], None]) -> bool:
         """Start trials in the free slots; whether there may be more."""
         while self.free and not stop:
             trial = next(source, None)

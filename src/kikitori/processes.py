@@ -36,15 +36,15 @@ def held(folder: Path, key: str, refusal: type[KikitoriError]) -> Iterator[None]
 
 
 @contextmanager
-def told_to_stop() -> Iterator[list[str]]:
-    """Collects the name of a SIGINT or SIGTERM instead of dying of it, so that the trials can be stopped in order."""
-    told: list[str] = []
+def told_to_stop() -> Iterator[list[int]]:
+    """Collects the number of a SIGINT or SIGTERM instead of dying of it, so that the trials can be stopped in order."""
+    told: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield told
         return
 
     def note(number: int, _: Any) -> None:
-        told.append(signal.Signals(number).name)
+        told.append(number)
 
     before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -141,7 +141,7 @@ def test_a_sweep_that_is_stopped_stops_its_trials_and_goes_on(tmp_path: Path) ->
     trial_process(folder, 0)
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=60)
-    assert process.returncode == 1
+    assert process.returncode == 130
     assert f"stopped by SIGINT, 2 trials left; sweep.resume={folder} goes on" in output
     assert not processes(f"hydra.run.dir='{folder}/")
     assert (
