@@ -1,6 +1,5 @@
 """Two processes that train one run: whatever befalls one of them ends both, soon and with an error."""
 
-import os
 import random
 import signal
 import time

@@ -1,17 +1,29 @@
 """What can go wrong inside a run: put in place after the fork, before the command begins."""
 
+import ctypes
+import faulthandler
+import json
 import os
-import random
 import signal
 import sys
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 # The calls into C that a save makes on its files.
-ON_FILES = {"write", "write_record", "write_end_of_file", "flush", "fsync", "close", "open", "replace", "rename", "link"}
+ON_FILES = {
+    "write",
+    "write_record",
+    "write_end_of_file",
+    "flush",
+    "fsync",
+    "close",
+    "open",
+    "replace",
+    "rename",
+    "link",
+}
 
 
 def kill_at_step(step: int) -> None:
@@ -129,7 +141,9 @@ def note_phases(path: str) -> None:
 
     for name in ("training_step", "validation_step", "predict_step"):
 
-        def noted(self: Any, batch: Any, batch_idx: int, name: str = name, inner: Any = getattr(WhisperModule, name)) -> Any:
+        def noted(
+            self: Any, batch: Any, batch_idx: int, name: str = name, inner: Any = getattr(WhisperModule, name)
+        ) -> Any:
             append(path, f"{name} {self.trainer.global_step}")
             return inner(self, batch, batch_idx)
 
@@ -152,28 +166,31 @@ def raise_at(step: int) -> None:
     at_step(step, fail)
 
 
-def as_nobody() -> None:
-    """Go on as a user whom permissions stop."""
-    os.setgroups([])
-    os.setgid(65534)
-    os.setuid(65534)
-    os.environ["HOME"] = "/nonexistent"
+def like_any_user() -> None:
+    """Permissions hold for this process, as they do for every user but root."""
+    libc, header = ctypes.CDLL(None), (ctypes.c_uint32 * 2)(0x20080522, 0)
+    capabilities = (ctypes.c_uint32 * 6)()
+    libc.capget(header, capabilities)
+    for field in range(3):  # effective, permitted, inheritable: without CAP_DAC_OVERRIDE
+        capabilities[field] &= ~(1 << 1)
+    if libc.capset(header, capabilities):
+        raise OSError("this process cannot give up what root may do")
 
 
 def no_more_writing(folder: str, save: int) -> None:
-    """After a save its folder may not be written to any more."""
-    around_save(lambda number: None, lambda number, trainer: os.chmod(folder, 0o555) if number == save else None)
+    """As a save begins, its folder may not be written to any more."""
+    around_save(lambda number: os.chmod(folder, 0o555) if number == save else None, lambda number, trainer: None)
 
 
 def fill_disk(folder: str, save: int, leave: int) -> None:
-    """After a save the disk of a folder is full but for so many bytes."""
+    """As a save begins, the disk of a folder is full but for so many bytes."""
 
-    def fill(number: int, trainer: Any) -> None:
+    def fill(number: int) -> None:
         if number == save:
             free = os.statvfs(folder).f_bavail * os.statvfs(folder).f_frsize
             Path(folder, "filler").write_bytes(bytes(max(0, free - leave)))
 
-    around_save(lambda number: None, fill)
+    around_save(fill, lambda number, trainer: None)
 
 
 def slow_training(seconds: float) -> None:
@@ -191,5 +208,10 @@ def slow_training(seconds: float) -> None:
 
 def other_ranks(faults: dict[str, Any]) -> None:
     """Faults of the other processes of a run on several devices, which it starts by its own Python."""
-    os.environ["KIKITORI_CHAOS_RANKS"] = __import__("json").dumps(faults)
+    os.environ["KIKITORI_CHAOS_RANKS"] = json.dumps(faults)
     sys.executable = str(Path(__file__).with_name("rank.py"))
+
+
+def show_threads() -> None:
+    """At SIGUSR1 every process of the run prints where it is: for whoever looks why one does not end."""
+    faulthandler.register(signal.SIGUSR1, all_threads=True)

@@ -6,6 +6,7 @@ function of one run: it gets its own random numbers and an empty folder, and rai
 
 import hashlib
 import json
+import logging
 import multiprocessing
 import os
 import random
@@ -16,7 +17,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
@@ -27,7 +28,7 @@ import child
 import numpy as np
 import torch
 
-from kikitori import checkpoints
+from kikitori import saving
 
 HERE = Path(__file__).parent
 SOURCE = HERE.parents[1] / "src"
@@ -49,8 +50,13 @@ PLAIN = 10
 # Nothing here takes a fraction of it: what does, hangs.
 PATIENCE_S = 120.0
 ENVIRONMENT = {
-    **{"NO_COLOR": "1", "OMP_NUM_THREADS": "1", "GOMP_SPINCOUNT": "3000", "TOKENIZERS_PARALLELISM": "false"},
-    **{"HF_HUB_OFFLINE": "1", "WANDB_MODE": "offline", "CUDA_VISIBLE_DEVICES": ""},
+    "NO_COLOR": "1",
+    "OMP_NUM_THREADS": "1",
+    "GOMP_SPINCOUNT": "3000",
+    "TOKENIZERS_PARALLELISM": "false",
+    "HF_HUB_OFFLINE": "1",
+    "WANDB_MODE": "offline",
+    "CUDA_VISIBLE_DEVICES": "",
     # pyarrow's allocator starts a thread when it is imported, which a fork would lose.
     "JE_ARROW_MALLOC_CONF": "background_thread:false",
 }
@@ -79,6 +85,8 @@ def begin(folder: Path, jobs: int = 2, only: int | None = None) -> None:
     os.environ.update(ENVIRONMENT | {"KIKITORI_CACHE": str(Settings.folder / "cache")})
     os.environ["PYTHONPATH"] = os.pathsep.join([str(SOURCE), str(HERE)])
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    # What production says of damaged checkpoints is wanted from the runs, not from whoever looks at them here.
+    logging.getLogger("kikitori").setLevel(logging.ERROR)
     multiprocessing.set_forkserver_preload([*child.PRELOADED, "child", "faults"])
 
 
@@ -172,22 +180,21 @@ def with_pid(pid: int, number: int) -> None:
         pass
 
 
+def line(folder: Path, arguments: Sequence[str]) -> list[str]:
+    """The words that begin the training of `SMALL` in a folder, or go on with it: the one place that knows them.
+
+    A run that was killed in its first moments left nothing to go on with, and `resume=auto` begins it again.
+    """
+    if (folder / "results.json").exists():
+        return ["train", f"resume={folder}"]
+    return ["train", *SMALL, *arguments, f"hydra.run.dir={folder}", "resume=auto"]
+
+
 def start(
-    folder: Path,
-    *arguments: str,
-    plain: bool = False,
-    faults: Faults | None = None,
-    command: list[str] | None = None,
-    **environment: str,
+    folder: Path, *arguments: str, plain: bool = False, faults: Faults | None = None, **environment: str
 ) -> Process:
     """Start the training of `SMALL` in a folder, or go on with the one that is there."""
-    line = command or ["train", *SMALL, *arguments, *folder_words(folder)]
-    return Process(folder, line, plain, faults or {}, environment)
-
-
-def folder_words(folder: Path) -> list[str]:
-    """How the run of a folder is begun or gone on with: the one place that knows."""
-    return [f"hydra.run.dir={folder}", *(["resume=true"] if (folder / "results.json").exists() else [])]
+    return Process(folder, line(folder, arguments), plain, faults or {}, environment)
 
 
 def train(folder: Path, *arguments: str, **how: Any) -> Process:
@@ -248,10 +255,16 @@ def state(checkpoint: Path) -> dict[str, str]:
         "weights": saved["state_dict"],
         "optimizer": saved["optimizer_states"],
         "scheduler": saved["lr_schedulers"],
-        "random": recorder["random"],
-        "order of clips": recorder.get("order"),
+        "random states": [process["random"] for process in recorder["processes"]],
+        "order of clips": [process["order"] for process in recorder["processes"]],
+        "losses": [process["losses"] for process in recorder["processes"]],
     }
     return {name: sha256(part) for name, part in parts.items()}
+
+
+def steps_of(checkpoint: Path) -> int:
+    """The steps that a checkpoint holds; it must be whole."""
+    return int(torch.load(checkpoint, map_location="cpu", weights_only=True)["global_step"])
 
 
 def results(folder: Path) -> dict[str, Any]:
@@ -333,7 +346,7 @@ def interrupted(folder: Path, variant: list[str], step: int = 3 * EVERY + 2) -> 
 
 def newest(folder: Path) -> Path | None:
     """The checkpoint that a run of this folder would go on from: production's own choice."""
-    return checkpoints.newest(folder / "checkpoints")
+    return saving.newest(folder / "checkpoints")
 
 
 # --- rows -------------------------------------------------------------------------------------------------------------

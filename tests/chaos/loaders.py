@@ -2,12 +2,24 @@
 
 import random
 import signal
-import time
 from pathlib import Path
 from typing import Any
 
 import torch
-from harness import EVERY, FULL, STEPS, VARIANTS, Miss, finish, last_lines, must_equal, newest, rows_of, start, train, variant_of, wait_until, with_pid
+from harness import (
+    STEPS,
+    VARIANTS,
+    Miss,
+    finish,
+    last_lines,
+    must_equal,
+    rows_of,
+    start,
+    train,
+    variant_of,
+    wait_until,
+    with_pid,
+)
 
 
 def loader_killed(count: int, seed: int, folder: Path) -> dict[str, Any]:

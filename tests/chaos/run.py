@@ -31,6 +31,12 @@ COUNTS = {
     "killed_at_any_moment": (4, 200),
     "killed_in_a_save": (4, 200),
     "negative_controls": (3, 3),
+    "damaged_checkpoint": (2, 50),
+    "told_to_stop": (4, 100),
+    "process_stopped": (1, 20),
+    "process_raises": (1, 20),
+    "process_told_to_stop": (1, 20),
+    "process_killed": (1, 20),
 }
 
 Row = Callable[[int, int, Path], dict[str, Any]]

@@ -6,7 +6,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
 from harness import (
     EVERY,
     STEPS,
@@ -21,6 +20,7 @@ from harness import (
     results,
     rows_of,
     start,
+    steps_of,
     variant_of,
     wait_until,
 )
@@ -61,7 +61,8 @@ def told_to_stop(count: int, seed: int, folder: Path) -> dict[str, Any]:
         if (kept.get("status"), kept.get("error")) != ("failed", f"stopped by {told.name}"):
             raise Miss(f"{told.name} in {phase}: results.json says {kept.get('status')}, {kept.get('error')}")
         if phase in ("training", "validation"):
-            check_saved(run, steps)
+            # A validation is begun again with the step before it.
+            check_saved(run, steps - (phase == "validation"))
         wait_until(lambda: not process.left(), 20, "what it started ends")
         finish(run, *variant, plain=plain)
         must_equal(run, variant)
@@ -77,7 +78,9 @@ def told_to_stop(count: int, seed: int, folder: Path) -> dict[str, Any]:
 def at_phase(process: Process, noted: Path, phase: str, rng: random.Random) -> int:
     """Wait for a random moment of a phase; the step that training has reached then."""
     kind, after = PHASES[phase], STEPS if phase == "scoring after" else 0
-    step = {"training": rng.randrange(1, STEPS), "validation": EVERY * rng.randrange(1, STEPS // EVERY)}.get(phase, after)
+    step = {"training": rng.randrange(1, STEPS), "validation": EVERY * rng.randrange(1, STEPS // EVERY)}.get(
+        phase, after
+    )
 
     def there() -> str | None:
         if process.poll() is not None:
@@ -91,8 +94,8 @@ def at_phase(process: Process, noted: Path, phase: str, rng: random.Random) -> i
 
 
 def check_saved(run: Path, step: int) -> None:
-    """A checkpoint is there of the step in which the signal came, or of one before where it was not done yet."""
+    """A checkpoint is there of the steps that were done when the signal came."""
     found = newest(run)
-    at = torch.load(found, map_location="cpu", weights_only=True)["global_step"] if found else 0
+    at = steps_of(found) if found else 0
     if at < step:
         raise Miss(f"step {step} was done, and the newest checkpoint is of step {at}")
