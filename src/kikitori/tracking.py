@@ -125,12 +125,11 @@ class RunLogger(WandbLogger):
         """W&B's run, offline where there is no other."""
         if self._is_online:
             try:
-                if not answers(server()):
-                    raise TimeoutError(f"{server()} did not answer within {ANSWER_S:.0f} s")
+                must_answer(server())
                 return self.experiment
             except Exception as error:  # whatever is wrong there
                 log.warning("Weights & Biases: the run is kept in its folder, to be sent later (%s)", _told(error))
-                self._wandb_init["mode"] = "offline"
+                self._wandb_init["mode"], self._is_online = "offline", False
         return self.experiment
 
     @rank_zero_only
@@ -152,12 +151,15 @@ class RunLogger(WandbLogger):
         """
         import wandb
 
+        self.experiment.summary.update(summary(results))
+        if self._is_online:
+            # A table waits for the server, and for long.
+            must_answer(server())
         before, after = (
             read_lines(predictions_file(self.folder, "validation", stage)) for stage in ("before", "after")
         )
         errors = wandb.Table(["kind", "reference", "hypothesis", "count"], commonest(after, language))
         self.experiment.log({"validation_sample": self._table(sample(before, after), pcm), "validation_errors": errors})
-        self.experiment.summary.update(summary(results))
         if self.sends_model:
             self._send_model(results)
 
@@ -201,8 +203,8 @@ def server() -> str:
     return os.environ.get("WANDB_BASE_URL", f"https://{HOST}").rstrip("/")
 
 
-def answers(address: str) -> bool:
-    """Whether anything answers there, soon; asked in a thread, because looking up a name may take any time."""
+def must_answer(address: str) -> None:
+    """Raise TimeoutError unless anything answers there soon: asked in a thread, for even to look up a name may hang."""
     answered = threading.Event()
 
     def ask() -> None:
@@ -217,7 +219,8 @@ def answers(address: str) -> bool:
     asking = threading.Thread(target=ask, daemon=True)
     asking.start()
     asking.join(ANSWER_S)
-    return answered.is_set()
+    if not answered.is_set():
+        raise TimeoutError(f"{address} does not answer within {ANSWER_S:.0f} s")
 
 
 def close(status: str) -> str:

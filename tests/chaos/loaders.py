@@ -33,11 +33,9 @@ def loader_killed(count: int, seed: int, folder: Path) -> dict[str, Any]:
         with_pid(int(rng.choice(children)), signal.SIGKILL)
         if (code := process.wait()) == 0:
             raise Miss("it ended with 0")
-        said = process.said()
-        if "killed" not in said.lower() or "loader" not in said.lower():
-            raise Miss(f"it ended with {code} and does not say why: {last_lines(said)}")
-        if "Traceback" in said:
-            raise Miss(f"it ended with a traceback: {last_lines(said)}")
+        said = last_lines(process.said())
+        if "DataLoader worker" not in said or "killed" not in said or "resume=" not in said:
+            raise Miss(f"it ended with {code} and does not say why: {said}")
         finish(run, *variant)
         must_equal(run, variant)
 

@@ -1,0 +1,128 @@
+"""Weights & Biases gone: from the start, amid the run, or half of it; the run neither waits nor loses anything."""
+
+import csv
+import json
+import random
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+from harness import FULL, Miss, Process, completed, last_lines, results, rows_of, start
+
+KEY = {"WANDB_API_KEY": "0123456789abcdef0123456789abcdef01234567", "WANDB_MODE": "online"}
+# Long enough that some seconds at the start are less than a twentieth.
+LONG = ["trainer.max_steps=4000", "validation.every_steps=500"]
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, format: str, *arguments: Any) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        self._answer({})
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"] or 0))
+        name = json.loads(body).get("operationName") if self.path == "/graphql" else None
+        if name != "UpsertBucket" or self._is_silent():
+            return self._answer({"data": {"model": None}})
+        project = {"id": "p", "name": "p", "entity": {"id": "e", "name": "e"}}
+        bucket = {"id": "b", "name": json.loads(body)["variables"]["name"], "displayName": "n", "project": project}
+        self._answer({"data": {"upsertBucket": {"bucket": bucket | {"config": "{}"}, "inserted": True}}})
+        self.server.begun.set()  # type: ignore[attr-defined]
+
+    def _is_silent(self) -> bool:
+        server: Any = self.server
+        return server.says_nothing or server.begun.is_set()
+
+    def _answer(self, reply: dict[str, Any]) -> None:
+        if self._is_silent():
+            threading.Event().wait()
+        content = json.dumps(reply).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+
+@contextmanager
+def silent_server(after_the_start: bool) -> Iterator[str]:
+    """The address of a W&B that accepts everything and never answers: from the first word, or once a run has begun."""
+    server: Any = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
+    server.says_nothing, server.begun = not after_the_start, threading.Event()
+    server.daemon_threads, server.block_on_close = True, False
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def tracker_gone(count: int, seed: int, folder: Path) -> dict[str, Any]:
+    def one(number: int, rng: random.Random, place: Path) -> float:
+        with silent_server(after_the_start=number % 2 == 1) as address:
+            process = trained(place / "gone", WANDB_BASE_URL=address, **KEY)
+            if process.poll() != 0:
+                raise Miss(f"it ended with {process.poll()}: {last_lines(process.said())}")
+        check(process)
+        return time.monotonic() - process.began
+
+    def told(found: list[float]) -> str:
+        return f"exit 0, no metric lost, at most {max(found):.0f} s in all"
+
+    row = "Weights & Biases accepts everything and answers nothing: from the start, and once the run has begun"
+    return rows_of(row, count, seed, folder, one, told)
+
+
+def tracker_gone_pairs(count: int, seed: int, folder: Path) -> dict[str, Any]:
+    def one(number: int, rng: random.Random, place: Path) -> float:
+        with silent_server(after_the_start=False) as address:
+            kinds = [("gone", {"WANDB_BASE_URL": address, **KEY}), ("offline", {"WANDB_MODE": "offline"})]
+            took = {}
+            for name, environment in kinds if number % 2 else reversed(kinds):
+                begun = time.monotonic()
+                process = trained(place / name, *LONG, **environment)
+                took[name] = time.monotonic() - begun
+                check(process)
+        if took["gone"] > 1.05 * took["offline"]:
+            raise Miss(f"{took['gone']:.1f} s, and offline {took['offline']:.1f} s")
+        return took["gone"] / took["offline"] - 1
+
+    def told(found: list[float]) -> str:
+        return f"{100 * sorted(found)[len(found) // 2]:+.1f} % in the median, {100 * max(found):+.1f} % at most"
+
+    row = "such a run against an offline one: at most 5 % slower"
+    return rows_of(row, count, seed, folder, one, told)
+
+
+def trained(run: Path, *arguments: str, **environment: str) -> Process:
+    """A plain run that tells W&B: what sends is a process of its own."""
+    process = start(run, *FULL, "logger=wandb", "trainer.log_every_n_steps=5", *arguments, plain=True, **environment)
+    process.wait(400)
+    return process
+
+
+def check(process: Process) -> None:
+    """Every metric is in the run's folder, and one line tells how the rest can be sent."""
+    run = process.folder
+    if not completed(run):
+        raise Miss(f"results.json says {results(run).get('status')}")
+    with (run / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    config = results(run)["config"]
+    steps, every = config["trainer"]["max_steps"], config["validation"]["every_steps"]
+    expected = {"train/loss": steps // 5, "val/loss": steps // every, "val/cer": steps // every}
+    found = {key: sum(bool(row.get(key)) for row in rows) for key in expected}
+    if found != expected or len(results(run)["history"]) != steps // every:
+        raise Miss(f"metrics.csv has {found}, and {expected} were told")
+    if "wandb sync " not in process.said():
+        raise Miss("nothing tells how the run can be sent later")
+    if not list(run.glob("wandb/*run-2*/*.wandb")):
+        raise Miss("nothing is kept that could be sent later")
