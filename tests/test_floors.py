@@ -8,8 +8,8 @@ import kikitori
 SOURCE = Path(kikitori.__file__).parent
 FLOORS = [
     {"errors", "progress", "secrecy"},
-    {"paths"},
-    {"archive", "audio", "clips", "optim", "processes", "ranks", "report", "sampler", "text"},
+    {"paths", "targets"},
+    {"archive", "audio", "clips", "guard", "optim", "processes", "ranks", "report", "sampler", "text"},
     {"card", "greedy", "runs", "study", "sweep", "window"},
     {"pruning"},
     {"front_end"},

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from hydra.errors import CompactHydraException
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from kikitori import ranks
 from kikitori.paths import LINE
@@ -50,6 +51,9 @@ def main() -> None:
     atexit.register(gc.freeze)
     ranks.die_with_parent()
     arguments = sys.argv[1:]
+    # argparse takes the beginning of an option for it.
+    if any(len(a) > 2 and "--experimental-rerun".startswith(a.partition("=")[0]) for a in arguments):
+        sys.exit("kikitori: --experimental-rerun would load a pickle, which can run anything; give the overrides again")
     if arguments[:1] == ["-sc"]:
         _complete()
     elif not arguments or arguments[0] in ("-h", "--help"):
@@ -117,7 +121,7 @@ def _run(command: str) -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
         import_module(f"kikitori.{command}").main()
-    except (CompactHydraException, OSError) as error:
+    except (CompactHydraException, OmegaConfBaseException, YAMLError, OSError) as error:
         if full:
             raise
         causes = [error, error.__cause__] if isinstance(error.__cause__, OmegaConfBaseException) else [error]

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 from pytorch_lightning.callbacks import LearningRateMonitor
 from pytorch_lightning.loggers import CSVLogger, Logger
@@ -30,6 +29,7 @@ from kikitori.module import WhisperModule
 from kikitori.monitor import Monitor
 from kikitori.report import write_lines
 from kikitori.run import Results, fail, is_main, plain, quieten, record, save, timed
+from kikitori.targets import instantiate
 from kikitori.text import NORMALISER, segmenter
 from kikitori.tracking import RunLogger
 from kikitori.whisper import Whisper
