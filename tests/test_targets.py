@@ -1,4 +1,4 @@
-"""No configuration, from the command line or from a file, calls what it may not: 0 calls, and a message with the key."""
+"""No configuration, of the command line or of a file, calls what it may not: 0 calls, and a message with the key."""
 
 import logging
 import os
@@ -231,7 +231,7 @@ def test_the_table_is_long_enough() -> None:
 
 
 def test_the_allow_list_is_what_the_tree_names() -> None:
-    """Of Hydra's own it has what can stand in the tree's place: basic launcher and sweeper, submitit on this machine."""
+    """Of Hydra's own it has what can be chosen instead: basic launcher and sweeper, submitit on this machine."""
     named = {str(t) for path in CONF.rglob("*.yaml") for t in targets_in(yaml.safe_load(path.read_text("utf-8")))}
     listed = {name for names in targets.TARGETS.values() for name in names}
     assert named <= listed
@@ -263,7 +263,7 @@ def test_a_class_of_ones_own_is_named_in_the_environment(monkeypatch: pytest.Mon
 def test_what_is_checked_is_what_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
     cfg = OmegaConf.create({"a": "evil.call", "b": [{"_target_": "${a}"}], "c": {"_target_": "${a}"}})
     for node in (cfg, cfg.b, cfg.c):
-        with pytest.raises(ConfigError, match="got 'evil.call'"):
+        with pytest.raises(ConfigError, match=r"got 'evil\.call'"):
             targets.instantiate(node)
 
 

@@ -42,6 +42,8 @@ COMMANDS = (*HYDRA_COMMANDS, "transcribe", "compare")
 def main() -> None:
     """Entry point of the console script."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # Weights that are no safetensors are refused, not sent through a converter on the Hub.
+    os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"
     # OpenMP's threads spin while they wait for each other, which slows a CPU that others use too up to 50 times; this
     # short a spin costs a seventh on a quiet one. Read when torch is imported.
     os.environ.setdefault("GOMP_SPINCOUNT", "3000")

@@ -22,7 +22,7 @@ from kikitori.clips import Split
 from kikitori.collate import preflight
 from kikitori.config import check
 from kikitori.datamodule import SpeechDataModule
-from kikitori.errors import ConfigError
+from kikitori.errors import ConfigError, KikitoriError, ModelError
 from kikitori.front_end import FrontEnd
 from kikitori.metrics import change
 from kikitori.module import WhisperModule
@@ -184,10 +184,16 @@ def checkpoint_model(cfg: DictConfig) -> Whisper:
         return whispers.load(str(path / "model" if (path / "model").is_dir() else path), language, task)
     if not path.is_file():
         raise ConfigError(f"checkpoint={path} does not exist; give a run folder, a model folder, or a .ckpt file")
-    checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    whisper = whispers.rebuild({**checkpoint["hyper_parameters"]["recipe"], "language": language, "task": task})
-    state = {key.removeprefix("model."): value for key, value in checkpoint["state_dict"].items()}
-    whisper.model.load_state_dict(state)
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        whisper = whispers.rebuild({**checkpoint["hyper_parameters"]["recipe"], "language": language, "task": task})
+        state = {key.removeprefix("model."): value for key, value in checkpoint["state_dict"].items()}
+        whisper.model.load_state_dict(state)
+    except KikitoriError:
+        raise
+    except Exception as error:  # whatever a damaged file, or a stranger's, makes torch raise
+        reason = str(error).splitlines()[0]
+        raise ModelError(f"checkpoint={path} is no checkpoint of kikitori's, or damaged: {reason}") from error
     return whisper
 
 

@@ -60,9 +60,7 @@ def guard_hydra() -> None:
         for place in config_search_path.get_path():
             named_by_a_user = place.provider == "main" or place.provider.startswith("hydra.searchpath")
             if named_by_a_user and self._get_scheme(place.path) != "file":
-                raise ConfigError(
-                    f"{place.path} would import a package to look for configurations; give a folder's absolute path"
-                )
+                raise ConfigError(f"{place.path} would import a package to read configurations; give an absolute path")
         open_sources(self, config_search_path)
 
     ConfigLoaderImpl.load_configuration = checked
