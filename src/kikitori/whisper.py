@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 from torch.nn.functional import dropout, gelu
 from transformers import (
@@ -24,7 +23,7 @@ from transformers.models.whisper.tokenization_whisper import LANGUAGES
 from kikitori import audio
 from kikitori import front_end as front_ends
 from kikitori import window as windows
-from kikitori.errors import ModelError
+from kikitori.errors import KikitoriError, ModelError
 from kikitori.front_end import FRAMES_PER_POSITION, START, TASKS, WINDOW, FrontEnd, byte_tokenizer
 from kikitori.window import Window
 
@@ -102,6 +101,8 @@ def load(
     recipe = {"builder": "load", "name": name, "language": language, "task": task, "revision": revision}
     if revision and Path(name).is_dir():
         raise ModelError(f"model.revision={revision} is for a name on the Hub, and {name} is a folder; leave it out")
+    if any(Path(name).glob("shard-*.safetensors")):
+        raise ModelError(f"model.name={name} cannot be loaded: it is in parts, as torch.distributed saves a model")
     safely: dict[str, Any] = {"revision": revision or "main", "trust_remote_code": False}
     try:
         # The small files first: a wrong language is told before gigabytes are fetched.
@@ -118,7 +119,9 @@ def load(
         model, found = WhisperForConditionalGeneration.from_pretrained(
             name, **safely, **form, output_loading_info=True, **config
         )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except KikitoriError:
+        raise
+    except Exception as error:  # whatever damaged files, or a stranger's, make transformers raise
         raise _unloadable(name, error) from error
     if missing := sorted(set(found["missing_keys"]) - {"proj_out.weight"}):
         raise ModelError(f"model.name={name} lacks {len(missing)} of Whisper's weights, such as {missing[0]}")
