@@ -132,7 +132,8 @@ def test_a_key_that_the_target_does_not_know_is_named() -> None:
         check(composed("train", "data=demo", "+trainer.max_step=3"))
 
 
-def test_a_target_that_cannot_be_imported_is_named() -> None:
+def test_a_target_that_cannot_be_imported_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KIKITORI_TARGETS", "nonesuch.model")
     with pytest.raises(ConfigError, match=r"model\._target_: cannot be imported: nonesuch\.model"):
         check(composed("train", "data=demo", "model._target_=nonesuch.model"))
 

@@ -8,8 +8,11 @@ import kikitori
 SOURCE = Path(kikitori.__file__).parent
 FLOORS = [
     {"durable", "errors", "progress", "secrecy"},
-    {"paths"},
-    {"archive", "audio", "clips", "optim", "processes", "ranks", "report", "sampler", "saving", "stopping", "text"},
+    {"paths", "targets"},
+    {
+        *("archive", "audio", "clips", "guard", "optim", "processes", "ranks", "report", "sampler", "saving"),
+        *("stopping", "text"),
+    },
     {"card", "greedy", "resuming", "runs", "study", "sweep", "window"},
     {"pruning"},
     {"front_end"},

@@ -39,6 +39,8 @@ def decode(source: Path | bytes) -> Tensor:
 
     Raises DataError when the file is empty, cut short, cannot be decoded, or holds values that are no audio.
     """
+    if isinstance(source, Path) and source.exists() and not source.is_file():
+        raise DataError("is a pipe, a device or a folder, and no file")  # a pipe would be waited for
     data = source if isinstance(source, bytes) else source.read_bytes()
     if not data:
         raise DataError("the file has no bytes")

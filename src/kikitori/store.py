@@ -43,6 +43,8 @@ class Store:
         # Record batches, not one table: a clip's samples must lie in one buffer to be read without a copy.
         try:
             reader = pa.ipc.open_file(pa.memory_map(str(path)))
+            if reader.schema != SCHEMA:
+                raise pa.ArrowInvalid(f"it holds {reader.schema.names}")
             self._batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
         except (pa.ArrowException, OSError) as error:
             raise DataError(f"{path}, a store of decoded clips, is damaged: {error}; delete it") from error
