@@ -7,9 +7,9 @@ import kikitori
 
 SOURCE = Path(kikitori.__file__).parent
 FLOORS = [
-    {"errors", "progress", "secrecy"},
-    {"paths"},
-    {"archive", "audio", "clips", "optim", "processes", "ranks", "report", "sampler", "text"},
+    {"cuts", "errors", "progress", "secrecy"},
+    {"paths", "sound"},
+    {"archive", "audio", "clips", "decoders", "optim", "processes", "ranks", "report", "sampler", "text"},
     {"card", "greedy", "runs", "study", "sweep", "window"},
     {"pruning"},
     {"front_end"},

@@ -7,6 +7,7 @@ interrupted build is never taken for a finished one; a file lock lets two jobs t
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from hashlib import blake2b, sha256
 from pathlib import Path
 
@@ -17,9 +18,11 @@ from filelock import FileLock
 from numpy.typing import NDArray
 from rich.progress import Progress
 
-from kikitori.audio import DECODER, FULL_SCALE, decode, to_int16
+from kikitori.audio import DECODER, FULL_SCALE, to_int16, waveform
 from kikitori.clips import Clip, Decoded
+from kikitori.decoders import Decoders, Refusal
 from kikitori.errors import DataError
+from kikitori.processes import cores
 
 SCHEMA = pa.schema(
     {
@@ -33,6 +36,8 @@ SCHEMA = pa.schema(
 )
 # Clips are decoded and written in runs of this many, which bounds what a build holds in memory.
 ROWS_PER_BATCH = 64
+# Fewer do not make up for the tenth of a second in which a decoder starts.
+CLIPS_PER_DECODER = 16
 
 
 class Store:
@@ -85,7 +90,7 @@ def build(clips: Sequence[Clip], folder: Path, progress: Progress, workers: int 
             folder.mkdir(parents=True, exist_ok=True)
             with FileLock(path.with_suffix(".lock")):
                 if not path.exists():
-                    _write(unique, path, progress, workers or os.cpu_count() or 1)
+                    _write(unique, path, progress, workers or cores())
     except OSError as error:
         raise DataError(
             f"the store of decoded clips cannot be written: {error}; set KIKITORI_CACHE elsewhere"
@@ -112,30 +117,31 @@ def _write(clips: list[Clip], path: Path, progress: Progress, workers: int) -> N
 
 
 def _decoded(clips: list[Clip], workers: int) -> Iterator[list[dict]]:
-    """Rows of the store. Threads suffice: decoding, resampling and hashing all run outside Python's lock."""
+    """Rows of the store. A thread a decoder suffices: resampling and hashing run outside Python's lock."""
+    workers = min(workers, 1 + len(clips) // CLIPS_PER_DECODER)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        with ThreadPoolExecutor(workers) as pool:
+        with Decoders(workers) as decoders, ThreadPoolExecutor(workers) as pool:
             for i in range(0, len(clips), ROWS_PER_BATCH):
-                yield list(pool.map(_row, clips[i : i + ROWS_PER_BATCH]))
+                yield list(pool.map(partial(_row, decoders), clips[i : i + ROWS_PER_BATCH]))
     finally:
         torch.set_num_threads(threads)
 
 
-def _row(clip: Clip) -> dict:
+def _row(decoders: Decoders, clip: Clip) -> dict:
     nothing = {"name": clip.name, "pcm": b"", "samples": 0, "peak": 0.0, "digest": ""}
     try:
         audio = clip.source if isinstance(clip.source, Path) else clip.source()
-        if isinstance(audio, Path) and not audio.is_file():
-            return {**nothing, "error": "missing"}
-        pcm = to_int16(decode(audio))
     except FileNotFoundError:
         return {**nothing, "error": "missing"}
-    except (DataError, OSError) as error:
-        # Of an OSError the words alone: its path may name somebody's home.
-        detail = error.args[0] if isinstance(error, DataError) else error.strerror or type(error).__name__
-        return {**nothing, "error": str(detail)}
+    except OSError as error:  # the words alone: its path may name somebody's home
+        return {**nothing, "error": error.strerror or type(error).__name__}
+    try:
+        samples, rate = decoders(audio)
+    except Refusal as error:
+        return {**nothing, "error": str(error.args[0])}
+    pcm = to_int16(waveform(samples, rate))
     return {
         "name": clip.name,
         "pcm": pcm.tobytes(),
