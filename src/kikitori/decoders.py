@@ -81,7 +81,10 @@ class Decoder:
         try:
             self._connection.recv_bytes()
         except (EOFError, ConnectionError) as error:
-            raise DataError(f"the process that decodes cannot be started: {self._died()}; see above") from error
+            died = self._died()
+            if self._process.returncode < 0:  # somebody else's doing
+                raise
+            raise DataError(f"the process that decodes cannot be started: {died}; see above") from error
         self._ready = True
 
     def _died(self) -> str:

@@ -91,10 +91,10 @@ def _no_torchcodec() -> Iterator[None]:
         Audio.encode_example = original
 
 
-def _read(recordings: Dataset, index: int, column: str) -> bytes:
+def _read(recordings: Dataset, index: int, column: str) -> Path | bytes:
     recording = recordings[index][column] or {}
     if recording.get("bytes"):
         return recording["bytes"]
     if recording.get("path"):
-        return Path(recording["path"]).read_bytes()
+        return Path(recording["path"])
     return b""
