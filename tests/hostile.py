@@ -5,9 +5,9 @@ is changed: a `sitecustomize` on PYTHONPATH is run by each Python that starts.
 """
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-
-import pytest
 
 # Opening a recording that begins with one of these does it. The limit of time is a second instead of a minute.
 FAULTS = {
@@ -34,9 +34,15 @@ if sys.argv[:1] == ["-m"]:  # so it is while `python -m` starts
 """
 
 
-def make_fragile(folder: Path, environment: pytest.MonkeyPatch) -> None:
-    """Let decoders that start from now on have the faults."""
+@contextmanager
+def fragile_decoders(folder: Path) -> Iterator[None]:
+    """Let decoders that start in this block have the faults."""
     folder.mkdir(parents=True, exist_ok=True)
     orders = {start: order for start, (order, _) in FAULTS.items()}
     (folder / "sitecustomize.py").write_text(f"FAULTS = {orders!r}\n{FRAGILE}")
-    environment.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")])))
+    before = os.environ.get("PYTHONPATH", "")
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(folder), before]))
+    try:
+        yield
+    finally:
+        os.environ["PYTHONPATH"] = before

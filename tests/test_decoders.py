@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from hostile import FAULTS, make_fragile
+from hostile import FAULTS, fragile_decoders
 from recordings import FORMATS, encoded, tone, write_clip
 
 from kikitori import sound
@@ -59,20 +59,16 @@ def test_samples_are_those_that_soundfile_reads_at_once(decoder: Decoder, tmp_pa
 
 @pytest.mark.parametrize("start", FAULTS)
 def test_a_recording_that_takes_its_decoder_down_is_refused_and_the_next_is_decoded(
-    start: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    start: bytes, tmp_path: Path
 ) -> None:
-    make_fragile(tmp_path / "python", monkeypatch)
     (tmp_path / "bad.mp3").write_bytes(start + GOOD)
-    with Decoders(1) as decoders:
+    with fragile_decoders(tmp_path / "python"), Decoders(1) as decoders:
         for source in (tmp_path / "bad.mp3", start + GOOD):
             assert refusal(decoders, source) == FAULTS[start][1]
             assert len(decoders(GOOD)[0]) == 8_000
 
 
-def test_several_threads_share_the_decoders_and_a_death_stops_no_other(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    make_fragile(tmp_path, monkeypatch)
+def test_several_threads_share_the_decoders_and_a_death_stops_no_other(tmp_path: Path) -> None:
     rows = [(b"SEGV" if i % 5 == 2 else b"") + encoded(tone(0.1 + i / 1000)) for i in range(40)]
 
     def length(data: bytes) -> int | str:
@@ -81,7 +77,7 @@ def test_several_threads_share_the_decoders_and_a_death_stops_no_other(
         except Refusal as error:
             return str(error.args[0])
 
-    with Decoders(3) as decoders, ThreadPoolExecutor(6) as threads:
+    with fragile_decoders(tmp_path), Decoders(3) as decoders, ThreadPoolExecutor(6) as threads:
         lengths = list(threads.map(length, rows))
     assert lengths == [FAULTS[b"SEGV"][1] if i % 5 == 2 else 1600 + 16 * i for i in range(40)]
 
@@ -114,10 +110,7 @@ def test_a_file_whose_header_lies_about_its_length_takes_no_memory(decoder: Deco
 
 
 @pytest.mark.parametrize("asked", ["b'SPIN'", "GOOD"])
-def test_a_decoder_ends_with_the_process_that_started_it(
-    asked: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    make_fragile(tmp_path / "python", monkeypatch)
+def test_a_decoder_ends_with_the_process_that_started_it(asked: str, tmp_path: Path) -> None:
     write_clip(tmp_path / "good.wav")
     lines = ["from pathlib import Path", "from kikitori.decoders import Decoder", "decoder = Decoder()"]
     lines += [
@@ -126,7 +119,8 @@ def test_a_decoder_ends_with_the_process_that_started_it(
         "print(decoder._process.pid, flush=True)",
     ]
     lines += [f"decoder({asked})", "import time; time.sleep(60)"]
-    parent = subprocess.Popen([sys.executable, "-c", "\n".join(lines)], stdout=subprocess.PIPE, text=True)
+    with fragile_decoders(tmp_path / "python"):
+        parent = subprocess.Popen([sys.executable, "-c", "\n".join(lines)], stdout=subprocess.PIPE, text=True)
     assert parent.stdout is not None
     with parent.stdout:
         pid = int(parent.stdout.readline())

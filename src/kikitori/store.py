@@ -51,6 +51,8 @@ class Store:
         self._batches: list[pa.RecordBatch] = []
         try:
             reader = pa.ipc.open_file(pa.memory_map(str(path)))
+            if reader.schema != SCHEMA:
+                raise self._damaged("its columns are not what was written")
             for b in range(reader.num_record_batches):
                 batch, seal = reader.get_batch_with_custom_metadata(b)
                 batch.validate(full=True)  # an offset must not lead out of the file
@@ -83,7 +85,7 @@ class Store:
 
 def _seal(rows: list[dict]) -> bytes:
     """A checksum of what a batch tells beside the samples."""
-    return xxh3_64_digest(repr(rows))
+    return xxh3_64_digest(repr(rows).encode())
 
 
 def key(clips: Sequence[Clip]) -> str:
