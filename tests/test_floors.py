@@ -7,11 +7,11 @@ import kikitori
 
 SOURCE = Path(kikitori.__file__).parent
 FLOORS = [
-    {"durable", "errors", "progress", "secrecy"},
-    {"paths", "targets"},
+    {"cuts", "durable", "errors", "progress", "secrecy"},
+    {"paths", "sound", "targets"},
     {
-        *("archive", "audio", "clips", "guard", "optim", "processes", "ranks", "report", "sampler", "saving"),
-        *("stopping", "text"),
+        *("archive", "audio", "clips", "decoders", "guard", "optim", "processes", "ranks", "report", "sampler"),
+        *("saving", "stopping", "text"),
     },
     {"card", "greedy", "resuming", "runs", "study", "sweep", "window"},
     {"pruning"},

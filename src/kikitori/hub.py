@@ -100,7 +100,7 @@ def _no_torchcodec() -> Iterator[None]:
         Audio.encode_example = original
 
 
-def _read(recordings: Dataset, index: int, column: str, roots: Sequence[Path | str]) -> bytes:
+def _read(recordings: Dataset, index: int, column: str, roots: Sequence[Path | str]) -> Path | bytes:
     recording = recordings[index][column] or {}
     if recording.get("bytes"):
         return recording["bytes"]
@@ -109,6 +109,4 @@ def _read(recordings: Dataset, index: int, column: str, roots: Sequence[Path | s
     path = Path(os.path.realpath(recording["path"]))
     if not any(path.is_relative_to(os.path.realpath(root)) for root in roots):
         raise DataError("names a file outside the dataset")
-    if path.exists() and not path.is_file():
-        raise DataError("names a pipe, a device or a folder, and no file")
-    return path.read_bytes()
+    return path
