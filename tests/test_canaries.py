@@ -11,6 +11,7 @@ import pickle
 import sys
 import zipfile
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,7 +26,7 @@ from omegaconf import OmegaConf
 from recordings import write_clip, write_common_voice, write_csv
 from run_folders import write_run
 
-from kikitori import checkpoints, common_voice, hub, manifest, runs, study, whisper
+from kikitori import common_voice, hub, manifest, runs, saving, study, whisper
 from kikitori.archive import unpack
 from kikitori.audio import decode
 from kikitori.errors import ConfigError, DataError, KikitoriError, ModelError, SweepError
@@ -100,15 +101,17 @@ def test_the_canary_sings(tmp_path: Path) -> None:
 def test_a_checkpoint_to_evaluate(made: Callable[[], bytes]) -> None:
     Path("evil.ckpt").write_bytes(made())
     cfg = OmegaConf.create({"checkpoint": "evil.ckpt", "model": {"language": "ja", "task": "transcribe"}})
-    with pytest.raises(ModelError, match=r"checkpoint=evil\.ckpt is no checkpoint of kikitori's"):
+    with pytest.raises(DataError, match=r"evil\.ckpt is damaged, or holds more than weights and plain values"):
         checkpoint_model(cfg)
 
 
 @pytest.mark.parametrize("made", PICKLES)
 def test_a_checkpoint_in_a_run_that_goes_on(made: Callable[[], bytes]) -> None:
     for name in ("last.ckpt", "step-10.ckpt"):
-        Path(name).write_bytes(made())
-    assert checkpoints.newest(Path()) is None
+        data = made()
+        Path(name).write_bytes(data)
+        Path(f"{name}.sha256").write_text(f"{sha256(data).hexdigest()}  {name}\n")
+    assert saving.newest(Path()) is None
 
 
 @pytest.mark.parametrize("made", PICKLES)
@@ -321,6 +324,6 @@ def test_a_zip_is_no_checkpoint() -> None:
         file.writestr("archive/code/evil.py", CODE)
         file.writestr("archive/constants.pkl", plain())
     cfg = OmegaConf.create({"checkpoint": "evil.ckpt", "model": {"language": "ja", "task": "transcribe"}})
-    with pytest.raises(ModelError, match=r"checkpoint=evil\.ckpt is no checkpoint of kikitori's"):
+    with pytest.raises(DataError, match=r"evil\.ckpt is damaged, or holds more than weights and plain values"):
         checkpoint_model(cfg)
     assert "evil" not in sys.modules
