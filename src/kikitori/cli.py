@@ -3,6 +3,7 @@
 import atexit
 import gc
 import json
+import multiprocessing
 import os
 import signal
 import sys
@@ -140,6 +141,16 @@ def _run(command: str) -> None:
         hint = "Keys depend on the choices made; --help after a choice, such as data=manifest, lists its own.\n"
         message = "\n".join(map(str, causes)) + "\n" + hint * ("Could not override" in str(error))
         sys.exit(message + "(HYDRA_FULL_ERROR=1 shows where)")
+    finally:
+        _end_workers()
+
+
+def _end_workers() -> None:
+    """End the loaders' workers that an error left: they ignore SIGTERM, and Python would wait for them for ever."""
+    # Torch raises an error where a worker is killed.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    for worker in multiprocessing.active_children():
+        worker.kill()
 
 
 def _complete() -> None:

@@ -1,12 +1,20 @@
-"""Weights & Biases: one run a trial. What is sent there, and what is kept from it."""
+"""Weights & Biases: one run a trial. What is sent there, and what is kept from it.
 
+W&B has a copy: what it is told is in the run's folder as well. So whatever is wrong there is a warning, never an error.
+"""
+
+import logging
 import netrc
 import os
 import shlex
 import sys
+import threading
 from collections.abc import Callable, Mapping
+from functools import wraps
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
+from urllib.request import urlopen
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +28,12 @@ from kikitori.report import predictions_file, read_lines
 from kikitori.selection import seeded_sample
 from kikitori.sweep import FINISHED
 
+log = logging.getLogger(__name__)
+
 HOST = "api.wandb.ai"
+# How long a run may wait for W&B: for a word that it is there, for a run to be begun there, and in the end for what is
+# still to be sent. An artifact is large.
+ANSWER_S, BEGIN_S, FINISH_S, ARTIFACT_S = 3.0, 20.0, 20.0, 600.0
 # Rows of the table of clips, and of each kind of error.
 SAMPLE_CLIPS = 32
 ERRORS_OF_A_KIND = 20
@@ -32,12 +45,28 @@ GATHERED |= {"x_save_requirements": False}
 Row = dict[str, Any]
 
 
+def harmless(send: Callable[..., None]) -> Callable[..., None]:
+    """Make a failure to send a warning, after which nothing more is sent."""
+
+    @wraps(send)
+    def sent(self: "RunLogger", *what: Any, **how: Any) -> None:
+        if self.is_gone:
+            return
+        try:
+            send(self, *what, **how)
+        except Exception as error:  # whatever is wrong there
+            self.is_gone = True
+            log.warning("Weights & Biases: nothing more is sent there (%s); the run's folder has it all", _told(error))
+
+    return sent
+
+
 class RunLogger(WandbLogger):
     """A W&B run under the run's folder: online where there are credentials, offline and without a prompt elsewhere.
 
     group: None for the sweep's folder name. name: None for the run's. audio: whether the table of clips plays them,
     which sends them to the server. log_model: whether the best model is kept there as an artifact, under `aliases`.
-    A run that goes on in its folder goes on there too.
+    A run that goes on in its folder goes on there too. Where W&B does not answer, the run is an offline one.
     """
 
     def __init__(
@@ -59,6 +88,10 @@ class RunLogger(WandbLogger):
         self.folder = Path(folder)
         self.audio, self.sends_model, self.aliases = audio, log_model, list(aliases)
         self._id_file = self.folder / "wandb" / "run-id"
+        self.is_gone = False
+        self._is_online = mode not in ("offline", "dryrun", "disabled")
+        finish_s = ARTIFACT_S if log_model else FINISH_S
+        patience = {"init_timeout": BEGIN_S, "finish_timeout": finish_s, "finish_timeout_raises": True}
         super().__init__(
             project=project,
             save_dir=folder,
@@ -70,25 +103,49 @@ class RunLogger(WandbLogger):
             job_type=job_type,
             tags=list(tags),
             notes=notes,
-            settings=dict(GATHERED),
+            settings=GATHERED | patience,
         )
         # Lightning hands on an argument that W&B no longer has, and W&B says so.
         self._wandb_init.pop("anonymous", None)
 
     @rank_zero_only
+    @harmless
     def begin(self, results: Mapping[str, Any]) -> None:
         """Start the run; the configuration comes by `log_hyperparams`, here what else it takes to run it again."""
         # The clips of a table wait here to be sent. By default that is the user's home, which `wandb sync` on another
         # machine, or after a job's home is gone, does not find.
         os.environ["WANDB_DATA_DIR"] = str(self.folder / "wandb")
-        run = self.experiment
+        run = self._begun()
         self._id_file.parent.mkdir(exist_ok=True)
         self._id_file.write_text(run.id, encoding="utf-8")
         for metric in ("val/cer", "val/wer", "val/loss"):
             run.define_metric(metric, step_metric="trainer/global_step", step_sync=True, summary="min,last")
         run.config.update({key: results[key] for key in ("overrides", "git", "versions")}, allow_val_change=True)
 
+    def _begun(self) -> Any:
+        """W&B's run, offline where there is no other."""
+        if self._is_online:
+            try:
+                if not answers(server()):
+                    raise TimeoutError(f"{server()} did not answer within {ANSWER_S:.0f} s")
+                return self.experiment
+            except Exception as error:  # whatever is wrong there
+                log.warning("Weights & Biases: the run is kept in its folder, to be sent later (%s)", _told(error))
+                self._wandb_init["mode"] = "offline"
+        return self.experiment
+
     @rank_zero_only
+    @harmless
+    def log_hyperparams(self, params: Any) -> None:
+        super().log_hyperparams(params)
+
+    @rank_zero_only
+    @harmless
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        super().log_metrics(metrics, step)
+
+    @rank_zero_only
+    @harmless
     def conclude(self, results: Mapping[str, Any], language: str, pcm: Callable[[str], NDArray[np.int16]]) -> None:
         """Send the tables of validation, the scores' changes, the cost, and the best model where it is asked for.
 
@@ -133,11 +190,35 @@ def has_credentials() -> bool:
     """Whether W&B would log in without asking: a key in the environment, or one that `wandb login` left in ~/.netrc."""
     if os.environ.get("WANDB_API_KEY"):
         return True
-    host = os.environ.get("WANDB_BASE_URL", f"https://{HOST}").split("//")[-1].split("/")[0]
+    host = server().split("//")[-1].split("/")[0]
     try:
         return netrc.netrc(Path("~/.netrc").expanduser()).authenticators(host) is not None
     except (OSError, netrc.NetrcParseError):
         return False
+
+
+def server() -> str:
+    """The address of W&B, or of a server of one's own."""
+    return os.environ.get("WANDB_BASE_URL", f"https://{HOST}").rstrip("/")
+
+
+def answers(address: str) -> bool:
+    """Whether anything answers there, soon; asked in a thread, because looking up a name may take any time."""
+    answered = threading.Event()
+
+    def ask() -> None:
+        try:
+            urlopen(f"{address}/healthz", timeout=ANSWER_S).close()
+            answered.set()
+        except HTTPError:  # an answer
+            answered.set()
+        except (OSError, ValueError):
+            pass
+
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(ANSWER_S)
+    return answered.is_set()
 
 
 def close(status: str) -> str:
@@ -150,10 +231,20 @@ def close(status: str) -> str:
     if wandb is None or wandb.run is None:
         return ""
     run, url = wandb.run, wandb.run.url
-    offline = sorted(map(str, Path(run.dir).parents[1].glob("offline-run-*"))) if run.offline else []
-    run.summary["status"] = status
-    run.finish(exit_code=int(status not in FINISHED))
-    return shlex.join(["wandb", "sync", *offline]) if offline else url or ""
+    here = Path(run.dir).parent
+    unsent = sorted(map(str, here.parent.glob("offline-run-*"))) if run.offline else []
+    try:
+        run.summary["status"] = status
+        run.finish(exit_code=int(status not in FINISHED))
+    except Exception as error:  # whatever is wrong there
+        log.warning("Weights & Biases: not all could be sent (%s); what is left is in the run's folder", _told(error))
+        unsent = unsent or [str(here)]
+    return shlex.join(["wandb", "sync", *unsent]) if unsent else url or ""
+
+
+def _told(error: Exception) -> str:
+    """An error in one line."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def sample(before: list[Row], after: list[Row]) -> list[Row]:

@@ -1,0 +1,135 @@
+"""kill -9: at any moment, and inside a save; and that the test of equality can fail."""
+
+import random
+import signal
+from pathlib import Path
+from typing import Any
+
+from harness import (
+    EVERY,
+    FULL,
+    STEPS,
+    VARIANTS,
+    Miss,
+    completed,
+    differing,
+    finish,
+    interrupted,
+    is_plain,
+    must_equal,
+    newest,
+    rows_of,
+    start,
+    steps_of,
+    temporary_folder_elsewhere,
+    train,
+    undisturbed,
+    variant_of,
+    wait_until,
+)
+
+# What a plain process takes longer: it imports.
+IMPORT_S = 3.5
+# After so many kills in one run it is left alone.
+KILLS = 3
+
+
+def forked_like_plain(count: int, seed: int, folder: Path) -> dict[str, Any]:
+    """The harness itself: a forked run is what the command is."""
+
+    def one(number: int, rng: random.Random, place: Path) -> None:
+        variant = variant_of(number)
+        finish(place / "run", *variant, plain=True)
+        must_equal(place / "run", variant)
+
+    return rows_of("none: the plain command, against runs forked by the harness", count, seed, folder, one)
+
+
+def killed_at_any_moment(count: int, seed: int, folder: Path) -> dict[str, Any]:
+    def one(number: int, rng: random.Random, place: Path) -> int:
+        variant, plain, kills = variant_of(number), is_plain(number), 0
+        seconds = undisturbed(variant).seconds + IMPORT_S * plain
+        started = []
+        for _ in range(KILLS):
+            process = start(place / "run", *variant, plain=plain)
+            started.append(process)
+            process.until(rng.uniform(0, seconds))
+            if process.poll() is not None:
+                break
+            process.send(signal.SIGKILL)
+            process.wait()
+            kills += 1
+            if completed(place / "run"):
+                break
+        else:
+            process = finish(place / "run", *variant, plain=plain)
+        if process.poll() and not completed(place / "run"):
+            raise Miss(f"a run ended with {process.poll()} before it was killed")
+        must_equal(place / "run", variant)
+        wait_until(lambda: not any(process.left() for process in started), 20, "what a killed run started ends")
+        return kills
+
+    told = "{} kills; weights, optimizer, scheduler, random states, order of clips, history, scores and model equal"
+    row = "kill -9 at any moment, up to thrice, and gone on with"
+    return rows_of(row, count, seed, folder, one, lambda found: told.format(sum(found)))
+
+
+def killed_in_a_save(count: int, seed: int, folder: Path) -> dict[str, Any]:
+    folder.mkdir(parents=True, exist_ok=True)
+    counted = folder / "calls"
+    finish(
+        folder / "counted",
+        *FULL,
+        faults={"kill_in_save": {"save": 0, "call": 0, "before": True, "count": str(counted)}},
+    )
+    calls = list(map(int, counted.read_text().split()))
+
+    def one(number: int, rng: random.Random, place: Path) -> str:
+        variant, save = variant_of(number), rng.randrange(1, len(calls) + 1)
+        inside = {"save": save, "call": rng.randrange(1, calls[save - 1] + 1), "before": rng.random() < 0.5}
+        by_clock = {"save": save, "microseconds": rng.randrange(10_000)}
+        fault: dict[str, Any] = {"kill_after": by_clock} if number % 2 else {"kill_in_save": inside}
+        saved = place / "saved"
+        with temporary_folder_elsewhere() as elsewhere:
+            environment = {"TMPDIR": elsewhere} if number % 4 > 1 else {}
+            faults = {"note_saves": {"path": str(saved)}, **fault}
+            process = train(place / "run", *variant, faults=faults, **environment)
+            if process.poll() != -signal.SIGKILL:
+                raise Miss(f"the run that was to be killed ended with {process.poll()}")
+            whole = max(map(int, saved.read_text().split()), default=0) if saved.exists() else 0
+            check_newest(place / "run", whole)
+            finish(place / "run", *variant, **environment)
+        must_equal(place / "run", variant)
+
+    told = f"{len(calls)} saves a run, killed at any of some {max(calls)} calls on files, or within 10 ms"
+    return rows_of("kill -9 inside a save, half with TMPDIR on another disk", count, seed, folder, one, lambda _: told)
+
+
+def check_newest(folder: Path, step: int) -> None:
+    """The newest checkpoint is whole, and no older than the last that was saved."""
+    found = newest(folder)
+    if found is None and step > 0:
+        raise Miss(f"no checkpoint is left, and one was saved at step {step}")
+    if found is not None and (at := steps_of(found)) < step:
+        raise Miss(f"{found.name} is of step {at}, and one was saved at step {step}")
+
+
+def negative_controls(count: int, seed: int, folder: Path) -> dict[str, Any]:
+    """A state that is not restored is noticed: else the equality above would say nothing."""
+    forgotten = {
+        "forget_random_states": {"random states", "weights"},
+        "forget_position": {"order of clips", "weights"},
+        "forget_scheduler": {"scheduler", "weights"},
+    }
+
+    def one(number: int, rng: random.Random, place: Path) -> str:
+        (fault, parts), variant = list(forgotten.items())[number % 3], VARIANTS[number // 3 % len(VARIANTS)]
+        interrupted(place / "run", variant, rng.randrange(2 * EVERY + 1, STEPS - EVERY))
+        finish(place / "run", *variant, faults={fault: {}})
+        found = set(differing(place / "run", variant))
+        if not parts <= found:
+            raise Miss(f"{fault}, and only {sorted(found)} differ")
+        return fault.removeprefix("forget_").replace("_", " ")
+
+    row = "random states, position in the data, or scheduler not restored: the test of equality fails"
+    return rows_of(row, count, seed, folder, one, lambda found: ", ".join(sorted(set(found))))
