@@ -18,6 +18,7 @@ from kikitori import sound
 from kikitori.audio import decode, waveform
 from kikitori.decoders import Decoder, Decoders, Refusal
 from kikitori.errors import DataError
+from kikitori.paths import DEMO
 
 GOOD = encoded(tone())
 
@@ -44,15 +45,17 @@ def alive(pid: int) -> bool:
 
 def test_samples_are_those_that_soundfile_reads_at_once(decoder: Decoder, tmp_path: Path) -> None:
     stereo = np.stack([tone(9.0, rate=48_000), tone(9.0, 500, rate=48_000)], axis=1)
-    for form in FORMATS:
-        data = encoded(stereo, form, 48_000)
+    files = [encoded(stereo, form, 48_000) for form in FORMATS]
+    # Speech, in which a seek of the decoder is heard.
+    files.append(b"".join(path.read_bytes() for path in sorted((DEMO / "clips").iterdir())[:12]))
+    for data in files:
         (tmp_path / "clip").write_bytes(data)
         with soundfile.SoundFile(io.BytesIO(data)) as file:
             expected = file.read(dtype="float32", always_2d=True).mean(axis=1)
-        assert 2 * len(expected) > 3 * sound.BLOCK  # it takes several
+        assert len(expected) > 3 * sound.BLOCK  # it takes several
         for source in (data, tmp_path / "clip"):
             samples, rate = decoder(source)
-            assert (rate, samples.dtype) == (48_000, np.float32)
+            assert (rate, samples.dtype) == (file.samplerate, np.float32)
             assert np.array_equal(samples, expected)
             assert np.array_equal(waveform(samples, rate), decode(source))
 
@@ -145,10 +148,11 @@ def test_a_decoder_that_cannot_start_is_no_clips_fault(tmp_path: Path, monkeypat
     assert not isinstance(error.value, Refusal)
 
 
-def test_a_decoder_prints_nothing_and_leaves_no_core(decoder: Decoder, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_decoder_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:
     data = bytearray(encoded(tone(2.0), "mp3"))
     data[400:900] = np.random.default_rng(0).bytes(500)
     decode(bytes(data))
     assert "mpg123" in capfd.readouterr().err  # what is not to be seen
-    decoder(bytes(data))
+    with Decoders(1) as decoders:
+        decoders(bytes(data))
     assert capfd.readouterr() == ("", "")

@@ -223,6 +223,26 @@ def test_samples_that_are_not_what_was_written_are_told_when_they_are_read(tmp_p
         store.pcm("1.wav")
 
 
+def test_an_offset_that_leads_out_of_a_store_is_told_and_not_followed(tmp_path: Path) -> None:
+    clips = good_clips(tmp_path)
+    store = built(clips, tmp_path / "store")
+    ends = np.cumsum([0, *(2 * store.decoded[c.name].samples for c in clips)])
+    data = bytearray(store.path.read_bytes())
+    data[data.index(ends.tobytes()) + 13] = 0x7F  # of the second, the sixth byte of eight
+    store.path.unlink()
+    store.path.write_bytes(data)
+    with pytest.raises(DataError, match=r"damaged: .*delete it"):
+        built(clips, tmp_path / "store").pcm("0.wav")
+
+
+def test_a_store_of_other_clips_under_a_stores_name_is_told(tmp_path: Path) -> None:
+    clips = good_clips(tmp_path)
+    few, all_of_them = built(clips[:2], tmp_path / "store").path, built(clips, tmp_path / "store").path
+    all_of_them.write_bytes(few.read_bytes())
+    with pytest.raises(DataError, match=rf"{all_of_them}.*damaged: it holds other clips than were written; delete it"):
+        built(clips, tmp_path / "store")
+
+
 @pytest.mark.parametrize("scenario", media.SCENARIOS, ids=lambda scenario: scenario.__name__)
 def test_a_little_chaos_costs_what_it_hits_and_nothing_else(
     scenario: Callable[[int, int, Path], media.Outcome], tmp_path: Path

@@ -34,7 +34,7 @@ FORMAT = 2
 # Clips are decoded and written in runs of this many, which bounds what a build holds in memory.
 ROWS_PER_BATCH = 64
 # Fewer do not make up for the tenth of a second in which a decoder starts.
-CLIPS_PER_DECODER = 16
+CLIPS_PER_DECODER = 64
 
 
 class Store:
