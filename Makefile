@@ -3,7 +3,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/installed
 
-.PHONY: help demo test test-long test-slurm check bench format lock clean
+# Advisories that do not concern this project, as --ignore-vuln ID, each with its reason in a comment here. There are none.
+EXCEPTIONS :=
+
+.PHONY: help demo test test-long test-slurm check audit bench format lock clean
 
 help:
 	@echo "make demo     install, then fine-tune a small Whisper on spoken Japanese (3 minutes on 2 cores)"
@@ -11,6 +14,7 @@ help:
 	@echo "make test-long  install, then run the tests that take minutes (the demo, sweeps, searches)"
 	@echo "make test-slurm  install, then run the tests that bring up a Slurm here (as root, with slurm-wlm and munge)"
 	@echo "make check    install, then ruff, mypy and the fast tests"
+	@echo "make audit    ask PyPI for known vulnerabilities of the locked packages (needs the network)"
 	@echo "make bench    install, then time training and evaluation against the stock recipe (an hour on 2 cores)"
 	@echo "make format   let ruff format the code"
 	@echo "make lock     resolve the dependencies anew into requirements.lock (needs uv)"
@@ -37,6 +41,17 @@ check: $(STAMP)
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 	@$(BIN)/python -m pytest -q -m "not slow and not long and not wandb_server and not slurm"
 
+# In an environment of its own. Strict, because a package that cannot be asked about would pass for a sound one.
+audit: .venv/audit/installed
+	@.venv/audit/bin/pip-audit --strict --disable-pip --require-hashes --progress-spinner off -r requirements.lock $(EXCEPTIONS) \
+		|| (echo "make: not sound, or not known: read above. Nothing is known where pypi.org cannot be reached"; exit 1)
+
+.venv/audit/installed: audit.lock
+	@echo "make: installing pip-audit into .venv/audit"
+	@$(PYTHON) -m venv .venv/audit
+	@.venv/audit/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r audit.lock
+	@touch $@
+
 bench: $(STAMP)
 	@$(BIN)/python benchmarks/speed.py
 
@@ -47,6 +62,8 @@ lock:
 	@echo "make: resolving pyproject.toml into requirements.lock"
 	@uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
 		--extra dev pyproject.toml --output-file requirements.lock
+	@echo "pip-audit>=2.10,<3" | uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
+		--no-annotate - --output-file audit.lock
 
 $(STAMP): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "kikitori needs Python 3.11 or later; say make PYTHON=python3.12")'

@@ -1,5 +1,6 @@
 import gzip
 import io
+import os
 import tarfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -160,3 +161,78 @@ def test_jobs_that_start_together_unpack_one_folder(tmp_path: Path) -> None:
         list(pool.map(lambda _: unpack(archive, tmp_path / "out" / "target"), range(4)))
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["target", "target.lock"]
     assert [p.name for p in (tmp_path / "out" / "target").iterdir()] == ["cv"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(
+            "．．/．．/escaped",
+            "‥/escaped",
+            "..\\..\\escaped",
+            "C:\\escaped",
+            "~/escaped",
+            "cv/\u202edaolnwod",
+            "cv/\r\nescaped",
+        ),
+        *(
+            "cv/e\u0301",
+            "cv/\u00e9",
+            "ＣＶ/escaped",
+            "%2e%2e/escaped",
+            "cv/.../escaped",
+            "cv/a b\t",
+            "-rf",
+            "cv/\udcff",
+        ),
+    ],
+)
+def test_a_name_that_only_looks_like_a_way_out_stays_inside(tmp_path: Path, name: str) -> None:
+    members = [(member("cv/a.mp3"), NOISE), (member(name), b"escaped")]
+    before = set(tmp_path.rglob("*"))
+    unpack(write_tar(tmp_path / "a.tar.gz", members), tmp_path / "inside" / "target")
+    outside = {p for p in tmp_path.rglob("*") if not p.is_relative_to(tmp_path / "inside")} - before
+    assert {p.name for p in outside} == {"a.tar.gz"}
+    assert (tmp_path / "inside" / "target" / name).read_bytes() == b"escaped"
+
+
+@pytest.mark.parametrize("headers", [{"path": "../escaped"}, {"path": "/tmp/escaped"}, {"path": "a/../../escaped"}])
+def test_a_path_that_an_extended_header_puts_in_another_ones_place_is_refused(
+    tmp_path: Path, headers: dict[str, str]
+) -> None:
+    hidden = member("cv/harmless.mp3")
+    hidden.pax_headers = headers
+    with tarfile.open(tmp_path / "a.tar.gz", "w:gz", format=tarfile.PAX_FORMAT) as tar:
+        tar.addfile(member("cv/a.mp3"))
+        tar.addfile(hidden)
+    assert "outside itself" in refused(tmp_path / "a.tar.gz")
+
+
+def test_a_file_with_holes_counts_as_large_as_it_would_be(tmp_path: Path) -> None:
+    """Sparse files of GNU's: a header of 512 bytes says a terabyte."""
+    hole = member("cv/hole")
+    hole.pax_headers = {"GNU.sparse.major": "0", "GNU.sparse.minor": "1", "GNU.sparse.map": f"{2**40},0"}
+    hole.pax_headers |= {"GNU.sparse.size": str(2**40), "GNU.sparse.name": "cv/hole"}
+    with tarfile.open(tmp_path / "a.tar.gz", "w:gz", format=tarfile.PAX_FORMAT) as tar:
+        tar.addfile(hole)
+    assert "unpacks to over" in refused(tmp_path / "a.tar.gz")
+
+
+def test_a_link_that_is_there_already_is_not_written_through(tmp_path: Path) -> None:
+    """A file, then another of the same name: no second one leads elsewhere."""
+    members = [(member("cv/a"), b"1"), (member("cv/a"), b"22"), (member("cv/./a"), b"333")]
+    unpack(write_tar(tmp_path / "a.tar.gz", members), tmp_path / "target")
+    assert (tmp_path / "target" / "cv" / "a").read_bytes() == b"333"
+    (tmp_path / "other").mkdir()
+    members = [(member("cv/a"), b"1"), (member("cv/a/b"), b"2")]
+    assert "cannot be unpacked" in refused(write_tar(tmp_path / "other" / "b.tar.gz", members))
+
+
+def test_nothing_is_unpacked_with_rights_that_it_should_not_have(tmp_path: Path) -> None:
+    strange = member("cv/strange")
+    strange.mode, strange.uid, strange.uname = 0o6777, 12345, "somebody"
+    unpack(write_tar(tmp_path / "a.tar.gz", [(strange, b"")]), tmp_path / "target")
+    stat = (tmp_path / "target" / "cv" / "strange").stat()
+    assert stat.st_mode & 0o7000 == 0
+    assert stat.st_mode & 0o022 == 0
+    assert stat.st_uid == os.geteuid()

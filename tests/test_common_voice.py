@@ -138,6 +138,25 @@ def test_several_tables_make_the_training_split(tmp_path: Path) -> None:
     assert counts(reading(folder, "train", "other")) == {"train": 7, "validation": 2, "test": 1}
 
 
+def test_the_listed_durations_are_those_of_the_clips_and_what_is_not_told_is_not_checked(tmp_path: Path) -> None:
+    folder = release(tmp_path)
+    assert {clip.duration_s for clip in reading(folder).clips} == {None}
+    lines = [
+        "clip\tduration[ms]",
+        "clip_0.mp3\t500",
+        "clip_1.mp3\tlong",
+        "clip_2.mp3",
+        "clip_9.mp3\t100",
+        "",
+        "clip_4.mp3\t7",
+    ]
+    (folder / "clip_durations.tsv").write_text("\n".join(lines))
+    listed = {clip.name: clip.duration_s for clip in reading(folder).clips}
+    assert {name: s for name, s in listed.items() if s is not None} == {"clip_0.mp3": 0.5, "clip_4.mp3": 0.007}
+    (folder / "clip_durations.tsv").write_text("clip\tms\nclip_0.mp3\t500")
+    assert {clip.duration_s for clip in reading(folder).clips} == {None}
+
+
 def test_identity_changes_with_the_audio_alone(tmp_path: Path) -> None:
     folder = release(tmp_path)
     before = {clip.name: clip.identity for clip in reading(folder).clips}

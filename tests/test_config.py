@@ -132,7 +132,8 @@ def test_a_key_that_the_target_does_not_know_is_named() -> None:
         check(composed("train", "data=demo", "+trainer.max_step=3"))
 
 
-def test_a_target_that_cannot_be_imported_is_named() -> None:
+def test_a_target_that_cannot_be_imported_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KIKITORI_TARGETS", "nonesuch.model")
     with pytest.raises(ConfigError, match=r"model\._target_: cannot be imported: nonesuch\.model"):
         check(composed("train", "data=demo", "model._target_=nonesuch.model"))
 
@@ -201,7 +202,8 @@ def test_a_slurm_job_has_a_task_a_device_and_arguments_that_submitit_knows(
     launcher = cfg.hydra.launcher
     assert (launcher.tasks_per_node, launcher.gpus_per_node, launcher.nodes) == (tasks, tasks, nodes)
     known = {*slurm._get_default_parameters(), *slurm.SlurmExecutor._equivalence_dict()}
-    assert {str(key) for key in launcher} - {"_target_", "submitit_folder"} <= known
+    of_the_executor = {"_target_", "submitit_folder", "max_num_timeout"}
+    assert {str(key) for key in launcher} - of_the_executor <= known
 
 
 def test_evaluate_refuses_an_unknown_split() -> None:

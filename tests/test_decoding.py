@@ -59,8 +59,7 @@ def test_16_khz_16_bit_survives_bit_for_bit(seed: int, samples: int) -> None:
 def test_a_file_cut_short_anywhere_is_refused(form: str) -> None:
     data = encoded(tone(1.0), form)
     cuts = {*np.linspace(1, len(data) - 1, 120).astype(int), *range(len(data) - 30, len(data))}
-    if form == "mp3":  # cut where a frame begins, what is left is a whole file
-        cuts -= {i for i in range(len(data) - 1) if data[i] == 0xFF and data[i + 1] & 0xE6 == 0xE2}
+    cuts |= {i for i in range(1, len(data) - 1) if data[i : i + 2] == data[:2]}  # where a frame of mp3 begins
     assert len(cuts) > 100
     for cut in cuts:
         refusal(data[:cut])
@@ -85,6 +84,15 @@ def test_tags_around_an_mp3_are_passed_over() -> None:
     tag = b"ID3\x04\x00\x00\x00\x00\x02\x01" + bytes(257)
     assert torch.equal(decode(tag + data + b"TAG" + bytes(125)), decode(data))
     assert "cut short" in refusal((tag + data)[:-50])
+
+
+def test_an_mp3_whose_encoder_told_no_number_of_frames_is_whole_wherever_a_frame_ends() -> None:
+    data = encoded(tone(), "mp3")
+    frames = [i for i in range(len(data) - 1) if data[i : i + 2] == data[:2]]
+    untold = data[frames[1] :]
+    assert "cut short" in refusal(data[: frames[-1]])
+    assert len(decode(untold[: frames[-1] - frames[1]]))
+    assert "cut short" in refusal(untold[: frames[-1] - frames[1] - 1])
 
 
 @pytest.mark.parametrize("form", ["ogg", "opus"])

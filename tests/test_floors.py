@@ -7,9 +7,12 @@ import kikitori
 
 SOURCE = Path(kikitori.__file__).parent
 FLOORS = [
-    {"durable", "errors", "progress", "secrecy"},
-    {"paths"},
-    {"archive", "audio", "clips", "optim", "processes", "ranks", "report", "sampler", "saving", "stopping", "text"},
+    {"cuts", "durable", "errors", "progress", "secrecy"},
+    {"paths", "sound", "targets"},
+    {
+        *("archive", "audio", "clips", "decoders", "guard", "optim", "processes", "ranks", "report", "sampler"),
+        *("saving", "stopping", "text"),
+    },
     {"card", "greedy", "resuming", "runs", "study", "sweep", "window"},
     {"pruning"},
     {"front_end"},

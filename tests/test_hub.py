@@ -1,3 +1,4 @@
+import os
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -63,7 +64,7 @@ def test_a_folder_of_recordings_is_read_as_its_metadata_tells(tmp_path: Path) ->
         ("train/000001", "train", "", "b"),
         ("validation/000000", "validation", "validation 零", "0"),
     ]
-    assert [c.source() for c in corpus.clips[:2]] == [(folder / f"train/{i}.wav").read_bytes() for i in range(2)]  # type: ignore[operator]
+    assert [c.source() for c in corpus.clips[:2]] == [folder / f"train/{i}.wav" for i in range(2)]  # type: ignore[operator]
     assert corpus.rejects == []
 
 
@@ -88,11 +89,31 @@ def test_recordings_inside_of_tar_files_are_read(tmp_path: Path) -> None:
 
 def test_a_recording_without_bytes_is_one_bad_clip(tmp_path: Path) -> None:
     sound = encoded(tone(), "wav")
-    rows = [{"bytes": sound, "path": None}, None, {"bytes": b"", "path": str(tmp_path / "gone.wav")}]
+    gone = tmp_path / "corpus" / "gone.wav"
+    rows = [{"bytes": sound, "path": None}, None, {"bytes": b"", "path": str(gone)}]
     corpus = reading(write_parquet(tmp_path / "corpus", lambda i: rows[i]), "sentence")
     assert [c.source() for c in corpus.clips[:2]] == [sound, b""]  # type: ignore[operator]
-    with pytest.raises(FileNotFoundError):
-        corpus.clips[2].source()  # type: ignore[operator]
+    assert corpus.clips[2].source() == gone  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("place", ["outside.wav", "corpus/link.wav", "corpus/../outside.wav"])
+def test_a_row_names_no_file_outside_its_dataset(tmp_path: Path, place: str) -> None:
+    rows: list[dict | None] = [{"bytes": b"", "path": str(tmp_path / place)}] * 3
+    write_parquet(tmp_path / "corpus", lambda i: rows[i])
+    write_clip(tmp_path / "outside.wav")
+    (tmp_path / "corpus" / "link.wav").symlink_to(tmp_path / "outside.wav")
+    with pytest.raises(DataError, match="names a file outside the dataset"):
+        reading(tmp_path / "corpus", "sentence").clips[0].source()  # type: ignore[operator]
+
+
+def test_a_row_that_names_a_pipe_or_a_folder_does_not_wait_for_it(tmp_path: Path) -> None:
+    names = ["pipe.wav", "folder.wav", "pipe.wav"]
+    write_parquet(tmp_path / "corpus", lambda i: {"bytes": b"", "path": str(tmp_path / "corpus" / names[i])})
+    os.mkfifo(tmp_path / "corpus" / "pipe.wav")
+    (tmp_path / "corpus" / "folder.wav").mkdir()
+    for clip in reading(tmp_path / "corpus", "sentence").clips:
+        with pytest.raises(DataError, match="missing"):
+            decode(clip.source())  # type: ignore[operator]
 
 
 def test_identity_is_the_same_on_a_second_reading_and_another_for_other_audio(tmp_path: Path) -> None:

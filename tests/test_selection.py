@@ -27,9 +27,16 @@ def front_end() -> FrontEnd:
     return build(16, 1, 1, 2, window_s=3, language="ja", task="transcribe", max_label_tokens=448).front_end
 
 
-def row(name: str, split: Split = "train", text: str = "文", speaker: str | None = None, **facts: object) -> Row:
+def row(
+    name: str,
+    split: Split = "train",
+    text: str = "文",
+    speaker: str | None = None,
+    duration_s: float | None = None,
+    **facts: object,
+) -> Row:
     decoded = Decoded(samples=SAMPLE_RATE, peak=0.5, digest=name, error="")
-    return Clip(name, split, text, "", lambda: b"", speaker), dataclasses.replace(decoded, **facts)  # type: ignore[arg-type]
+    return Clip(name, split, text, "", lambda: b"", speaker, duration_s), dataclasses.replace(decoded, **facts)  # type: ignore[arg-type]
 
 
 def chosen(rows: list[Row], front_end: FrontEnd | None, rules: Rules = RULES) -> tuple[list[str], list[Reject]]:
@@ -41,7 +48,9 @@ def chosen(rows: list[Row], front_end: FrontEnd | None, rules: Rules = RULES) ->
     ("reason", "bad", "detail"),
     [
         ("missing", row("bad", error="missing"), "missing"),
-        ("undecodable", row("bad", error="the file is cut short"), "the file is cut short"),
+        ("undecodable", row("bad", error="cannot be decoded"), "cannot be decoded"),
+        ("cut short", row("bad", error="the file is cut short"), "the file is cut short"),
+        ("cut short", row("bad", duration_s=1.11), "1.00 s of the 1.11 s that the corpus lists"),
         ("empty", row("bad", samples=0, peak=0.0), "no samples"),
         ("silent", row("bad", peak=0.003), "peak 0.003"),
         ("too short", row("bad", samples=4_799), "0.30 s, under 0.3 s"),
@@ -61,7 +70,8 @@ def test_each_fault_is_told_and_the_neighbours_are_kept(
 
 def test_a_clip_at_a_limit_is_kept(front_end: FrontEnd) -> None:
     rows = [row("shortest", samples=4_800), row("longest", samples=48_000), row("quietest", peak=10 ** (-50 / 20))]
-    assert chosen(rows, front_end) == (["shortest", "longest", "quietest"], [])
+    rows += [row("as listed", duration_s=1.0), row("almost as listed", duration_s=1.1), row("longer", duration_s=0.5)]
+    assert chosen(rows, front_end) == ([clip.name for clip, _ in rows], [])
     rules = dataclasses.replace(RULES, max_duration_s=2.0)
     kept, rejects = chosen([row("a", samples=32_000), row("b", samples=32_001)], front_end, rules)
     assert (kept, [r.reason for r in rejects]) == (["a"], ["too long"])

@@ -24,6 +24,12 @@ def test_a_command_tells_its_help_before_it_loads_anything_heavy(command: str) -
     assert not HEAVY & loaded(*helped)
 
 
+def test_a_process_that_decodes_loads_soundfile_and_numpy_alone() -> None:
+    packages = loaded("import kikitori.sound")
+    assert {"soundfile", "numpy"} < packages
+    assert not packages & {*HEAVY, "hydra", "omegaconf", "rich"}
+
+
 def test_a_trial_loads_only_what_every_trial_needs() -> None:
     packages = loaded("import kikitori.experiment, kikitori.launcher")
     assert "pytorch_lightning" in packages

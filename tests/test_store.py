@@ -2,11 +2,15 @@ import dataclasses
 import multiprocessing
 import os
 import pickle
+import random
+import re
 import signal
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import media
 import numpy as np
 import pytest
 from hypothesis import given
@@ -181,6 +185,79 @@ def test_a_damaged_store_is_named_with_the_remedy(tmp_path: Path, kept: int) -> 
     path.write_bytes(path.read_bytes()[:kept])
     with pytest.raises(DataError, match=rf"{path}.*damaged.*delete it"):
         built(clips, tmp_path / "store")
+
+
+def test_a_flipped_byte_in_a_store_is_named_with_the_remedy_or_changes_nothing(tmp_path: Path) -> None:
+    clips = [*good_clips(tmp_path, 5), clip(tmp_path, "gone.wav")]
+    store = built(clips, tmp_path / "store")
+    written = store.path.read_bytes()
+    expected = {c.name: (store.decoded[c.name], store.pcm(c.name).tobytes()) for c in clips}
+    chance = random.Random(0)
+    told: list[str] = []
+    for place in [*range(len(written) - 3_000, len(written), 7), *(chance.randrange(len(written)) for _ in range(300))]:
+        flipped = bytearray(written)
+        flipped[place] ^= 1 << chance.randrange(8)
+        store.path.unlink()  # what was mapped before stays as it was
+        store.path.write_bytes(flipped)
+        try:
+            again = built(clips, tmp_path / "store")
+            found = {c.name: (again.decoded[c.name], again.pcm(c.name).tobytes()) for c in clips}
+        except DataError as error:
+            told.append(str(error))
+        else:
+            assert found == expected, place
+    assert len(told) > 400
+    assert all(re.search(rf"{store.path}.*damaged: .*; delete it", error, re.DOTALL) for error in told)
+
+
+def test_samples_that_are_not_what_was_written_are_told_when_they_are_read(tmp_path: Path) -> None:
+    clips = good_clips(tmp_path)
+    path = built(clips, tmp_path / "store").path
+    data = bytearray(path.read_bytes())
+    place = data.index(to_int16(decode(tmp_path / "1.wav")).tobytes())
+    data[place + 99] ^= 16
+    path.write_bytes(data)
+    store = built(clips, tmp_path / "store")
+    assert len(store.pcm("0.wav")) == 1600
+    with pytest.raises(DataError, match=rf"{path}.*damaged: the samples of 1.wav are not.*delete it"):
+        store.pcm("1.wav")
+
+
+def test_an_offset_that_leads_out_of_a_store_is_told_and_not_followed(tmp_path: Path) -> None:
+    clips = good_clips(tmp_path)
+    store = built(clips, tmp_path / "store")
+    ends = np.cumsum([0, *(2 * store.decoded[c.name].samples for c in clips)])
+    data = bytearray(store.path.read_bytes())
+    data[data.index(ends.tobytes()) + 13] = 0x7F  # of the second, the sixth byte of eight
+    store.path.unlink()
+    store.path.write_bytes(data)
+    with pytest.raises(DataError, match=r"damaged: .*delete it"):
+        built(clips, tmp_path / "store").pcm("0.wav")
+
+
+def test_a_store_of_other_clips_under_a_stores_name_is_told(tmp_path: Path) -> None:
+    clips = good_clips(tmp_path)
+    few, all_of_them = built(clips[:2], tmp_path / "store").path, built(clips, tmp_path / "store").path
+    all_of_them.write_bytes(few.read_bytes())
+    with pytest.raises(DataError, match=rf"{all_of_them}.*damaged: it holds other clips than were written; delete it"):
+        built(clips, tmp_path / "store")
+
+
+@pytest.mark.parametrize("scenario", media.SCENARIOS, ids=lambda scenario: scenario.__name__)
+def test_a_little_chaos_costs_what_it_hits_and_nothing_else(
+    scenario: Callable[[int, int, Path], media.Outcome], tmp_path: Path
+) -> None:
+    outcome = scenario(media.SCENARIOS[scenario][1], 0, tmp_path)
+    assert outcome["good"] == outcome["runs"] > 0, outcome["notes"]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("scenario", media.SCENARIOS, ids=lambda scenario: scenario.__name__)
+def test_much_chaos_costs_what_it_hits_and_nothing_else(
+    scenario: Callable[[int, int, Path], media.Outcome], tmp_path: Path
+) -> None:
+    outcome = scenario(media.SCENARIOS[scenario][0], 1, tmp_path)
+    assert outcome["good"] == outcome["runs"] > 0, outcome["notes"]
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")

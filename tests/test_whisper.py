@@ -1,5 +1,7 @@
+import json
 from pathlib import Path
 
+import huggingface_hub
 import numpy as np
 import pytest
 import torch
@@ -205,3 +207,93 @@ def test_what_nobody_could_say_in_a_clips_time_is_not_written(micro: Whisper, tm
     assert loaded.caps([0.5]) == [13]
     loaded.limit_generation(max_new_tokens=None, num_beams=None, max_tokens_per_s=None)
     assert loaded.caps([0.5]) == [13]
+
+
+def hub(micro: Whisper, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The Hub's cache as it would be after a download: one name with two revisions, told apart by every file."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(cache))
+    for commit, branch, window_s in (("a" * 40, "main", 1), ("b" * 40, "tried", 2)):
+        whisper = build(**{**MICRO, "window_s": window_s}, language="ja", task="transcribe", max_label_tokens=64)
+        whisper.limit_generation(max_new_tokens=10 * window_s, num_beams=1)
+        folder = cache / "models--some--whisper"
+        whisper.save(folder / "snapshots" / commit)
+        config = json.loads((folder / "snapshots" / commit / "tokenizer_config.json").read_text(encoding="utf-8"))
+        config["model_max_length"] = 100 * window_s
+        (folder / "snapshots" / commit / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+        (folder / "refs").mkdir(exist_ok=True)
+        (folder / "refs" / branch).write_text(commit)
+
+
+@pytest.mark.parametrize(("revision", "window_s"), [(None, 1), ("main", 1), ("tried", 2), ("a" * 40, 1), ("b" * 40, 2)])
+def test_a_pinned_revision_reaches_model_tokenizer_and_generation_config(
+    micro: Whisper, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, revision: str | None, window_s: int
+) -> None:
+    hub(micro, tmp_path, monkeypatch)
+    loaded = load("some/whisper", "ja", "transcribe", revision=revision)
+    assert loaded.front_end.window_s == window_s
+    assert loaded.model.config.max_source_positions == 50 * window_s
+    assert loaded.model.model.encoder.embed_positions.weight.shape[0] == 50 * window_s
+    assert loaded.model.generation_config.max_new_tokens == 10 * window_s
+    assert loaded.front_end.tokenizer.model_max_length == 100 * window_s
+    # A checkpoint goes on from the same.
+    assert loaded.recipe["revision"] == revision
+    assert rebuild(loaded.recipe).front_end.window_s == window_s
+
+
+def test_an_unknown_revision_is_named_and_none_is_for_a_folder(
+    micro: Whisper, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub(micro, tmp_path, monkeypatch)
+    with pytest.raises(ModelError, match=r"model\.name=some/whisper cannot be loaded"):
+        load("some/whisper", "ja", "transcribe", revision="absent")
+    micro.save(tmp_path / "model")
+    with pytest.raises(ModelError, match=r"model\.revision=main is for a name on the Hub"):
+        load(str(tmp_path / "model"), "ja", "transcribe", revision="main")
+
+
+def test_weights_are_written_and_read_as_safetensors_alone(micro: Whisper, tmp_path: Path) -> None:
+    micro.save(tmp_path / "model")
+    assert [path.name for path in (tmp_path / "model").glob("*model*") if path.suffix != ".json"] == [
+        "model.safetensors"
+    ]
+    torch.save(load_file(tmp_path / "model" / "model.safetensors"), tmp_path / "model" / "pytorch_model.bin")
+    (tmp_path / "model" / "model.safetensors").unlink()
+    with pytest.raises(ModelError, match=r"read as safetensors alone: a pytorch_model\.bin may run code"):
+        load(str(tmp_path / "model"), "ja", "transcribe")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("quantization_config", {"quant_method": "torchao", "quant_type": {"default": {}}}),
+        ("transformers_weights", "adapter_model.bin"),
+    ],
+)
+def test_a_config_that_asks_for_other_loaders_is_refused(
+    micro: Whisper, tmp_path: Path, key: str, value: object
+) -> None:
+    change_config(micro, tmp_path, {key: value})
+    with pytest.raises(ModelError, match=f"config.json has {key}"):
+        load(str(tmp_path), "ja", "transcribe")
+
+
+@pytest.mark.parametrize("key", ["attn_implementation", "_attn_implementation"])
+def test_an_attention_that_would_be_fetched_is_not(micro: Whisper, tmp_path: Path, key: str) -> None:
+    change_config(micro, tmp_path, {key: "stranger/kernel"})
+    assert load(str(tmp_path), "ja", "transcribe").model.config._attn_implementation == "sdpa"
+
+
+def change_config(micro: Whisper, folder: Path, changes: dict[str, object]) -> None:
+    micro.save(folder)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    (folder / "config.json").write_text(json.dumps(config | changes), encoding="utf-8")
+
+
+@pytest.mark.parametrize("key", ["trust_remote_code", "config", "attn_implementation", "gguf_file", "subfolder"])
+def test_a_recipe_hands_transformers_nothing_that_kikitori_did_not_write(
+    micro: Whisper, tmp_path: Path, key: str
+) -> None:
+    micro.save(tmp_path)
+    recipe = load(str(tmp_path), "ja", "transcribe").recipe
+    with pytest.raises(ModelError, match=f"recipe has {key}, which"):
+        rebuild({**recipe, key: "x"})

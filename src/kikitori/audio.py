@@ -3,13 +3,10 @@
 Stored audio is int16; one quantisation step is 1/32768, so that a 16 kHz, 16-bit file survives the trip bit for bit.
 """
 
-import io
 from functools import cache
-from math import gcd
 from pathlib import Path
 
 import numpy as np
-import soundfile
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -17,19 +14,12 @@ from torchaudio.transforms import Resample
 from transformers.audio_utils import mel_filter_bank
 
 from kikitori.errors import DataError
+from kikitori.sound import SAMPLE_RATE, contents, mono, opened, reason
 
-SAMPLE_RATE = 16_000
 N_FFT = 400
 HOP_LENGTH = 160
 FRAMES_PER_SECOND = SAMPLE_RATE // HOP_LENGTH
 FULL_SCALE = 32_768
-# mp3 overshoots full scale by a part of it; floats beyond this were never scaled to [-1, 1], or are damaged.
-ABSURD = 100.0
-# In Hz: a quarter of what Whisper hears.
-MIN_RATE = 4_000
-# Values of a resampling kernel. 44.1 and 22.05 kHz need 0.07 and 0.14 million, a prime near them 700 million.
-MAX_KERNEL = 16_000_000
-
 # Part of a store's key: raise it whenever decoding gives other samples for the same file.
 DECODER = "soundfile, mean of channels, torchaudio sinc_interp_hann, int16, 2"
 
@@ -37,85 +27,28 @@ DECODER = "soundfile, mean of channels, torchaudio sinc_interp_hann, int16, 2"
 def decode(source: Path | bytes) -> Tensor:
     """Decode an mp3, wav, flac, ogg or opus file to (samples,) float32 at 16 kHz in [-1, 1], mono.
 
+    In this process: a file of strangers, which may take it down, goes through `kikitori.decoders` and `waveform`.
     Raises DataError when the file is empty, cut short, cannot be decoded, or holds values that are no audio.
     """
-    data = source if isinstance(source, bytes) else source.read_bytes()
-    if not data:
-        raise DataError("the file has no bytes")
-    # Asked of the bytes, because libsndfile decodes what there is of an mp3, wav or ogg and says nothing.
-    if mp3_cut_short(data) or wav_cut_short(data) or ogg_cut_short(data):
-        raise DataError("the file is cut short")
     try:
-        with soundfile.SoundFile(io.BytesIO(data)) as file:
-            rate = file.samplerate
-            samples = file.read(dtype="float32", always_2d=True)
-    except (soundfile.SoundFileError, OSError, ValueError, MemoryError) as error:
-        reason = getattr(error, "error_string", str(error))
-        raise DataError(f"cannot be decoded: {reason}") from error
-    if not (np.abs(samples) < ABSURD).all():  # nor is NaN
-        raise DataError("holds values that are not finite, or far beyond full scale")
-    waveform = torch.from_numpy(samples.mean(axis=1))
-    if rate != SAMPLE_RATE and len(waveform):
-        waveform = _resampler(rate)(waveform)
-    return waveform.clamp(-1.0, 1.0)
+        with opened(contents(source) if isinstance(source, Path) else source) as file:
+            samples = np.concatenate([np.empty(0, np.float32), *mono(file)])
+            return waveform(samples, file.samplerate)
+    except Exception as error:  # libsndfile's, the system's and the bytes' own
+        raise DataError(reason(error)) from error
 
 
-# Bit rates in kbit/s and sampling rates in Hz in an mp3 frame's header, by MPEG version (ISO 11172-3 and 13818-3).
-_MPEG1_KBPS = (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 0)
-_MPEG2_KBPS = (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160, 0)
-_MPEG1_HZ = (44_100, 48_000, 32_000, 0)
-
-
-def mp3_cut_short(data: bytes) -> bool:
-    """Whether an mp3 file ends inside a frame, as an interrupted download does. Decoders pass over it in silence."""
-    at = 0
-    if data[:3] == b"ID3":  # a tag's length is written seven bits a byte
-        at = 10 + sum(byte << shift for byte, shift in zip(data[6:10], (21, 14, 7, 0), strict=False))
-    while at + 4 <= len(data):
-        if data[at] != 0xFF or data[at + 1] & 0xE6 != 0xE2:
-            return False  # a trailing tag, or not a frame of layer 3: nothing to say
-        version, bits = data[at + 1] >> 3 & 3, data[at + 2]
-        kbps = (_MPEG1_KBPS if version == 3 else _MPEG2_KBPS)[bits >> 4]
-        hz = _MPEG1_HZ[bits >> 2 & 3] >> {3: 0, 2: 1, 0: 2}.get(version, 0)
-        if not kbps or not hz:
-            return False
-        at += (144_000 if version == 3 else 72_000) * kbps // hz + (bits >> 1 & 1)
-    return at != len(data)
-
-
-def wav_cut_short(data: bytes) -> bool:
-    """Whether a wav file ends before its samples do, or before they begin (RIFF: a name, a length, the chunk)."""
-    if data[:4] != b"RIFF" or data[8:12] != b"WAVE":
-        return False
-    at = 12
-    while at + 8 <= len(data):
-        size = int.from_bytes(data[at + 4 : at + 8], "little")
-        if data[at : at + 4] == b"data":
-            # A program that writes to a pipe cannot know the length and gives one near the largest.
-            return len(data) < at + 8 + size < 2**31 - 2**16
-        at += 8 + size + size % 2
-    return True
-
-
-def ogg_cut_short(data: bytes) -> bool:
-    """Whether an ogg or opus file ends inside a page, or without the page that is marked as its last (RFC 3533)."""
-    at, last = 0, True
-    while data[at : at + 4] == b"OggS":
-        lengths = data[at + 27 : at + 27 + data[at + 26]] if at + 27 <= len(data) else b""
-        last = at + 27 <= len(data) and data[at + 5] & 4 != 0
-        at += 27 + len(lengths) + sum(lengths)
-    return at > len(data) or not last
+def waveform(samples: NDArray[np.float32], rate: int) -> Tensor:
+    """(samples,) float32 at 16 kHz in [-1, 1] of samples at another rate in Hz."""
+    at_rate = torch.from_numpy(samples)
+    if rate != SAMPLE_RATE and len(samples):
+        at_rate = _resampler(rate)(at_rate)
+    return at_rate.clamp(-1.0, 1.0)
 
 
 @cache
 def _resampler(rate: int) -> Resample:
-    """The resampling kernel costs more than a clip's resampling, so it is made once a rate.
-
-    Raises DataError for a rate that only a damaged header gives: the kernel, or what it makes, would fill the memory.
-    """
-    divisor = gcd(rate, SAMPLE_RATE)
-    if rate < MIN_RATE or (rate // divisor) * (SAMPLE_RATE // divisor) > MAX_KERNEL:
-        raise DataError(f"has a sampling rate of {rate} Hz; resample it to 16000 Hz")
+    """The resampling kernel costs more than a clip's resampling, so it is made once a rate."""
     return Resample(rate, SAMPLE_RATE)
 
 

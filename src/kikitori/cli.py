@@ -13,6 +13,7 @@ from pathlib import Path
 
 from hydra.errors import CompactHydraException
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from kikitori import ranks
 from kikitori.errors import KikitoriError, Stopped
@@ -45,6 +46,8 @@ COMMANDS = (*HYDRA_COMMANDS, "transcribe", "compare")
 def main() -> None:
     """Entry point of the console script."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # Weights that are no safetensors are refused, not sent through a converter on the Hub.
+    os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"
     # OpenMP's threads spin while they wait for each other, which slows a CPU that others use too up to 50 times; this
     # short a spin costs a seventh on a quiet one. Read when torch is imported.
     os.environ.setdefault("GOMP_SPINCOUNT", "3000")
@@ -54,6 +57,9 @@ def main() -> None:
     atexit.register(gc.freeze)
     ranks.die_with_parent()
     arguments = sys.argv[1:]
+    # argparse takes the beginning of an option for it.
+    if any(len(a) > 2 and "--experimental-rerun".startswith(a.partition("=")[0]) for a in arguments):
+        sys.exit("kikitori: --experimental-rerun would load a pickle, which can run anything; give the overrides again")
     if arguments[:1] == ["-sc"]:
         _complete()
     elif not arguments or arguments[0] in ("-h", "--help"):
@@ -128,7 +134,7 @@ def _run(command: str) -> None:
         sys.exit(error.code)
     except KeyboardInterrupt:
         sys.exit(Stopped(signal.SIGINT).code)
-    except (CompactHydraException, OSError) as error:
+    except (CompactHydraException, OmegaConfBaseException, YAMLError, OSError) as error:
         if full:
             raise
         causes = [error, error.__cause__] if isinstance(error.__cause__, OmegaConfBaseException) else [error]

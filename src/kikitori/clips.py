@@ -20,6 +20,7 @@ Reason = Literal[
     "outside the corpus",
     "missing",
     "undecodable",
+    "cut short",
     "empty",
     "silent",
     "too short",
@@ -35,15 +36,17 @@ class Clip:
     """One recording and what was said in it.
 
     name: unique in its corpus (a file's path in it). identity: changes when the audio does (size and time of a file).
-    speaker: serves to keep splits apart and goes nowhere else. source: a file, or a function that reads the bytes.
+    speaker: serves to keep splits apart and goes nowhere else. source: a file, or a function that gives it, or its
+    bytes. duration_s: as the corpus lists it.
     """
 
     name: str
     split: Split
     text: str
     identity: str
-    source: Path | Callable[[], bytes]
+    source: Path | Callable[[], Path | bytes]
     speaker: str | None = None
+    duration_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,8 @@
 
 import csv
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 
@@ -21,10 +23,11 @@ def read(release: str, language: str, train_splits: Sequence[str], cache: Path) 
     tables += [("validation", "dev"), ("test", "test")]
     clips: list[Clip] = []
     rejects: list[Reject] = []
+    listed = durations_s(folder / "clip_durations.tsv")
     for split, name in tables:
         for row in read_table(folder / f"{name}.tsv", folder / "clips", split, language):
             if isinstance(row, Clip):
-                clips.append(row)
+                clips.append(replace(row, duration_s=listed.get(row.name)))
             else:
                 rejects.append(row)
     return Corpus(f"Common Voice, {_name(folder)}", clips, rejects, release=_name(folder))
@@ -74,6 +77,17 @@ def read_table(table: Path, clips: Path, split: Split, language: str) -> Iterato
             if (locale := row.get("locale") or language) != language:
                 raise DataError(f"data.language={language}, but {table} is of language {locale}. Set data.language.")
             yield file_clip(clips, row["path"], split, row["sentence"], row["client_id"])
+
+
+def durations_s(table: Path) -> dict[str, float]:
+    """How long each clip is, by a table that most releases hold: a clip that is cut between two frames looks whole."""
+    listed: dict[str, float] = {}
+    if table.is_file():
+        with open_table(table, delimiter="\t", quoting=csv.QUOTE_NONE) as reader:
+            for row in reader:
+                with suppress(KeyError, TypeError, ValueError):  # what is not told is not checked
+                    listed[row["clip"]] = float(row["duration[ms]"]) / 1000
+    return listed
 
 
 def _tables(folder: Path) -> str:

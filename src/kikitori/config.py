@@ -17,6 +17,7 @@ from transformers import WhisperConfig
 from kikitori.clips import SPLITS
 from kikitori.errors import ConfigError
 from kikitori.secrecy import secret_in
+from kikitori.targets import allowed, faults
 
 REMEDIES = {
     "data.release": "pass data.release=/path/to/cv-corpus-27.0-2026-09-09-ja.tar.gz, or the folder it unpacks to",
@@ -84,7 +85,8 @@ def _problems(cfg: DictConfig) -> Iterator[str]:
     for key, value in flat.items():
         if variable := secret_in(str(value)):
             yield f"{key}: holds the value of {variable}, and a configuration is written to files; leave it out"
-    wrong_type = dict(_type_faults(values))
+            return  # other faults would show it
+    wrong_type = dict(faults(values)) | dict(_type_faults(values))
     wrong_type |= {
         key: f"must be {_words(hint)}, got {flat[key]!r}"
         for key, hint in TYPES.items()
@@ -159,7 +161,8 @@ def _type_faults(node: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
         return
     for key, value in node.items():
         yield from _type_faults(value, f"{prefix}.{key}" if prefix else str(key))
-    if "_target_" not in node:
+    # Another is told by `faults`, and must not be imported.
+    if not isinstance(node.get("_target_"), str) or node["_target_"] not in allowed(prefix):
         return
     try:
         parameters, open_ended = _parameters(get_object(node["_target_"]))

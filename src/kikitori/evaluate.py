@@ -3,7 +3,10 @@
 import hydra
 from omegaconf import DictConfig
 
+from kikitori.guard import guard_hydra
 from kikitori.paths import CONF, run_folder
+
+guard_hydra()
 
 
 @hydra.main(config_path=str(CONF), config_name="evaluate", version_base="1.3")

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 from pytorch_lightning.callbacks import LearningRateMonitor
 from pytorch_lightning.loggers import CSVLogger, Logger
@@ -23,7 +22,7 @@ from kikitori.clips import Split
 from kikitori.collate import preflight
 from kikitori.config import check
 from kikitori.datamodule import SpeechDataModule
-from kikitori.errors import ConfigError
+from kikitori.errors import ConfigError, KikitoriError, ModelError
 from kikitori.front_end import FrontEnd
 from kikitori.metrics import change
 from kikitori.module import WhisperModule
@@ -31,6 +30,7 @@ from kikitori.monitor import Monitor
 from kikitori.report import write_lines
 from kikitori.run import Results, check_data, fail, is_main, plain, quieten, record, save, timed
 from kikitori.stopping import Stop, heard
+from kikitori.targets import instantiate
 from kikitori.text import NORMALISER, segmenter
 from kikitori.tracking import RunLogger
 from kikitori.whisper import Whisper
@@ -199,10 +199,16 @@ def checkpoint_model(cfg: DictConfig) -> Whisper:
         return whispers.load(str(path / "model" if (path / "model").is_dir() else path), language, task)
     if not path.is_file():
         raise ConfigError(f"checkpoint={path} does not exist; give a run folder, a model folder, or a .ckpt file")
-    checkpoint = saving.read(path)
-    whisper = whispers.rebuild({**checkpoint["hyper_parameters"]["recipe"], "language": language, "task": task})
-    state = {key.removeprefix("model."): value for key, value in checkpoint["state_dict"].items()}
-    whisper.model.load_state_dict(state)
+    try:
+        checkpoint = saving.read(path)
+        whisper = whispers.rebuild({**checkpoint["hyper_parameters"]["recipe"], "language": language, "task": task})
+        state = {key.removeprefix("model."): value for key, value in checkpoint["state_dict"].items()}
+        whisper.model.load_state_dict(state)
+    except KikitoriError:
+        raise
+    except Exception as error:  # whatever is missing in one that is not ours, or does not fit
+        reason = str(error).splitlines()[0]
+        raise ModelError(f"checkpoint={path} is no checkpoint of kikitori's: {reason}") from error
     return whisper
 
 

@@ -1,6 +1,5 @@
 """`data.batch=auto`: how many clips of each window a GPU computes at once, found by trying and kept for later runs."""
 
-import json
 import logging
 from collections.abc import Callable
 
@@ -14,7 +13,7 @@ from kikitori.errors import TrainingError
 from kikitori.loss import clip_losses
 from kikitori.module import WhisperModule
 from kikitori.paths import cache_folder
-from kikitori.report import write_json
+from kikitori.report import read_json, write_json
 from kikitori.whisper import encode
 
 # Log-Mel frames that a CPU computes at once. Of more it has nothing but the memory to fetch: on two cores a step of
@@ -44,7 +43,7 @@ def at_once(trainer: pl.Trainer, module: WhisperModule, data: SpeechDataModule) 
     module.to(device)
     path = cache_folder() / "fitting.json"
     with FileLock(path.with_suffix(".lock")):
-        known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        known = read_json(path) if path.exists() else {}
         keys = {frames: key(module, trainer, frames, share, tokens) for frames in sorted(data.window_frames())}
         for frames, name in keys.items():
             if name not in known:

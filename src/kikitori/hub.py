@@ -1,11 +1,14 @@
 """Rows of an audio dataset on the Hugging Face Hub, or of a dataset's folder in the Hub's layout."""
 
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import datasets
+import huggingface_hub
 from datasets import Audio, Dataset, disable_progress_bars, load_dataset
 
 from kikitori.clips import SPLITS, Clip, Corpus
@@ -37,6 +40,12 @@ def read(
         )
     if not shows_bars():
         disable_progress_bars()
+    # Where a row may name a file: its own folder, or what was fetched for it.
+    roots = [
+        datasets.config.HF_DATASETS_CACHE,
+        huggingface_hub.constants.HF_HUB_CACHE,
+        *([name] if Path(name).is_dir() else []),
+    ]
     clips: list[Clip] = []
     for split in SPLITS:
         if not splits.get(split):
@@ -67,7 +76,7 @@ def read(
                 raise DataError(f"data.text_column={text_column} of {name} holds {type(text).__name__}, not text")
             clip = f"{split}/{index:06d}"
             identity = f"{rows._fingerprint} {index}"
-            source = partial(_read, recordings, index, audio_column)
+            source = partial(_read, recordings, index, audio_column, roots)
             speaker = None if speaker is None else str(speaker)
             clips.append(Clip(clip, split, (text or "").strip(), identity, source, speaker))
     return Corpus(f"hub, {name}" + (f" {config}" if config else ""), clips, [])
@@ -91,10 +100,13 @@ def _no_torchcodec() -> Iterator[None]:
         Audio.encode_example = original
 
 
-def _read(recordings: Dataset, index: int, column: str) -> bytes:
+def _read(recordings: Dataset, index: int, column: str, roots: Sequence[Path | str]) -> Path | bytes:
     recording = recordings[index][column] or {}
     if recording.get("bytes"):
         return recording["bytes"]
-    if recording.get("path"):
-        return Path(recording["path"]).read_bytes()
-    return b""
+    if not recording.get("path"):
+        return b""
+    path = Path(os.path.realpath(recording["path"]))
+    if not any(path.is_relative_to(os.path.realpath(root)) for root in roots):
+        raise DataError("names a file outside the dataset")
+    return path

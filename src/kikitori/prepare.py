@@ -5,7 +5,10 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
+from kikitori.guard import guard_hydra
 from kikitori.paths import CONF, run_folder
+
+guard_hydra()
 
 
 @hydra.main(config_path=str(CONF), config_name="prepare", version_base="1.3")

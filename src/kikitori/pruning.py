@@ -5,10 +5,10 @@ from typing import Any
 
 import optuna
 import pytorch_lightning as pl
-from hydra.utils import instantiate
 
 from kikitori.errors import Pruned
 from kikitori.study import open_storage
+from kikitori.targets import instantiate
 
 
 class PruneByStudy(pl.Callback):

@@ -13,6 +13,9 @@ from kikitori.errors import DataError, TrainingError
 
 log = logging.getLogger(__name__)
 
+# torch would advise to read it without care.
+NOT_ONE = "is damaged, or holds more than weights and plain values"
+
 
 class CheckpointFiles(CheckpointIO):
     """Writes and reads the Trainer's checkpoints.
@@ -88,7 +91,7 @@ def newest(folder: Path) -> Path | None:
         try:
             steps[path] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["global_step"]
         except Exception as error:  # whatever a damaged file makes torch raise
-            log.warning("%s cannot be read and is passed over: %s", path, str(error).splitlines()[0])
+            log.warning("%s %s and is passed over (%s)", path, NOT_ONE, type(error).__name__)
     # Of one step, last.ckpt is the later.
     for path in sorted(steps, key=lambda path: (steps[path], path.name == "last.ckpt"), reverse=True):
         if not checksums(path):
@@ -107,8 +110,7 @@ def read(path: Path) -> dict[str, Any]:
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a damaged or hostile file makes torch raise
-        reason = str(error).splitlines()[0]
-        raise DataError(f"{path} cannot be read as a checkpoint of weights: {reason}; take another") from error
+        raise DataError(f"{path} {NOT_ONE} ({type(error).__name__}); take another checkpoint") from error
     if not isinstance(checkpoint, dict):
         raise DataError(f"{path} holds no checkpoint, but a {type(checkpoint).__name__}; take another")
     return checkpoint

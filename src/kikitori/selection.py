@@ -7,9 +7,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from kikitori.audio import SAMPLE_RATE
-from kikitori.clips import SPLITS, Clip, Decoded, Reject, Split
+from kikitori.clips import SPLITS, Clip, Decoded, Reason, Reject, Split
 from kikitori.errors import DataError
 from kikitori.front_end import FrontEnd
+
+# What a store tells of a clip that has another name than "undecodable".
+REASONS: dict[str, Reason] = {"missing": "missing", "the file is cut short": "cut short"}
+# A corpus lists whole frames of mp3 (24 or 36 ms), of which decoders leave out what the encoder put before the sound.
+SHORTFALL_S = 0.1
 
 
 @dataclass(frozen=True)
@@ -69,9 +74,12 @@ def _audio_fault(facts: Decoded, clip: Clip, front_end: FrontEnd | None, rules: 
     seconds = facts.samples / SAMPLE_RATE
     longest = min(rules.max_duration_s or np.inf, front_end.window_s if front_end else np.inf)
     if facts.error:
-        return Reject(clip.name, clip.split, "missing" if facts.error == "missing" else "undecodable", facts.error)
+        return Reject(clip.name, clip.split, REASONS.get(facts.error, "undecodable"), facts.error)
     if facts.samples == 0:
         return Reject(clip.name, clip.split, "empty", "no samples")
+    if clip.duration_s and seconds < clip.duration_s - SHORTFALL_S:
+        told = f"{seconds:.2f} s of the {clip.duration_s:.2f} s that the corpus lists"
+        return Reject(clip.name, clip.split, "cut short", told)
     if facts.peak < 10 ** (rules.silence_dbfs / 20):
         return Reject(clip.name, clip.split, "silent", f"peak {facts.peak:.2g}")
     if seconds < rules.min_duration_s:

@@ -38,8 +38,9 @@ ANSWER_S, BEGIN_S, FINISH_S, ARTIFACT_S = 3.0, 20.0, 20.0, 600.0
 SAMPLE_CLIPS = 32
 ERRORS_OF_A_KIND = 20
 # What W&B would gather by itself: the machine's name, the command line, paths, the git remote (which may hold a
-# password), the code, and all that is printed.
+# password), the code, the list of installed packages, and all that is printed.
 GATHERED = {"x_disable_meta": True, "host": "", "disable_git": True, "save_code": False, "console": "off"}
+GATHERED |= {"x_save_requirements": False}
 
 Row = dict[str, Any]
 

@@ -3,8 +3,11 @@
 import hydra
 from omegaconf import DictConfig
 
+from kikitori.guard import guard_hydra
 from kikitori.paths import CONF, run_folder
 from kikitori.sweep import best_cer
+
+guard_hydra()
 
 
 @hydra.main(config_path=str(CONF), config_name="train", version_base="1.3")

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from hydra.utils import instantiate
 from pytorch_lightning.callbacks import Checkpoint, RichProgressBar
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.plugins.environments import ClusterEnvironment, LightningEnvironment, SLURMEnvironment
@@ -23,6 +22,7 @@ from kikitori.callbacks import ValidateEvery
 from kikitori.errors import ConfigError
 from kikitori.progress import shows_bars
 from kikitori.saving import CheckpointFiles
+from kikitori.targets import instantiate
 
 log = logging.getLogger(__name__)
 

@@ -70,8 +70,9 @@ def read_files(files: list[Path], model: str, language: str | None) -> Iterator[
     import torch
     import transformers
 
-    from kikitori.audio import SAMPLE_RATE, decode
+    from kikitori.audio import SAMPLE_RATE, waveform
     from kikitori.decode import transcribe
+    from kikitori.decoders import Decoders, Refusal
     from kikitori.whisper import load
 
     transformers.logging.set_verbosity_error()
@@ -80,12 +81,12 @@ def read_files(files: list[Path], model: str, language: str | None) -> Iterator[
     name = str(folder) if folder.is_dir() else model
     whisper = load(name, language or saved_language(name) or "ja", "transcribe")
     whisper.model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
-    with progress_bar() as progress:
+    with Decoders(1) as decoders, progress_bar() as progress:
         task = progress.add_task("reading", total=len(files), visible=len(files) > 1)
         for path in files:
             try:
-                waveform = decode(path)
-                yield path, round(len(waveform) / SAMPLE_RATE, 2), transcribe(whisper, waveform), ""
-            except (KikitoriError, OSError) as error:
-                yield path, 0.0, "", str(error)
+                heard = waveform(*decoders(path))
+                yield path, round(len(heard) / SAMPLE_RATE, 2), transcribe(whisper, heard), ""
+            except Refusal as error:
+                yield path, 0.0, "", str(error.args[0])
             progress.advance(task)

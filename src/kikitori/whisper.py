@@ -1,5 +1,6 @@
 """A Whisper with its front end: load a pretrained one, build a micro one from random weights, freeze, save."""
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import ceil, isinf
@@ -7,7 +8,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 from torch.nn.functional import dropout, gelu
 from transformers import (
@@ -23,7 +23,7 @@ from transformers.models.whisper.tokenization_whisper import LANGUAGES
 from kikitori import audio
 from kikitori import front_end as front_ends
 from kikitori import window as windows
-from kikitori.errors import ModelError
+from kikitori.errors import KikitoriError, ModelError
 from kikitori.front_end import FRAMES_PER_POSITION, START, TASKS, WINDOW, FrontEnd, byte_tokenizer
 from kikitori.window import Window
 
@@ -87,25 +87,41 @@ def load(
     name: str,
     language: str,
     task: str,
+    revision: str | None = None,
     freeze: Literal["encoder", "none"] = "none",
     gradient_checkpointing: bool = False,
     **config: Any,
 ) -> Whisper:
-    """A pretrained Whisper from the Hugging Face Hub or a folder, in fp32.
+    """A pretrained Whisper from the Hugging Face Hub or a folder, in fp32. No code of theirs is run.
 
-    config: `WhisperConfig` fields to change, such as dropout and SpecAugment.
+    revision: a commit, tag or branch of the Hub; None for its main one. config: `WhisperConfig` fields to change, such
+    as dropout and SpecAugment.
     Raises ModelError where `name` cannot be loaded, or the model does not know the language.
     """
-    recipe = {"builder": "load", "name": name, "language": language, "task": task}
+    recipe = {"builder": "load", "name": name, "language": language, "task": task, "revision": revision}
+    if revision and Path(name).is_dir():
+        raise ModelError(f"model.revision={revision} is for a name on the Hub, and {name} is a folder; leave it out")
+    if any(Path(name).glob("shard-*.safetensors")):
+        raise ModelError(f"model.name={name} cannot be loaded: it is in parts, as torch.distributed saves a model")
+    safely: dict[str, Any] = {"revision": revision or "main", "trust_remote_code": False}
     try:
         # The small files first: a wrong language is told before gigabytes are fetched.
-        tokenizer = WhisperTokenizer.from_pretrained(name)
-        front_end = front_ends.make(tokenizer, WhisperConfig.from_pretrained(name), language, task, name)
-        # Large-v3's file is fp16; optimisation needs fp32 master weights.
+        tokenizer = WhisperTokenizer.from_pretrained(name, **safely)
+        known = WhisperConfig.from_pretrained(name, **safely)
+        front_end = front_ends.make(tokenizer, known, language, task, name)
+        if foreign := [key for key in ("quantization_config", "transformers_weights") if hasattr(known, key)]:
+            raise ModelError(
+                f"model.name={name}: config.json has {foreign[0]}; give a plain Whisper in model.safetensors"
+            )
+        # Large-v3's file is fp16; optimisation needs fp32 master weights. The attention is named, for config.json may
+        # name one that is code to be fetched.
+        form = {"dtype": torch.float32, "use_safetensors": True, "attn_implementation": "sdpa"}
         model, found = WhisperForConditionalGeneration.from_pretrained(
-            name, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **config
+            name, **safely, **form, output_loading_info=True, **config
         )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except KikitoriError:
+        raise
+    except Exception as error:  # whatever damaged files, or a stranger's, make transformers raise
         raise _unloadable(name, error) from error
     if missing := sorted(set(found["missing_keys"]) - {"proj_out.weight"}):
         raise ModelError(f"model.name={name} lacks {len(missing)} of Whisper's weights, such as {missing[0]}")
@@ -161,9 +177,15 @@ def build(
 
 
 def rebuild(recipe: dict[str, Any]) -> Whisper:
-    """The model that a checkpoint's recipe describes, before the checkpoint's weights are put in."""
+    """The model that a checkpoint's recipe describes, before the checkpoint's weights are put in.
+
+    Raises ModelError where the recipe is none that `load` or `build` wrote: what else these take, transformers would.
+    """
     arguments = {key: value for key, value in recipe.items() if key not in ("builder", "window", "generation")}
-    whisper = load(**arguments) if recipe["builder"] == "load" else build(**arguments)
+    builder = load if recipe.get("builder") == "load" else build
+    if unknown := sorted(set(map(str, arguments)) - (set(inspect.signature(builder).parameters) - {"config"})):
+        raise ModelError(f"the checkpoint's recipe has {', '.join(unknown)}, which kikitori writes in none; train anew")
+    whisper = builder(**arguments)
     if "generation" in recipe:  # not in a checkpoint of an early version
         whisper.limit_generation(**recipe["generation"])
     return whisper.hearing_in(windows.from_plain(recipe.get("window")))
@@ -247,5 +269,6 @@ def _unloadable(name: str, error: Exception) -> ModelError:
     return ModelError(
         f"model.name={name} cannot be loaded: {reason}\n"
         "  Give a folder written by save_pretrained, or the name of a Whisper on the Hugging Face Hub that this "
-        "machine can reach (a private one needs HF_TOKEN in the environment)."
+        "machine can reach (a private one needs HF_TOKEN in the environment). Weights are read as safetensors alone: a "
+        "pytorch_model.bin may run code, so whoever trusts it loads it and calls save_pretrained."
     )

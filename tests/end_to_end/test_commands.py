@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
+from hostile import fragile_decoders
 from offline import OfflineRun
 from transformers import pipeline
 
@@ -168,13 +169,18 @@ def test_transcribe_reads_folders_and_long_recordings_and_tells_what_it_cannot(
     clips = [soundfile.read(path, dtype="float32")[0] for path in sorted((DEMO / "clips").glob("*.mp3"))[:5]]
     soundfile.write(folder / "long.wav", np.concatenate(clips), 16_000)
     (folder / "broken.mp3").write_text("not audio")
-    done = kikitori("transcribe", str(folder), "--model", str(run[0]), "--format", "jsonl", cache=cache)
+    (folder / "crash.mp3").write_bytes(b"SEGV")
+    os.mkfifo(folder / "pipe.mp3")
+    with fragile_decoders(cache / "python"):
+        done = kikitori("transcribe", str(folder), "--model", str(run[0]), "--format", "jsonl", cache=cache)
     (row,) = map(json.loads, done.stdout.splitlines())
     assert row["file"].endswith("long.wav")
     assert row["seconds"] > 5
     assert done.returncode == 1
-    assert "broken.mp3: DataError: cannot be decoded" in done.stderr
-    assert "1 of 2 files could not be read" in done.stderr
+    assert "broken.mp3: cannot be decoded" in done.stderr
+    assert "crash.mp3: the decoder was killed by SIGSEGV" in done.stderr
+    assert "pipe.mp3: missing" in done.stderr
+    assert "3 of 4 files could not be read" in done.stderr
 
 
 @pytest.fixture(scope="module")
