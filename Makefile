@@ -13,6 +13,7 @@ help:
 	@echo "make test     install, then run the tests"
 	@echo "make test-long  install, then run the tests that take minutes (the demo, sweeps, searches)"
 	@echo "make test-slurm  install, then run the tests that bring up a Slurm here (as root, with slurm-wlm and munge)"
+	@echo "make chaos    install, then break runs in every way that is known, and count (hours, as root for small disks)"
 	@echo "make check    install, then ruff, mypy and the fast tests"
 	@echo "make audit    ask PyPI for known vulnerabilities of the locked packages (needs the network)"
 	@echo "make bench    install, then time training and evaluation against the stock recipe (an hour on 2 cores)"
@@ -35,6 +36,10 @@ test-long: $(STAMP)
 test-slurm: $(STAMP)
 	@echo "make: running the tests on a Slurm of two virtual nodes"
 	@$(BIN)/python -m pytest -q -s -m slurm
+
+chaos: $(STAMP)
+	@echo "make: breaking runs; docs/reliability.md gets the table"
+	@$(BIN)/python tests/chaos/run.py --write
 
 check: $(STAMP)
 	@echo "make: ruff, mypy and the fast tests"

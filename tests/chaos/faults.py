@@ -74,7 +74,7 @@ def append(path: str, line: str) -> None:
 
 
 def kill_in_save(save: int, call: int, before: bool, count: str | None = None) -> None:
-    """kill -9 inside a save, before or after its so manieth call that touches a file; count: a file to count them in."""
+    """kill -9 inside a save, before or after so many calls that touch a file; count: a file to count them in."""
     calls = [0]
 
     def profile(frame: Any, event: str, function: Any) -> None:
@@ -139,15 +139,17 @@ def note_phases(path: str) -> None:
     """Write a line whenever a step of training, validation or scoring begins: which, and of how many steps."""
     from kikitori.module import WhisperModule
 
-    for name in ("training_step", "validation_step", "predict_step"):
+    def note(name: str) -> None:
+        inner = getattr(WhisperModule, name)
 
-        def noted(
-            self: Any, batch: Any, batch_idx: int, name: str = name, inner: Any = getattr(WhisperModule, name)
-        ) -> Any:
+        def noted(self: Any, batch: Any, batch_idx: int) -> Any:
             append(path, f"{name} {self.trainer.global_step}")
             return inner(self, batch, batch_idx)
 
         setattr(WhisperModule, name, noted)
+
+    for name in ("training_step", "validation_step", "predict_step"):
+        note(name)
 
 
 def nan_at(step: int) -> None:

@@ -19,8 +19,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -64,7 +65,7 @@ ENVIRONMENT = {
 Faults = Mapping[str, Any]
 
 
-class Miss(Exception):
+class Miss(Exception):  # noqa: N818
     """A promise that was not kept."""
 
 
@@ -82,12 +83,23 @@ def begin(folder: Path, jobs: int = 2, only: int | None = None) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     # Others than root read the clips that root decoded.
     (folder / "cache").mkdir(exist_ok=True)
-    os.environ.update(ENVIRONMENT | {"KIKITORI_CACHE": str(Settings.folder / "cache")})
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(SOURCE), str(HERE)])
     signal.signal(signal.SIGINT, signal.default_int_handler)
     # What production says of damaged checkpoints is wanted from the runs, not from whoever looks at them here.
     logging.getLogger("kikitori").setLevel(logging.ERROR)
     multiprocessing.set_forkserver_preload([*child.PRELOADED, "child", "faults"])
+    before = dict(os.environ)
+    os.environ.update(environment())
+    try:
+        forkserver.ensure_running()
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def environment() -> dict[str, str]:
+    """What all runs are started with."""
+    paths = {"KIKITORI_CACHE": str(Settings.folder / "cache"), "PYTHONPATH": os.pathsep.join([str(SOURCE), str(HERE)])}
+    return ENVIRONMENT | paths
 
 
 class Process:
@@ -95,29 +107,29 @@ class Process:
 
     _starting = threading.Lock()
 
-    def __init__(self, folder: Path, arguments: list[str], plain: bool, faults: Faults, environment: dict[str, str]):
+    def __init__(self, folder: Path, arguments: list[str], plain: bool, faults: Faults, own: dict[str, str]) -> None:
         self.folder, self.output = folder, folder.parent / f"{folder.name}.out"
         # By it the processes that a run started are known, whatever session they are in.
         self.mark = f"{folder}#{time.monotonic_ns()}"
-        environment = {**environment, "KIKITORI_CHAOS": self.mark}
+        settings = environment() | own | {"KIKITORI_CHAOS": self.mark}
         self.began = time.monotonic()
         self._plain: subprocess.Popen[bytes] | None = None
         if plain:
-            self._start_plain(arguments, faults, environment)
+            self._start_plain(arguments, faults, settings)
             return
-        target = (arguments, str(folder.parent), environment, str(self.output), faults)
+        target = (arguments, str(folder.parent), settings, str(self.output), faults)
         self._forked: Any = multiprocessing.get_context("forkserver").Process(target=child.command, args=target)
         with self._starting:
             self._forked.start()
         self.pid: int = self._forked.pid
 
-    def _start_plain(self, arguments: list[str], faults: Faults, environment: dict[str, str]) -> None:
+    def _start_plain(self, arguments: list[str], faults: Faults, settings: dict[str, str]) -> None:
         line = [sys.executable, "-m", "kikitori", *arguments]
         if faults:
             line = [sys.executable, child.__file__, json.dumps(faults), *arguments]
         with self.output.open("ab") as output:
             how: dict[str, Any] = {"stdout": output, "stderr": output, "stdin": subprocess.DEVNULL}
-            how |= {"cwd": self.folder.parent, "env": {**os.environ, **environment}, "start_new_session": True}
+            how |= {"cwd": self.folder.parent, "env": {**os.environ, **settings}, "start_new_session": True}
             self._plain = subprocess.Popen(line, **how)
         self.pid = self._plain.pid
 
@@ -174,10 +186,8 @@ class Process:
 
 
 def with_pid(pid: int, number: int) -> None:
-    try:
+    with suppress(ProcessLookupError):
         os.kill(pid, number)
-    except ProcessLookupError:
-        pass
 
 
 def line(folder: Path, arguments: Sequence[str]) -> list[str]:
@@ -190,11 +200,9 @@ def line(folder: Path, arguments: Sequence[str]) -> list[str]:
     return ["train", *SMALL, *arguments, f"hydra.run.dir={folder}", "resume=auto"]
 
 
-def start(
-    folder: Path, *arguments: str, plain: bool = False, faults: Faults | None = None, **environment: str
-) -> Process:
+def start(folder: Path, *arguments: str, plain: bool = False, faults: Faults | None = None, **own: str) -> Process:
     """Start the training of `SMALL` in a folder, or go on with the one that is there."""
-    return Process(folder, line(folder, arguments), plain, faults or {}, environment)
+    return Process(folder, line(folder, arguments), plain, faults or {}, own)
 
 
 def train(folder: Path, *arguments: str, **how: Any) -> Process:

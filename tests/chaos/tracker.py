@@ -31,7 +31,8 @@ class _Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers["Content-Length"] or 0))
         name = json.loads(body).get("operationName") if self.path == "/graphql" else None
         if name != "UpsertBucket" or self._is_silent():
-            return self._answer({"data": {"model": None}})
+            self._answer({"data": {"model": None}})
+            return
         project = {"id": "p", "name": "p", "entity": {"id": "e", "name": "e"}}
         bucket = {"id": "b", "name": json.loads(body)["variables"]["name"], "displayName": "n", "project": project}
         self._answer({"data": {"upsertBucket": {"bucket": bucket | {"config": "{}"}, "inserted": True}}})
