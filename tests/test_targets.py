@@ -260,6 +260,12 @@ def test_a_class_of_ones_own_is_named_in_the_environment(monkeypatch: pytest.Mon
         check(compose("evaluate", ["data=demo", f"+callbacks.x={{_target_: {name}}}"]))
 
 
+def test_a_node_that_was_taken_out_of_its_place_keeps_what_is_in_it() -> None:
+    strategy = {"_target_": "kikitori.trainer.ddp", "collective_timeout_s": 5}
+    make = targets.instantiate({"_target_": "pytorch_lightning.Trainer", "strategy": strategy}, _partial_=True)
+    assert type(make.keywords["strategy"]).__name__ == "DDPStrategy"
+
+
 def test_what_is_checked_is_what_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
     cfg = OmegaConf.create({"a": "evil.call", "b": [{"_target_": "${a}"}], "c": {"_target_": "${a}"}})
     for node in (cfg, cfg.b, cfg.c):

@@ -210,7 +210,7 @@ class Machine:
         trial.state, trial.reason, trial.log = "running", "", f"{trial.folder}/output.log"
         self.sweep.save()
         quoted = str(folder).replace("\\", "\\\\").replace("'", "\\'")
-        line = [sys.executable, "-m", "kikitori", self.command, *self._config_options(), *trial.overrides]
+        line = [sys.executable, "-P", "-m", "kikitori", self.command, *self._config_options(), *trial.overrides]
         line += [f"hydra.run.dir='{quoted}'", "hydra.mode=RUN", *going_on(folder)]
         began = time.time()
         with (folder / "output.log").open("ab") as output:
