@@ -321,6 +321,18 @@ def test_what_a_slurm_job_runs_first_is_for_the_command_line_alone() -> None:
 def test_an_interpolation_reads_no_secret(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MY_TOKEN", "canary-0123456789")
     told = refusal(*(["-m"] if "sweep" in key else []), f"++{key}=a-${{oc.env:MY_TOKEN}}-b")
-    assert "MY_TOKEN is a secret" in told
+    assert "holds the value of MY_TOKEN" in told
     assert "canary" not in told
     assert not list(Path().rglob("*canary*"))
+
+
+@pytest.mark.parametrize("key", ["data.name", "hydra.sweep.subdir", "nowhere.deep"])
+def test_a_secret_that_a_file_holds_is_refused_before_it_is_written_again(
+    tmp_path: Path, key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MY_TOKEN", "canary-0123456789")
+    write_experiment(tmp_path, key, "a-canary-0123456789-b")
+    told = refusal("--config-dir", "stranger", "experiment=evil")
+    assert f"{key}: holds the value of MY_TOKEN" in told
+    assert "canary" not in told
+    assert not Path("run").exists()
