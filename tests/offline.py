@@ -42,6 +42,7 @@ class OfflineRun:
         self.artifacts: dict[str, list[Any]] = {}
         self.exit_code: int | None = None
         self.kinds: set[str] = set()
+        self.files: list[Path] = []
         for record in records(path):
             kind = str(record.WhichOneof("record_type"))
             self.kinds.add(kind)
@@ -57,6 +58,8 @@ class OfflineRun:
                     self.summary["/".join([item.key] if item.key else item.nested_key)] = json.loads(item.value_json)
             elif kind == "artifact":
                 self.artifacts.setdefault(record.artifact.type, []).append(record.artifact)
+            elif kind == "files":
+                self.files += [Path(item.path) for item in record.files.files]
             elif kind == "exit":
                 self.exit_code = record.exit.exit_code
 

@@ -260,6 +260,12 @@ def test_a_class_of_ones_own_is_named_in_the_environment(monkeypatch: pytest.Mon
         check(compose("evaluate", ["data=demo", f"+callbacks.x={{_target_: {name}}}"]))
 
 
+def test_a_node_that_was_taken_out_of_its_place_keeps_what_is_in_it() -> None:
+    strategy = {"_target_": "kikitori.trainer.ddp", "collective_timeout_s": 5}
+    make = targets.instantiate({"_target_": "pytorch_lightning.Trainer", "strategy": strategy}, _partial_=True)
+    assert type(make.keywords["strategy"]).__name__ == "DDPStrategy"
+
+
 def test_what_is_checked_is_what_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
     cfg = OmegaConf.create({"a": "evil.call", "b": [{"_target_": "${a}"}], "c": {"_target_": "${a}"}})
     for node in (cfg, cfg.b, cfg.c):
@@ -315,6 +321,18 @@ def test_what_a_slurm_job_runs_first_is_for_the_command_line_alone() -> None:
 def test_an_interpolation_reads_no_secret(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MY_TOKEN", "canary-0123456789")
     told = refusal(*(["-m"] if "sweep" in key else []), f"++{key}=a-${{oc.env:MY_TOKEN}}-b")
-    assert "MY_TOKEN is a secret" in told
+    assert "holds the value of MY_TOKEN" in told
     assert "canary" not in told
     assert not list(Path().rglob("*canary*"))
+
+
+@pytest.mark.parametrize("key", ["data.name", "hydra.sweep.subdir", "nowhere.deep"])
+def test_a_secret_that_a_file_holds_is_refused_before_it_is_written_again(
+    tmp_path: Path, key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MY_TOKEN", "canary-0123456789")
+    write_experiment(tmp_path, key, "a-canary-0123456789-b")
+    told = refusal("--config-dir", "stranger", "experiment=evil")
+    assert f"{key}: holds the value of MY_TOKEN" in told
+    assert "canary" not in told
+    assert not Path("run").exists()

@@ -74,7 +74,7 @@ def check(cfg: DictConfig) -> None:
 
 
 def _problems(cfg: DictConfig) -> Iterator[str]:
-    for key in sorted(OmegaConf.missing_keys(cfg)):
+    for key in _missing(cfg):
         yield f"{key}: not set; {REMEDIES.get(key, f'pass {key}=...')}"
     try:
         values: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=False)
@@ -111,6 +111,13 @@ def _problems(cfg: DictConfig) -> Iterator[str]:
     for key, choices in CHOICES.items():
         if key in flat and str(flat[key]) not in choices:
             yield f"{key}: must be one of {', '.join(choices)}, got {flat[key]}"
+
+
+def _missing(cfg: DictConfig) -> list[str]:
+    try:
+        return sorted(OmegaConf.missing_keys(cfg))
+    except OmegaConfBaseException:  # an interpolation that fails, which is told by itself
+        return []
 
 
 def _uneven_batch(flat: Mapping[str, Any]) -> Iterator[str]:

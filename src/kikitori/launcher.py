@@ -210,7 +210,7 @@ class Machine:
         trial.state, trial.reason, trial.log = "running", "", f"{trial.folder}/output.log"
         self.sweep.save()
         options = config_options(self.config.hydra, self.command)
-        line = [sys.executable, "-m", "kikitori", self.command, *options, *trial.overrides]
+        line = [sys.executable, "-P", "-m", "kikitori", self.command, *options, *trial.overrides]
         line += [override("hydra.run.dir", folder), "hydra.mode=RUN", "resume=auto"]
         began = time.time()
         with (folder / "output.log").open("ab") as output:

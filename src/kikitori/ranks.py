@@ -117,7 +117,7 @@ def _started(
 
 def _start(command: str, config: dict[str, Any], folder: Path, rank: int) -> subprocess.Popen[bytes]:
     environment = {**os.environ, "LOCAL_RANK": str(rank), "KIKITORI_PARENT": str(os.getpid())}
-    line = [sys.executable, "-m", "kikitori.rank", command, str(folder)]
+    line = [sys.executable, "-P", "-m", "kikitori.rank", command, str(folder)]
     process = subprocess.Popen(line, stdin=subprocess.PIPE, env=environment)
     assert process.stdin is not None
     process.stdin.write(json.dumps(config).encode())

@@ -2,7 +2,7 @@
 
 import os
 
-SECRET_NAMES = ("TOKEN", "KEY", "SECRET", "PASSWORD")
+SECRET_NAMES = ("TOKEN", "KEY", "SECRET", "PASSWORD", "PASSWD", "CREDENTIAL")
 # Shorter values are no secrets but switches, and would be found in anything.
 SHORTEST = 8
 

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 from transformers import WhisperForConditionalGeneration
 
 from kikitori.collate import Batch
+from kikitori.durable import sync_folder
 from kikitori.errors import ConfigError, DataError
 from kikitori.front_end import FRAMES_PER_POSITION
 from kikitori.whisper import encode
@@ -123,7 +124,10 @@ def build(
         trainer.predict(Encoding(model, partial), loader, return_predictions=False)
         trainer.strategy.barrier()
         if trainer.is_global_zero:
+            with partial.path.open("rb") as file:
+                os.fsync(file.fileno())
             os.replace(partial.path, path)
+            sync_folder(folder)
     except BaseException:
         partial.path.unlink(missing_ok=True)
         raise

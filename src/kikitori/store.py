@@ -4,7 +4,6 @@ A store is keyed by the audio and the decoding alone. It is written under a temp
 interrupted build is never taken for a finished one; a file lock lets two jobs that start together build it once.
 """
 
-import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -22,6 +21,7 @@ from xxhash import xxh3_64_digest
 from kikitori.audio import DECODER, FULL_SCALE, to_int16, waveform
 from kikitori.clips import Clip, Decoded
 from kikitori.decoders import Decoders, Refusal
+from kikitori.durable import appearing
 from kikitori.errors import DataError
 from kikitori.processes import cores
 
@@ -120,34 +120,14 @@ def build(clips: Sequence[Clip], folder: Path, progress: Progress, workers: int 
 
 
 def _write(clips: list[Clip], path: Path, progress: Progress, workers: int) -> None:
-    for left in path.parent.glob(f"{path.stem}.*.partial"):  # by a build that was killed
-        left.unlink()
-    partial = path.with_suffix(f".{os.getpid()}.partial")
     task = progress.add_task("decoding clips", total=len(clips))
-    try:
-        with partial.open("wb") as file, pa.ipc.new_file(file, SCHEMA) as writer:
-            for rows in _decoded(clips, workers):
-                batch = pa.RecordBatch.from_pylist(rows, SCHEMA)
-                # As they are read: a peak, say, is rounded by what it is stored in.
-                seal = _seal(batch.select([*FACTS, "checksum"]).to_pylist())
-                writer.write_batch(batch, {b"facts": seal})
-                progress.advance(task, len(rows))
-            writer.close()
-            file.flush()
-            os.fsync(file.fileno())
-        partial.rename(path)
-        _sync(path.parent)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def _sync(folder: Path) -> None:
-    """Let a power cut not take a name that was given."""
-    number = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(number)
-    finally:
-        os.close(number)
+    with appearing(path) as file, pa.ipc.new_file(file, SCHEMA) as writer:
+        for rows in _decoded(clips, workers):
+            batch = pa.RecordBatch.from_pylist(rows, SCHEMA)
+            # As they are read: a peak, say, is rounded by what it is stored in.
+            seal = _seal(batch.select([*FACTS, "checksum"]).to_pylist())
+            writer.write_batch(batch, {b"facts": seal})
+            progress.advance(task, len(rows))
 
 
 def _decoded(clips: list[Clip], workers: int) -> Iterator[list[dict]]:

@@ -52,28 +52,32 @@ def instantiate(node: Any, **arguments: Any) -> Any:
     What is checked is what is called: the node's interpolations are resolved once, before both.
     """
     plain = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
-    for key, fault in faults(plain):
+    for key, fault in faults(plain, names=allowed()):
         raise ConfigError(f"{key}: {fault}")
     return hydra_instantiate(plain, **arguments)
 
 
-def faults(node: Any, key: str = "") -> Iterator[tuple[str, str]]:
-    """(key, fault) of whatever would call what it may not, at any depth of plain values; `key` is the node's own."""
+def faults(node: Any, key: str = "", names: frozenset[str] | None = None) -> Iterator[tuple[str, str]]:
+    """(key, fault) of whatever would call what it may not, at any depth of plain values.
+
+    key: the node's own in the configuration. names: what may be called where that is not known.
+    """
     if isinstance(node, list | tuple):
         for index, item in enumerate(node):
-            yield from faults(item, f"{key}[{index}]")
+            yield from faults(item, f"{key}[{index}]", names)
     elif isinstance(node, Mapping):
         for name, value in node.items():
             place = f"{key}.{name}" if key else str(name)
-            if name == "_target_" and not (isinstance(value, str) and value in allowed(key)):
-                yield place, f"may be {_words(allowed(key))}, got {value!r}; a class of your own: {OWN}=its.full.name"
+            callable_here = allowed(key) if names is None else names
+            if name == "_target_" and not (isinstance(value, str) and value in callable_here):
+                yield place, f"may be {_words(callable_here)}, got {value!r}; a class of your own: {OWN}=its.full.name"
             elif name in INSTRUCTIONS:
                 yield place, "is not for a configuration to say; leave it out"
-            yield from faults(value, place)
+            yield from faults(value, place, names)
 
 
-def allowed(key: str) -> frozenset[str]:
-    """The targets that a node may name; those of all nodes where its place in the configuration is not known."""
+def allowed(key: str = "") -> frozenset[str]:
+    """The targets that the node at this key may name; those of all nodes without a key."""
     own = filter(None, os.environ.get(OWN, "").split(","))
     here = (names for place, names in TARGETS.items() if not key or f"{key}.".startswith(f"{place}."))
     return frozenset(own).union(*here)

@@ -46,11 +46,12 @@ def kikitori(folder: Path, *arguments: str, code: int = 0, **environment: str) -
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run, the same gone on with, one that fails with its traceback, an evaluation, a page; and their output."""
     folder = tmp_path_factory.mktemp("secrets")
-    printed = kikitori(folder, "train", *SMALL, "trainer.max_steps=2", "hydra.run.dir=run")
+    printed = kikitori(folder, "train", *SMALL, "trainer.max_steps=2", "hydra.run.dir=run", WANDB_SAVE_CODE="true")
     results = json.loads((folder / "run" / "results.json").read_text(encoding="utf-8"))
     results["status"] = "failed"  # one that is completed cannot go on
     (folder / "run" / "results.json").write_text(json.dumps(results), encoding="utf-8")
-    printed += kikitori(folder, "train", *SMALL, "trainer.max_steps=4", "hydra.run.dir=run", "resume=true")
+    going_on = ["trainer.max_steps=4", "hydra.run.dir=run", "resume=true"]
+    printed += kikitori(folder, "train", *SMALL, *going_on, WANDB_DISABLE_CODE="true")
     bad = ["data.max_duration_s=0.5", "data.limit.test=null", "hydra.run.dir=fails"]
     printed += kikitori(folder, "train", *SMALL, *bad, code=1, HYDRA_FULL_ERROR="1")
     assert "Traceback" in printed
@@ -77,17 +78,16 @@ def test_the_search_would_find_one(written: Path) -> None:
         assert FORBIDDEN.search(f"a{secret}b".encode())
 
 
-def test_no_code_goes_to_wandb(written: Path) -> None:
-    """What would be sent: no files of code, no patch, no command line, no list of packages."""
-    for run in written.glob("run/wandb/offline-run-*"):
-        names = {path.name for path in run.rglob("*") if path.is_file()}
-        assert not [name for name in names if name.endswith((".py", ".patch", ".ipynb", "requirements.txt"))]
-    folder = written / "run"
-    newest = sorted(folder.glob("wandb/offline-run-*"))[-1]
-    for older in folder.glob("wandb/offline-run-*"):
-        if older != newest:
-            older.rename(folder / "wandb" / older.name.replace("offline", "earlier"))
-    sent = OfflineRun(folder)
-    assert "environment" not in sent.kinds
-    assert set(sent.artifacts) <= {"run_table"}
-    assert "code" not in json.dumps(sent.config)
+def test_no_code_goes_to_wandb_whether_its_environment_allows_that_or_not(written: Path, tmp_path: Path) -> None:
+    """What would be sent of each start: no files of code, no patch, no command line, no list of packages."""
+    starts = sorted(written.glob("run/wandb/offline-run-*"))
+    assert len(starts) == 2
+    for number, start in enumerate(starts):
+        folder = tmp_path / str(number)
+        (folder / "wandb").mkdir(parents=True)
+        (folder / "wandb" / start.name).symlink_to(start)
+        sent = OfflineRun(folder)
+        assert "environment" not in sent.kinds
+        assert set(sent.artifacts) == {"run_table"}
+        assert {name.suffix for name in start.joinpath("files").rglob("*") if name.is_file()} == {".json"}
+        assert all(path.suffix == ".json" for path in sent.files)
