@@ -19,9 +19,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+HERE = Path(__file__).parent
+if __name__ == "__main__":
+    # What the tests share.
+    sys.path.insert(0, str(HERE.parent))
+
 import harness
 
-HERE = Path(__file__).parent
 TABLE = HERE.parents[1] / "docs" / "reliability.md"
 BEGIN, END = "<!-- chaos: begin -->", "<!-- chaos: end -->"
 MODULES = ["kills", "damage", "signals", "disks", "devices", "loaders", "tracker", "media", "hostile"]
@@ -33,6 +37,9 @@ COUNTS = {
     "negative_controls": (3, 3),
     "damaged_checkpoint": (2, 50),
     "told_to_stop": (4, 100),
+    "builds_at_once": (1, 50),
+    "builds_killed": (3, 100),
+    "fuzzed_media": (20, 500),
 }
 
 Row = Callable[[int, int, Path], dict[str, Any]]
