@@ -19,13 +19,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).parent
 if __name__ == "__main__":
     # What the tests share.
-    sys.path.insert(0, str(HERE.parent))
+    sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import harness
 
+HERE = Path(__file__).parent
 TABLE = HERE.parents[1] / "docs" / "reliability.md"
 BEGIN, END = "<!-- chaos: begin -->", "<!-- chaos: end -->"
 MODULES = ["kills", "damage", "signals", "disks", "devices", "loaders", "tracker", "media", "hostile"]
