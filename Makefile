@@ -15,7 +15,7 @@ help:
 	@echo "make test-slurm  install, then run the tests that bring up a Slurm here (as root, with slurm-wlm and munge)"
 	@echo "make chaos    install, then break runs in every way that is known, and count (hours, as root for small disks)"
 	@echo "make check    install, then ruff, mypy and the fast tests"
-	@echo "make audit    ask PyPI for known vulnerabilities of the locked packages (needs the network)"
+	@echo "make audit    ask for known vulnerabilities of the locked packages (needs the network)"
 	@echo "make bench    install, then time training and evaluation against the stock recipe (an hour on 2 cores)"
 	@echo "make format   let ruff format the code"
 	@echo "make lock     resolve the dependencies anew into requirements.lock (needs uv)"
@@ -49,7 +49,7 @@ check: $(STAMP)
 # In an environment of its own. Strict, because a package that cannot be asked about would pass for a sound one.
 audit: .venv/audit/installed
 	@.venv/audit/bin/pip-audit --strict --disable-pip --require-hashes --progress-spinner off -r requirements.lock $(EXCEPTIONS) \
-		|| (echo "make: not sound, or not known: read above. Nothing is known where pypi.org cannot be reached"; exit 1)
+		|| (echo "make: not sound, or not known: read above. Nothing is known where no advisories can be reached"; exit 1)
 
 .venv/audit/installed: audit.lock
 	@echo "make: installing pip-audit into .venv/audit"

@@ -1,18 +1,21 @@
 """`resume=FOLDER` is the command that the folder's run was started with, and what is given besides."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
 
 from kikitori.errors import ConfigError, DataError
+from kikitori.paths import config_options
 from kikitori.report import write_json
 from kikitori.resuming import expanded
 
 
-def run(folder: Path, *overrides: str, command: str = "train") -> Path:
+def run(folder: Path, *overrides: str, command: str = "train", options: Sequence[str] = ()) -> Path:
     folder.mkdir(exist_ok=True)
-    write_json(folder / "results.json", {"command": command, "overrides": list(overrides)})
+    facts = {"command": command, "overrides": list(overrides), "options": list(options)}
+    write_json(folder / "results.json", facts)
     return folder
 
 
@@ -30,11 +33,9 @@ def test_what_is_given_now_wins(tmp_path: Path) -> None:
 
 
 def test_a_foreign_configuration_tree_is_found_again(tmp_path: Path) -> None:
-    folder = run(tmp_path / "a", "experiment=mine")
     sources = [{"provider": "main", "path": "/theirs/conf"}, {"provider": "command-line", "path": "/mine"}]
-    (folder / ".hydra").mkdir()
-    hydra = {"hydra": {"runtime": {"config_sources": sources}, "job": {"config_name": "train"}}}
-    OmegaConf.save(hydra, folder / ".hydra/hydra.yaml")
+    hydra = OmegaConf.create({"runtime": {"config_sources": sources}, "job": {"config_name": "train"}})
+    folder = run(tmp_path / "a", "experiment=mine", options=config_options(hydra, "train"))
     line = expanded("train", [f"resume={folder}"])
     assert line[:4] == ["--config-path", "/theirs/conf", "--config-dir", "/mine"]
     assert expanded("train", ["--config-dir", "/other", f"resume={folder}"])[:2] == ["experiment=mine", "--config-dir"]

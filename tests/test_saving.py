@@ -62,12 +62,14 @@ def test_a_damaged_checkpoint_is_named_and_passed_over(
     assert "passed over" in caplog.text
 
 
-def test_any_flipped_byte_is_noticed(tmp_path: Path) -> None:
+def test_any_flipped_byte_is_noticed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = saved(tmp_path, "last", 9)
     whole = path.read_bytes()
     for at in range(0, len(whole), 61):
         flip(path, at)
         assert saving.newest(path.parent) is None, at
+        assert "begins anew" in caplog.text
+        caplog.clear()
         path.write_bytes(whole)
     assert saving.newest(path.parent) == path
 

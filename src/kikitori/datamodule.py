@@ -1,7 +1,9 @@
 """The LightningDataModule: owns splits and loaders. One subclass a kind of corpus."""
 
+import ctypes
 import logging
 import signal
+import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -31,6 +33,9 @@ from kikitori.store import Store, build
 from kikitori.window import Window
 
 log = logging.getLogger(__name__)
+
+# prctl's order for the signal that a process gets when the thread that started it is gone (linux/prctl.h).
+PR_SET_PDEATHSIG = 1
 
 
 class SpeechDataModule(pl.LightningDataModule):
@@ -228,7 +233,7 @@ class SpeechDataModule(pl.LightningDataModule):
             cast(Any, dataset),
             num_workers=self.num_workers,
             collate_fn=collate,
-            worker_init_fn=outlive_signals,
+            worker_init_fn=tie_to_run,
             pin_memory=torch.cuda.is_available(),
             **how,
         )
@@ -284,10 +289,13 @@ class SpeechDataModule(pl.LightningDataModule):
         return [asdict(reject) for reject in self.rejects]
 
 
-def outlive_signals(worker: int) -> None:
-    """Let a loader's worker go on where all processes are told to stop: the run ends it when it has saved."""
+def tie_to_run(worker: int) -> None:
+    """Let a loader's worker live as long as the run: on, where all processes are told to stop, and no longer."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
+    if sys.platform == "linux":
+        # A run that is killed outright ends nothing; torch looks every 5 s, and not while a worker hangs.
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 class CommonVoice(SpeechDataModule):

@@ -66,6 +66,11 @@ def config_options(hydra: DictConfig, command: str) -> list[str]:
     return options + (["--config-name", hydra.job.config_name] if hydra.job.config_name != command else [])
 
 
+def options(command: str) -> list[str]:
+    """The `config_options` of this run."""
+    return config_options(HydraConfig.get(), command) if HydraConfig.initialized() else []
+
+
 def sweep_name() -> str | None:
     """The folder's name of the sweep that this run is part of; None for a single run.
 

@@ -2,10 +2,8 @@
 
 from pathlib import Path
 
-from omegaconf import OmegaConf
-
 from kikitori.errors import ConfigError
-from kikitori.paths import config_options, override
+from kikitori.paths import override
 from kikitori.report import read_json
 
 # What belongs to one start of a run, not to the run.
@@ -33,15 +31,9 @@ def expanded(command: str, given: list[str]) -> list[str]:
     now = [word for word in given if _key(word) != "resume"]
     known = {_key(word) for word in now} | set(OF_A_START)
     own = [word for word in map(str, facts.get("overrides", [])) if _key(word) not in known]
-    return [*_options(folder, command, now), *own, *now, override("hydra.run.dir", folder), "resume=auto"]
-
-
-def _options(folder: Path, command: str, given: list[str]) -> list[str]:
-    """--config-dir and its like, where the run was started with them and now is not."""
-    path = folder / ".hydra" / "hydra.yaml"
-    if not path.exists() or any(word.startswith("--config-") for word in given):
-        return []
-    return config_options(OmegaConf.load(path).hydra, command)
+    # --config-dir and its like, where the run was started with them and now is not.
+    options = [] if any(word.startswith("--config-") for word in now) else facts.get("options", [])
+    return [*map(str, options), *own, *now, override("hydra.run.dir", folder), "resume=auto"]
 
 
 def _key(word: str) -> str:

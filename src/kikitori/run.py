@@ -19,7 +19,7 @@ from pytorch_lightning.utilities import rank_zero_only
 from kikitori import trainer as trainers
 from kikitori.config import check
 from kikitori.errors import ConfigError, Pruned, Stopped, TrainingError
-from kikitori.paths import overrides
+from kikitori.paths import options, overrides
 from kikitori.processes import held
 from kikitori.progress import shows_bars
 from kikitori.report import git_state, markdown, print_results, read_json, versions, write_json
@@ -98,7 +98,9 @@ def _begin(command: str, cfg: DictConfig, folder: Path) -> Results:
         raise ConfigError(f"hydra.run.dir={folder} holds a run that is {earlier['status']}: nothing is left to resume")
     if earlier:
         _refuse_changes(changes(earlier.get("config", {}), plain(cfg)), cfg, folder)
-    results: Results = {"status": "running", "command": command, "overrides": overrides()}
+    # Enough to start it again. Hydra's own record of it is not written whole where a kill comes in between.
+    line = {"overrides": overrides(), "options": options(command)}
+    results: Results = {"status": "running", "command": command, **line}
     results |= {"started": earlier.get("started", _now()), "versions": versions(), "git": git_state()}
     return results | {"config": plain(cfg)} | {key: earlier.get(key, {}) for key in ("scores", "cost", "data")}
 

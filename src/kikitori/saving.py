@@ -100,6 +100,8 @@ def newest(folder: Path) -> Path | None:
             log.warning("%s does not match its checksum and is passed over", path)
         else:
             return path
+    if any(folder.glob("*.ckpt")):
+        log.warning("%s holds no checkpoint to go on from: training begins anew", folder)
     return None
 
 

@@ -73,7 +73,7 @@ def test_a_run_whose_checkpoints_are_pickles_begins_anew(folder: Path, run: Path
     (run / "results.json").write_text(json.dumps(results), encoding="utf-8")
     for path in run.glob("checkpoints/*.ckpt"):
         path.write_bytes(pickle.dumps(Trap(folder / "sprung")))
-    done = kikitori(folder, "train", *SMALL, "seed=1", f"hydra.run.dir={run}", "resume=auto")
+    done = kikitori(folder, "train", f"resume={run}")
     assert done.returncode == 0, done.stderr
     assert "is passed over" in done.stdout + done.stderr
 
@@ -82,7 +82,7 @@ def test_a_pickle_to_evaluate_or_to_transcribe_with_is_refused(folder: Path) -> 
     (folder / "evil.ckpt").write_bytes(pickle.dumps(Trap(folder / "sprung")))
     done = kikitori(folder, "evaluate", "data=demo", "checkpoint=evil.ckpt", "hydra.run.dir=evaluated")
     assert done.returncode == 1
-    assert "is no checkpoint of kikitori's" in done.stderr
+    assert "is damaged, or holds more than weights" in done.stderr
     (folder / "model").mkdir()
     for name in ("pytorch_model.bin", "model.safetensors", "config.json"):
         (folder / "model" / name).write_bytes(pickle.dumps(Trap(folder / "sprung")))
