@@ -1,4 +1,7 @@
 import json
+import subprocess
+import sys
+import time
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -254,3 +257,36 @@ def test_a_manifest_is_read(tmp_path: Path, micro: Whisper) -> None:
     (batch,) = data.score_dataloader("validation")
     assert (batch["clips"], batch["texts"]) == (["b.flac"], ["文 validation"])
     assert data.summary()["corpus"] == "manifest, all.csv"
+
+
+ORPHANS = """
+import os, sys, time
+from functools import partial
+from torch.utils.data import DataLoader
+from kikitori.datamodule import tie_to_run
+
+def late(run, worker):
+    time.sleep(1)  # the run is killed before its worker has begun
+    tie_to_run(run, worker)
+
+begin = {begin}
+loader = iter(DataLoader(range(10**6), num_workers=1, worker_init_fn=partial(begin, os.getpid())))
+if begin is tie_to_run:
+    next(loader)
+print(loader._workers[0].pid, flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("begin", ["tie_to_run", "late"])
+def test_a_loaders_worker_ends_with_a_run_that_is_killed_at_any_moment(begin: str) -> None:
+    line = [sys.executable, "-c", ORPHANS.format(begin=begin)]
+    with subprocess.Popen(line, stdout=subprocess.PIPE, text=True) as run:
+        assert run.stdout is not None
+        worker = Path(f"/proc/{run.stdout.readline().strip()}")
+        assert worker.exists()
+        run.kill()
+    end = time.monotonic() + 10
+    while worker.exists() and "Z" not in worker.joinpath("stat").read_text().rsplit(")", 1)[1][:3]:
+        assert time.monotonic() < end, "it goes on without the run"
+        time.sleep(0.05)

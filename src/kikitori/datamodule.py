@@ -2,12 +2,13 @@
 
 import ctypes
 import logging
+import os
 import signal
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
-from functools import cached_property
+from functools import cached_property, partial
 from hashlib import sha256
 from typing import Any, Literal, cast
 
@@ -233,7 +234,7 @@ class SpeechDataModule(pl.LightningDataModule):
             cast(Any, dataset),
             num_workers=self.num_workers,
             collate_fn=collate,
-            worker_init_fn=tie_to_run,
+            worker_init_fn=partial(tie_to_run, os.getpid()),
             pin_memory=torch.cuda.is_available(),
             **how,
         )
@@ -289,13 +290,15 @@ class SpeechDataModule(pl.LightningDataModule):
         return [asdict(reject) for reject in self.rejects]
 
 
-def tie_to_run(worker: int) -> None:
-    """Let a loader's worker live as long as the run: on, where all processes are told to stop, and no longer."""
+def tie_to_run(run: int, worker: int) -> None:
+    """Let a loader's worker live as long as the run, by its process id: on, where all are told to stop, no longer."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     if sys.platform == "linux":
-        # A run that is killed outright ends nothing; torch looks every 5 s, and not while a worker hangs.
+        # A run that is killed outright ends nothing, and torch's watch takes whoever is the parent now for the run.
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != run:
+        os._exit(1)
 
 
 class CommonVoice(SpeechDataModule):
