@@ -263,7 +263,7 @@ ORPHANS = """
 import os, sys, time
 from functools import partial
 from torch.utils.data import DataLoader
-from kikitori.datamodule import tie_to_run
+from kikitori.processes import tie_to_run
 
 def late(run, worker):
     time.sleep(1)  # the run is killed before its worker has begun

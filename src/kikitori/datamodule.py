@@ -1,10 +1,7 @@
 """The LightningDataModule: owns splits and loaders. One subclass a kind of corpus."""
 
-import ctypes
 import logging
 import os
-import signal
-import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -26,6 +23,7 @@ from kikitori.dataset import SpeechDataset
 from kikitori.errors import DataError
 from kikitori.front_end import FrontEnd
 from kikitori.paths import DEMO, cache_folder
+from kikitori.processes import tie_to_run
 from kikitori.progress import progress_bar
 from kikitori.sampler import ScoringBatches, StepSampler
 from kikitori.selection import Rules, check_apart, check_rate, limit, seeded_sample, select
@@ -34,9 +32,6 @@ from kikitori.store import Store, build
 from kikitori.window import Window
 
 log = logging.getLogger(__name__)
-
-# prctl's order for the signal that a process gets when the thread that started it is gone (linux/prctl.h).
-PR_SET_PDEATHSIG = 1
 
 
 class SpeechDataModule(pl.LightningDataModule):
@@ -288,17 +283,6 @@ class SpeechDataModule(pl.LightningDataModule):
     def reject_rows(self) -> list[dict[str, str]]:
         """Rows of rejects.jsonl."""
         return [asdict(reject) for reject in self.rejects]
-
-
-def tie_to_run(run: int, worker: int) -> None:
-    """Let a loader's worker live as long as the run, by its process id: on, where all are told to stop, no longer."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
-    if sys.platform == "linux":
-        # A run that is killed outright ends nothing, and torch's watch takes whoever is the parent now for the run.
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != run:
-        os._exit(1)
 
 
 class CommonVoice(SpeechDataModule):

@@ -1,7 +1,9 @@
-"""What a process may use, how it keeps others out, and how it is told to stop."""
+"""What a process may use, how it keeps others out, how it is told to stop, and that it ends with the one it serves."""
 
+import ctypes
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +13,9 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from kikitori.errors import KikitoriError
+
+# prctl's order for the signal that a process gets when the thread that started it is gone (linux/prctl.h).
+PR_SET_PDEATHSIG = 1
 
 
 def cores() -> int:
@@ -52,3 +57,14 @@ def told_to_stop() -> Iterator[list[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def tie_to_run(run: int, worker: int) -> None:
+    """Let a loader's worker live as long as the run, by its process id: on, where all are told to stop, no longer."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    if sys.platform == "linux":
+        # A run that is killed outright ends nothing, and torch's watch takes whoever is the parent now for the run.
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != run:
+        os._exit(1)
