@@ -22,9 +22,11 @@ from typing import Any
 import harness
 
 HERE = Path(__file__).parent
+# Where what the tests share is, too.
+sys.path.append(str(HERE.parent))
 TABLE = HERE.parents[1] / "docs" / "reliability.md"
 BEGIN, END = "<!-- chaos: begin -->", "<!-- chaos: end -->"
-MODULES = ["kills", "damage", "signals", "disks", "devices", "loaders", "tracker", "media", "hostile"]
+MODULES = ["kills", "damage", "signals", "disks", "devices", "loaders", "tracker", "media", "attacks"]
 # How often each is done, in short and in long; others once and 20 times.
 COUNTS = {
     "forked_like_plain": (1, 8),
@@ -32,6 +34,8 @@ COUNTS = {
     "killed_in_a_save": (2, 200),
     "negative_controls": (3, 3),
     "damaged_checkpoint": (2, 50),
+    "fuzzed_media": (20, 1000),
+    "bad_audio_and_text": (1, 1),
     "told_to_stop": (4, 100),
 }
 
