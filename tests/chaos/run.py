@@ -34,8 +34,12 @@ COUNTS = {
     "killed_in_a_save": (2, 200),
     "negative_controls": (3, 3),
     "damaged_checkpoint": (2, 50),
-    "fuzzed_media": (20, 1000),
-    "bad_audio_and_text": (1, 1),
+    "builds_at_once": (2, 50),
+    "builds_killed": (5, 100),
+    "bad_audio_and_text": (20, 20),
+    "fuzzed_media": (60, 500),
+    "tracker_gone": (2, 10),
+    "tracker_gone_pairs": (1, 5),
     "told_to_stop": (4, 100),
 }
 
