@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from hostile import FAULTS, fragile_decoders
+from fragile import FAULTS, fragile_decoders
 from recordings import FORMATS, encoded, tone, write_clip
 
 from kikitori import sound

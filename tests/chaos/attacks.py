@@ -44,7 +44,7 @@ def _row(fault: str, folder: Path, *files: str) -> dict[str, Any]:
     """Run the tests of these files in a process of their own, and count them."""
     folder.mkdir(parents=True, exist_ok=True)
     report = folder / "report.xml"
-    # Not this sitting's cache, and no modules that its own path would put in front.
+    # Not this run's cache, and no modules that its own path would put in front.
     kept = {key: value for key, value in os.environ.items() if not key.startswith("KIKITORI_")}
     line = [sys.executable, "-m", "pytest", "-q", f"--junitxml={report}", f"--basetemp={folder / 'tests'}"]
     done = subprocess.run([*line, *(str(TESTS / file) for file in files)], capture_output=True, text=True, env=kept)

@@ -23,7 +23,7 @@ import numpy as np
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from hostile import FAULTS, fragile_decoders
+from fragile import FAULTS, fragile_decoders
 from recordings import FORMATS, common_voice_row, encoded, tone, write_clip, write_tsv
 
 from kikitori import common_voice

@@ -19,6 +19,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+if __name__ == "__main__":
+    # What the tests share.
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+
 import harness
 
 HERE = Path(__file__).parent
@@ -41,6 +45,9 @@ COUNTS = {
     "tracker_gone": (2, 10),
     "tracker_gone_pairs": (1, 5),
     "told_to_stop": (4, 100),
+    "builds_at_once": (1, 50),
+    "builds_killed": (3, 100),
+    "fuzzed_media": (20, 500),
 }
 
 Row = Callable[[int, int, Path], dict[str, Any]]

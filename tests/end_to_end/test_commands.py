@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
-from hostile import fragile_decoders
+from fragile import fragile_decoders
 from offline import OfflineRun
 from transformers import pipeline
 

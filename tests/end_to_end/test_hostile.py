@@ -73,7 +73,7 @@ def test_a_run_whose_checkpoints_are_pickles_begins_anew(folder: Path, run: Path
     (run / "results.json").write_text(json.dumps(results), encoding="utf-8")
     for path in run.glob("checkpoints/*.ckpt"):
         path.write_bytes(pickle.dumps(Trap(folder / "sprung")))
-    done = kikitori(folder, "train", *SMALL, "seed=1", f"hydra.run.dir={run}", "resume=true")
+    done = kikitori(folder, "train", *SMALL, "seed=1", f"hydra.run.dir={run}", "resume=auto")
     assert done.returncode == 0, done.stderr
     assert "is passed over" in done.stdout + done.stderr
 

@@ -50,7 +50,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     results = json.loads((folder / "run" / "results.json").read_text(encoding="utf-8"))
     results["status"] = "failed"  # one that is completed cannot go on
     (folder / "run" / "results.json").write_text(json.dumps(results), encoding="utf-8")
-    going_on = ["trainer.max_steps=4", "hydra.run.dir=run", "resume=true"]
+    going_on = ["trainer.max_steps=4", "hydra.run.dir=run", "resume=auto"]
     printed += kikitori(folder, "train", *SMALL, *going_on, WANDB_DISABLE_CODE="true")
     bad = ["data.max_duration_s=0.5", "data.limit.test=null", "hydra.run.dir=fails"]
     printed += kikitori(folder, "train", *SMALL, *bad, code=1, HYDRA_FULL_ERROR="1")
