@@ -1,13 +1,26 @@
 """What is chosen for Weights & Biases, and in what order."""
 
+import logging
 import os
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tracker import silent_server
 
 from kikitori.paths import sweep_name
-from kikitori.tracking import ERRORS_OF_A_KIND, SAMPLE_CLIPS, RunLogger, commonest, has_credentials, sample
+from kikitori.tracking import (
+    ANSWER_S,
+    ERRORS_OF_A_KIND,
+    SAMPLE_CLIPS,
+    RunLogger,
+    commonest,
+    harmless,
+    has_credentials,
+    must_answer,
+    sample,
+)
 
 CHOSEN: dict[str, Any] = dict.fromkeys(("entity", "group", "notes", "name"))
 CHOSEN |= {"project": "p", "job_type": "train", "tags": [], "audio": True, "log_model": False, "aliases": ["best"]}
@@ -77,3 +90,34 @@ def test_credentials_are_found_where_wandb_looks(monkeypatch: pytest.MonkeyPatch
     (tmp_path / ".netrc").unlink()
     monkeypatch.setenv("WANDB_API_KEY", "abc")
     assert has_credentials()
+
+
+def test_a_server_that_answers_nothing_is_given_up_soon() -> None:
+    begun = time.monotonic()
+    with silent_server(after_the_start=False) as address, pytest.raises(TimeoutError, match="does not answer"):
+        must_answer(address)
+    assert time.monotonic() - begun < 2 * ANSWER_S
+    with silent_server(after_the_start=True) as address:
+        must_answer(address)
+    with pytest.raises(TimeoutError, match="does not answer"):
+        must_answer(address)
+
+
+def test_what_cannot_be_sent_is_told_once_and_costs_nothing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(os, "environ", {**os.environ, "WANDB_MODE": "offline"})
+    logger, sent = RunLogger(str(tmp_path), **CHOSEN), []
+
+    @harmless
+    def send(self: RunLogger, what: int) -> None:
+        sent.append(what)
+        if what == 2:
+            raise ConnectionResetError("Connection lost")
+
+    with caplog.at_level(logging.WARNING):
+        for what in range(5):
+            send(logger, what)
+    assert sent == [0, 1, 2]
+    (record,) = caplog.records
+    assert "Connection lost" in record.getMessage()

@@ -217,3 +217,19 @@ def other_ranks(faults: dict[str, Any]) -> None:
 def show_threads() -> None:
     """At SIGUSR1 every process of the run prints where it is: for whoever looks why one does not end."""
     faulthandler.register(signal.SIGUSR1, all_threads=True)
+
+
+def no_network(path: str) -> None:
+    """From the first step on whoever looks up a name or connects to another machine gets an error, and is noted."""
+    gone: list[bool] = []
+
+    def watch(event: str, arguments: tuple[Any, ...]) -> None:
+        if not gone or event not in ("socket.connect", "socket.getaddrinfo"):
+            return
+        where = arguments[1] if event == "socket.connect" else arguments[0]
+        if not isinstance(where, str | bytes) or event == "socket.getaddrinfo":  # a path: a socket of this machine
+            append(path, f"{event} {where}")
+            raise OSError("the network is gone")
+
+    sys.addaudithook(watch)
+    at_step(1, lambda: gone.append(True))

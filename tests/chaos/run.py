@@ -26,9 +26,11 @@ if __name__ == "__main__":
 import harness
 
 HERE = Path(__file__).parent
+# Where what the tests share is, too.
+sys.path.append(str(HERE.parent))
 TABLE = HERE.parents[1] / "docs" / "reliability.md"
 BEGIN, END = "<!-- chaos: begin -->", "<!-- chaos: end -->"
-MODULES = ["kills", "damage", "signals", "disks", "devices", "loaders", "tracker", "media", "hostile"]
+MODULES = ["kills", "damage", "signals", "disks", "devices", "loaders", "tracker", "media", "attacks"]
 # How often each is done, in short and in long; others once and 20 times.
 COUNTS = {
     "forked_like_plain": (1, 8),
@@ -36,6 +38,12 @@ COUNTS = {
     "killed_in_a_save": (2, 200),
     "negative_controls": (3, 3),
     "damaged_checkpoint": (2, 50),
+    "builds_at_once": (2, 50),
+    "builds_killed": (5, 100),
+    "bad_audio_and_text": (20, 20),
+    "fuzzed_media": (60, 500),
+    "tracker_gone": (2, 10),
+    "tracker_gone_pairs": (1, 5),
     "told_to_stop": (4, 100),
     "builds_at_once": (1, 50),
     "builds_killed": (3, 100),

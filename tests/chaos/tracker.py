@@ -11,7 +11,19 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from harness import FULL, Miss, Process, completed, last_lines, results, rows_of, start
+from harness import (
+    FULL,
+    Miss,
+    Process,
+    completed,
+    finish,
+    last_lines,
+    must_equal,
+    results,
+    rows_of,
+    start,
+    variant_of,
+)
 
 KEY = {"WANDB_API_KEY": "0123456789abcdef0123456789abcdef01234567", "WANDB_MODE": "online"}
 # Long enough that some seconds at the start are less than a twentieth.
@@ -101,6 +113,19 @@ def tracker_gone_pairs(count: int, seed: int, folder: Path) -> dict[str, Any]:
 
     row = "such a run against an offline one: at most 5 % slower"
     return rows_of(row, count, seed, folder, one, told)
+
+
+def network_gone(count: int, seed: int, folder: Path) -> dict[str, Any]:
+    def one(number: int, rng: random.Random, place: Path) -> None:
+        variant, noted = variant_of(number), place / "noted"
+        finish(place / "run", *variant, faults={"no_network": {"path": str(noted)}}, HF_HUB_OFFLINE="0")
+        if noted.exists():
+            raise Miss(f"it asked for the network: {noted.read_text().splitlines()[0]}")
+        must_equal(place / "run", variant)
+
+    return rows_of(
+        "the network, and the Hub with it, gone from the first step on: nobody asks", count, seed, folder, one
+    )
 
 
 def trained(run: Path, *arguments: str, **environment: str) -> Process:

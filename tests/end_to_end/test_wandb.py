@@ -10,6 +10,7 @@ import pytest
 import soundfile
 from offline import OfflineRun
 from test_commands import SMALL, kikitori
+from tracker import silent_server
 
 from kikitori.audio import decode, to_int16
 from kikitori.paths import DEMO
@@ -175,3 +176,17 @@ def test_wandb_can_be_disabled(cache: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "wandb sync" not in done.stdout
     assert not list((cache / "disabled").glob("wandb/*run-2*"))
+
+
+@pytest.mark.parametrize("after_the_start", [False, pytest.param(True, marks=pytest.mark.long)])
+def test_a_server_that_is_gone_costs_a_warning(cache: Path, after_the_start: bool) -> None:
+    folder = f"gone-{after_the_start}"
+    with silent_server(after_the_start) as address:
+        where = {**SECRETS, "WANDB_MODE": "online", "WANDB_BASE_URL": address}
+        done = kikitori("train", *SMALL, "logger=wandb", f"hydra.run.dir={folder}", cache=cache, **where)
+    assert done.returncode == 0, done.stderr
+    assert "Weights & Biases: " in done.stdout + done.stderr
+    assert json.loads((cache / folder / "results.json").read_text(encoding="utf-8"))["status"] == "completed"
+    kind = "run" if after_the_start else "offline-run"
+    assert f"wandb sync {cache}/{folder}/wandb/{kind}-2" in done.stdout
+    assert (cache / folder / "metrics.csv").exists()
