@@ -45,9 +45,6 @@ COUNTS = {
     "tracker_gone": (2, 10),
     "tracker_gone_pairs": (1, 5),
     "told_to_stop": (4, 100),
-    "builds_at_once": (1, 50),
-    "builds_killed": (3, 100),
-    "fuzzed_media": (20, 500),
 }
 
 Row = Callable[[int, int, Path], dict[str, Any]]
