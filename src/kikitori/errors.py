@@ -34,8 +34,11 @@ class Pruned(KikitoriError):  # noqa: N818
     """A search gave this trial up: not a failure, but no result either."""
 
 
-class Stopped(KikitoriError):  # noqa: N818
-    """A run or sweep was told to stop by a signal. code: what the process ends with, 128 and the signal's number."""
+class Stopped(BaseException):
+    """A run or sweep was told to stop by a signal. code: what the process ends with, 128 and the signal's number.
+
+    It may be raised anywhere, so that it must pass by those who handle any exception, as KeyboardInterrupt does.
+    """
 
     def __init__(self, number: int, more: str = "") -> None:
         super().__init__(number, more)
