@@ -10,6 +10,7 @@ import sys
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from hydra.errors import CompactHydraException
 from omegaconf.errors import OmegaConfBaseException
@@ -127,13 +128,16 @@ def _run(command: str) -> None:
     """
     full = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"
+    # A run has its own way to stop; these hold before it begins, and when it has saved and ends.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _stop)
     try:
         import_module(f"kikitori.{command}").main()
     except Stopped as error:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
         print(error, file=sys.stderr)
         sys.exit(error.code)
-    except KeyboardInterrupt:
-        sys.exit(Stopped(signal.SIGINT).code)
     except (CompactHydraException, OmegaConfBaseException, YAMLError, OSError) as error:
         if full:
             raise
@@ -151,6 +155,10 @@ def _end_workers() -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     for worker in multiprocessing.active_children():
         worker.kill()
+
+
+def _stop(number: int, _: Any) -> None:
+    raise Stopped(number)
 
 
 def _complete() -> None:
