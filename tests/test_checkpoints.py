@@ -1,6 +1,7 @@
 """A run that is interrupted anywhere ends as one that was not: weights, optimizer, schedule, randomness, clips."""
 
 import copy
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -193,6 +194,17 @@ def test_a_run_goes_on_in_a_folder_that_was_moved(micro: Whisper, tmp_path: Path
     assert same(state(tmp_path / "whole"), state(tmp_path / "after"))
     assert Path(best(trainer)["best"]).parent == tmp_path / "after/checkpoints"
     assert len(list((tmp_path / "after/checkpoints").glob("*.ckpt"))) == 2
+
+
+def test_the_best_that_a_kill_left_behind_is_swept(micro: Whisper, tmp_path: Path) -> None:
+    """Killed after the new best was written and before the old one was removed."""
+    fit(micro, tmp_path, 4)
+    (best_one,) = (tmp_path / "checkpoints").glob("step-*.ckpt")
+    for suffix in ("", ".sha256"):
+        shutil.copy(f"{best_one}{suffix}", best_one.with_name(f"step-2.ckpt{suffix}"))
+    fit(micro, tmp_path)
+    assert not list((tmp_path / "checkpoints").glob("step-2.ckpt*"))
+    assert len(list((tmp_path / "checkpoints").glob("*.ckpt"))) == 2
 
 
 @pytest.mark.parametrize("what", ["loss", "weight"])

@@ -156,3 +156,15 @@ def test_a_decoder_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:
     with Decoders(1) as decoders:
         decoders(bytes(data))
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_system_without_files_in_memory_takes_one_on_the_disk(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    write_clip(tmp_path / "a.wav")
+    with Decoders(1) as decoders:
+        samples, rate = decoders(tmp_path / "a.wav")
+    monkeypatch.delattr(os, "memfd_create")
+    with Decoders(1) as decoders:
+        again, same_rate = decoders(tmp_path / "a.wav")
+    assert (rate, samples.tolist()) == (same_rate, again.tolist())

@@ -102,7 +102,7 @@ def test_a_save_that_is_cut_off_anywhere_leaves_the_old_or_the_new(
     assert saving.newest(path.parent) == path
     assert saving.read(path)["global_step"] in (1, 2)
     saved(tmp_path, "last", 3)
-    saving.sweep(path.parent)
+    saving.sweep(path.parent, [path])
     assert {p.name for p in path.parent.iterdir()} == {"last.ckpt", "last.ckpt.sha256"}
     assert saving.checksums(path) == [saving.checksums(path)[0]]
 
@@ -127,12 +127,14 @@ def test_a_save_that_fails_is_an_error_and_the_old_one_stays(tmp_path: Path, mon
     assert saving.read(path)["global_step"] == 1
 
 
-def test_what_a_killed_save_left_is_swept(tmp_path: Path) -> None:
+def test_what_a_killed_run_left_is_swept(tmp_path: Path) -> None:
     path = saved(tmp_path, "last", 1)
+    saved(tmp_path, "step-1", 1)
+    torch.save({"global_step": 1}, path.parent / "mine.ckpt")
     for name in (".last.ckpt.partial", ".last.ckpt.sha256.partial", "gone.ckpt.sha256"):
         (path.parent / name).write_bytes(b"half")
-    saving.sweep(path.parent)
-    assert {p.name for p in path.parent.iterdir()} == {"last.ckpt", "last.ckpt.sha256"}
+    saving.sweep(path.parent, [path])
+    assert {p.name for p in path.parent.iterdir()} == {"last.ckpt", "last.ckpt.sha256", "mine.ckpt"}
 
 
 def test_a_checkpoint_that_is_none_is_told(tmp_path: Path) -> None:

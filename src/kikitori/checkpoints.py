@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+from pytorch_lightning.callbacks import ModelCheckpoint
 
 from kikitori import saving
 from kikitori.module import WhisperModule
@@ -28,7 +29,7 @@ class SaveLast(pl.Callback):
         # What a run goes on from need not be saved again.
         self._saved = trainer.global_step
         if trainer.is_global_zero:
-            saving.sweep(self.path.parent)
+            saving.sweep(self.path.parent, {self.path, *_kept(trainer)})
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         step = trainer.global_step
@@ -57,6 +58,15 @@ class SaveLast(pl.Callback):
             with self.stop.saving:
                 trainer.save_checkpoint(self.path, weights_only=False)
             self._saved = trainer.global_step
+
+
+def _kept(trainer: pl.Trainer) -> set[Path]:
+    """The checkpoints that Lightning knows of: a run killed between two of its writes leaves one more."""
+    paths: set[str] = set()
+    for callback in trainer.checkpoint_callbacks:
+        assert isinstance(callback, ModelCheckpoint)
+        paths |= {*callback.best_k_models, callback.best_model_path, callback.last_model_path}
+    return {Path(path) for path in paths if path}
 
 
 def take_best(trainer: pl.Trainer, module: WhisperModule) -> None:

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from multiprocessing import Pipe
 from pathlib import Path
 from queue import SimpleQueue
@@ -34,7 +35,7 @@ class Decoder:
 
     def __init__(self) -> None:
         # Samples come through memory that both processes see: as messages they would be copied three times more.
-        self._memory = os.memfd_create("samples")
+        self._memory = _memory()
         self._start()
 
     def _start(self) -> None:
@@ -103,6 +104,14 @@ class Decoder:
         self._process.kill()
         self._process.wait()
         os.close(self._memory)
+
+
+def _memory() -> int:
+    """A file in memory, by its descriptor; on a disk where the system (macOS) has none."""
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create("samples")
+    with tempfile.TemporaryFile() as file:
+        return os.dup(file.fileno())
 
 
 class Decoders:

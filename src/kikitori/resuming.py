@@ -20,6 +20,8 @@ def expanded(command: str, given: list[str]) -> list[str]:
     if not values or values[-1] in ("", "auto", "null"):
         return given
     folder = Path(values[-1])
+    if {"-m", "--multirun"} & set(given):
+        raise ConfigError(f"resume={folder} goes on with one run; a sweep goes on with sweep.resume=<its folder>")
     if not (folder / "results.json").exists():
         raise ConfigError(
             f"resume={folder} holds no run to go on with; give a run's folder, or auto to begin one in hydra.run.dir "

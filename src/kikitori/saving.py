@@ -1,6 +1,7 @@
 """Checkpoints on the disk: whole or not there, each with its checksum beside it, and none taken unread."""
 
 import logging
+from collections.abc import Collection
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -135,8 +136,13 @@ def checksums(path: Path) -> list[str]:
         return []
 
 
-def sweep(folder: Path) -> None:
-    """Remove what a killed save leaves: half-written files, and checksums of checkpoints that are gone."""
+def sweep(folder: Path, kept: Collection[Path]) -> None:
+    """Remove what a killed run leaves: half-written files, checkpoints that are not kept, checksums without any."""
+    known = {path.resolve() for path in kept}
+    for path in folder.glob("*.ckpt"):
+        # One without a checksum was put there by somebody else.
+        if path.resolve() not in known and checksums(path):
+            path.unlink()
     for partial in folder.glob(".*.partial"):
         partial.unlink()
     for beside in folder.glob("*.ckpt.sha256"):
