@@ -225,3 +225,21 @@ def test_no_checkpoint_is_written_of_what_is_not_finite(
     newest = saving.newest(tmp_path / "checkpoints")
     assert newest is not None
     assert saving.read(newest)["global_step"] == 3
+
+
+def test_the_seconds_since_the_last_validation_are_kept(
+    micro: Whisper, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Slow(Interrupt):
+        def on_train_batch_end(self, trainer: pl.Trainer, *rest: Any) -> None:
+            now[0] += 100 * (trainer.global_step == 4)
+            super().on_train_batch_end(trainer, *rest)
+
+    now = [0.0]
+    monkeypatch.setattr("kikitori.callbacks.time.perf_counter", lambda: now[0])
+    monkeypatch.setattr("test_checkpoints.Interrupt", Slow)
+    _, _, recorder = fit(micro, tmp_path, 5)
+    assert recorder.history[-1]["step"] == 3
+    assert saving.read(tmp_path / "checkpoints/last.ckpt")["callbacks"]["Recorder"]["train_s"] == 100
+    _, _, recorder = fit(micro, tmp_path)
+    assert recorder.train_s == 100

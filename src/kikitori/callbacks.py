@@ -55,6 +55,7 @@ class Recorder(pl.Callback):
         self._processes: list[dict[str, Any]] = []
 
     def state_dict(self) -> dict[str, Any]:
+        self._count_seconds()
         kept = {"history": self.history, "train_clips": self.train_clips, "train_s": self.train_s}
         losses = [float(loss) for loss in self._losses]
         own = {"random": random_state(), "order": self.order, "losses": losses}
@@ -110,7 +111,7 @@ class Recorder(pl.Callback):
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._check_loss(trainer)
-        self.train_s += time.perf_counter() - self._since
+        self._count_seconds()
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         metrics = {key: float(value) for key, value in trainer.callback_metrics.items() if key.startswith("val/")}
@@ -124,7 +125,12 @@ class Recorder(pl.Callback):
         self._since = time.perf_counter()
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.train_s += time.perf_counter() - self._since
+        self._count_seconds()
+
+    def _count_seconds(self) -> None:
+        """Up to now, which a checkpoint between two validations must know."""
+        now = time.perf_counter()
+        self.train_s, self._since = self.train_s + now - self._since, now
 
     def cost(self) -> dict[str, float]:
         """Clips a second of training, validation apart, over all processes."""
