@@ -43,6 +43,7 @@ def guard_hydra() -> None:
     Interpolations cannot read secrets from then on, nor can configurations be read out of packages, which would import
     them.
     """
+    OmegaConf.register_new_resolver("oc.env", without_secrets, replace=True)
     compose = ConfigLoaderImpl.load_configuration
     if hasattr(compose, "__wrapped__"):
         return
@@ -65,7 +66,6 @@ def guard_hydra() -> None:
 
     ConfigLoaderImpl.load_configuration = checked
     ConfigRepository.initialize_sources = opened
-    OmegaConf.register_new_resolver("oc.env", without_secrets, replace=True)
 
 
 def without_secrets(*arguments: Any) -> str | None:
