@@ -15,7 +15,7 @@ import pytest
 
 from kikitori.paths import DEMO
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 SMALL = [
     *("experiment=demo", "model.d_model=32", "model.encoder_layers=1", "model.decoder_layers=1", "trainer.max_steps=2"),
