@@ -8,7 +8,8 @@ from run import BEGIN, COUNTS, END, TABLE, rows, table
 
 pytestmark = pytest.mark.slow
 
-# Left to `make chaos`: they wait, or start several processes that import everything, or are other tests (tests/test_store.py has media's).
+# Left to `make chaos`: they wait, or start several processes that import everything, or are other tests
+# (test_store.py has media's).
 LONG = {
     "process_killed",
     "process_stopped",
