@@ -6,7 +6,6 @@ function of one run: it gets its own random numbers and an empty folder, and rai
 
 import hashlib
 import json
-import logging
 import multiprocessing
 import os
 import random
@@ -84,8 +83,6 @@ def begin(folder: Path, jobs: int = 2, only: int | None = None) -> None:
     # Others than root read the clips that root decoded.
     (folder / "cache").mkdir(exist_ok=True)
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    # What production says of damaged checkpoints is wanted from the runs, not from whoever looks at them here.
-    logging.getLogger("kikitori").setLevel(logging.ERROR)
     multiprocessing.set_forkserver_preload([*child.PRELOADED, "child", "faults"])
     before = dict(os.environ)
     os.environ.update(environment())

@@ -8,9 +8,15 @@ from run import BEGIN, COUNTS, END, TABLE, rows, table
 
 pytestmark = pytest.mark.slow
 
-# Left to `make chaos`: they wait, or start several processes that import everything, or are other tests
-# (test_store.py has media's).
+# Left to `make chaos`: they wait, or start several processes that import everything, or have faster tests of their own
+# (test_checkpoints.py, test_saving.py, test_store.py).
 LONG = {
+    "forked_like_plain",
+    "clock_set_back",
+    "folder_moved",
+    "network_gone",
+    "folder_locked",
+    "loss_not_finite",
     "process_killed",
     "process_stopped",
     "process_raises",

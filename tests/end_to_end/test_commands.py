@@ -306,6 +306,7 @@ def test_compare_ranks_real_runs_and_writes_their_page(run: tuple[Path, str, str
     assert results(run[0])["git"]["commit"][:12] in page
 
 
+@pytest.mark.long
 def test_a_multirun_gives_every_job_a_folder_named_after_its_keys(cache: Path) -> None:
     overrides = [*SMALL, "logger=wandb", "hydra.sweep.dir=sweep", "optim.lr=1e-3,1e-4"]
     done = kikitori("train", "-m", *overrides, cache=cache)

@@ -15,7 +15,7 @@ from offline import OfflineRun
 
 from kikitori.paths import DEMO
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 NAMES = ("HF_TOKEN", "WANDB_API_KEY", "MY_SECRET_KEY", "AWS_SECRET_ACCESS_KEY", "DB_PASSWORD")
 # As long as a key of Weights & Biases.

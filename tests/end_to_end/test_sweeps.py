@@ -125,6 +125,7 @@ def fails_alone(cache: Path, raising: int, running: int, kill: int, stop: int) -
     assert all(run["history"] == runs[0]["history"] for run in runs)
 
 
+@pytest.mark.long
 def test_trials_fail_alone_and_the_sweep_goes_on(tmp_path: Path) -> None:
     fails_alone(tmp_path, raising=1, running=3, kill=1, stop=2)
 

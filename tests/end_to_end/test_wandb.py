@@ -178,6 +178,7 @@ def test_wandb_can_be_disabled(cache: Path) -> None:
     assert not list((cache / "disabled").glob("wandb/*run-2*"))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("after_the_start", [False, pytest.param(True, marks=pytest.mark.long)])
 def test_a_server_that_is_gone_costs_a_warning(cache: Path, after_the_start: bool) -> None:
     folder = f"gone-{after_the_start}"
