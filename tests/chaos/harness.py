@@ -69,7 +69,7 @@ class Miss(Exception):  # noqa: N818
 
 
 class Settings:
-    """Where this sitting of the harness works, how many runs at once, and which run of a row alone is wanted."""
+    """Where the harness works, how many runs at once, and which run of a row alone is wanted."""
 
     folder = Path()
     jobs = 2
