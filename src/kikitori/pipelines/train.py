@@ -45,7 +45,6 @@ def train(cfg: DictConfig, folder: Path) -> Results:
         history = TrainingHistory()
         trainer = make_trainer(run, history)
         data, whisper, pretrained_window = load_data_and_model(run, trainer)
-        start_loggers(run, trainer)
         module = make_module(run, trainer, data, whisper)
         checkpoint = find_checkpoint(run, data)
         before = score_before(run, trainer, module, data, pretrained_window, checkpoint)
@@ -74,6 +73,7 @@ def load_data_and_model(run: Session, trainer: pl.Trainer) -> tuple[SpeechDataMo
     whisper = build_model(run.config)
     pretrained_window = whisper.processor.window
     whisper = whisper.with_window(data.window or pretrained_window)
+    start_loggers(run, trainer)  # not earlier, so that a mistyped path opens no W&B run
     prepare_data(run.config, data, whisper.processor, run.folder, run.results)
     configure_model(run, whisper, data)
     check_label_contract(next(iter(data.score_dataloader("train"))), whisper.processor)
@@ -81,7 +81,7 @@ def load_data_and_model(run: Session, trainer: pl.Trainer) -> tuple[SpeechDataMo
 
 
 def start_loggers(run: Session, trainer: pl.Trainer) -> None:
-    """Opens the W&B run and logs the configuration, now that nothing in it can be wrong."""
+    """Starts the W&B run and logs the configuration."""
     for logger in wandb_loggers(trainer):
         logger.start(run.results)
     for configured in trainer.loggers[1:]:
