@@ -18,8 +18,8 @@ from kikitori.runtime.errors import KikitoriError, ModelError
 
 def load_whisper(
     name: str,
-    language: str,
-    task: str,
+    language: str | None = None,
+    task: str = "transcribe",
     revision: str | None = None,
     freeze: Literal["encoder", "none"] = "none",
     gradient_checkpointing: bool = False,
@@ -27,11 +27,11 @@ def load_whisper(
 ) -> Whisper:
     """A pretrained Whisper from the Hugging Face Hub or a folder, in fp32. No code of theirs is run.
 
+    language: Whisper's code; None for the one that a fine-tuned model was saved with, or else ja.
     revision: a commit, tag or branch of the Hub; None for its main one. config: `WhisperConfig` fields to change, such
     as dropout and SpecAugment.
     Raises ModelError where `name` cannot be loaded, or the model does not know the language.
     """
-    recipe = {"builder": "load", "name": name, "language": language, "task": task, "revision": revision}
     if revision and Path(name).is_dir():
         raise ModelError(f"model.revision={revision} is for a name on the Hub, and {name} is a folder; leave it out")
     if any(Path(name).glob("shard-*.safetensors")):
@@ -40,6 +40,7 @@ def load_whisper(
     try:
         # The small files first: a wrong language is told before gigabytes are fetched.
         tokenizer = WhisperTokenizer.from_pretrained(name, **safely)
+        language = language or _saved_language(name, safely) or "ja"
         known = WhisperConfig.from_pretrained(name, **safely)
         processor = processors.make_processor(tokenizer, known, language, task, name)
         if foreign := [key for key in ("quantization_config", "transformers_weights") if hasattr(known, key)]:
@@ -60,26 +61,37 @@ def load_whisper(
         raise ModelError(f"model.name={name} lacks {len(missing)} of Whisper's weights, such as {missing[0]}")
     if getattr(model.generation_config, "is_multilingual", True) is False:
         raise ModelError(f"model.name={name} knows English only and no language prefix; take its multilingual sister")
+    recipe = {"builder": "load", "name": name, "language": language, "task": task, "revision": revision}
     return _ready(model, processor, recipe, freeze, gradient_checkpointing)
 
 
+def _saved_language(name: str, safely: dict[str, Any]) -> str | None:
+    """The language of a fine-tuned model's generation config; a stock model has none."""
+    try:
+        return getattr(GenerationConfig.from_pretrained(name, revision=safely["revision"]), "language", None)
+    except OSError:  # no such file
+        return None
+
+
 def build_whisper(
-    d_model: int,
-    encoder_layers: int,
-    decoder_layers: int,
-    attention_heads: int,
-    window_s: int,
-    language: str,
-    task: str,
+    d_model: int = 128,
+    encoder_layers: int = 2,
+    decoder_layers: int = 2,
+    attention_heads: int = 2,
+    window_s: int = 3,
+    language: str = "ja",
+    task: str = "transcribe",
     num_mel_bins: int = 80,
-    max_label_tokens: int = 448,
+    max_label_tokens: int = 128,
     freeze: Literal["encoder", "none"] = "none",
     gradient_checkpointing: bool = False,
+    init_std: float = 0.08,
     **config: Any,
 ) -> Whisper:
     """A Whisper from random weights, with a window of its own (whole seconds) and a byte-level tokenizer made here.
 
     It keeps the special-token contract of the pretrained ones, so that everything else treats it the same.
+    The defaults are those of conf/model/micro.yaml: 1.1 M parameters, for clips of at most 3 s.
     """
     sizes = {"d_model": d_model, "encoder_layers": encoder_layers, "decoder_layers": decoder_layers}
     sizes |= {"attention_heads": attention_heads, "num_mel_bins": num_mel_bins, "max_label_tokens": max_label_tokens}
@@ -102,6 +114,7 @@ def build_whisper(
         pad_token_id=tokenizer.eos_token_id,
         decoder_start_token_id=tokenizer.convert_tokens_to_ids(START),
         begin_suppress_tokens=None,
+        init_std=init_std,
         **config,
     )
     model = WhisperForConditionalGeneration(whisper_config)
