@@ -7,7 +7,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from kikitori.config.overrides import config_options
-from kikitori.runs.resume import expand_resume
+from kikitori.runs.resume import changes, expand_resume
 from kikitori.runtime.errors import ConfigError, DataError
 from kikitori.runtime.files import write_json
 
@@ -60,3 +60,10 @@ def test_what_cannot_be_gone_on_with_is_told(tmp_path: Path) -> None:
     (folder / "results.json").write_text("{")
     with pytest.raises(DataError, match=r"results\.json cannot be read"):
         expand_resume("train", [f"resume={folder}"])
+
+
+def test_an_optimizer_of_an_earlier_version_is_the_same_recipe() -> None:
+    old = {"optim": {"_target_": "kikitori.optim.build", "_partial_": True, "lr": 1e-5}}
+    new = {"optim": {"_target_": "kikitori.adamw", "lr": 1e-5}}
+    assert changes(old, new) == {}
+    assert changes(old, {"optim": {**new["optim"], "lr": 1e-4}}) == {"optim.lr": "was 1e-05, is now 0.0001"}

@@ -104,6 +104,8 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, 
     for key, value in config.items():
         if isinstance(value, dict):
             yield from flatten(value, f"{prefix}{key}.")
+        elif key == "_partial_":
+            continue  # optim.adamw had it in earlier versions, whose runs are resumed and compared
         elif key == "_target_":
             yield f"{prefix}{key}", RENAMED.get(value, value)
         else:

@@ -153,6 +153,8 @@ def _not_ours(flat: Mapping[str, Any]) -> Iterator[str]:
         yield "trainer.accumulate_grad_batches: data.global_batch_size is a step's; data.micro_batch_size goes through it in parts"
     if flat.get("trainer.gradient_clip_algorithm", "norm") != "norm":
         yield "trainer.gradient_clip_algorithm: must be norm"
+    if flat.get("optim._target_") == "kikitori.adamw" and "optim._partial_" in flat:
+        yield "optim._partial_: kikitori.adamw returns a function of model and steps by itself; leave it out"
 
 
 def _leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
