@@ -239,9 +239,7 @@ class WhisperModule(pl.LightningModule):
         if data is None or not trainer.max_epochs or trainer.max_epochs < 0:
             return trainer.estimated_stepping_batches
         # Lightning's estimate would start the training loader, before a checkpoint's step is restored.
-        share, per_epoch = trainer.limit_train_batches, data.steps_per_epoch
-        per_epoch = min(share, per_epoch) if isinstance(share, int) else int((share or 1.0) * per_epoch)
-        steps = per_epoch * trainer.max_epochs
+        steps = data.steps_per_epoch * trainer.max_epochs
         return min(steps, trainer.max_steps) if trainer.max_steps > 0 else steps
 
 
