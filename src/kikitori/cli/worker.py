@@ -1,0 +1,36 @@
+"""A further process of a run on several devices: `python -m kikitori.cli.worker COMMAND FOLDER`.
+
+`runtime.distributed` starts it and sends the configuration through standard input.
+"""
+
+import json
+import os
+import sys
+from importlib import import_module
+from pathlib import Path
+
+from omegaconf import OmegaConf
+
+from kikitori.runtime.distributed import die_with_parent
+from kikitori.runtime.errors import Stopped
+
+
+def main() -> None:
+    """Run the command with the configuration that comes through standard input."""
+    die_with_parent()
+    cfg = OmegaConf.create(json.load(sys.stdin))
+    try:
+        command = sys.argv[1]
+        pipeline = import_module(f"kikitori.pipelines.{command}")
+        getattr(pipeline, command)(cfg, Path(sys.argv[2]))
+    except Stopped as error:
+        sys.exit(error.code)
+    # All is done; an interpreter that takes its time to end is now and then aborted by a thread of a library, which
+    # would be told as the failure of a run that went well.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,89 @@
+"""The steps that pipelines share: build the data module, decode and filter its clips, load the model."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+
+from kikitori.config.targets import instantiate
+from kikitori.data.datamodule import SpeechDataModule
+from kikitori.metrics.normalizer import NORMALISER, segmenter
+from kikitori.model.processor import Processor
+from kikitori.model.whisper import Whisper
+from kikitori.model.window import describe_window
+from kikitori.pipelines.session import Session
+from kikitori.runs.record import timed
+from kikitori.runs.results import Results
+from kikitori.runs.resume import check_data
+from kikitori.runtime.distributed import is_main
+from kikitori.runtime.files import write_lines
+
+log = logging.getLogger(__name__)
+
+
+def build_data(config: dict[str, Any], trainer: pl.Trainer | None = None) -> SpeechDataModule:
+    """The configured data module, whose corpus is not read yet."""
+    # Partial, so that an error is raised as it is and not wrapped in one of Hydra's.
+    data: SpeechDataModule = instantiate(config["data"], _partial_=True, _convert_="all")(seed=config["seed"])
+    if trainer:
+        data.processes, data.rank = trainer.world_size, trainer.global_rank
+    return data
+
+
+def build_model(config: dict[str, Any]) -> Whisper:
+    """The configured model."""
+    whisper: Whisper = instantiate(config["model"], _partial_=True, _convert_="all")()
+    return whisper
+
+
+def prepare_data(
+    config: dict[str, Any], data: SpeechDataModule, processor: Processor | None, folder: Path, results: Results
+) -> None:
+    """Decodes and filters the clips. rejects.jsonl lists those that were left out, even if this fails.
+
+    Raises DataError if too few clips are left, ConfigError if a resumed run finds other clips.
+    """
+    data.processor = processor
+    try:
+        with timed(results, "prepare_s"):
+            data.setup()
+    finally:
+        if is_main():
+            write_lines(folder / "rejects.jsonl", data.reject_rows())
+    summary = data.summary()
+    check_data(results, summary, config.get("resume_accept", []), folder)
+    results["data"] = summary
+    results["scoring"] = {"normaliser": NORMALISER, "segmenter": segmenter(data.language)}
+    for split, facts in summary["splits"].items():
+        log.info("%s: %d clips, %.0f s", split, facts["clips"], facts["seconds"])
+    if summary["rejects"]:
+        log.info("left out: %s", ", ".join(f"{count} {reason}" for reason, count in summary["rejects"].items()))
+
+
+def configure_model(session: Session, whisper: Whisper, data: SpeechDataModule) -> None:
+    """Sets how the model generates, and describes it in the results."""
+    whisper.configure_generation(**generation_settings(session.config, data))
+    session.results["model"] = {
+        "name": model_name(session.config),
+        "parameters": whisper.model.num_parameters(),
+        "window_s": whisper.processor.window_s,
+        "window": describe_window(whisper.processor.window),
+    }
+
+
+def generation_settings(config: dict[str, Any], data: SpeechDataModule) -> dict[str, Any]:
+    """The `generation` settings; max_tokens_per_s=auto is derived from the training transcripts."""
+    settings = dict(config["generation"])
+    if settings["max_tokens_per_s"] == "auto":
+        settings["max_tokens_per_s"] = data.max_tokens_per_s()
+    return settings
+
+
+def model_name(config: dict[str, Any]) -> str:
+    """The model's name in tables: the last part of its Hub name or folder, or a checkpoint's run and file."""
+    path = Path(config.get("checkpoint") or config["model"].get("name", "micro")).resolve()
+    if path.suffix == ".ckpt":
+        return f"{path.parents[1].name}/{path.name}"
+    # A run saves its model in a folder called `model`; the run's own name says more.
+    return path.parent.name if path.name == "model" else path.name

@@ -1,0 +1,191 @@
+"""`kikitori train`: fine-tunes a model. Read `train` from top to bottom; each line of it is one function below."""
+
+import logging
+from pathlib import Path
+
+import pytorch_lightning as pl
+from omegaconf import DictConfig
+from pytorch_lightning.callbacks import LearningRateMonitor
+from pytorch_lightning.loggers import CSVLogger, Logger
+
+from kikitori.config.targets import instantiate
+from kikitori.corpora.types import Split
+from kikitori.data.collate import check_label_contract
+from kikitori.data.datamodule import SpeechDataModule
+from kikitori.metrics.error_rates import change
+from kikitori.model.whisper import Whisper
+from kikitori.model.window import FULL, Window
+from kikitori.pipelines.builders import build_data, build_model, configure_model, prepare_data
+from kikitori.pipelines.scoring import Scores, is_scored, read_scores, score, score_in_full_window, use_window
+from kikitori.pipelines.session import Session, session
+from kikitori.runs.model_card import model_card
+from kikitori.runs.record import save, timed
+from kikitori.runs.results import Results
+from kikitori.runs.wandb_logger import WandbRunLogger
+from kikitori.runtime.distributed import is_main
+from kikitori.training.batch_size_finder import find_micro_batch_sizes
+from kikitori.training.callbacks import Progress, ThroughputMonitor, ValidateEvery
+from kikitori.training.checkpoints import (
+    SaveLastCheckpoint,
+    best_checkpoint,
+    latest_valid,
+    load_best_weights,
+    rotate_metrics,
+)
+from kikitori.training.history import TrainingHistory
+from kikitori.training.lightning_module import WhisperModule
+from kikitori.training.trainer import build_trainer, hardware_facts
+
+log = logging.getLogger(__name__)
+
+
+def train(cfg: DictConfig, folder: Path) -> Results:
+    """Fine-tunes a model and scores it before the first step and after the last; all outputs are in `folder`."""
+    with session("train", cfg, folder) as run:
+        history = TrainingHistory()
+        trainer = make_trainer(run, history)
+        data, whisper, pretrained_window = load_data_and_model(run, trainer)
+        module = make_module(run, trainer, data, whisper)
+        checkpoint = find_checkpoint(run, data)
+        before = score_before(run, trainer, module, data, pretrained_window, checkpoint)
+        fit(run, trainer, module, data, history, checkpoint)
+        after = score_after(run, trainer, module, data)
+        publish(run, trainer, whisper, data, before, after)
+    return run.results
+
+
+def make_trainer(run: Session, history: TrainingHistory) -> pl.Trainer:
+    """Lightning's Trainer with our callbacks and loggers, then the configured ones."""
+    every_steps = run.config["validation"]["every_steps"]
+    callbacks = [history, ValidateEvery(every_steps), LearningRateMonitor("step"), ThroughputMonitor()]
+    callbacks += [Progress(run.folder), SaveLastCheckpoint(run.folder / "checkpoints", every_steps, run.stop)]
+    callbacks += map(instantiate, run.config["callbacks"].values())
+    if is_main():
+        rotate_metrics(run.folder)
+    loggers = [CSVLogger(run.folder, name="", version=""), *map(instantiate, run.config["logger"].values())]
+    return build_trainer(run.trainer_settings, run.folder, callbacks, loggers)
+
+
+def load_data_and_model(run: Session, trainer: pl.Trainer) -> tuple[SpeechDataModule, Whisper, Window]:
+    """The decoded and filtered clips, the model, and the windows that the model was trained in before."""
+    data = build_data(run.config, trainer)
+    data.load_corpus()  # first, so that a missing corpus is found before a model is loaded
+    whisper = build_model(run.config)
+    pretrained_window = whisper.processor.window
+    whisper = whisper.with_window(data.window or pretrained_window)
+    start_loggers(run, trainer)  # not earlier, so that a mistyped path opens no W&B run
+    prepare_data(run.config, data, whisper.processor, run.folder, run.results)
+    configure_model(run, whisper, data)
+    check_label_contract(next(iter(data.score_dataloader("train"))), whisper.processor)
+    return data, whisper, pretrained_window
+
+
+def start_loggers(run: Session, trainer: pl.Trainer) -> None:
+    """Starts the W&B run and logs the configuration."""
+    for logger in wandb_loggers(trainer):
+        logger.start(run.results)
+    for configured in trainer.loggers[1:]:
+        configured.log_hyperparams(run.config)
+
+
+def make_module(run: Session, trainer: pl.Trainer, data: SpeechDataModule, whisper: Whisper) -> WhisperModule:
+    """The LightningModule with its optimizer and micro-batch sizes; a frozen encoder's outputs are cached if asked."""
+    optimizer = instantiate(run.config["optim"], _convert_="all")
+    module = WhisperModule(whisper, optimizer, run.config["trainer"].get("gradient_clip_val"))
+    module.micro_batch_sizes = find_micro_batch_sizes(trainer, module, data)
+    if data.cache_encoder_outputs:
+        with timed(run.results, "encode_s"):
+            data.build_encoder_caches(trainer, whisper.model)
+    return module
+
+
+def find_checkpoint(run: Session, data: SpeechDataModule) -> Path | None:
+    """The checkpoint to resume from: of a run that was scored before training, the latest one that is intact."""
+    if not run.config["resume"] or not is_scored(run.folder, data.splits, "before"):
+        return None
+    checkpoint = latest_valid(run.folder / "checkpoints")
+    if checkpoint:
+        log.info("resuming from %s", checkpoint.name)
+    return checkpoint
+
+
+def score_before(
+    run: Session,
+    trainer: pl.Trainer,
+    module: WhisperModule,
+    data: SpeechDataModule,
+    pretrained_window: Window,
+    checkpoint: Path | None,
+) -> Scores:
+    """Scores before training, in the windows the model came with; a resumed run reads those it wrote earlier."""
+    with timed(run.results, "evaluate_s"):
+        if checkpoint:
+            scores = read_scores(run, data.splits, "before")
+        else:
+            # In the windows it was trained in: other windows would make the model look worse than it is.
+            with use_window(data, pretrained_window):
+                scores = score(run, trainer, module, data, "before", sample=train_sample(run))
+    save(run.results, run.folder)
+    return scores
+
+
+def fit(
+    run: Session,
+    trainer: pl.Trainer,
+    module: WhisperModule,
+    data: SpeechDataModule,
+    history: TrainingHistory,
+    checkpoint: Path | None,
+) -> None:
+    """Trains, from the checkpoint if there is one, and loads the weights of the best validation."""
+    results = run.results
+    try:
+        with timed(results, "fit_s"), run.stop.polled():
+            trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    finally:
+        results["history"] = history.history
+        results["cost"] |= history.cost() | hardware_facts(trainer)
+    load_best_weights(trainer, module)
+    results["checkpoint"] = {"steps": trainer.global_step, **best_checkpoint(trainer)}
+
+
+def score_after(run: Session, trainer: pl.Trainer, module: WhisperModule, data: SpeechDataModule) -> Scores:
+    """Scores of the best checkpoint; one trained in shorter windows is also scored in 30 s, as stock tools read it."""
+    with timed(run.results, "evaluate_s"):
+        scores = score(run, trainer, module, data, "after", sample=train_sample(run))
+        if module.processor.window != FULL:
+            score_in_full_window(run, trainer, module, data, run.config["score"]["full_window_clips"])
+    return scores
+
+
+def publish(
+    run: Session, trainer: pl.Trainer, whisper: Whisper, data: SpeechDataModule, before: Scores, after: Scores
+) -> None:
+    """Writes the changes of the scores, the model with its card, and the loggers' summaries."""
+    results = run.results
+    results["scores"]["change"] = {split: change(before[split], after[split]) for split in data.splits}
+    results["cost"] |= hardware_facts(trainer)
+    if is_main():
+        whisper.save(run.folder / "model")
+        (run.folder / "model" / "README.md").write_text(model_card(results), encoding="utf-8")
+        log_scores(trainer.loggers[1:], results)
+    for logger in wandb_loggers(trainer):
+        logger.finish(results, data.language, data.stores["validation"].pcm)
+
+
+def train_sample(run: Session) -> dict[Split, int | None]:
+    """How many clips of the training split are scored; None for all."""
+    return {"train": run.config["score"]["train_clips"]}
+
+
+def wandb_loggers(trainer: pl.Trainer) -> list[WandbRunLogger]:
+    """The Trainer's W&B loggers, in the process that writes."""
+    return [logger for logger in trainer.loggers if isinstance(logger, WandbRunLogger) and is_main()]
+
+
+def log_scores(loggers: list[Logger], results: Results) -> None:
+    """Logs the scores before and after training."""
+    for stage in ("before", "after"):
+        for split, rates in results["scores"][stage].items():
+            for logger in loggers:
+                logger.log_metrics({f"{stage}/{split}/{rate}": rates[rate] for rate in ("cer", "wer")})

@@ -1,0 +1,200 @@
+"""Finds and reads run folders and sweeps.
+
+A damaged or missing file of one run never prevents reading the others: such a run has a status and a reason.
+"""
+
+import json
+import os
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import cached_property
+from glob import glob
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from kikitori.config.overrides import flatten
+from kikitori.runs.results import RESULTS, SWEEP, predictions_file
+from kikitori.runtime.errors import DataError
+from kikitori.runtime.files import read_lines
+
+# Keys in which two runs of one configuration may differ: the seed, and where things are written.
+NOT_IDENTITY = re.compile(
+    r"seed|resume|(resume_)?accept|resume_sweep|logger\b.*|sweep\b.*|hydra\b.*|callbacks\.pruning\b.*|.*\.dirpath|.*\.default_root_dir"
+)
+ENDED = ("completed", "failed", "pruned")
+USAGE = "give run folders, sweep folders or a quoted glob, such as 'outputs/train/*/*'"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run. `results` is the content of results.json, empty if that cannot be read.
+
+    status: completed, pruned, failed, running, waiting or unreadable; reason: why it is not completed.
+    """
+
+    folder: Path
+    name: str
+    status: str
+    reason: str = ""
+    log: Path | None = None
+    results: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def stage(self) -> str:
+        """The stage that counts: `after` for a training (its best checkpoint), `evaluated` for an evaluation."""
+        return "evaluated" if self.results.get("command") == "evaluate" else "after"
+
+    def score(self, split: str, rate: str = "cer", stage: str = "") -> float | None:
+        """A rate as a fraction, or None if that split was not scored."""
+        rates = self.results.get("scores", {}).get(stage or self.stage, {}).get(split)
+        return None if rates is None else float(rates[rate])
+
+    def predictions_path(self, split: str, stage: str = "") -> Path:
+        """The file with each clip's transcript."""
+        return predictions_file(self.folder, split, stage or self.stage)
+
+    def predictions(self, split: str, stage: str = "") -> list[dict[str, Any]]:
+        """The rows of that file, sorted by clip name; empty if it is missing or truncated."""
+        try:
+            return sorted(
+                read_lines(self.predictions_path(split, stage)), key=lambda row: (row["clip"], row["reference"])
+            )
+        except (OSError, ValueError, KeyError, TypeError):
+            return []
+
+    @cached_property
+    def overrides(self) -> list[str]:
+        """The overrides of the command line; a trial's include the values of its sweep."""
+        given = self.results.get("overrides") or _hydra_overrides(self.folder)
+        # A trial's link to its Optuna study is not part of its recipe.
+        return [override for override in given if not override.startswith("+callbacks.pruning=")]
+
+    @property
+    def command(self) -> str:
+        """The command that repeats this run."""
+        return shlex.join(["kikitori", self.results.get("command", "train"), *self.overrides])
+
+    @cached_property
+    def choices(self) -> dict[str, Any]:
+        """The configuration by dotted key, with the names of chosen groups (model=whisper_small)."""
+        config = self.results.get("config", {})
+        chosen = {key: value for key, _, value in (text.lstrip("+~").partition("=") for text in self.overrides)}
+        groups = {key: value for key, value in chosen.items() if isinstance(config.get(key), dict | None)}
+        return {k: v for k, v in [*groups.items(), *flatten(config)] if not NOT_IDENTITY.fullmatch(k)}
+
+    @cached_property
+    def identity(self) -> str:
+        """A key that is equal for runs that differ in their seed only."""
+        leaves = {k: v for k, v in flatten(self.results.get("config", {})) if not NOT_IDENTITY.fullmatch(k)}
+        return json.dumps([self.results.get("command"), leaves], sort_keys=True, default=str)
+
+
+def varying_keys(runs: Sequence[Run]) -> list[str]:
+    """The keys that distinguish the runs' configurations, reduced to those given on command lines if these suffice.
+
+    A group or an interpolation changes many keys at once (model=whisper_small a dozen), which would be columns of noise.
+    """
+    keys = dict.fromkeys(key for run in runs for key in run.choices)
+    differing = [k for k in keys if len({repr(run.choices.get(k)) for run in runs}) > 1]
+    given = {text.lstrip("+~").partition("=")[0] for run in runs for text in run.overrides}
+    named = [key for key in differing if key in given]
+    distinguished = {tuple(repr(run.choices.get(key)) for key in named) for run in runs}
+    return named if len(distinguished) == len({run.identity for run in runs}) else differing
+
+
+def find_runs(places: Sequence[str]) -> list[Run]:
+    """Every run in the given folders, sweeps and globs, once each.
+
+    Raises DataError if a place does not exist or holds no run.
+    """
+    # A shell that expands `sweep/*` also lists sweep.json.
+    named = [place for place in places if not Path(place).expanduser().is_file()]
+    if not named:
+        raise DataError(f"{places[0]} is a file; {USAGE}")
+    folders = list(dict.fromkeys(folder.resolve() for place in named for folder in _run_folders(place)))
+    sweeps: dict[Path, dict[Path, Any]] = {}
+    for parent in {folder.parent for folder in folders}:
+        sweeps[parent] = _trials(parent)
+    common = Path(os.path.commonpath([folder.parent for folder in folders]))
+    return [read_run(f, f.relative_to(common).as_posix(), sweeps[f.parent].get(f, {})) for f in folders]
+
+
+def read_run(folder: Path, name: str, trial: Mapping[str, Any]) -> Run:
+    """Reads a run from its folder; `trial` is its entry in sweep.json, empty for a run outside a sweep."""
+    log = next(
+        (path for path in (folder.parent / str(trial.get("log") or "-"), *folder.glob("*.log")) if path.is_file()), None
+    )
+    path = folder / RESULTS
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+        results["status"], results["scores"], results["config"]
+    except FileNotFoundError:
+        status = trial.get("state", "failed")
+        without = {"waiting": "not started yet", "running": "has not written results.json yet"}
+        return Run(folder, name, status, trial.get("reason") or without.get(status, "left no results.json"), log)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return Run(folder, name, "unreadable", f"results.json is damaged or cut off ({error!r})", log)
+    status, reason = results["status"], results.get("error") or ""
+    if status not in ENDED:
+        # A killed run cannot record its end; its sweep can.
+        written = datetime.fromtimestamp(path.stat().st_mtime).isoformat(" ", "minutes")
+        reason = f"has no end recorded: still running, or killed (results.json was last written {written})"
+        if trial.get("state") in ENDED:
+            status, reason = "failed", trial.get("reason") or "killed"
+    elif status == "completed":
+        stage = "evaluated" if results.get("command") == "evaluate" else "after"
+        if not results["scores"].get(stage):
+            status, reason = "unreadable", f"results.json says completed, but holds no scores.{stage}"
+    elif not reason:
+        reason = trial.get("reason") or f"no reason recorded; see {log.name if log else 'its log'}"
+    return Run(folder, name, status, reason, log, results)
+
+
+def _run_folders(place: str) -> list[Path]:
+    path = Path(place).expanduser()
+    matched = (
+        [path] if path.exists() else [Path(p) for p in sorted(glob(str(path), recursive=True)) if Path(p).is_dir()]
+    )
+    if not matched:
+        raise DataError(f"{place} {'matches no folder' if set('*?[') & set(place) else 'does not exist'}; {USAGE}")
+    found = [folder for match in matched for folder in _below(match)]
+    if not found:
+        raise DataError(f"{place} holds no run: there is no results.json in it or below it; {USAGE}")
+    return found
+
+
+def _below(folder: Path) -> list[Path]:
+    """A run's folder itself, or else the runs below it, including trials that left no results."""
+    if (folder / RESULTS).exists():
+        return [folder]
+    runs = {path.parent for path in folder.rglob(RESULTS)}
+    trials = {trial for path in folder.rglob(SWEEP) for trial in _trials(path.parent)}
+    return sorted(runs | trials, key=_natural)
+
+
+def _natural(path: Path) -> list[tuple[int, str]]:
+    """A sort key that puts 10-lr after 9-lr."""
+    return [(int(part), "") if part.isdigit() else (0, part) for part in re.split(r"(\d+)", str(path))]
+
+
+def _trials(sweep: Path) -> dict[Path, Any]:
+    """The entries of sweep.json by trial folder; empty if the file is missing or damaged."""
+    try:
+        trials = json.loads((sweep / SWEEP).read_text(encoding="utf-8"))["trials"]
+        return {sweep / trial["folder"]: trial for trial in trials}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def _hydra_overrides(folder: Path) -> list[str]:
+    """The overrides that Hydra recorded; results.json of older runs lacks them."""
+    try:
+        overrides = yaml.safe_load((folder / ".hydra" / "overrides.yaml").read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return []
+    return [str(text) for text in overrides or []]

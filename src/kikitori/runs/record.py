@@ -1,0 +1,121 @@
+"""Writes results.json when a run starts, while it runs, and when it ends or fails."""
+
+import errno
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from kikitori.config.overrides import options, overrides
+from kikitori.runs.provenance import git_state, versions
+from kikitori.runs.results import FINISHED, RESULTS, RESULTS_TABLE, Results
+from kikitori.runs.resume import changes, refuse_changes
+from kikitori.runs.summary import markdown
+from kikitori.runtime.distributed import is_main
+from kikitori.runtime.errors import ConfigError, Pruned, Stopped, TrainingError
+from kikitori.runtime.files import read_json, write_json
+from kikitori.runtime.processes import folder_lock
+
+log = logging.getLogger(__name__)
+
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO)
+
+
+@contextmanager
+def record(results: Results, command: str, config: dict[str, Any], folder: Path) -> Iterator[None]:
+    """Keeps results.json of a new or resumed run, however the block ends; writes results.md if it completes.
+
+    results: filled in place. config: the resolved configuration. In processes other than the main one nothing is
+    written. Raises ConfigError if the folder holds another run, or is in use by another process.
+    """
+    if not is_main():
+        yield
+        return
+    with folder_lock(folder, "hydra.run.dir", ConfigError):
+        results |= _start(command, config, folder)
+        save(results, folder)
+        try:
+            yield
+            results["status"] = "completed"
+        except Pruned as reason:
+            results |= {"status": "pruned", "error": reason.args[0]}
+        except Stopped as error:
+            results |= {"status": "failed", "error": str(error)}
+            log.info("%s; to resume: kikitori %s resume=%s", error, command, folder)
+            raise
+        except BaseException as error:
+            results |= {"status": "failed", "error": describe_error(error)}
+            if remedy := _remedy(error):
+                raise TrainingError(f"{remedy}, then run kikitori {command} resume={folder}") from error
+            raise
+        finally:
+            results["finished"] = _now()
+            try:
+                save(results, folder)
+            except OSError as error:
+                # The error that ended the run must reach the user, not this one.
+                log.error("%s cannot be written: %s", folder / RESULTS, error.strerror)
+        if results["status"] == "completed":
+            (folder / RESULTS_TABLE).write_text(markdown(results), encoding="utf-8")
+
+
+def _start(command: str, config: dict[str, Any], folder: Path) -> Results:
+    """The first contents of results.json; a resumed run keeps its scores, costs and start time."""
+    path = folder / RESULTS
+    earlier = read_json(path) if path.exists() else {}
+    if earlier and not config.get("resume"):
+        raise ConfigError(f"hydra.run.dir={folder} already holds a run; choose another folder, or add resume=auto")
+    if earlier.get("status") in FINISHED:
+        raise ConfigError(f"hydra.run.dir={folder} holds a run that is {earlier['status']}: nothing is left to resume")
+    if earlier:
+        refuse_changes(changes(earlier.get("config", {}), config), config.get("resume_accept") or [], folder)
+    # Enough to start the run again: Hydra's own record in .hydra may be cut off by a kill.
+    line = {"overrides": overrides(), "options": options(command)}
+    results: Results = {"status": "running", "command": command, **line}
+    results |= {"started": earlier.get("started", _now()), "versions": versions(), "git": git_state()}
+    return results | {"config": config} | {key: earlier.get(key, {}) for key in ("scores", "cost", "data")}
+
+
+def fail(results: Results, folder: Path, reason: str) -> None:
+    """Records the end of a run whose process is about to be killed."""
+    results |= {"status": "failed", "error": reason, "finished": _now()}
+    save(results, folder)
+
+
+def save(results: Results, folder: Path) -> None:
+    """Writes results.json, in the main process."""
+    if is_main():
+        write_json(folder / RESULTS, results)
+
+
+@contextmanager
+def timed(results: Results, key: str) -> Iterator[None]:
+    """Adds the seconds that the block takes to the costs, even if it fails."""
+    start = time.perf_counter()
+    try:
+        yield
+    finally:
+        results["cost"][key] = results["cost"].get(key, 0.0) + time.perf_counter() - start
+
+
+def describe_error(error: BaseException) -> str:
+    """An error's type and message; our own errors begin with their type already."""
+    name, text = type(error).__name__, str(error) or "stopped"
+    return text if text.startswith(name) else f"{name}: {text}"
+
+
+def _remedy(error: BaseException) -> str | None:
+    """What happened and what to do, if the machine is the cause."""
+    if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+        return f"{error.filename or 'the disk'}: {error.strerror}; fix that"
+    if isinstance(error, RuntimeError) and "DataLoader worker" in str(error):
+        cause = str(error).splitlines()[0]
+        return f"{cause}; if it ran out of memory, lower data.num_workers (0 uses no worker processes)"
+    return None
+
+
+def _now() -> str:
+    return datetime.now().astimezone().isoformat(timespec="seconds")

@@ -1,0 +1,31 @@
+"""The vocabulary of run folders: file names, statuses, stages, and the score that ranks a run."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+Results = dict[str, Any]
+
+# Files of a run's folder.
+RESULTS = "results.json"
+RESULTS_TABLE = "results.md"
+PROGRESS = "progress.json"
+# The record of a sweep, in the folder that holds its trials.
+SWEEP = "sweep.json"
+
+# Statuses of runs that are not resumed.
+FINISHED = ("completed", "pruned")
+# The stage of a model trained in shorter windows that is scored in the full one, as stock tools read it.
+FULL_WINDOW = "after_in_full_window"
+
+
+def predictions_file(folder: Path, split: str, stage: str) -> Path:
+    """The file of a split's transcripts at a stage: before, after, evaluated or FULL_WINDOW."""
+    return folder / "predictions" / f"{split}_{stage}.jsonl"
+
+
+def best_cer(results: Mapping[str, Any]) -> float | None:
+    """The lowest validation CER of a training so far, or that of an evaluation; None if there is none."""
+    if results.get("command") == "evaluate":
+        return results.get("scores", {}).get("evaluated", {}).get("validation", {}).get("cer")
+    return min((row["val/cer"] for row in results.get("history", []) if "val/cer" in row), default=None)

@@ -1,0 +1,82 @@
+"""Resuming a run: the command line of `resume=FOLDER`, and the changes that a resumed run may have."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from kikitori.config.overrides import flatten, override
+from kikitori.runs.results import RESULTS, Results
+from kikitori.runtime.errors import ConfigError
+from kikitori.runtime.files import read_json
+
+# Keys that belong to one start of a run and not to the run; `accept` and `sweep` are their names in earlier versions.
+START_KEYS = ("resume", "resume_accept", "resume_sweep", "accept", "sweep", "hydra.run.dir")
+# Keys in which a resumed run may differ without being asked.
+NOT_OF_THE_RECIPE = re.compile(
+    r"resume(_sweep)?|(resume_)?accept\b.*|sweep\b.*|logger\b.*|trainer\.strategy\b.*"
+    r"|callbacks\.pruning\b.*|.*\.dirpath|data\.(num_workers|eval_batch_size|micro_batch_size)"
+)
+
+
+def expand_resume(command: str, given: list[str]) -> list[str]:
+    """Replaces `resume=FOLDER` by the overrides that the run in FOLDER was started with.
+
+    Overrides given now take precedence, so that they are seen, and refused or accepted, as changes of the run.
+    Raises ConfigError if the folder holds no run of this command, DataError if its results.json is damaged.
+    """
+    values = [word.partition("=")[2].strip("'\"") for word in given if word.startswith("resume=")]
+    if not values or values[-1] in ("", "auto", "null"):
+        return given
+    folder = Path(values[-1])
+    if {"-m", "--multirun"} & set(given):
+        raise ConfigError(f"resume={folder} resumes a single run; for a sweep use resume_sweep=<its folder>")
+    if not (folder / RESULTS).exists():
+        raise ConfigError(
+            f"resume={folder} holds no run; give a run's folder, or resume=auto to start one in hydra.run.dir that can "
+            "be resumed later"
+        )
+    results = read_json(folder / RESULTS)
+    if results.get("command") != command:
+        raise ConfigError(f"resume={folder} holds a run of kikitori {results.get('command')}, not of {command}")
+    now = [word for word in given if _key(word) != "resume"]
+    taken = {_key(word) for word in now} | set(START_KEYS)
+    recorded = [word for word in map(str, results.get("overrides", [])) if _key(word) not in taken]
+    # --config-dir and its like, if the run was started with them and none is given now.
+    options = [] if any(word.startswith("--config-") for word in now) else results.get("options", [])
+    return [*map(str, options), *recorded, *now, override("hydra.run.dir", folder), "resume=auto"]
+
+
+def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:
+    """The keys in which two configurations differ, with both values; keys that may differ are left out."""
+    old, new = (dict(flatten(json.loads(json.dumps(config)))) for config in (before, now))
+    differing = [key for key in old | new if old.get(key) != new.get(key) and not NOT_OF_THE_RECIPE.fullmatch(key)]
+    return {key: f"was {old.get(key)}, is now {new.get(key)}" for key in differing}
+
+
+def check_data(results: Results, summary: Mapping[str, Any], accepted: Sequence[str], folder: Path) -> None:
+    """Raises ConfigError if a resumed run finds other clips than it began with."""
+    before = results.get("data", {}).get("splits", {})
+    found = {}
+    for split, facts in summary["splits"].items():
+        if split in before and before[split]["digest"] != facts["digest"]:
+            counts = f"{before[split]['clips']} clips then, {facts['clips']} now"
+            found[f"data ({split})"] = f"audio or transcripts have changed: {counts}"
+    refuse_changes(found, accepted, folder)
+
+
+def refuse_changes(found: Mapping[str, str], accepted: Sequence[str], folder: Path) -> None:
+    """Raises ConfigError for changes that `resume_accept` does not name; a key there covers the keys below it."""
+    refused = {k: how for k, how in found.items() if not any(re.match(rf"{re.escape(a)}\b", k) for a in accepted)}
+    if refused:
+        lines = "\n".join(f"  {key}: {how}" for key, how in refused.items())
+        keys = ",".join(dict.fromkeys(key.partition(" ")[0] for key in refused))
+        raise ConfigError(
+            f"{folder} holds a run with other settings; resume it unchanged, or accept the changes with "
+            f"'resume_accept=[{keys}]'\n{lines}"
+        )
+
+
+def _key(word: str) -> str:
+    return word.lstrip("+~").partition("=")[0]

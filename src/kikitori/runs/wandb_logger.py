@@ -1,0 +1,294 @@
+"""Weights & Biases: one W&B run per run, what is sent to it, and what is kept private.
+
+Everything sent to W&B is also in the run's folder, so a W&B failure is a warning and never ends the run.
+"""
+
+import logging
+import netrc
+import os
+import shlex
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import wraps
+from pathlib import Path
+from typing import Any
+from urllib.error import HTTPError
+from urllib.request import urlopen
+
+import numpy as np
+from numpy.typing import NDArray
+from pytorch_lightning.loggers import WandbLogger
+from pytorch_lightning.utilities import rank_zero_only
+
+from kikitori.audio.waveform import SAMPLE_RATE
+from kikitori.config.overrides import sweep_name
+from kikitori.metrics.alignment import error_types
+from kikitori.runs.results import FINISHED, predictions_file
+from kikitori.runtime.errors import one_line
+from kikitori.runtime.files import read_lines
+from kikitori.runtime.rng import seeded_sample
+
+log = logging.getLogger(__name__)
+
+HOST = "api.wandb.ai"
+# Timeouts: for a first answer of the server, for starting a run, and for sending the rest at the end (an artifact is
+# large).
+ANSWER_S, START_S, FINISH_S, ARTIFACT_S = 3.0, 20.0, 20.0, 600.0
+# Rows in the table of clips, and per kind of error.
+SAMPLE_CLIPS = 32
+ERRORS_PER_KIND = 20
+# Keeps W&B from collecting the host name, the command line, paths, the git remote (which may hold a password), the code,
+# the list of installed packages, and everything that is printed.
+PRIVACY_SETTINGS = {"x_disable_meta": True, "host": "", "disable_git": True, "save_code": False, "console": "off"}
+PRIVACY_SETTINGS |= {"x_save_requirements": False}
+
+Row = dict[str, Any]
+
+
+def warn_on_failure(send: Callable[..., None]) -> Callable[..., None]:
+    """Turns the first failure to send into a warning, after which nothing more is sent."""
+
+    @wraps(send)
+    def sent(self: "WandbRunLogger", *what: Any, **how: Any) -> None:
+        if self.has_failed:
+            return
+        try:
+            send(self, *what, **how)
+        except Exception as error:  # W&B raises many types
+            self.has_failed = True
+            log.warning("Weights & Biases: sending stopped (%s); everything is in the run's folder", one_line(error))
+
+    return sent
+
+
+class WandbRunLogger(WandbLogger):
+    """A W&B run in the run's folder: online with credentials, otherwise offline and without a prompt.
+
+    group: None for the sweep's folder name. name: None for the run's folder name. audio: whether the table of clips
+    includes their audio, which uploads it. log_model: whether the best model is uploaded as an artifact with `aliases`.
+    A resumed run continues its W&B run. If the server does not answer, the run is kept offline.
+    """
+
+    def __init__(
+        self,
+        folder: str,
+        project: str = "kikitori",
+        entity: str | None = None,
+        group: str | None = None,
+        job_type: str = "train",
+        tags: Sequence[str] = (),
+        notes: str | None = None,
+        name: str | None = None,
+        audio: bool = True,
+        log_model: bool = False,
+        aliases: Sequence[str] = ("best",),
+    ) -> None:
+        os.environ.setdefault("WANDB_SILENT", "true")
+        mode = os.environ.get("WANDB_MODE") or ("online" if has_credentials() else "offline")
+        self.folder = Path(folder)
+        self.audio, self.sends_model, self.aliases = audio, log_model, list(aliases)
+        self._id_file = self.folder / "wandb" / "run-id"
+        self.has_failed = False
+        self._is_online = mode not in ("offline", "dryrun", "disabled")
+        finish_s = ARTIFACT_S if log_model else FINISH_S
+        patience = {"init_timeout": START_S, "finish_timeout": finish_s, "finish_timeout_raises": True}
+        super().__init__(
+            project=project,
+            save_dir=folder,
+            name=name or self.folder.name,
+            id=self._id_file.read_text(encoding="utf-8") if self._id_file.exists() else None,
+            offline=mode in ("offline", "dryrun"),
+            entity=entity,
+            group=group or sweep_name(),
+            job_type=job_type,
+            tags=list(tags),
+            notes=notes,
+            settings=PRIVACY_SETTINGS | patience,
+        )
+        # Lightning passes an argument that W&B has removed and warns about.
+        self._wandb_init.pop("anonymous", None)
+
+    @rank_zero_only
+    @warn_on_failure
+    def start(self, results: Mapping[str, Any]) -> None:
+        """Starts the W&B run and stores what is needed to repeat it besides the configuration (`log_hyperparams`)."""
+        # W&B stages the clips of a table here. Its default is the user's home, which `wandb sync` on another machine, or
+        # after a job's home is gone, cannot find.
+        os.environ["WANDB_DATA_DIR"] = str(self.folder / "wandb")
+        run = self._start_run()
+        self._id_file.parent.mkdir(exist_ok=True)
+        self._id_file.write_text(run.id, encoding="utf-8")
+        for metric in ("val/cer", "val/wer", "val/loss"):
+            run.define_metric(metric, step_metric="trainer/global_step", step_sync=True, summary="min,last")
+        run.config.update({key: results[key] for key in ("overrides", "git", "versions")}, allow_val_change=True)
+
+    def _start_run(self) -> Any:
+        """The W&B run; offline if the server cannot be reached."""
+        if self._is_online:
+            try:
+                check_reachable(server())
+                return self.experiment
+            except Exception as error:  # W&B raises many types
+                log.warning("Weights & Biases: this run is kept offline, to be synced later (%s)", one_line(error))
+                self._wandb_init["mode"], self._is_online = "offline", False
+        return self.experiment
+
+    @rank_zero_only
+    @warn_on_failure
+    def log_hyperparams(self, params: Any) -> None:
+        super().log_hyperparams(params)
+
+    @rank_zero_only
+    @warn_on_failure
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        super().log_metrics(metrics, step)
+
+    @rank_zero_only
+    @warn_on_failure
+    def finish(self, results: Mapping[str, Any], language: str, pcm: Callable[[str], NDArray[np.int16]]) -> None:
+        """Sends the tables of validation clips and errors, the summary, and the best model if log_model is set.
+
+        pcm: returns a validation clip's samples, (samples,) int16 at 16 kHz, by its name.
+        """
+        import wandb
+
+        self.experiment.summary.update(summary(results))
+        if self._is_online:
+            # Logging a table blocks for long without a server.
+            check_reachable(server())
+        before, after = (
+            read_lines(predictions_file(self.folder, "validation", stage)) for stage in ("before", "after")
+        )
+        errors = wandb.Table(["kind", "reference", "hypothesis", "count"], most_common_errors(after, language))
+        self.experiment.log(
+            {"validation_sample": self._table(sample_rows(before, after), pcm), "validation_errors": errors}
+        )
+        if self.sends_model:
+            self._send_model(results)
+
+    def _table(self, rows: list[Row], pcm: Callable[[str], NDArray[np.int16]]) -> Any:
+        """The rows as a W&B table, with audio if allowed, without clip names (which may contain a speaker's)."""
+        import wandb
+
+        header: list[Any] = [column for column in rows[0] if column != "clip"]
+        body = [[row[column] for column in header] for row in rows]
+        if self.audio:
+            header = ["audio", *header]
+            for row, cells in zip(rows, body, strict=True):
+                cells.insert(0, wandb.Audio(pcm(row["clip"]), sample_rate=SAMPLE_RATE))
+        return wandb.Table(header, body)
+
+    def _send_model(self, results: Mapping[str, Any]) -> None:
+        import wandb
+
+        metadata = {f"{split}/cer": rates["cer"] for split, rates in results["scores"]["after"].items()}
+        if results["checkpoint"]["monitor"]:
+            metadata[results["checkpoint"]["monitor"]] = results["checkpoint"]["value"]
+        artifact = wandb.Artifact(f"model-{self.experiment.id}", "model", metadata=metadata)
+        # The folder does not change, so W&B need not copy it first.
+        artifact.add_dir(str(self.folder / "model"), policy="immutable")
+        self.experiment.log_artifact(artifact, aliases=self.aliases)
+
+
+def has_credentials() -> bool:
+    """Whether W&B can log in without a prompt: by WANDB_API_KEY, or by ~/.netrc as `wandb login` writes it."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    host = server().split("//")[-1].split("/")[0]
+    try:
+        return netrc.netrc(Path("~/.netrc").expanduser()).authenticators(host) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
+
+
+def server() -> str:
+    """The address of the W&B server, WANDB_BASE_URL if that is set."""
+    return os.environ.get("WANDB_BASE_URL", f"https://{HOST}").rstrip("/")
+
+
+def check_reachable(address: str) -> None:
+    """Raises TimeoutError unless the server answers within ANSWER_S. In a thread, since a name lookup may hang."""
+    answered = threading.Event()
+
+    def ask() -> None:
+        try:
+            urlopen(f"{address}/healthz", timeout=ANSWER_S).close()
+            answered.set()
+        except HTTPError:  # an answer
+            answered.set()
+        except (OSError, ValueError):
+            pass
+
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(ANSWER_S)
+    if not answered.is_set():
+        raise TimeoutError(f"{address} does not answer within {ANSWER_S:.0f} s")
+
+
+@contextmanager
+def closing_wandb(results: Mapping[str, Any]) -> Iterator[None]:
+    """Finishes the W&B run when the block ends, with the status in the results, and prints where it is."""
+    try:
+        yield
+    finally:
+        if where := finish_run(results.get("status", "failed")):
+            print(f"Weights & Biases: {where}")
+
+
+def finish_run(status: str) -> str:
+    """Finishes the W&B run of this process, if it has one; returns its URL, or the command that syncs it.
+
+    A run that neither completed nor was pruned is marked failed. Without this, two runs in one process (a sweep with
+    Hydra's basic launcher) would share one W&B run.
+    """
+    wandb = sys.modules.get("wandb")
+    if wandb is None or wandb.run is None:
+        return ""
+    run, url = wandb.run, wandb.run.url
+    here = Path(run.dir).parent
+    unsent = sorted(map(str, here.parent.glob("offline-run-*"))) if run.offline else []
+    try:
+        run.summary["status"] = status
+        run.finish(exit_code=int(status not in FINISHED))
+    except Exception as error:  # W&B raises many types
+        log.warning("Weights & Biases: not everything was sent (%s); all of it is in the run's folder", one_line(error))
+        unsent = unsent or [str(here)]
+    return shlex.join(["wandb", "sync", *unsent]) if unsent else url or ""
+
+
+def sample_rows(before: list[Row], after: list[Row]) -> list[Row]:
+    """Rows for a seeded sample of clips, the same in each run of the same data, worst regressions first; rates in %."""
+    pairs = sorted(zip(before, after, strict=True), key=lambda pair: pair[0]["clip"])
+    rows = []
+    for old, new in (pairs[i] for i in seeded_sample(len(pairs), SAMPLE_CLIPS, seed=0)):
+        cer = [100 * row["cer_edits"] / max(1, row["cer_length"]) for row in (old, new)]
+        texts = {"reference": new["reference"], "before": old["hypothesis"], "after": new["hypothesis"]}
+        rates = {"CER % before": cer[0], "CER % after": cer[1], "change": cer[1] - cer[0]}
+        rows.append({"clip": new["clip"], **texts, **rates})
+    return sorted(rows, key=lambda row: (row["change"], row["CER % after"]), reverse=True)
+
+
+def most_common_errors(predictions: list[Row], language: str) -> list[list[Any]]:
+    """The most common errors of each kind, most common first."""
+    references, hypotheses = ([row[key] for row in predictions] for key in ("reference", "hypothesis"))
+    errors = error_types(references, hypotheses, language)["rows"]
+    left = dict.fromkeys((kind for kind, *_ in errors), ERRORS_PER_KIND)
+    kept = []
+    for error in errors:
+        left[error[0]] -= 1
+        kept += [list(error)] if left[error[0]] >= 0 else []
+    return kept
+
+
+def summary(results: Mapping[str, Any]) -> Row:
+    """Scalars for W&B's table of runs: scores before and after with their change for each split, and the costs."""
+    scores = {
+        f"{stage}/{split}/{rate}": rates[rate]
+        for stage, splits in results["scores"].items()
+        for split, rates in splits.items()
+        for rate in ("cer", "wer")
+    }
+    return {**scores, **{f"cost/{key}": value for key, value in results["cost"].items() if value is not None}}
