@@ -13,7 +13,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from kikitori.config.targets import RENAMED
+from kikitori.config import names
+from kikitori.config.documentation import help_text
 from kikitori.runtime.errors import ConfigError
 from kikitori.runtime.paths import CONF
 
@@ -90,6 +91,7 @@ def tasks(devices: int | str) -> int:
     return devices
 
 
+OmegaConf.register_new_resolver("kikitori.help", help_text, replace=True)
 OmegaConf.register_new_resolver("kikitori.tasks", tasks, replace=True)
 OmegaConf.register_new_resolver("kikitori.swept", swept, replace=True)
 
@@ -100,11 +102,12 @@ def to_plain(cfg: DictConfig) -> dict[str, Any]:
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
-    """Each leaf of a configuration with its dotted key."""
+    """Yields each leaf of a configuration with its dotted key; names of earlier versions are translated."""
     for key, value in config.items():
+        dotted = f"{prefix}{key}"
         if isinstance(value, dict):
-            yield from flatten(value, f"{prefix}{key}.")
+            yield from flatten(value, f"{dotted}.")
         elif key == "_target_":
-            yield f"{prefix}{key}", RENAMED.get(value, value)
+            yield dotted, names.TARGETS.get(value, value)
         else:
-            yield f"{prefix}{key}", value
+            yield names.KEYS.get(dotted, dotted), value

@@ -39,19 +39,6 @@ TARGETS: dict[str, tuple[str, ...]] = {
         *(f"optuna.pruners.{name}Pruner" for name in ("Hyperband", "SuccessiveHalving")),
     ),
 }
-# Names that earlier versions wrote into run folders, and what they are now.
-RENAMED = {
-    "kikitori.datamodule.CommonVoice": "kikitori.CommonVoice",
-    "kikitori.datamodule.Demo": "kikitori.Demo",
-    "kikitori.datamodule.Hub": "kikitori.Hub",
-    "kikitori.datamodule.Manifest": "kikitori.Manifest",
-    "kikitori.optim.build": "kikitori.adamw",
-    "kikitori.pruning.PruneByStudy": "kikitori.OptunaPruning",
-    "kikitori.tracking.RunLogger": "kikitori.WandbRunLogger",
-    "kikitori.trainer.ddp": "kikitori.ddp",
-    "kikitori.whisper.build": "kikitori.build_whisper",
-    "kikitori.whisper.load": "kikitori.load_whisper",
-}
 # Further names, with commas between them. In the environment, which no file sets, and which a run's processes, the
 # trials of a sweep and Slurm's jobs inherit.
 OWN = "KIKITORI_TARGETS"

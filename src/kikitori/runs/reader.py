@@ -18,6 +18,7 @@ from typing import Any
 import yaml
 
 from kikitori.config.overrides import flatten
+from kikitori.config.names import translate
 from kikitori.runs.results import RESULTS, SWEEP, predictions_file
 from kikitori.runtime.errors import DataError
 from kikitori.runtime.files import read_lines
@@ -72,7 +73,7 @@ class Run:
         """The overrides of the command line; a trial's include the values of its sweep."""
         given = self.results.get("overrides") or _hydra_overrides(self.folder)
         # A trial's link to its Optuna study is not part of its recipe.
-        return [override for override in given if not override.startswith("+callbacks.pruning=")]
+        return [translate(override) for override in given if not override.startswith("+callbacks.pruning=")]
 
     @property
     def command(self) -> str:

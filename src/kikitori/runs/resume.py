@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from kikitori.config.overrides import flatten, override
+from kikitori.config.names import translate
 from kikitori.runs.results import RESULTS, Results
 from kikitori.runtime.errors import ConfigError
 from kikitori.runtime.files import read_json
 
-# Keys that belong to one start of a run and not to the run; `accept` and `sweep` are their names in earlier versions.
-START_KEYS = ("resume", "resume_accept", "resume_sweep", "accept", "sweep", "hydra.run.dir")
+# Keys that belong to one start of a run and not to the run.
+START_KEYS = ("resume", "resume_accept", "resume_sweep", "sweep", "hydra.run.dir")
 # Keys in which a resumed run may differ without being asked.
 NOT_OF_THE_RECIPE = re.compile(
     r"resume(_sweep)?|(resume_)?accept\b.*|sweep\b.*|logger\b.*|trainer\.strategy\b.*"
@@ -42,7 +43,8 @@ def expand_resume(command: str, given: list[str]) -> list[str]:
         raise ConfigError(f"resume={folder} holds a run of kikitori {results.get('command')}, not of {command}")
     now = [word for word in given if _key(word) != "resume"]
     taken = {_key(word) for word in now} | set(START_KEYS)
-    recorded = [word for word in map(str, results.get("overrides", [])) if _key(word) not in taken]
+    overrides = [translate(str(word)) for word in results.get("overrides", [])]
+    recorded = [word for word in overrides if _key(word) not in taken]
     # --config-dir and its like, if the run was started with them and none is given now.
     options = [] if any(word.startswith("--config-") for word in now) else results.get("options", [])
     return [*map(str, options), *recorded, *now, override("hydra.run.dir", folder), "resume=auto"]

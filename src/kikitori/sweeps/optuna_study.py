@@ -21,6 +21,7 @@ from optuna.samplers import GridSampler
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
+from kikitori.config.names import KEYS
 from kikitori.config.targets import instantiate
 from kikitori.runtime.errors import ConfigError, SweepError
 
@@ -81,22 +82,28 @@ def open_study(plugin: Any, space: Mapping[str, BaseDistribution], folder: Path)
     except Exception as error:  # whatever a file that is no journal makes Optuna raise
         raise SweepError(f"hydra.sweeper.study={path} is no study of Optuna's ({error}); give another file") from error
     known = study.user_attrs.get("space", described)
-    if known != described:
+    if {KEYS.get(key, key): values for key, values in known.items()} != described:
         raise SweepError(
             f"hydra.sweeper.study={path} is of another search: it has {_words(known)}, this one {_words(described)}; "
             "give the same axes, or another file"
         )
-    study.set_user_attr("space", described)
+    study.set_user_attr("space", known)
     pruner: DictConfig | None = OmegaConf.select(plugin.config, "hydra.sweeper.pruner")
     if pruner is not None:
         described_pruner = OmegaConf.to_container(pruner, resolve=True)
         study.set_user_attr("pruner", described_pruner)
         study.pruner = instantiate(described_pruner)
-    study.sampler = make_sampler(plugin.sampler, space, len(study.trials))
+    study.sampler = make_sampler(plugin.sampler, named_as_in(study, space), len(study.trials))
     if path.resolve().parent != folder.resolve():
         # Machines that share a study must not all begin with the same draws.
         study.sampler.reseed_rng()
     return study
+
+
+def named_as_in(study: optuna.Study, space: Mapping[str, BaseDistribution]) -> dict[str, BaseDistribution]:
+    """The search space with the keys of a study that was started before a rename, so that its trials still count."""
+    earlier = {KEYS.get(key, key): key for key in study.user_attrs["space"]}
+    return {earlier[key]: values for key, values in space.items()}
 
 
 def make_sampler(make: Any, space: Mapping[str, BaseDistribution], earlier: int) -> optuna.samplers.BaseSampler:

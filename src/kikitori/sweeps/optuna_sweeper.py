@@ -14,9 +14,10 @@ from optuna.distributions import BaseDistribution
 from optuna.samplers import GridSampler, RandomSampler
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from kikitori.config.names import KEYS
 from kikitori.runtime.errors import SweepError
 from kikitori.sweeps.launcher import TrialRunner
-from kikitori.sweeps.optuna_study import open_study, split_space, values_of
+from kikitori.sweeps.optuna_study import named_as_in, open_study, split_space, values_of
 from kikitori.sweeps.trials import Trial, update_state
 
 log = logging.getLogger(__name__)
@@ -58,7 +59,7 @@ class Search:
         self.machine = machine
         self.study = study
         self.fixed = fixed
-        self.space = space
+        self.space = named_as_in(study, space)
         self.sweep = machine.sweep.id
         self.n_trials = plugin.n_trials
         if isinstance(study.sampler, GridSampler):
@@ -99,7 +100,7 @@ class Search:
 
     def _trial(self, number: int, chosen: FrozenTrial) -> Trial:
         self.numbers[number] = chosen.number
-        overrides = with_values(self.fixed, chosen.params)
+        overrides = with_values(self.fixed, {KEYS.get(k, k): v for k, v in chosen.params.items()})
         if self.plugin.pruner is not None:
             where = json.dumps(str(Path(self.plugin.study).resolve()), ensure_ascii=False)
             pruning = f"study:{where},name:{json.dumps(self.plugin.study_name)},trial:{chosen.number}"

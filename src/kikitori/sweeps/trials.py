@@ -2,11 +2,13 @@
 
 import signal
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 from uuid import uuid4
 
+from kikitori.config.names import translate
 from kikitori.runs.results import FINISHED, best_cer
 from kikitori.runtime.errors import DataError, SweepError
 from kikitori.runtime.files import read_json, write_json
@@ -85,9 +87,15 @@ def open_sweep(folder: Path, command: list[str], resume: str | None) -> Sweep:
         return Sweep(folder, command)
     facts = read_json(path)
     try:
-        return Sweep(folder, command, [Trial(**trial) for trial in facts["trials"]], facts["started"], facts["id"])
+        return Sweep(folder, command, [_read_trial(trial) for trial in facts["trials"]], facts["started"], facts["id"])
     except (KeyError, TypeError) as error:
         raise DataError(f"{path} is no record of a sweep ({error}); start a sweep of its own") from error
+
+
+def _read_trial(facts: Mapping[str, Any]) -> Trial:
+    """A trial from sweep.json, with the names of this version."""
+    swept = dict(translate(f"{key}={value}").split("=", 1) for key, value in facts["swept"].items())
+    return Trial(**{**facts, "overrides": [translate(text) for text in facts["overrides"]], "swept": swept})
 
 
 def update_state(trial: Trial, folder: Path, code: int | None, since: float = 0.0) -> None:
