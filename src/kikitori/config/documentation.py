@@ -126,9 +126,13 @@ def comments(files: Mapping[str, ConfigFile]) -> dict[str, str]:
     """The comment of each dotted key. Experiments and sweeps, whose comments give reasons, do not replace others."""
     found: dict[str, str] = {}
     for name, file in sorted(files.items(), key=lambda item: not item[1].is_global):
-        package = "" if file.is_global or "/" not in name else name.rpartition("/")[0].replace("/", ".") + "."
-        found |= {f"{package}{key}": entry.comment for key, entry in file.keys.items() if entry.comment}
+        found |= {package(name, file) + key: entry.comment for key, entry in file.keys.items() if entry.comment}
     return found
+
+
+def package(name: str, file: ConfigFile) -> str:
+    """The prefix of a file's keys in a composed configuration, such as `data.`."""
+    return "" if file.is_global or "/" not in name else name.rpartition("/")[0].replace("/", ".") + "."
 
 
 def described_groups(files: Mapping[str, ConfigFile]) -> dict[str, str]:
@@ -159,7 +163,7 @@ def help_text(*, _root_: DictConfig) -> str:
     lines += ["", "Keys, as key=value:", ""]
     values: Any = OmegaConf.to_container(_root_)
     values["hydra"] = values.pop("hydra")  # last
-    for key, value in leaves(values):
+    for key, value in settable(values):
         if not key.startswith("hydra.") or (key.startswith(HYDRA_KEYS) and key in documented):
             lines += _wrap(f"{key}={show(value)}", 2) + _wrap(documented.get(key, ""), 6)
     for note in NOTES:
@@ -177,11 +181,11 @@ def _help_of_groups(
         yield from _wrap(": ".join(filter(None, [described.get(group), names])), 6)
 
 
-def leaves(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yields dotted key and value of every leaf; `_target_` and its like, which follow from the choices, are left out."""
+def settable(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields dotted key and value of every leaf but `_target_` and its like, which follow from the choices."""
     for key, value in node.items():
         if isinstance(value, dict) and value:
-            yield from leaves(value, f"{prefix}{key}.")
+            yield from settable(value, f"{prefix}{key}.")
         elif not key.startswith("_"):
             yield f"{prefix}{key}", value
 

@@ -11,7 +11,7 @@ INTRODUCTION = """\
 
 <!-- Made from the comments in conf/ by `python -m kikitori.config.reference > docs/configuration.md`. -->
 
-Every setting is a key in a YAML file under [conf/](../conf) and can be changed on the command line as `key=value`, as in
+Every setting is a key in a YAML file under [conf/](../conf) and can be changed on the command line as `key=value`:
 `kikitori train optim.lr=3e-5`. A folder there is a group, each of its files a choice: `kikitori train data=manifest`.
 The root file comes first, then the choices, then `experiment`, then the command line; later values win.
 `kikitori train --help` shows the same for the choices made, `--cfg job` the composed values. `???` must be given.

@@ -17,8 +17,8 @@ from typing import Any
 
 import yaml
 
-from kikitori.config.overrides import flatten
 from kikitori.config.names import translate
+from kikitori.config.overrides import flatten
 from kikitori.runs.results import RESULTS, SWEEP, predictions_file
 from kikitori.runtime.errors import DataError
 from kikitori.runtime.files import read_lines

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from kikitori.config.overrides import flatten, override
 from kikitori.config.names import translate
+from kikitori.config.overrides import flatten, override
 from kikitori.runs.results import RESULTS, Results
 from kikitori.runtime.errors import ConfigError
 from kikitori.runtime.files import read_json

@@ -21,7 +21,7 @@ from optuna.samplers import GridSampler
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
-from kikitori.config.names import KEYS
+from kikitori.config.names import RENAMED_KEYS
 from kikitori.config.targets import instantiate
 from kikitori.runtime.errors import ConfigError, SweepError
 
@@ -82,7 +82,7 @@ def open_study(plugin: Any, space: Mapping[str, BaseDistribution], folder: Path)
     except Exception as error:  # whatever a file that is no journal makes Optuna raise
         raise SweepError(f"hydra.sweeper.study={path} is no study of Optuna's ({error}); give another file") from error
     known = study.user_attrs.get("space", described)
-    if {KEYS.get(key, key): values for key, values in known.items()} != described:
+    if {RENAMED_KEYS.get(key, key): values for key, values in known.items()} != described:
         raise SweepError(
             f"hydra.sweeper.study={path} is of another search: it has {_words(known)}, this one {_words(described)}; "
             "give the same axes, or another file"
@@ -102,7 +102,7 @@ def open_study(plugin: Any, space: Mapping[str, BaseDistribution], folder: Path)
 
 def named_as_in(study: optuna.Study, space: Mapping[str, BaseDistribution]) -> dict[str, BaseDistribution]:
     """The search space with the keys of a study that was started before a rename, so that its trials still count."""
-    earlier = {KEYS.get(key, key): key for key in study.user_attrs["space"]}
+    earlier = {RENAMED_KEYS.get(key, key): key for key in study.user_attrs["space"]}
     return {earlier[key]: values for key, values in space.items()}
 
 

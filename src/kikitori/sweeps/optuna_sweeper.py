@@ -14,7 +14,7 @@ from optuna.distributions import BaseDistribution
 from optuna.samplers import GridSampler, RandomSampler
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from kikitori.config.names import KEYS
+from kikitori.config.names import RENAMED_KEYS
 from kikitori.runtime.errors import SweepError
 from kikitori.sweeps.launcher import TrialRunner
 from kikitori.sweeps.optuna_study import named_as_in, open_study, split_space, values_of
@@ -100,7 +100,7 @@ class Search:
 
     def _trial(self, number: int, chosen: FrozenTrial) -> Trial:
         self.numbers[number] = chosen.number
-        overrides = with_values(self.fixed, {KEYS.get(k, k): v for k, v in chosen.params.items()})
+        overrides = with_values(self.fixed, {RENAMED_KEYS.get(k, k): v for k, v in chosen.params.items()})
         if self.plugin.pruner is not None:
             where = json.dumps(str(Path(self.plugin.study).resolve()), ensure_ascii=False)
             pruning = f"study:{where},name:{json.dumps(self.plugin.study_name)},trial:{chosen.number}"
