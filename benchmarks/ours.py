@@ -16,25 +16,29 @@ from task import WARMUP_STEPS, Task
 from torch import Tensor
 from transformers import WhisperConfig, WhisperTokenizer
 
-from kikitori import audio, experiment, fitting, front_end
-from kikitori import trainer as trainers
-from kikitori.callbacks import Progress, Recorder
-from kikitori.config import check
-from kikitori.datamodule import SpeechDataModule
-from kikitori.loss import clip_losses
-from kikitori.metrics import score_clips
-from kikitori.module import WhisperModule
-from kikitori.monitor import Monitor
-from kikitori.paths import CONF, cache_folder
-from kikitori.run import plain, quieten
-from kikitori.whisper import encode
+from kikitori.audio import waveform
+from kikitori.config.overrides import to_plain
+from kikitori.config.validation import check_config
+from kikitori.data.datamodule import SpeechDataModule
+from kikitori.metrics.error_rates import score_clips
+from kikitori.model import processor
+from kikitori.model.whisper import encode
+from kikitori.pipelines import builders
+from kikitori.runtime.console import quiet_libraries
+from kikitori.runtime.paths import CONF, cache_folder
+from kikitori.training import batch_size_finder
+from kikitori.training import trainer as trainers
+from kikitori.training.callbacks import Progress, ThroughputMonitor
+from kikitori.training.history import TrainingHistory
+from kikitori.training.lightning_module import WhisperModule
+from kikitori.training.loss import clip_losses
 
 
 def compose_run(task: Task) -> DictConfig:
     """The configuration of `kikitori train` with the tutorial's recipe."""
     overrides = [
         f"data.window={task.contender}",
-        f"data.global_batch={task.batch}",
+        f"data.global_batch_size={task.batch}",
         f"data.eval_batch_size={task.batch}",
         f"data.limit={{train: {task.train_clips}, validation: {task.eval_clips}, test: 1}}",
         "data.allow_shared_speakers=true",
@@ -50,12 +54,12 @@ def compose_run(task: Task) -> DictConfig:
         cfg = compose("train", overrides)
     # Not among the overrides, whose grammar leaves no room for every path.
     cfg.data.release, cfg.model.name = task.release, task.model
-    check(cfg)
+    check_config(cfg)
     return cfg
 
 
 def build_data(cfg: DictConfig, trainer: pl.Trainer | None = None) -> SpeechDataModule:
-    data = experiment.build_data(cfg, trainer)
+    data = builders.build_data(cfg, trainer)
     data.splits = ["train", "validation"]
     return data
 
@@ -63,13 +67,13 @@ def build_data(cfg: DictConfig, trainer: pl.Trainer | None = None) -> SpeechData
 def prepare(task: Task) -> dict[str, Any]:
     """Rows, decoding, selection: all that stands before a first batch, on one core."""
     torch.set_num_threads(1)
-    quieten()
+    quiet_libraries()
     cfg = compose_run(task)
     data = build_data(cfg)
     config = WhisperConfig.from_pretrained(task.model)
     tokenizer = WhisperTokenizer.from_pretrained(task.model)
-    data.front_end = front_end.make(tokenizer, config, cfg.model.language, cfg.model.task, "benchmark")
-    audio.decode(next(Path(task.release, "clips").iterdir()))  # what is made once is not a clip's cost
+    data.processor = processor.make_processor(tokenizer, config, cfg.model.language, cfg.model.task, "benchmark")
+    waveform.decode(next(Path(task.release, "clips").iterdir()))  # what is made once is not a clip's cost
     start = time.perf_counter()
     data.setup()
     seconds = time.perf_counter() - start
@@ -80,20 +84,26 @@ def prepare(task: Task) -> dict[str, Any]:
 
 def train(task: Task) -> dict[str, Any]:
     """Fit, then validate, with the callbacks of every run."""
-    quieten()
+    quiet_libraries()
     cfg = compose_run(task)
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
     meter = Meter(WARMUP_STEPS, task.all_steps)
-    callbacks = [Recorder(), LearningRateMonitor("step"), Monitor(), Progress(task.path), EndOfStep(meter)]
-    settings, _ = trainers.on_this_machine(plain(cfg.trainer), torch.cuda.device_count())
-    trainer = trainers.build(settings, task.path, callbacks, [CSVLogger(task.path, name="", version="")])
+    callbacks = [
+        TrainingHistory(),
+        LearningRateMonitor("step"),
+        ThroughputMonitor(),
+        Progress(task.path),
+        EndOfStep(meter),
+    ]
+    settings, _ = trainers.on_this_machine(to_plain(cfg.trainer), torch.cuda.device_count())
+    trainer = trainers.build_trainer(settings, task.path, callbacks, [CSVLogger(task.path, name="", version="")])
     data = build_data(cfg, trainer)
-    whisper = instantiate(cfg.model, _partial_=True, _convert_="all")().hearing_in(data.window)
-    data.front_end = whisper.front_end
+    whisper = instantiate(cfg.model, _partial_=True, _convert_="all")().with_window(data.window)
+    data.processor = whisper.processor
     data.setup()
-    experiment.limit_generation(whisper, plain(cfg.generation), data)
+    builders.configure_generation(whisper, to_plain(cfg.generation), data)
     module = WhisperModule(whisper, instantiate(cfg.optim, _convert_="all"), cfg.trainer.gradient_clip_val)
-    module.at_once = fitting.at_once(trainer, module, data)
+    module.micro_batch_sizes = batch_size_finder.find_micro_batch_sizes(trainer, module, data)
     trainer.fit(module, datamodule=data)
     measured = meter.measured(whisper.model.config, task.precision)
     module.to(DEVICE).train()
@@ -120,6 +130,6 @@ class EndOfStep(pl.Callback):
 
 def loss(module: WhisperModule, clips: int, frames: int, tokens: int) -> Tensor:
     """Of made-up clips."""
-    features = torch.zeros(clips, module.front_end.num_mel_bins, frames, device=DEVICE)
+    features = torch.zeros(clips, module.processor.num_mel_bins, frames, device=DEVICE)
     labels = torch.ones(clips, tokens, dtype=torch.int64, device=DEVICE)
     return clip_losses(module.model, encode(module.model, features), labels).sum()

@@ -30,7 +30,7 @@ from transformers import (
     WhisperProcessor,
 )
 
-from kikitori.metrics import corpus_rate, edits_and_lengths, score_clips
+from kikitori.metrics.error_rates import corpus_rate, edits_and_lengths, score_clips
 
 LANGUAGE = "ja"
 

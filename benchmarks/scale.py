@@ -26,12 +26,14 @@ import tables
 from hydra import compose, initialize_config_dir
 from transformers import WhisperConfig
 
-from kikitori import experiment, front_end
-from kikitori.common_voice import read_table
-from kikitori.datamodule import SpeechDataModule
-from kikitori.paths import CONF, DEMO, cache_folder
-from kikitori.report import git_state, write_json
-from kikitori.run import quieten
+from kikitori.corpora.common_voice import read_table
+from kikitori.data.datamodule import SpeechDataModule
+from kikitori.model import processor
+from kikitori.pipelines import builders
+from kikitori.runs.provenance import git_state
+from kikitori.runtime.console import quiet_libraries
+from kikitori.runtime.files import write_json
+from kikitori.runtime.paths import CONF, DEMO, cache_folder
 
 SIZES = (100, 1_000, 10_000)
 LARGEST = 100_000
@@ -164,19 +166,19 @@ PHASES = {"prepare": prepare, "again": again, "epoch": epoch}
 
 def build(release: str) -> SpeechDataModule:
     """The data of `kikitori train data.release=...`, of its training split alone, for a Whisper of 80 Mels."""
-    quieten()
+    quiet_libraries()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("train", [f"data.release={release}", "data.allow_shared_speakers=true"])
-    data = experiment.build_data(cfg)
+    data = builders.build_data(cfg)
     data.splits = ["train"]
     tokenizer, config = stand_ins.tokenizer(), WhisperConfig()
-    data.front_end = front_end.make(tokenizer, config, cfg.model.language, cfg.model.task, "benchmark")
+    data.processor = processor.make_processor(tokenizer, config, cfg.model.language, cfg.model.task, "benchmark")
     return data
 
 
 def loader(data: SpeechDataModule) -> Any:
     """The training loader over one epoch."""
-    steps = -(-len(data.clips["train"]) // data.global_batch)
+    steps = -(-len(data.clips["train"]) // data.global_batch_size)
     data.trainer = SimpleNamespace(max_steps=steps, world_size=1, global_rank=0, global_step=0)  # type: ignore[assignment]
     return data.train_dataloader()
 

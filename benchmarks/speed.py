@@ -21,8 +21,9 @@ import tables
 import torch
 from task import CONTENDERS, WARMUP_STEPS, Task, run
 
-from kikitori.report import git_state, write_json
-from kikitori.run import quieten
+from kikitori.runs.provenance import git_state
+from kikitori.runtime.console import quiet_libraries
+from kikitori.runtime.files import write_json
 
 # Random weights never end a transcript by themselves: so many tokens as one of Common Voice's has.
 TOKENS_OF_RANDOM_WEIGHTS = 24
@@ -31,7 +32,7 @@ TOKENS = 225
 
 def main() -> None:
     options = parse()
-    quieten()
+    quiet_libraries()
     output = Path(options.output)
     output.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix="kikitori-bench-") as scratch:

@@ -16,10 +16,10 @@ from torch import Tensor
 from torchaudio.functional import resample
 from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperTokenizer
 
-from kikitori.audio import SAMPLE_RATE, decode
-from kikitori.front_end import END, SPECIAL_TOKENS, START
-from kikitori.paths import DEMO
-from kikitori.whisper import load
+from kikitori.audio.waveform import SAMPLE_RATE, decode
+from kikitori.model.loading import load_whisper
+from kikitori.model.processor import END, SPECIAL_TOKENS, START
+from kikitori.runtime.paths import DEMO
 
 # Shape of openai/whisper-base.
 BASE = {"d_model": 512, "encoder_layers": 6, "decoder_layers": 6, "encoder_attention_heads": 8}
@@ -48,7 +48,7 @@ def whisper_base(folder: Path) -> Path:
     WhisperFeatureExtractor().save_pretrained(raw)
     # Loaded and saved once by kikitori, which writes the generation settings that every Whisper has, and one more: with
     # it, a Seq2SeqTrainer would not be heard on the length of what it generates.
-    whisper = load(str(raw), "ja", "transcribe")
+    whisper = load_whisper(str(raw), "ja", "transcribe")
     whisper.model.generation_config.max_new_tokens = None
     whisper.save(folder / "whisper-base")
     return folder / "whisper-base"

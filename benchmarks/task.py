@@ -1,4 +1,4 @@
-"""What a contender is asked to do, and a child process that does it: a contender, a phase and a round each have one.
+"""A benchmark task, and the child process that runs it: one per contender, phase and round.
 
 A process of its own gives fresh memory figures, and nothing that one contender warmed up or left behind helps or harms
 the next.
@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+# The program of the child process.
+CHILD = Path(__file__).with_name("contender.py")
 CONTENDERS = ("recipe", "fair", "full", "bucketed")
 # The step after which the clock runs: it allocates the optimizer's state, and starts the loader's workers.
 WARMUP_STEPS = 1
@@ -73,26 +75,9 @@ def child(task: Task) -> dict[str, Any]:
     }
     log = task.path / f"{task.phase}.log"
     with log.open("w", encoding="utf-8") as output:
-        command = [sys.executable, __file__, json.dumps(asdict(task))]
+        command = [sys.executable, str(CHILD), json.dumps(asdict(task))]
         failed = subprocess.run(command, env=environment, stdout=output, stderr=subprocess.STDOUT).returncode
     if failed:
         tail = "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-15:])
         raise RuntimeError(f"{task.contender} could not {task.phase}:\n{tail}")
     return json.loads((task.path / f"{task.phase}.json").read_text(encoding="utf-8"))
-
-
-def main() -> None:
-    task = Task(**json.loads(sys.argv[1]))
-    if task.phase == "prepare" and hasattr(os, "sched_setaffinity"):
-        # Before torch is imported, whose threads would inherit nothing.
-        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-    import ours
-    import recipe
-
-    contender = recipe if task.contender in ("recipe", "fair") else ours
-    measured = contender.prepare(task) if task.phase == "prepare" else contender.train(task)
-    (task.path / f"{task.phase}.json").write_text(json.dumps(measured, ensure_ascii=False), encoding="utf-8")
-
-
-if __name__ == "__main__":
-    main()

@@ -17,8 +17,11 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from kikitori.metrics import corpus_rate, interval, resampled
-from kikitori.report import FULL_WINDOW, percent, predictions_file, read_json, read_lines
+from kikitori.metrics.bootstrap import interval, resampled
+from kikitori.metrics.error_rates import corpus_rate
+from kikitori.runs.results import FULL_WINDOW, predictions_file
+from kikitori.runs.summary import percent
+from kikitori.runtime.files import read_json, read_lines
 
 SPLITS = ("validation", "test")
 

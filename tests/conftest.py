@@ -15,7 +15,8 @@ import pytest
 import torch
 import transformers
 
-from kikitori.whisper import Whisper, build, load
+from kikitori.model.loading import build_whisper, load_whisper
+from kikitori.model.whisper import Whisper
 
 transformers.logging.set_verbosity_error()
 
@@ -29,7 +30,7 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
 def micro() -> Whisper:
     """The smallest Whisper that is one: random weights, a window of 1 s."""
     torch.manual_seed(0)
-    whisper = build(
+    whisper = build_whisper(
         d_model=32,
         encoder_layers=1,
         decoder_layers=1,
@@ -39,7 +40,7 @@ def micro() -> Whisper:
         task="transcribe",
         max_label_tokens=64,
     )
-    whisper.limit_generation(max_new_tokens=12, num_beams=1)
+    whisper.configure_generation(max_new_tokens=12, num_beams=1)
     return whisper
 
 
@@ -58,4 +59,4 @@ def whisper_base() -> Whisper:
     folder = os.environ.get("KIKITORI_TEST_WHISPER")
     if not folder:
         pytest.skip("KIKITORI_TEST_WHISPER names no folder of pretrained whisper-base")
-    return load(folder, "ja", "transcribe")
+    return load_whisper(folder, "ja", "transcribe")

@@ -16,9 +16,9 @@ from measure import Part, activation_mb
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import WhisperConfig, WhisperForConditionalGeneration
 
-from kikitori.audio import decode
-from kikitori.common_voice import read
-from kikitori.paths import DEMO
+from kikitori.audio.waveform import decode
+from kikitori.corpora.common_voice import read
+from kikitori.runtime.paths import DEMO
 
 MICRO = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 2, "encoder_attention_heads": 2}
 MICRO |= {"decoder_attention_heads": 2, "encoder_ffn_dim": 48, "decoder_ffn_dim": 80}

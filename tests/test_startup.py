@@ -20,17 +20,17 @@ def loaded(*lines: str) -> set[str]:
 @pytest.mark.parametrize("command", ["", "train", "evaluate", "prepare", "transcribe", "compare"])
 def test_a_command_tells_its_help_before_it_loads_anything_heavy(command: str) -> None:
     line = f"sys.argv = ['kikitori', *{command!r}.split(), '--help']"
-    helped = ["import sys", "from kikitori import cli", line, "try: cli.main()", "except SystemExit: pass"]
+    helped = ["import sys", "from kikitori.cli import main", line, "try: main.main()", "except SystemExit: pass"]
     assert not HEAVY & loaded(*helped)
 
 
 def test_a_process_that_decodes_loads_soundfile_and_numpy_alone() -> None:
-    packages = loaded("import kikitori.sound")
+    packages = loaded("import kikitori.audio.decoder_process")
     assert {"soundfile", "numpy"} < packages
     assert not packages & {*HEAVY, "hydra", "omegaconf", "rich"}
 
 
 def test_a_trial_loads_only_what_every_trial_needs() -> None:
-    packages = loaded("import kikitori.experiment, kikitori.launcher")
+    packages = loaded("import kikitori.pipelines.train, kikitori.sweeps.launcher")
     assert "pytorch_lightning" in packages
     assert not SOME_PATHS & packages

@@ -1,6 +1,6 @@
 """What Hydra finds of kikitori when it looks for plugins: the local launcher and the search with Optuna.
 
-Hydra imports this file at every start, so that all work is in `kikitori.launcher` and `kikitori.search`.
+Hydra imports this file at every start, so that all work is in `kikitori.sweeps.launcher` and `kikitori.sweeps.optuna_sweeper`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,13 +26,13 @@ class LocalLauncher(Launcher):
         self.config = config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        from kikitori.launcher import launch
+        from kikitori.sweeps.launcher import launch
 
         return launch(self, job_overrides, initial_job_idx)
 
 
 class OptunaSweeper(Sweeper):
-    """`hydra/sweeper=optuna`: values chosen by a study; see `kikitori.search.search`."""
+    """`hydra/sweeper=optuna`: values chosen by a study; see `kikitori.sweeps.optuna_sweeper.search`."""
 
     def __init__(
         self,
@@ -62,6 +62,6 @@ class OptunaSweeper(Sweeper):
         )
 
     def sweep(self, arguments: list[str]) -> None:
-        from kikitori.search import search
+        from kikitori.sweeps.optuna_sweeper import search
 
         search(self, arguments)

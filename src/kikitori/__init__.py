@@ -1,3 +1,62 @@
-"""kikitori (聞き取り): fine-tune Whisper on speech, Japanese first."""
+"""kikitori (聞き取り): fine-tune Whisper on speech, Japanese first.
+
+Names below are imported when they are first used, so that `import kikitori` and the command line start fast.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from kikitori.data.datamodule import CommonVoice, Demo, Hub, Manifest, SpeechDataModule
+    from kikitori.model.loading import build_whisper, load_whisper
+    from kikitori.model.whisper import Whisper
+    from kikitori.runs.wandb_logger import WandbRunLogger
+    from kikitori.sweeps.pruning import OptunaPruning
+    from kikitori.training.lightning_module import WhisperModule
+    from kikitori.training.optimizer import adamw
+    from kikitori.training.trainer import ddp
 
 __version__ = "0.1.0"
+
+# Where each public name is defined; configurations name these, so that modules can move without breaking saved runs.
+_EXPORTS = {
+    "CommonVoice": "kikitori.data.datamodule",
+    "Demo": "kikitori.data.datamodule",
+    "Hub": "kikitori.data.datamodule",
+    "Manifest": "kikitori.data.datamodule",
+    "SpeechDataModule": "kikitori.data.datamodule",
+    "Whisper": "kikitori.model.whisper",
+    "build_whisper": "kikitori.model.loading",
+    "load_whisper": "kikitori.model.loading",
+    "WhisperModule": "kikitori.training.lightning_module",
+    "adamw": "kikitori.training.optimizer",
+    "ddp": "kikitori.training.trainer",
+    "WandbRunLogger": "kikitori.runs.wandb_logger",
+    "OptunaPruning": "kikitori.sweeps.pruning",
+}
+
+__all__ = [
+    "CommonVoice",
+    "Demo",
+    "Hub",
+    "Manifest",
+    "OptunaPruning",
+    "SpeechDataModule",
+    "WandbRunLogger",
+    "Whisper",
+    "WhisperModule",
+    "adamw",
+    "build_whisper",
+    "ddp",
+    "load_whisper",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _EXPORTS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_EXPORTS[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

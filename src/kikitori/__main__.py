@@ -1,5 +1,5 @@
 """`python -m kikitori` is the command `kikitori`."""
 
-from kikitori.cli import main
+from kikitori.cli.main import main
 
 main()

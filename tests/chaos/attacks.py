@@ -31,13 +31,13 @@ def targets(count: int, seed: int, folder: Path) -> dict[str, Any]:
 def pickles(count: int, seed: int, folder: Path) -> dict[str, Any]:
     """A pickle, or a module, wherever a file is read."""
     fault = "a pickle where a file is read: not executed, told or passed over"
-    return _row(fault, folder, "test_canaries.py", "end_to_end/test_hostile.py")
+    return _row(fault, folder, "security/test_untrusted_files.py", "security/test_hostile.py")
 
 
 def secrets(count: int, seed: int, folder: Path) -> dict[str, Any]:
     """Canaries in the environment, and the speakers of the corpus."""
     fault = "a secret or a speaker in a file or a line: runs, resumed, failing, compared"
-    return _row(fault, folder, "end_to_end/test_secrets.py")
+    return _row(fault, folder, "security/test_secrets.py")
 
 
 def _row(fault: str, folder: Path, *files: str) -> dict[str, Any]:

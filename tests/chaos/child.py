@@ -18,7 +18,8 @@ from typing import Any
 
 # What a run imports sooner or later.
 PRELOADED = [
-    *("kikitori.cli", "kikitori.train", "kikitori.experiment", "kikitori.search", "kikitori.datamodule"),
+    *("kikitori.cli.main", "kikitori.cli.train", "kikitori.pipelines.train", "kikitori.data.datamodule"),
+    "kikitori.sweeps.optuna_sweeper",
     *("torch._dynamo", "torch.distributed", "torch.nn.parallel", "pytorch_lightning.loggers.csv_logs"),
     *("transformers.models.whisper.modeling_whisper", "transformers.models.whisper.tokenization_whisper"),
     *("transformers.generation", "safetensors.torch", "rich.table", "jiwer", "sudachipy"),
@@ -43,7 +44,7 @@ def command(
     signal.signal(signal.SIGINT, signal.default_int_handler)
     multiprocessing.set_start_method(None, force=True)
     sys.argv = ["kikitori", *arguments]
-    from kikitori.cli import main
+    from kikitori.cli.main import main
 
     inject(faults)
     code: Any = 1
@@ -80,6 +81,6 @@ if __name__ == "__main__":
 
     given = json.loads(sys.argv.pop(1))
     inject(given)
-    from kikitori.cli import main
+    from kikitori.cli.main import main
 
     main()

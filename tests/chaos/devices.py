@@ -23,7 +23,7 @@ def trained_by_two(place: Path, rng: random.Random, **faults: Any) -> tuple[Proc
 
     wait_until(trains, 90, "training")
     time.sleep(rng.uniform(0, 1))
-    (other,) = [pid for pid in process.left() if b"kikitori.rank" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    (other,) = [pid for pid in process.left() if b"kikitori.cli.worker" in Path(f"/proc/{pid}/cmdline").read_bytes()]
     return process, other
 
 

@@ -36,7 +36,7 @@ def kill() -> None:
 
 
 def at_step(step: int, then: Callable[[], Any]) -> None:
-    from kikitori.module import WhisperModule
+    from kikitori.training.lightning_module import WhisperModule
 
     inner = WhisperModule.training_step
 
@@ -112,13 +112,13 @@ def kill_after(save: int, microseconds: int) -> None:
 
 
 def forget_random_states() -> None:
-    from kikitori import callbacks
+    from kikitori.runtime import rng
 
-    callbacks.set_random_state = lambda state: None
+    rng.set_random_state = lambda state: None
 
 
 def forget_position() -> None:
-    from kikitori import sampler
+    from kikitori.data import sampler
 
     inner = sampler.StepSampler.__init__
 
@@ -137,7 +137,7 @@ def forget_scheduler() -> None:
 
 def note_phases(path: str) -> None:
     """Write a line whenever a step of training, validation or scoring begins: which, and of how many steps."""
-    from kikitori.module import WhisperModule
+    from kikitori.training.lightning_module import WhisperModule
 
     def note(name: str) -> None:
         inner = getattr(WhisperModule, name)
@@ -154,11 +154,11 @@ def note_phases(path: str) -> None:
 
 def nan_at(step: int) -> None:
     """The losses of a training step are not numbers."""
-    from kikitori import module
+    from kikitori.training import lightning_module
 
-    inner, poisoned = module.clip_losses, [False]
+    inner, poisoned = lightning_module.clip_losses, [False]
     at_step(step, lambda: poisoned.__setitem__(0, True))
-    module.clip_losses = lambda *arguments: inner(*arguments) * (float("nan") if poisoned[0] else 1)
+    lightning_module.clip_losses = lambda *arguments: inner(*arguments) * (float("nan") if poisoned[0] else 1)
 
 
 def raise_at(step: int) -> None:
@@ -197,7 +197,7 @@ def fill_disk(folder: str, save: int, leave: int) -> None:
 
 def slow_training(seconds: float) -> None:
     """Training steps take longer."""
-    from kikitori.module import WhisperModule
+    from kikitori.training.lightning_module import WhisperModule
 
     inner = WhisperModule.training_step
 

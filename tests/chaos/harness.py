@@ -28,7 +28,7 @@ import child
 import numpy as np
 import torch
 
-from kikitori import saving
+from kikitori.training import checkpoints
 
 HERE = Path(__file__).parent
 SOURCE = HERE.parents[1] / "src"
@@ -37,7 +37,7 @@ STEPS, EVERY = 25, 5
 # epoch that is no whole number of steps, all three splits scored.
 SMALL = [
     *("experiment=demo", "model.d_model=16", "model.encoder_layers=1", "model.decoder_layers=1", "model.dropout=0.1"),
-    *("data.limit={train: 7, validation: 3, test: 2}", "data.global_batch=4", "data.window_edges_s=[1.6,2,2.5]"),
+    *("data.limit={train: 7, validation: 3, test: 2}", "data.global_batch_size=4", "data.window_edges_s=[1.6,2,2.5]"),
     *("optim.lr=3e-3", "optim.warmup_steps=4", f"trainer.max_steps={STEPS}", f"validation.every_steps={EVERY}"),
     *("generation.max_new_tokens=6", "score.train_clips=2", "score.full_window_clips=2", "logger=none"),
     *("callbacks.checkpoint.monitor=val/loss", "data.num_workers=0"),
@@ -351,7 +351,7 @@ def interrupted(folder: Path, variant: list[str], step: int = 3 * EVERY + 2) -> 
 
 def newest(folder: Path) -> Path | None:
     """The checkpoint that a run of this folder would go on from: production's own choice."""
-    return saving.newest(folder / "checkpoints")
+    return checkpoints.latest_valid(folder / "checkpoints")
 
 
 # --- rows -------------------------------------------------------------------------------------------------------------

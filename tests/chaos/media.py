@@ -21,22 +21,23 @@ from typing import TypedDict
 import numpy as np
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).parents[1]))
+    sys.path.insert(0, str(Path(__file__).parents[1] / "helpers"))
 
-from fragile import FAULTS, fragile_decoders
+from fragile_decoders import FAULTS, fragile_decoders
 from recordings import FORMATS, common_voice_row, encoded, tone, write_clip, write_tsv
 
-from kikitori import common_voice
-from kikitori.audio import SAMPLE_RATE
-from kikitori.clips import Clip, Reject, file_clip
-from kikitori.paths import DEMO
-from kikitori.progress import progress_bar
-from kikitori.selection import Rules, select
-from kikitori.store import Store, build
-from kikitori.whisper import build as build_whisper
+from kikitori.audio.waveform import SAMPLE_RATE
+from kikitori.corpora import common_voice
+from kikitori.corpora.table_reader import file_clip
+from kikitori.corpora.types import Clip, Reject
+from kikitori.data.audio_cache import AudioCache, build_audio_cache
+from kikitori.data.filters import FilterRules, select
+from kikitori.model.loading import build_whisper as build_whisper
+from kikitori.runtime.console import progress_bar
+from kikitori.runtime.paths import DEMO
 
 processes = get_context("fork")
-RULES = Rules(
+RULES = FilterRules(
     min_duration_s=0.3,
     max_duration_s=None,
     silence_dbfs=-50,
@@ -54,9 +55,9 @@ class Outcome(TypedDict):
     notes: str
 
 
-def built(clips: Sequence[Clip], folder: Path) -> Store:
+def built(clips: Sequence[Clip], folder: Path) -> AudioCache:
     with progress_bar() as progress:
-        return build(clips, folder, progress, workers=2)
+        return build_audio_cache(clips, folder, progress, workers=2)
 
 
 def clips_of(folder: Path) -> list[Clip]:
@@ -350,11 +351,11 @@ def bad_audio_and_text(count: int, seed: int, folder: Path) -> Outcome:
 def outcomes(folder: Path) -> dict[str, str]:
     """Of each row of training, why it is left out: "" where it is kept."""
     corpus = common_voice.read(str(folder / "ja"), "ja", ["train"], folder / "cache")
-    front_end = build_whisper(
+    processor = build_whisper(
         16, 1, 1, 2, window_s=30, language="ja", task="transcribe", max_label_tokens=448
-    ).front_end
+    ).processor
     rows = [clip for clip in corpus.clips if clip.split == "train"]
-    kept, rejects = select(rows, built(rows, folder / "store").decoded, front_end, RULES)
+    kept, rejects = select(rows, built(rows, folder / "store").decoded, processor, RULES)
     unread: list[Reject] = [reject for reject in corpus.rejects if reject.split == "train"]
     # What cannot be read is named as it can be printed.
     found = {reject.name.strip("'"): str(reject.reason) for reject in [*unread, *rejects]}

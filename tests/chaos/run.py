@@ -22,7 +22,7 @@ from typing import Any
 
 if __name__ == "__main__":
     # What the tests share.
-    sys.path.insert(0, str(Path(__file__).parents[1]))
+    sys.path.insert(0, str(Path(__file__).parents[1] / "helpers"))
 
 import harness
 

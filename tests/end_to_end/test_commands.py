@@ -2,39 +2,32 @@
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import soundfile
-from fragile import fragile_decoders
-from offline import OfflineRun
+from commands import SMALL, kikitori
+from fragile_decoders import fragile_decoders
 from transformers import pipeline
+from wandb_offline import OfflineRun
 
-from kikitori.datamodule import Demo
-from kikitori.paths import DEMO
+from kikitori.data.datamodule import Demo
+from kikitori.runtime.paths import DEMO
 
 pytestmark = pytest.mark.slow
 
-SMALL = [
-    *("experiment=demo", "model.d_model=32", "model.encoder_layers=1", "model.decoder_layers=1", "trainer.max_steps=4"),
-    *("data.limit={train: 12, validation: 4, test: 5}", "validation.every_steps=2", "generation.max_new_tokens=12"),
-    "score.train_clips=3",
-]
-
 
 LOADING: dict[str, Any] = {
-    "global_batch": 8,
+    "global_batch_size": 8,
     "eval_batch_size": 8,
     "window": None,
     "window_edges_s": [],
     "window_margin_s": 0.0,
     "full_window_share": 0.0,
-    "batch": None,
-    "cache_encoder": False,
+    "micro_batch_size": None,
+    "cache_encoder_outputs": False,
     "num_workers": 0,
     "group_by_length": True,
     "limit": {"sample": False},
@@ -45,13 +38,6 @@ LOADING: dict[str, Any] = {
     "allow_shared_speakers": True,
     "allow_shared_clips": False,
 }
-
-
-def kikitori(*arguments: str, cache: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run the command in a folder of its own; never through a shell."""
-    command = [sys.executable, "-m", "kikitori", *arguments]
-    settings = {"KIKITORI_CACHE": str(cache), "WANDB_MODE": "offline", "NO_COLOR": "1", **environment}
-    return subprocess.run(command, capture_output=True, text=True, cwd=cache, env={**os.environ, **settings})
 
 
 @pytest.fixture(scope="module")
@@ -187,7 +173,7 @@ def test_transcribe_reads_folders_and_long_recordings_and_tells_what_it_cannot(
 def bucketed(cache: Path) -> Path:
     """A finished run whose clips were heard in windows of their own, and every other step in the whole one."""
     window = ["data.window=bucketed", "data.window_edges_s=[1.5,2,2.5]", "data.window_margin_s=0.2"]
-    window += ["data.full_window_share=0.5", "score.full_window_clips=3", "data.batch=3"]
+    window += ["data.full_window_share=0.5", "score.full_window_clips=3", "data.micro_batch_size=3"]
     done = kikitori("train", *SMALL, *window, "logger=none", "hydra.run.dir=bucketed", cache=cache)
     assert done.returncode == 0, done.stderr
     assert "In the whole window, as stock tools read: validation CER" in done.stdout
@@ -233,7 +219,10 @@ def test_a_frozen_encoder_hears_each_clip_once_and_the_scores_are_the_same(cache
     window = ["data.window=bucketed", "data.window_edges_s=[1.5,2,2.5]", "data.window_margin_s=0.2"]
     frozen = ["model.freeze=encoder", "data.full_window_share=0.5", "logger=none", "optim.lr=1e-3", *window]
     done = []
-    for cached in (["data.cache_encoder=false"], ["data.cache_encoder=true", "trainer=ddp", "trainer.devices=2"]):
+    for cached in (
+        ["data.cache_encoder_outputs=false"],
+        ["data.cache_encoder_outputs=true", "trainer=ddp", "trainer.devices=2"],
+    ):
         folder = f"frozen-{len(done)}"
         run = kikitori("train", *SMALL, *frozen, *cached, f"hydra.run.dir={folder}", cache=cache, OMP_NUM_THREADS="1")
         assert run.returncode == 0, run.stderr
@@ -265,7 +254,7 @@ def test_a_secret_on_the_line_is_written_nowhere(cache: Path) -> None:
 
 
 def test_a_bad_configuration_is_told_without_a_traceback(cache: Path) -> None:
-    done = kikitori("train", "data.global_batch=x", "optim.lr=-1", "hydra.run.dir=bad", cache=cache)
+    done = kikitori("train", "data.global_batch_size=x", "optim.lr=-1", "hydra.run.dir=bad", cache=cache)
     assert done.returncode == 1
     assert "ConfigError: 3 problems in the configuration" in done.stderr
     assert "Traceback" not in done.stderr

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from kikitori.audio import decode
-from kikitori.decode import transcribe
-from kikitori.metrics import corpus_rate, edits_and_lengths, score_clips
-from kikitori.paths import DEMO
-from kikitori.whisper import load
+from kikitori.audio.waveform import decode
+from kikitori.inference.transcribe import transcribe
+from kikitori.metrics.error_rates import corpus_rate, edits_and_lengths, score_clips
+from kikitori.model.loading import load_whisper
+from kikitori.runtime.paths import DEMO
 
 
 @pytest.mark.long
@@ -26,7 +26,7 @@ def test_the_demo_reads_unseen_sentences_and_only_by_hearing(tmp_path: Path) -> 
     rows = [json.loads(line) for line in (tmp_path / "run/predictions/test_after.jsonl").read_text().splitlines()]
     assert not seen & {row["reference"] for row in rows}
 
-    whisper = load(str(tmp_path / "run/model"), "ja", "transcribe")
+    whisper = load_whisper(str(tmp_path / "run/model"), "ja", "transcribe")
     whisper.model.eval()
     silenced = [transcribe(whisper, torch.zeros_like(decode(DEMO / "clips" / row["clip"]))) for row in rows]
     cer = corpus_rate(edits_and_lengths(score_clips([row["reference"] for row in rows], silenced, "ja"), "cer"))

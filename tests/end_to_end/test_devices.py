@@ -26,7 +26,7 @@ SMALL = [
 # The timeout holds for the start, too, where one process may import for longer than the other.
 ENDLESS = ["trainer.max_steps=100000", "validation.every_steps=5", "trainer.strategy.collective_timeout_s=20"]
 # In parts of two clips, to boot: a step goes forward and back in several.
-TWO = ["trainer=ddp", "trainer.devices=2", "data.batch=2"]
+TWO = ["trainer=ddp", "trainer.devices=2", "data.micro_batch_size=2"]
 
 
 def start(*arguments: str, cache: Path) -> subprocess.Popen[str]:
@@ -163,7 +163,7 @@ def test_a_run_that_is_told_to_stop_fails_and_goes_on_later(
     assert results(folder)["error"] == "stopped by SIGTERM"
     wait_for(lambda: not alive(rank_1), 5)
     steps = torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["global_step"]
-    more = [f"trainer.max_steps={steps + 5}", "accept=[trainer.max_steps]", f"resume={folder}"]
+    more = [f"trainer.max_steps={steps + 5}", "resume_accept=[trainer.max_steps]", f"resume={folder}"]
     code, complaint = kikitori(*more, cache=cache)
     assert code == 0, complaint
     assert results(folder)["status"] == "completed"

@@ -14,8 +14,8 @@ from typing import Any
 import optuna
 import pytest
 
-from kikitori.report import read_json
-from kikitori.study import open_storage
+from kikitori.runtime.files import read_json
+from kikitori.sweeps.optuna_study import open_storage
 
 pytestmark = pytest.mark.slow
 
@@ -109,7 +109,7 @@ def fails_alone(cache: Path, raising: int, running: int, kill: int, stop: int) -
 
     finished = {n: (folder / t["folder"] / "results.json") for n, t in trials(folder).items() if n not in failed}
     before = {n: (path.stat().st_mtime_ns, path.read_bytes()) for n, path in finished.items()}
-    code, output = sweep(cache, *command, f"sweep.resume={folder}")
+    code, output = sweep(cache, *command, f"resume_sweep={folder}")
     assert code == 1
     assert f"{raising} of {raising + running} trials did not end well" in output
     started = sorted(int(line.split("trial ")[1].split()[0]) for line in output.splitlines() if " running" in line)
@@ -143,11 +143,11 @@ def test_a_sweep_that_is_stopped_stops_its_trials_and_goes_on(tmp_path: Path) ->
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert f"stopped by SIGINT, 2 trials left; sweep.resume={folder} goes on" in output
+    assert f"stopped by SIGINT, 2 trials left; resume_sweep={folder} goes on" in output
     assert not processes(f"hydra.run.dir='{folder}/")
     assert (
         "its trial 0 has trainer.max_steps=4000"
-        in sweep(tmp_path, "seed=0,1", "trainer.max_steps=8", f"sweep.resume={folder}")[1]
+        in sweep(tmp_path, "seed=0,1", "trainer.max_steps=8", f"resume_sweep={folder}")[1]
     )
 
 
@@ -169,7 +169,7 @@ def test_a_search_prunes_goes_on_after_a_kill_and_loses_nothing(tmp_path: Path) 
     process.wait()
     until(lambda: not processes(f"hydra.run.dir='{folder}/"), 10)
     done = {n: t for n, t in trials(folder).items() if t["state"] in ("completed", "pruned")}
-    code, output = sweep(tmp_path, *command, f"sweep.resume={folder}")
+    code, output = sweep(tmp_path, *command, f"resume_sweep={folder}")
     assert code == 0, output
     assert not any(f"trial {n} " in line and " running" in line for n in done for line in output.splitlines())
     assert len(trials(folder)) == 5

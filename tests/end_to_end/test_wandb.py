@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
-from offline import OfflineRun
-from test_commands import SMALL, kikitori
+from commands import SMALL, kikitori
 from tracker import silent_server
+from wandb_offline import OfflineRun
 
-from kikitori.audio import decode, to_int16
-from kikitori.paths import DEMO
+from kikitori.audio.waveform import decode, to_int16
+from kikitori.runtime.paths import DEMO
 
 pytestmark = pytest.mark.slow
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 import yaml
-from test_commands import SMALL, kikitori
+from commands import SMALL, kikitori
 
 pytestmark = pytest.mark.wandb_server
 

@@ -1,0 +1,1 @@
+"""Audio files to 16 kHz samples. Imports no other package."""

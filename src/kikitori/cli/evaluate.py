@@ -1,0 +1,17 @@
+"""kikitori evaluate: score a checkpoint or a stock model on any corpus."""
+
+import hydra
+from omegaconf import DictConfig
+
+from kikitori.config.hydra_guard import guard_hydra
+from kikitori.runtime.paths import CONF, run_folder
+
+guard_hydra()
+
+
+@hydra.main(config_path=str(CONF), config_name="evaluate", version_base="1.3")
+def main(cfg: DictConfig) -> None:
+    """One run."""
+    from kikitori.pipelines import evaluate
+
+    evaluate.evaluate(cfg, run_folder())

@@ -1,0 +1,241 @@
+"""Runs ranked: seeds aggregated, intervals over clips, each paired with the best; a table for each set of clips."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from hashlib import sha256
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kikitori.metrics.bootstrap import interval, resampled
+from kikitori.runs.reader import Run, find_runs, varying_keys
+
+SPLITS = ("validation", "test")
+BEST, ALIKE, WORSE = "best", "indistinguishable from the best", "worse"
+UNPAIRED, UNRANKED = "not compared clip by clip", "not ranked"
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A fraction with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Counts:
+    """The clips' names, and (clips, 2): each one's edits and reference length, both summed over the seeds.
+
+    Sums, since a rate of integers is exact: rows that err alike differ by 0 and not by a rounding.
+    """
+
+    clips: list[str]
+    edits: NDArray[np.int64]
+
+
+@dataclass
+class Row:
+    """One configuration: its runs differ in nothing but the seed.
+
+    each: the CER of every run by split, where scored. estimate: their mean, with an interval over clips that says
+    nothing of seeds. difference: to the best's validation CER, on the same resamples of clips. seeds_overlap: whether
+    this row's luckiest seed reaches the best's unluckiest, so that more seeds may turn the order. counts: what the
+    intervals are of.
+    """
+
+    runs: list[Run]
+    choices: dict[str, Any]
+    each: dict[str, list[float]]
+    estimate: dict[str, Estimate] = field(default_factory=dict)
+    difference: Estimate | None = None
+    verdict: str = UNRANKED
+    seeds_overlap: bool = False
+    counts: dict[str, "Counts"] = field(default_factory=dict, repr=False)
+
+    @property
+    def label(self) -> str:
+        """The configuration in a word: the values that vary, or the first run's name where none does."""
+        chosen = [f"{key.rpartition('.')[2]}={format_value(value)}" for key, value in self.choices.items()]
+        return ", ".join(chosen) if 0 < len(chosen) <= 5 else self.runs[0].name
+
+    @property
+    def seeds(self) -> list[Any]:
+        return [run.results.get("config", {}).get("seed") for run in self.runs]
+
+    def cost(self, key: str) -> float | None:
+        """The mean over runs of one of results.json's costs."""
+        return mean(run.results.get("cost", {}).get(key) for run in self.runs)
+
+    @property
+    def hours(self) -> float | None:
+        """Device hours of a run: what all its devices were held for fitting and scoring."""
+        return mean(device_hours(run) for run in self.runs)
+
+    @property
+    def parameters(self) -> int | None:
+        return self.runs[0].results.get("model", {}).get("parameters")
+
+    @property
+    def wer(self) -> float | None:
+        return mean(run.score("validation", "wer") for run in self.runs)
+
+
+@dataclass
+class Leaderboard:
+    """What may be compared: runs scored on the same clips in the same way, best first."""
+
+    name: str
+    scoring: str
+    rows: list[Row]
+    keys: list[str]
+
+    @property
+    def runs(self) -> list[Run]:
+        return [run for row in self.rows for run in row.runs]
+
+    @property
+    def hours_name(self) -> str:
+        """GPU hours, CPU hours, or device hours where both were used."""
+        on_cpu = {str(run.results.get("cost", {}).get("device", "")).startswith("cpu") for run in self.runs}
+        return "device hours" if len(on_cpu) > 1 else "CPU hours" if on_cpu == {True} else "GPU hours"
+
+
+def data_sets(runs: Sequence[Run]) -> list[Leaderboard]:
+    """A table for each set of clips and way of scoring among completed runs; the largest first."""
+    groups: dict[tuple[str | None, ...], list[Run]] = {}
+    # Runs that scored both splits open the groups; one that scored only one of them joins where that fits.
+    keyed = sorted(((data_key(run), run) for run in runs), key=lambda pair: pair[0].count(None))
+    for key, run in keyed:
+        fitting = next((k for k in groups if all(a == b or a is None for a, b in zip(key, k, strict=True))), key)
+        groups.setdefault(fitting, []).append(run)
+    ordered = sorted(groups.values(), key=len, reverse=True)
+    return [Leaderboard(_describe(group), _scoring(group[0]), rank(group), varying_keys(group)) for group in ordered]
+
+
+def build_leaderboards(places: Sequence[str]) -> tuple[list[Leaderboard], list[Run]]:
+    """The tables of what is completed in the named folders, sweeps and globs, and the runs that are not."""
+    runs = find_runs(places)
+    completed = [run for run in runs if run.status == "completed"]
+    return data_sets(completed), [run for run in runs if run.status != "completed"]
+
+
+def rank(runs: Sequence[Run]) -> list[Row]:
+    """Rows by mean validation CER, lowest first, each paired with the best; runs without such a score come last."""
+    keys = varying_keys(runs)
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        groups.setdefault(run.identity, []).append(run)
+    rows = [_row(group, keys) for group in groups.values()]
+    rows.sort(key=lambda row: row.estimate["validation"].value if "validation" in row.estimate else np.inf)
+    if rows and "validation" in rows[0].estimate:
+        rows[0].verdict = BEST
+        for row in rows[1:]:
+            _pair(row, rows[0])
+    return rows
+
+
+def _row(runs: list[Run], keys: Sequence[str]) -> Row:
+    each = {split: [c for run in runs if (c := run.score(split)) is not None] for split in SPLITS}
+    row = Row(runs, {key: runs[0].choices.get(key) for key in keys}, each)
+    for split in SPLITS:
+        if not each[split]:
+            continue
+        counts = _counts(runs, split)
+        if counts:
+            row.counts[split] = counts
+            low, high = interval(resampled(counts.edits))
+        else:  # predictions are missing: what the runs said of themselves
+            stated = [run.results["scores"][run.stage][split].get("cer_ci95", [np.nan] * 2) for run in runs]
+            low, high = (float(bound) for bound in np.mean(stated, axis=0))
+        row.estimate[split] = Estimate(fmean(each[split]), low, high)
+    return row
+
+
+def _pair(row: Row, best: Row) -> None:
+    """Compare a row with the best on the same resamples of the same clips."""
+    if "validation" not in row.estimate:
+        return
+    own, other = row.counts.get("validation"), best.counts.get("validation")
+    if not own or not other or own.clips != other.clips:
+        row.verdict = UNPAIRED
+        return
+    low, high = interval(resampled(own.edits) - resampled(other.edits))
+    row.difference = Estimate(row.estimate["validation"].value - best.estimate["validation"].value, low, high)
+    row.verdict = ALIKE if low <= 0 <= high else WORSE
+    row.seeds_overlap = min(row.each["validation"]) <= max(best.each["validation"])
+
+
+def _counts(runs: Sequence[Run], split: str) -> Counts | None:
+    """None where predictions are missing, cut off, or not of the same clips."""
+    tables = [run.predictions(split) for run in runs]
+    clips = [row["clip"] for row in tables[0]]
+    if not clips or any([row["clip"] for row in table] != clips for table in tables):
+        return None
+    edits = np.array([[(row["cer_edits"], row["cer_length"]) for row in table] for table in tables], dtype=np.int64)
+    return Counts(clips, edits.sum(axis=0))
+
+
+def data_key(run: Run) -> tuple[str | None, ...]:
+    """Digests of the scored clips, and how they were scored; None for a split that was not scored."""
+    return (*(_digest(run, split) for split in SPLITS), _scoring(run))
+
+
+def _digest(run: Run, split: str) -> str | None:
+    """results.json's digest; of a run that has none, one of the clips' names and references."""
+    if run.score(split) is None:
+        return None
+    stated = run.results.get("data", {}).get("splits", {}).get(split, {}).get("digest")
+    if stated:
+        return str(stated)
+    texts = "".join(f"{row['clip']}\t{row['reference']}\n" for row in run.predictions(split))
+    return sha256(texts.encode()).hexdigest()[:12]
+
+
+def _scoring(run: Run) -> str:
+    scoring = run.results.get("scoring", {})
+    return ", ".join(str(scoring.get(key, f"unknown {key}")) for key in ("normaliser", "segmenter"))
+
+
+def _describe(runs: Sequence[Run]) -> str:
+    run = runs[0]
+    corpus = run.results.get("data", {}).get("corpus", "unknown corpus")
+    splits = [
+        f"{split} {run.results['scores'][run.stage][split]['clips']} clips ({str(_digest(run, split))[:8]})"
+        for split in SPLITS
+        if run.score(split) is not None
+    ]
+    return f"{corpus}: {', '.join(splits)}"
+
+
+def device_hours(run: Run) -> float | None:
+    """Hours that a run held its devices for fitting and scoring, times their number."""
+    cost = run.results.get("cost", {})
+    if "evaluate_s" not in cost:
+        return None
+    return (cost.get("fit_s", 0.0) + cost["evaluate_s"]) * cost.get("devices", 1) / 3600
+
+
+def mean(values: Iterable[float | None]) -> float | None:
+    """The mean of those values that are there."""
+    known = [value for value in values if value is not None]
+    return fmean(known) if known else None
+
+
+def pareto(points: Sequence[tuple[float, float]]) -> list[int]:
+    """Which points no other beats: none is at most as large in both and smaller in one. By the first coordinate."""
+    front: list[int] = []
+    for i in sorted(range(len(points)), key=lambda i: points[i]):
+        if not front or points[i][1] < points[front[-1]][1]:
+            front.append(i)
+    return front
+
+
+def format_value(value: Any) -> str:
+    """A configured value as a person writes it: 1e-05, true, null."""
+    if isinstance(value, bool) or value is None:
+        return {True: "true", False: "false", None: "–"}[value]
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,1 @@
+"""What a configuration may contain: overrides, checks, allowed targets, secrets."""

@@ -1,0 +1,162 @@
+"""What Hydra itself would do at a configuration's word, checked as soon as it is composed and before it acts on it.
+
+Hydra makes launchers, sweepers and callbacks, sets up logging (whose configuration names callables, and files that are
+written), sets environment variables and writes the configuration down, all before a command sees it.
+"""
+
+from collections.abc import Iterator, Mapping
+from functools import wraps
+from typing import Any
+
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.config_repository import ConfigRepository
+from hydra.core.config_search_path import ConfigSearchPath
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from omegaconf.resolvers import oc
+
+from kikitori.config import targets
+from kikitori.config.secrets import secret_in
+from kikitori.runtime.errors import ConfigError
+
+# All that Hydra's own choices of logging hold, and no more: `()`, `ext://` and a class are calls, a file name is a file
+# that is written, a format in braces reads any attribute. None: any plain value.
+OUTPUTS = ("logging.StreamHandler", "logging.FileHandler")
+STREAMS = ("ext://sys.stdout", "ext://sys.stderr")
+FILES = ("${hydra.runtime.output_dir}/${hydra.job.name}.log", "hydra-${hydra.job.name}.log")
+LOGGING: dict[str, dict[str, tuple[str, ...] | None]] = {
+    "formatters": {"format": None, "datefmt": None, "style": ("%",)},
+    "handlers": dict.fromkeys(("level", "formatter", "delay"))
+    | {"class": OUTPUTS, "stream": STREAMS, "filename": FILES, "mode": ("a", "w")},
+    "loggers": dict.fromkeys(("level", "handlers", "propagate")),
+}
+OF_ALL_LOGGING: dict[str, tuple[str, ...] | None] = dict.fromkeys(("version", "disable_existing_loggers"))
+# Of a Slurm job, what becomes lines of its script or words of its command.
+SHELL = ("setup", "srun_args", "additional_parameters", "python")
+# `srun_args` of conf/hydra/launcher/slurm.yaml.
+OURS = ["--kill-on-bad-exit=1"]
+
+
+def guard_hydra() -> None:
+    """Check, in this process, every configuration that Hydra composes; for commands, whose process is theirs alone.
+
+    Interpolations cannot read secrets from then on, nor can configurations be read out of packages, which would import
+    them.
+    """
+    OmegaConf.register_new_resolver("oc.env", without_secrets, replace=True)
+    compose = ConfigLoaderImpl.load_configuration
+    if hasattr(compose, "__wrapped__"):
+        return
+
+    @wraps(compose)
+    def checked(*args: Any, **kwargs: Any) -> DictConfig:
+        cfg: DictConfig = compose(*args, **kwargs)
+        check(cfg)
+        return cfg
+
+    open_sources = ConfigRepository.initialize_sources
+
+    @wraps(open_sources)
+    def opened(self: Any, config_search_path: ConfigSearchPath) -> None:
+        for place in config_search_path.get_path():
+            named_by_a_user = place.provider == "main" or place.provider.startswith("hydra.searchpath")
+            if named_by_a_user and self._get_scheme(place.path) != "file":
+                raise ConfigError(f"{place.path} would import a package to read configurations; give an absolute path")
+        open_sources(self, config_search_path)
+
+    ConfigLoaderImpl.load_configuration = checked
+    ConfigRepository.initialize_sources = opened
+
+
+def without_secrets(*arguments: Any) -> str | None:
+    """The resolver ${oc.env:NAME,default}. Raises ConfigError where the value is a secret."""
+    value = oc.env(*arguments)
+    if variable := secret_in(value or ""):
+        raise ConfigError(f"holds the value of {variable}, and a configuration is written to files; leave it out")
+    return value
+
+
+def check(cfg: DictConfig) -> None:
+    """Raise ConfigError with every problem of what is Hydra's in a composed configuration, or would be written down."""
+    found = [f"{key}: {fault}" for key, fault in _faults(cfg)]
+    if found:
+        count = f"{len(found)} problem{'s' * (len(found) > 1)}"
+        raise ConfigError(f"{count} in the configuration\n" + "\n".join(f"  {line}" for line in found))
+
+
+def _faults(cfg: DictConfig) -> Iterator[tuple[str, str]]:
+    written: Any = OmegaConf.to_container(cfg)
+    leaves = [(key, f"{key} {value}") for key, value in _leaves(written)]
+    # All at once first: a look through the environment for each of 300 values takes a while.
+    for key, text in leaves if secret_in("\n".join(text for _, text in leaves)) else []:
+        if variable := secret_in(text):
+            where = "a key" if secret_in(key) else key
+            yield where, f"holds the value of {variable}, and a configuration is written to files; leave it out"
+    hydra = written["hydra"]
+    if hydra["callbacks"]:
+        yield "hydra.callbacks", "must be empty: they are calls, and kikitori has no use for them"
+    for key in ("env_set", "env_copy"):
+        if hydra["job"][key]:
+            yield f"hydra.job.{key}", "must be empty; set variables in the environment itself: NAME=value kikitori ..."
+    for node in ("launcher", "sweeper"):
+        yield from targets.faults(_resolved(cfg.hydra, node), f"hydra.{node}")
+    yield from _shell_faults(_resolved(cfg.hydra, "launcher"), hydra["overrides"]["hydra"])
+    for node in ("job_logging", "hydra_logging"):
+        yield from _logging_faults(hydra[node], f"hydra.{node}")
+
+
+def _resolved(hydra: DictConfig, node: str) -> Any:
+    if hydra[node] is None:
+        return {}
+    try:
+        return OmegaConf.to_container(hydra[node], resolve=True)
+    except OmegaConfBaseException:  # then Hydra cannot make it either, for it resolves all of it first
+        return OmegaConf.to_container(hydra[node])
+
+
+def _shell_faults(launcher: Mapping[str, Any], line: list[str]) -> Iterator[tuple[str, str]]:
+    """What would become a command in a Slurm job's script, unless the command line itself says it."""
+    given = {override.lstrip("+~").partition("=")[0] for override in line}
+    for name, value in launcher.items():
+        key = f"hydra.launcher.{name}"
+        if name in SHELL and key not in given and value not in (None, [], {}, OURS):
+            yield key, "runs commands, which a file may not; give it on the command line"
+        if any("\n" in f"{part}{text}" for part, text in _leaves(value, str(name))):
+            yield key, "must be of one line; more of them would be commands in the job's script"
+
+
+def _logging_faults(node: Any, key: str) -> Iterator[tuple[str, str]]:
+    """Whatever of a logging configuration is not known to be harmless."""
+    for name, value in _parts(node, key):
+        if name in LOGGING:
+            for part, settings in _parts(value, f"{key}.{name}"):
+                yield from _setting_faults(settings, LOGGING[name], f"{key}.{name}.{part}")
+        elif name == "root":
+            yield from _setting_faults(value, LOGGING["loggers"], f"{key}.root")
+        else:
+            yield from _setting_faults({name: value}, OF_ALL_LOGGING, key)
+
+
+def _setting_faults(node: Any, known: Mapping[str, tuple[str, ...] | None], key: str) -> Iterator[tuple[str, str]]:
+    for name, value in _parts(node, key):
+        choices, text = known.get(name), str(value)
+        if name not in known:
+            yield f"{key}.{name}", f"is none of {', '.join(known)}; leave it out"
+        elif choices and value not in choices:
+            yield f"{key}.{name}", f"must be {' or '.join(choices)}, got {value!r}"
+        elif not choices and ("://" in text or "${" in text):
+            yield f"{key}.{name}", f"must be a plain value, got {value!r}"
+
+
+def _parts(node: Any, key: str) -> Iterator[tuple[str, Any]]:
+    if not isinstance(node, Mapping | None):
+        raise ConfigError(f"{key}: must be a mapping, got {node!r}")
+    yield from (node or {}).items()
+
+
+def _leaves(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(node, Mapping | list):
+        for name, value in node.items() if isinstance(node, Mapping) else enumerate(node):
+            yield from _leaves(value, f"{key}.{name}" if key else str(name))
+    else:
+        yield key, node

@@ -1,0 +1,1 @@
+"""Corpora on disk to rows: Common Voice, manifests, Hugging Face datasets, the demo."""

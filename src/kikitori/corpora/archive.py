@@ -1,0 +1,97 @@
+"""Unpack an archive that comes from a stranger: nothing is written outside the target, nothing without bound."""
+
+import os
+import shutil
+import tarfile
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+from filelock import FileLock
+
+from kikitori.runtime.console import progress_bar
+from kikitori.runtime.errors import DataError
+
+# Meant to lie far above any release, and below what fills a disk unnoticed.
+MAX_FILES = 10_000_000
+MAX_BYTES = 500 * 2**30
+# mp3 does not compress; a text table does, some ten times.
+MAX_RATIO = 100
+# What tarfile reads into memory before it is asked for a file: a long name or extended attributes.
+MAX_HEADER_BYTES = 2**20
+
+
+def unpack(archive: Path, target: Path, max_files: int = MAX_FILES, max_bytes: int = MAX_BYTES) -> None:
+    """Unpack the regular files of a .tar.gz into a new folder `target`, which appears whole or not at all.
+
+    Two jobs that start together unpack it once.
+    Raises DataError for links, devices, absolute or climbing paths, a damaged archive, or one over the caps.
+    """
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{target}.lock"):
+            if target.exists():
+                return
+            for left in target.parent.glob(f".{target.name}-*"):  # by a job that was killed
+                shutil.rmtree(left)
+            with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as scratch:
+                with (
+                    archive.open("rb") as raw,
+                    tarfile.open(fileobj=raw, tarinfo=_Header) as tar,
+                    progress_bar() as bar,
+                ):
+                    task = bar.add_task(f"unpacking {archive.name}", total=archive.stat().st_size)
+                    for member in _checked(tar, archive, max_files, max_bytes):
+                        # The "data" filter refuses what _checked does, and clears set-uid and foreign owners.
+                        tar.extract(member, scratch, filter="data")
+                        bar.update(task, completed=raw.tell())
+                os.rename(scratch, target)
+                Path(scratch).mkdir()  # for the context manager to remove
+    except DataError:
+        raise
+    except Exception as error:  # tarfile and the decompressors have errors of their own, a hostile header finds others
+        raise DataError(
+            f"{archive} cannot be unpacked into {target.parent}: {error}; check the room there, or download the "
+            "archive again and check its checksum"
+        ) from error
+
+
+class _Header(tarfile.TarInfo):
+    """A header that is read or refused: tarfile alone takes a damaged one for the archive's end."""
+
+    @classmethod
+    def fromtarfile(cls, tarfile_: tarfile.TarFile) -> "_Header":
+        try:
+            return super().fromtarfile(tarfile_)
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]  # the archive's end
+            raise
+        except tarfile.HeaderError as error:
+            raise tarfile.ReadError(f"{error} at byte {tarfile_.offset}") from error
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> "_Header":
+        header = super().frombuf(buf, encoding, errors)
+        if not header.isfile() and header.size > MAX_HEADER_BYTES:
+            raise tarfile.ReadError(f"a header of {header.size} bytes")
+        return header
+
+
+def _checked(tar: tarfile.TarFile, archive: Path, max_files: int, max_bytes: int) -> Iterator[tarfile.TarInfo]:
+    limit = min(max_bytes, max(2**20, archive.stat().st_size * MAX_RATIO))
+    too_big = f"{archive} unpacks to over {max_files} files or {limit} bytes: not unpacked"
+    files = size = 0
+    for member in tar:
+        path = PurePosixPath(member.name)
+        if path.is_absolute() or ".." in path.parts:
+            raise DataError(f"{archive} holds {member.name!r}, a path outside itself: not unpacked")
+        if not (member.isfile() or member.isdir()):
+            raise DataError(f"{archive} holds {member.name!r}, which is a link or device: not unpacked")
+        files, size = files + 1, size + member.size
+        if files > max_files or size > limit:
+            raise DataError(too_big)
+        yield member
+    # A gzip's checksum stands at its very end, behind all that tarfile reads.
+    while tar.fileobj and (rest := tar.fileobj.read(2**20)):
+        size += len(rest)
+        if size > limit:
+            raise DataError(too_big)

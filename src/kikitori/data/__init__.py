@@ -1,0 +1,1 @@
+"""Rows to batches: decoding, filters, caches, samplers, the LightningDataModule."""

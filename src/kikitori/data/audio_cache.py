@@ -1,0 +1,173 @@
+"""Decoded clips, once: 16 kHz int16 in a memory-mapped Arrow file that every job, model size and text option shares.
+
+A store is keyed by the audio and the decoding alone. It is written under a temporary name and renamed when whole, so an
+interrupted build is never taken for a finished one; a file lock lets two jobs that start together build it once.
+"""
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from hashlib import blake2b, sha256
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch
+from filelock import FileLock
+from numpy.typing import NDArray
+from rich.progress import Progress
+from xxhash import xxh3_64_digest
+
+from kikitori.audio.decoder_pool import AudioWorkerError, Decoders
+from kikitori.audio.decoder_process import AudioError
+from kikitori.audio.waveform import DECODER, FULL_SCALE, to_int16, waveform
+from kikitori.corpora.types import Clip, Decoded
+from kikitori.runtime.errors import DataError
+from kikitori.runtime.files import atomic_write
+from kikitori.runtime.processes import cores
+
+# What is known of a clip, then its samples. The digest tells recordings apart, the checksum what a disk made of them:
+# it takes a hundredth of the time, so that it can be asked for at each reading.
+FACTS = {"name": pa.string(), "samples": pa.int64(), "peak": pa.float32(), "digest": pa.string(), "error": pa.string()}
+SCHEMA = pa.schema({**FACTS, "checksum": pa.binary(8), "pcm": pa.large_binary()})
+# Part of a store's name: raise it whenever the above changes.
+FORMAT = 2
+# Clips are decoded and written in runs of this many, which bounds what a build holds in memory.
+ROWS_PER_BATCH = 64
+# Fewer do not make up for the tenth of a second in which a decoder starts.
+CLIPS_PER_DECODER = 64
+
+
+class AudioCache:
+    """The decoded clips of one file, by name. Opening costs no audio: samples are read when asked for.
+
+    Raises DataError where the file is cut short, or anything in it is not what was written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.decoded: dict[str, Decoded] = {}
+        self._places: dict[str, tuple[int, int]] = {}
+        # Record batches, not one table: a clip's samples must lie in one buffer to be read without a copy.
+        self._batches: list[pa.RecordBatch] = []
+        try:
+            reader = pa.ipc.open_file(pa.memory_map(str(path)))
+            if reader.schema != SCHEMA:
+                raise self._damaged("its columns are not what was written")
+            for b in range(reader.num_record_batches):
+                batch, seal = reader.get_batch_with_custom_metadata(b)
+                batch.validate(full=True)  # an offset must not lead out of the file
+                rows = batch.select([*FACTS, "checksum"]).to_pylist()
+                if dict(seal or {}).get(b"facts") != _seal(rows):
+                    raise self._damaged(f"its rows {b * ROWS_PER_BATCH} and following are not what was written")
+                self._batches.append(batch)
+                for i, row in enumerate(rows):
+                    self.decoded[row["name"]] = Decoded(**{key: row[key] for key in FACTS if key != "name"})
+                    self._places[row["name"]] = (b, i)
+        except (pa.ArrowException, OSError, ValueError, KeyError, RecursionError) as error:
+            raise self._damaged(str(error)) from error
+
+    def _damaged(self, why: str) -> DataError:
+        return DataError(f"{self.path}, a store of decoded clips, is damaged: {why}; delete it")
+
+    def __reduce__(self) -> tuple[type["AudioCache"], tuple[Path]]:
+        """A loader's worker that is spawned maps the file itself, instead of being sent all audio."""
+        return AudioCache, (self.path,)
+
+    def pcm(self, name: str) -> NDArray[np.int16]:
+        """(samples,) int16 at 16 kHz of one clip, a view into the mapped file."""
+        b, row = self._places[name]
+        batch = self._batches[b]
+        audio = batch.column("pcm")[row].as_buffer()
+        if xxh3_64_digest(audio) != batch.column("checksum")[row].as_py():
+            raise self._damaged(f"the samples of {name} are not what was written")
+        return np.frombuffer(audio, np.int16)
+
+
+def _seal(rows: list[dict]) -> bytes:
+    """A checksum of what a batch tells beside the samples."""
+    return xxh3_64_digest(repr(rows).encode())
+
+
+def key(clips: Sequence[Clip]) -> str:
+    """What a store is named by: the decoder and each clip's audio, whatever the order, text or split."""
+    digest = sha256(f"{FORMAT}\n{DECODER}\n{torch.__version__}\n".encode())
+    for line in sorted(f"{clip.name}\t{clip.identity}\n" for clip in clips):
+        digest.update(line.encode())
+    return digest.hexdigest()[:24]
+
+
+def build_audio_cache(
+    clips: Sequence[Clip], folder: Path, progress: Progress, workers: int | None = None
+) -> AudioCache:
+    """The store of these clips: opened where it exists, decoded on all cores where it does not.
+
+    Raises DataError where the folder cannot be written. A clip that cannot be decoded is stored as its error.
+    """
+    unique = sorted({clip.name: clip for clip in clips}.values(), key=lambda clip: clip.name)
+    path = folder / f"{key(unique)}.arrow"
+    try:
+        if not path.exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            with FileLock(path.with_suffix(".lock")):
+                if not path.exists():
+                    _write(unique, path, progress, workers or cores())
+    except AudioWorkerError as error:
+        raise DataError(str(error)) from error
+    except OSError as error:
+        raise DataError(
+            f"the store of decoded clips cannot be written: {error}; set KIKITORI_CACHE elsewhere"
+        ) from error
+    store = AudioCache(path)
+    if store.decoded.keys() != {clip.name for clip in unique}:
+        raise store._damaged("it holds other clips than were written")
+    return store
+
+
+def _write(clips: list[Clip], path: Path, progress: Progress, workers: int) -> None:
+    task = progress.add_task("decoding clips", total=len(clips))
+    with atomic_write(path) as file, pa.ipc.new_file(file, SCHEMA) as writer:
+        for rows in _decoded(clips, workers):
+            batch = pa.RecordBatch.from_pylist(rows, SCHEMA)
+            # As they are read: a peak, say, is rounded by what it is stored in.
+            seal = _seal(batch.select([*FACTS, "checksum"]).to_pylist())
+            writer.write_batch(batch, {b"facts": seal})
+            progress.advance(task, len(rows))
+
+
+def _decoded(clips: list[Clip], workers: int) -> Iterator[list[dict]]:
+    """Rows of the store. A thread a decoder suffices: resampling and hashing run outside Python's lock."""
+    workers = min(workers, 1 + len(clips) // CLIPS_PER_DECODER)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with Decoders(workers) as decoders, ThreadPoolExecutor(workers) as pool:
+            for i in range(0, len(clips), ROWS_PER_BATCH):
+                yield list(pool.map(partial(_row, decoders), clips[i : i + ROWS_PER_BATCH]))
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _row(decoders: Decoders, clip: Clip) -> dict:
+    nothing = {"name": clip.name, "pcm": b"", "samples": 0, "peak": 0.0, "digest": "", "checksum": xxh3_64_digest(b"")}
+    try:
+        audio = clip.source if isinstance(clip.source, Path) else clip.source()
+    except FileNotFoundError:
+        return {**nothing, "error": "missing"}
+    except OSError as error:  # the words alone: its path may name somebody's home
+        return {**nothing, "error": error.strerror or type(error).__name__}
+    try:
+        samples, rate = decoders(audio)
+    except AudioError as error:
+        return {**nothing, "error": str(error.args[0])}
+    pcm = to_int16(waveform(samples, rate))
+    audio = pcm.tobytes()
+    return {
+        "name": clip.name,
+        "pcm": audio,
+        "samples": len(pcm),
+        "peak": float(np.abs(pcm.astype(np.int32)).max(initial=0)) / FULL_SCALE,
+        "digest": blake2b(audio, digest_size=16).hexdigest(),
+        "checksum": xxh3_64_digest(audio),
+        "error": "",
+    }

@@ -1,0 +1,132 @@
+"""Which clips a run uses. One that is left out is counted with its reason, and too many stop the run."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from kikitori.audio.waveform import SAMPLE_RATE
+from kikitori.corpora.types import SPLITS, Clip, Decoded, Reason, Reject, Split
+from kikitori.model.processor import Processor
+from kikitori.runtime.errors import DataError
+from kikitori.runtime.rng import seeded_sample
+
+# What a store tells of a clip that has another name than "undecodable".
+REASONS: dict[str, Reason] = {"missing": "missing", "the file is cut short": "cut short"}
+# A corpus lists whole frames of mp3 (24 or 36 ms), of which decoders leave out what the encoder put before the sound.
+SHORTFALL_S = 0.1
+
+
+@dataclass(frozen=True)
+class FilterRules:
+    """What makes a clip usable. Durations in seconds; the peak in dB below full scale, under which a clip is silent."""
+
+    min_duration_s: float
+    max_duration_s: float | None
+    silence_dbfs: float
+    max_reject_rate: float
+    allow_shared_speakers: bool
+    allow_shared_clips: bool
+
+
+def take_subset(clips: Sequence[Clip], counts: Mapping[str, int | None], sample: bool, seed: int) -> list[Clip]:
+    """The first n clips of each split, or a seeded sample of n in the corpus's order; None keeps all."""
+    kept: list[Clip] = []
+    for split in SPLITS:
+        rows = [clip for clip in clips if clip.split == split]
+        n = counts.get(split)
+        if n is not None and n < len(rows):
+            rows = [rows[i] for i in (seeded_sample(len(rows), n, seed) if sample else range(n))]
+        kept += rows
+    return kept
+
+
+def select(
+    clips: Iterable[Clip], decoded: Mapping[str, Decoded], processor: Processor | None, rules: FilterRules
+) -> tuple[list[Clip], list[Reject]]:
+    """Sort the clips of one split into those to use and those to leave out.
+
+    Without a front end the window and the tokens are not looked at. Training clips longer than the window are left out;
+    longer validation and test clips stay, since a score must not choose its clips.
+    """
+    kept: list[Clip] = []
+    rejects: list[Reject] = []
+    first: dict[str, str] = {}
+    for clip in clips:
+        facts = decoded[clip.name]
+        fault = _audio_fault(facts, clip, processor, rules) or _text_fault(clip, processor)
+        if fault is None and facts.digest in first:
+            fault = Reject(clip.name, clip.split, "duplicate", f"same audio as {first[facts.digest]}")
+        if fault is None:
+            first[facts.digest] = clip.name
+            kept.append(clip)
+        else:
+            rejects.append(fault)
+    return kept, rejects
+
+
+def _audio_fault(facts: Decoded, clip: Clip, processor: Processor | None, rules: FilterRules) -> Reject | None:
+    seconds = facts.samples / SAMPLE_RATE
+    longest = min(rules.max_duration_s or np.inf, processor.window_s if processor else np.inf)
+    if facts.error:
+        return Reject(clip.name, clip.split, REASONS.get(facts.error, "undecodable"), facts.error)
+    if facts.samples == 0:
+        return Reject(clip.name, clip.split, "empty", "no samples")
+    if clip.duration_s and seconds < clip.duration_s - SHORTFALL_S:
+        told = f"{seconds:.2f} s of the {clip.duration_s:.2f} s that the corpus lists"
+        return Reject(clip.name, clip.split, "cut short", told)
+    if facts.peak < 10 ** (rules.silence_dbfs / 20):
+        return Reject(clip.name, clip.split, "silent", f"peak {facts.peak:.2g}")
+    if seconds < rules.min_duration_s:
+        return Reject(clip.name, clip.split, "too short", f"{seconds:.2f} s, under {rules.min_duration_s} s")
+    if seconds > longest and clip.split == "train":
+        return Reject(clip.name, clip.split, "too long", f"{seconds:.2f} s, over {longest} s")
+    return None
+
+
+def _text_fault(clip: Clip, processor: Processor | None) -> Reject | None:
+    if not clip.text:
+        return Reject(clip.name, clip.split, "empty transcript")
+    # A text has no more tokens than bytes, so that few need to be counted.
+    if processor and len(clip.text.encode()) > processor.max_label_tokens - len(processor.prefix) - 1:
+        tokens = len(processor.encode(clip.text))
+        if tokens > processor.max_label_tokens:
+            return Reject(clip.name, clip.split, "too many tokens", f"{tokens}, over {processor.max_label_tokens}")
+    return None
+
+
+def check_rate(rows: int, rejects: Sequence[Reject], max_reject_rate: float) -> None:
+    """Raise DataError where more than the allowed share of a corpus's rows was left out."""
+    if len(rejects) > max_reject_rate * rows:
+        reasons = ", ".join(f"{n} {reason}" for reason, n in Counter(r.reason for r in rejects).most_common())
+        first = rejects[0]
+        raise DataError(
+            f"{len(rejects)} of {rows} clips would be left out ({reasons}), over the allowed share of "
+            f"data.max_reject_rate={max_reject_rate}.\n"
+            f"  The first: {first.name}, {first.reason}. All are in rejects.jsonl in the run's folder. "
+            "Mend the corpus, or raise data.max_reject_rate."
+        )
+
+
+def check_split_leakage(splits: Mapping[Split, Sequence[tuple[Clip, Decoded]]], rules: FilterRules) -> None:
+    """Raise DataError where a speaker or a clip stands in two splits, for such a score would flatter."""
+    rows = [(split, clip, facts) for split, pairs in splits.items() for clip, facts in pairs]
+    shared_clips = _shared((facts.digest, split) for split, _, facts in rows)
+    if shared_clips and not rules.allow_shared_clips:
+        name = next(clip.name for _, clip, facts in rows if facts.digest in shared_clips)
+        raise DataError(
+            f"{len(shared_clips)} clips stand in two splits, such as {name}. Take them out of one, or pass "
+            "data.allow_shared_clips=true."
+        )
+    shared_speakers = _shared((clip.speaker, split) for split, clip, _ in rows if clip.speaker)
+    if shared_speakers and not rules.allow_shared_speakers:
+        raise DataError(
+            f"{len(shared_speakers)} speakers stand in two splits. Take them out of one, or pass "
+            "data.allow_shared_speakers=true."
+        )
+
+
+def _shared(pairs: Iterable[tuple[str, str]]) -> set[str]:
+    splits: dict[str, str] = {}
+    return {value for value, split in pairs if splits.setdefault(value, split) != split}

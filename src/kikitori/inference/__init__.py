@@ -1,0 +1,1 @@
+"""Encoder outputs to text, and recordings of any length to text."""

@@ -1,0 +1,1 @@
+"""Text normalisation, error rates and their confidence intervals. Imports no other package."""

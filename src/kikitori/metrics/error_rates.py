@@ -1,0 +1,92 @@
+"""Error rates: corpus-level, on normalised and raw text, with bootstrap intervals over clips."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+import jiwer
+import numpy as np
+from numpy.typing import NDArray
+
+from kikitori.metrics.bootstrap import interval, resampled
+from kikitori.metrics.normalizer import normalise, split_words
+
+RATES = ("cer", "wer", "cer_raw", "wer_raw")
+
+
+@dataclass(frozen=True)
+class ClipScore:
+    """Edits and reference lengths of one clip: characters and words, normalised and raw."""
+
+    cer_edits: int
+    cer_length: int
+    wer_edits: int
+    wer_length: int
+    cer_raw_edits: int
+    cer_raw_length: int
+    wer_raw_edits: int
+    wer_raw_length: int
+
+
+def score_clips(references: Sequence[str], hypotheses: Sequence[str], language: str) -> list[ClipScore]:
+    """Count each clip's edits. Japanese words are Sudachi's, so that WER is no sentence error rate."""
+    columns: dict[str, list[int]] = {}
+    for suffix, prepare in (("", partial(normalise, language=language)), ("_raw", str)):
+        pairs = [[prepare(text) for text in texts] for texts in (references, hypotheses)]
+        columns[f"cer{suffix}_edits"], columns[f"cer{suffix}_length"] = _edits(jiwer.process_characters, *pairs)
+        segmented = [[" ".join(split_words(text, language)) for text in texts] for texts in pairs]
+        columns[f"wer{suffix}_edits"], columns[f"wer{suffix}_length"] = _edits(jiwer.process_words, *segmented)
+    return [ClipScore(**dict(zip(columns, row, strict=True))) for row in zip(*columns.values(), strict=True)]
+
+
+def _edits(process: Any, references: list[str], hypotheses: list[str]) -> tuple[list[int], list[int]]:
+    """Edits and reference length of each pair, by one of jiwer's two counters."""
+    if not references:
+        return [], []
+    output = process(references, hypotheses)
+    edits = [
+        sum(
+            max(chunk.ref_end_idx - chunk.ref_start_idx, chunk.hyp_end_idx - chunk.hyp_start_idx)
+            for chunk in alignment
+            if chunk.type != "equal"
+        )
+        for alignment in output.alignments
+    ]
+    return edits, [len(reference) for reference in output.references]
+
+
+def edits_and_lengths(scores: Sequence[ClipScore], rate: str) -> NDArray[np.int64]:
+    """(clips, 2): edits and reference length of each clip for one of RATES."""
+    pairs = [(getattr(s, f"{rate}_edits"), getattr(s, f"{rate}_length")) for s in scores]
+    return np.array(pairs, dtype=np.int64).reshape(-1, 2)
+
+
+def corpus_rate(counts: NDArray[np.int64]) -> float:
+    """All edits over all reference length, as a fraction; 0 for a corpus without any reference."""
+    edits, length = counts.sum(axis=0)
+    return float(edits / length) if length else 0.0
+
+
+def summarise(scores: Sequence[ClipScore]) -> dict[str, Any]:
+    """The four rates as fractions, the 95 % interval of CER and WER, and how many clips they stand on."""
+    counts = {rate: edits_and_lengths(scores, rate) for rate in RATES}
+    summary: dict[str, Any] = {rate: corpus_rate(c) for rate, c in counts.items()}
+    for rate in ("cer", "wer"):
+        summary[f"{rate}_ci95"] = interval(resampled(counts[rate]))
+    return {**summary, "clips": len(scores)}
+
+
+def change(before: Sequence[ClipScore], after: Sequence[ClipScore]) -> dict[str, Any]:
+    """After minus before on the same clips, with the paired 95 % interval: each resample draws the same clips twice."""
+    result: dict[str, Any] = {}
+    for rate in ("cer", "wer"):
+        old, new = edits_and_lengths(before, rate), edits_and_lengths(after, rate)
+        result[rate] = corpus_rate(new) - corpus_rate(old)
+        result[f"{rate}_ci95"] = interval(resampled(new) - resampled(old))
+    return result
+
+
+def prediction(clip: str, reference: str, hypothesis: str, score: ClipScore) -> dict[str, Any]:
+    """A row of predictions/*.jsonl."""
+    return {"clip": clip, "reference": reference, "hypothesis": hypothesis, **asdict(score)}

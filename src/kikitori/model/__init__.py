@@ -1,0 +1,1 @@
+"""Whisper: loading, log-Mel features, the processor, windows."""

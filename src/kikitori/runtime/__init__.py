@@ -1,0 +1,1 @@
+"""Processes, signals, files, paths, errors."""

@@ -1,0 +1,1 @@
+"""Many runs: launcher, Optuna search, their tables."""

@@ -1,0 +1,135 @@
+"""A study: its space, its file, its sampler and its pruner, from what Hydra was given."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import optuna
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
+from omegaconf import DictConfig, OmegaConf
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+    distribution_to_json,
+)
+from optuna.samplers import GridSampler
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+
+from kikitori.config.targets import instantiate
+from kikitori.runtime.errors import ConfigError, SweepError
+
+
+def open_storage(path: Path) -> JournalStorage:
+    """A study's file. It is appended to, never rewritten, so that several processes and machines may share it."""
+    return JournalStorage(JournalFileBackend(str(path)))
+
+
+def split_space(plugin: Any, arguments: Sequence[str]) -> tuple[list[str], dict[str, BaseDistribution]]:
+    """The overrides that are the same for every trial, and the distributions of those that the study chooses."""
+    given = [f"{key}={value}" for key, value in plugin.params.items()]
+    parser = OverridesParser.create(config_loader=plugin.hydra_context.config_loader)
+    overrides = {o.get_key_element(): o for o in parser.parse_overrides([*given, *arguments])}
+    fixed = [f"{key}={o.get_value_element_as_str()}" for key, o in overrides.items() if not o.is_sweep_override()]
+    space = {key: distribution(o) for key, o in overrides.items() if o.is_sweep_override()}
+    if not space:
+        raise ConfigError(
+            "hydra/sweeper=optuna has nothing to search; give a value as choice(a, b), range(1, 9), interval(0, 1) "
+            "or tag(log, interval(1e-6, 1e-4))"
+        )
+    return fixed, space
+
+
+def distribution(override: Override) -> BaseDistribution:
+    """What Hydra's sweep of a value means to a study; tag(log, interval(...)) is drawn by its logarithm.
+
+    Raises ConfigError where it holds no value, or none with a logarithm.
+    """
+    sweep = override.value()
+    try:
+        if isinstance(sweep, RangeSweep):
+            start, step = sweep.start or 0, sweep.step
+            # Hydra's ranges end before their stop.
+            last = start + (math.ceil((sweep.stop - start) / step - 1e-9) - 1) * step
+            if all(isinstance(value, int) for value in (start, sweep.stop, step)):
+                return IntDistribution(int(start), int(last), step=int(step))
+            return FloatDistribution(float(start), round(float(last), 12), step=float(step))
+        if isinstance(sweep, IntervalSweep):
+            low, high, log = sweep.start, sweep.end, "log" in sweep.tags
+            if isinstance(low, int) and isinstance(high, int):
+                return IntDistribution(low, high, log=log)
+            return FloatDistribution(float(low), float(high), log=log)
+        return CategoricalDistribution(list(override.sweep_string_iterator()))
+    except ValueError as error:
+        raise ConfigError(f"{override.input_line}: {error}") from error
+
+
+def open_study(plugin: Any, space: Mapping[str, BaseDistribution], folder: Path) -> optuna.Study:
+    """The study of the configured file, begun where there is none. Raises SweepError where it is another search's."""
+    path = Path(plugin.study)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    described = {key: json.loads(distribution_to_json(d)) for key, d in space.items()}
+    try:
+        study = optuna.create_study(
+            storage=open_storage(path), study_name=plugin.study_name, load_if_exists=True, direction="minimize"
+        )
+    except Exception as error:  # whatever a file that is no journal makes Optuna raise
+        raise SweepError(f"hydra.sweeper.study={path} is no study of Optuna's ({error}); give another file") from error
+    known = study.user_attrs.get("space", described)
+    if known != described:
+        raise SweepError(
+            f"hydra.sweeper.study={path} is of another search: it has {_words(known)}, this one {_words(described)}; "
+            "give the same axes, or another file"
+        )
+    study.set_user_attr("space", described)
+    pruner: DictConfig | None = OmegaConf.select(plugin.config, "hydra.sweeper.pruner")
+    if pruner is not None:
+        described_pruner = OmegaConf.to_container(pruner, resolve=True)
+        study.set_user_attr("pruner", described_pruner)
+        study.pruner = instantiate(described_pruner)
+    study.sampler = make_sampler(plugin.sampler, space, len(study.trials))
+    if path.resolve().parent != folder.resolve():
+        # Machines that share a study must not all begin with the same draws.
+        study.sampler.reseed_rng()
+    return study
+
+
+def make_sampler(make: Any, space: Mapping[str, BaseDistribution], earlier: int) -> optuna.samplers.BaseSampler:
+    """The configured sampler. earlier: trials of the study, lest one that goes on draws the same again."""
+    if make.func is GridSampler:
+        open_ended = [key for key, d in space.items() if not isinstance(d, CategoricalDistribution | IntDistribution)]
+        if open_ended:
+            raise ConfigError(
+                f"hydra/sweeper/sampler=grid needs choices or ranges of whole numbers; {open_ended[0]} is neither"
+            )
+        return Grid({key: values_of(d) for key, d in space.items()}, seed=make.keywords.get("seed"))
+    seed = make.keywords.get("seed")
+    return make(seed=None if seed is None else seed + earlier)
+
+
+class Grid(GridSampler):
+    """Optuna's grid for a loop that asks and tells: the original stops Optuna's own, of which there is none."""
+
+    def after_trial(self, *_: Any) -> None:
+        """Whoever asks counts the trials."""
+
+
+def values_of(values: BaseDistribution) -> list[Any]:
+    """Every value of a choice or a range of whole numbers."""
+    if isinstance(values, CategoricalDistribution):
+        return list(values.choices)
+    assert isinstance(values, IntDistribution)
+    return list(range(values.low, values.high + 1, values.step))
+
+
+def _words(space: Mapping[str, Any]) -> str:
+    def one(d: Mapping[str, Any]) -> str:
+        a = d["attributes"]
+        return f"({', '.join(map(str, a['choices']))})" if "choices" in a else f"{a['low']} to {a['high']}"
+
+    return ", ".join(f"{key} {one(d)}" for key, d in space.items())

@@ -1,0 +1,1 @@
+"""What one optimizer step needs: module, loss, optimizer, callbacks, checkpoints."""

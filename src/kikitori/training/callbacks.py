@@ -1,0 +1,99 @@
+"""Callbacks of our own."""
+
+import math
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+
+from kikitori.audio.waveform import SAMPLE_RATE
+from kikitori.runtime.files import write_json
+
+
+class ValidateEvery(pl.Callback):
+    """Validates each n optimizer steps and after the last one.
+
+    Lightning would train the steps after the last multiple for nothing.
+    """
+
+    NEVER = 2**62
+
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+        self._last = 0
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        step = trainer.global_step
+        due = step > self._last and (step % self.steps == 0 or step >= trainer.max_steps)
+        self._last = step if due else self._last
+        trainer.val_check_batch = 1 if due else self.NEVER
+
+
+class Progress(pl.Callback):
+    """Tells whoever runs a sweep how far this trial is, in progress.json of its folder."""
+
+    EVERY_S = 1.0
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "progress.json"
+        self._cer: float | None = None
+        self._written = -math.inf
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if time.monotonic() - self._written > self.EVERY_S:
+            self._write(trainer)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._cer = float(trainer.callback_metrics["val/cer"])
+        self._write(trainer)
+
+    def _write(self, trainer: pl.Trainer) -> None:
+        self._written = time.monotonic()
+        if trainer.is_global_zero and "KIKITORI_SWEEP" in os.environ:
+            write_json(self.path, {"step": trainer.global_step, "max_steps": trainer.max_steps, "val/cer": self._cer})
+
+
+class ThroughputMonitor(pl.Callback):
+    """Logs, each `log_every_n_steps`, the gradient's norm before clipping and the speed since it last did.
+
+    Speed counts the clips of all ranks, which share the work evenly, and leaves validation's time out.
+    """
+
+    def __init__(self) -> None:
+        self._clips = 0
+        self._hours = 0.0
+        self._spent_s = 0.0
+        self._since = 0.0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._clips, self._hours, self._spent_s = 0, 0.0, 0.0
+        self._since = time.perf_counter()
+
+    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: torch.optim.Optimizer) -> None:
+        # Lightning has undone the loss's scaling by now, and clips after this.
+        if (trainer.global_step + 1) % trainer.log_every_n_steps == 0:
+            gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
+            pl_module.log("train/grad_norm", torch.nn.utils.get_total_norm(gradients))
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        decoded = trainer.datamodule.stores["train"].decoded
+        clips = [clip for clip, weight in zip(batch["clips"], batch["weights"], strict=True) if weight]
+        self._clips += len(clips)
+        self._hours += sum(decoded[clip].samples for clip in clips) / SAMPLE_RATE / 3600
+        if trainer.global_step % trainer.log_every_n_steps:
+            return
+        spent_s = self._spent_s + time.perf_counter() - self._since
+        pl_module.log("train/clips_per_s", trainer.world_size * self._clips / spent_s)
+        pl_module.log("train/audio_hours_per_s", trainer.world_size * self._hours / spent_s)
+        if pl_module.device.type == "cuda":
+            pl_module.log("train/gpu_memory_gb", torch.cuda.max_memory_allocated() / 2**30)
+        self.on_train_start(trainer, pl_module)
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._spent_s += time.perf_counter() - self._since
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._since = time.perf_counter()

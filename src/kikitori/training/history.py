@@ -1,0 +1,118 @@
+"""Training history: losses, validations and random states, all stored in the checkpoint."""
+
+import math
+import time
+from hashlib import sha256
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+
+from kikitori.runtime.distributed import all_gather
+from kikitori.runtime.errors import TrainingError
+from kikitori.runtime.rng import random_state, set_random_state
+
+
+class TrainingHistory(pl.Callback):
+    """Keeps what the results need of a fit: a row an evaluation, and the clips and seconds that training took.
+
+    All of it, and the random states, go into the checkpoint, so that a run that goes on is one run.
+    """
+
+    # The key of its state in a checkpoint, by which runs of earlier versions resume.
+    state_key = "Recorder"
+
+    def __init__(self) -> None:
+        self.history: list[dict[str, float]] = []
+        self.train_clips = 0
+        self.train_s = 0.0
+        self._since = 0.0
+        # Since the last validation.
+        self._losses: list[Any] = []
+        # Step and clips of the last loss, while nobody has looked at it.
+        self._unchecked: tuple[int, list[str]] | None = None
+        # A running checksum of the clips that were trained on.
+        self.order = ""
+        self._processes: list[dict[str, Any]] = []
+
+    def state_dict(self) -> dict[str, Any]:
+        self._count_seconds()
+        kept = {"history": self.history, "train_clips": self.train_clips, "train_s": self.train_s}
+        losses = [float(loss) for loss in self._losses]
+        own = {"random": random_state(), "order": self.order, "losses": losses}
+        return {**kept, "processes": all_gather(own)}
+
+    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict) -> None:
+        self._check_loss(trainer)
+        for name, value in checkpoint["state_dict"].items():
+            if not value.isfinite().all():
+                raise TrainingError(f"{name} is not finite after step {trainer.global_step}{self._advice(trainer)}")
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.history, self.train_clips = state_dict["history"], state_dict["train_clips"]
+        self.train_s = state_dict["train_s"]
+        self._processes = state_dict["processes"]
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # With another number of processes their streams cannot go on, and stay as the seed made them.
+        if len(self._processes) == trainer.world_size:
+            own = self._processes[trainer.global_rank]
+            set_random_state(own["random"])
+            self.order = own["order"]
+            self._losses = list(torch.tensor(own["losses"], device=pl_module.device))
+        self._processes = []
+        self._since = time.perf_counter()
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        # Of all processes, which share a step evenly.
+        self.train_clips += trainer.world_size * int((batch["weights"] > 0).sum())
+        self.order = sha256(f"{self.order} {batch['clips']}".encode()).hexdigest()
+        # The loss of the step before: to ask for this one's would let a GPU wait.
+        self._check_loss(trainer)
+        self._losses.append(outputs["loss"].detach())
+        self._unchecked = (trainer.global_step, batch["clips"])
+
+    def _check_loss(self, trainer: pl.Trainer) -> None:
+        """Raise TrainingError where the last step's loss is no number: a run that goes on would end as a success."""
+        if self._unchecked and not math.isfinite(self._losses[-1]):
+            (step, clips), lr = self._unchecked, trainer.optimizers[0].param_groups[0]["lr"]
+            raise TrainingError(
+                f"the loss of step {step} is {float(self._losses[-1])}, at a learning rate of {lr:.3g}, on the clips "
+                f"{', '.join(clips)}{self._advice(trainer)}"
+            )
+        self._unchecked = None
+
+    @staticmethod
+    def _advice(trainer: pl.Trainer) -> str:
+        lr = trainer.optimizers[0].defaults["lr"]
+        return (
+            f"; lower optim.lr={lr}, lengthen the warm-up, train at trainer.precision=32, or look at what these clips "
+            "hold. The checkpoints are from before it"
+        )
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._check_loss(trainer)
+        self._count_seconds()
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        metrics = {key: float(value) for key, value in trainer.callback_metrics.items() if key.startswith("val/")}
+        mean = torch.stack(self._losses).mean() if self._losses else torch.tensor(0.0)
+        loss = float(trainer.strategy.reduce(mean, reduce_op="mean"))
+        self._losses.clear()
+        if not math.isfinite(metrics["val/loss"]):
+            told = f"the validation loss after step {trainer.global_step} is {metrics['val/loss']}"
+            raise TrainingError(told + self._advice(trainer))
+        self.history.append({"step": trainer.global_step, "train/loss": loss, **metrics})
+        self._since = time.perf_counter()
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._count_seconds()
+
+    def _count_seconds(self) -> None:
+        """Up to now, which a checkpoint between two validations must know."""
+        now = time.perf_counter()
+        self.train_s, self._since = self.train_s + now - self._since, now
+
+    def cost(self) -> dict[str, float]:
+        """Clips a second of training, validation apart, over all processes."""
+        return {"train_clips_per_s": self.train_clips / max(self.train_s, 1e-9)}

@@ -1,0 +1,236 @@
+"""Every choice under conf/ composes, its keys are arguments of its target; a bad value is named with all others."""
+
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.utils import get_object
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from kikitori.config.overrides import swept
+from kikitori.config.validation import check_config
+from kikitori.runtime.errors import ConfigError
+from kikitori.runtime.paths import CONF
+
+ROOTS = ("train", "evaluate", "prepare")
+CHOICES = sorted(p.relative_to(CONF).with_suffix("").as_posix() for p in CONF.glob("*/*.yaml"))
+# What can be chosen of Hydra itself: how a sweep's trials are run, and how their values are found.
+OF_HYDRA = sorted(p.relative_to(CONF).with_suffix("").as_posix() for p in CONF.glob("hydra/**/*.yaml"))
+REQUIRED = {
+    "data/common_voice": ["data.release=a"],
+    "data/manifest": ["data.manifest=a.csv"],
+    "data/hub": ["data.name=a/b"],
+}
+
+
+def with_hydra(root: str, *overrides: str) -> DictConfig:
+    with initialize_config_dir(str(CONF.resolve()), version_base="1.3"):
+        cfg = compose(root, list(overrides), return_hydra_config=True)
+    with open_dict(cfg):
+        cfg.hydra.runtime.output_dir = "run"
+    HydraConfig.instance().set_config(cfg)
+    return cfg
+
+
+def composed(root: str, *overrides: str) -> DictConfig:
+    cfg = with_hydra(root, *overrides)
+    with open_dict(cfg):
+        del cfg["hydra"]
+    return cfg
+
+
+def test_every_choice_is_counted() -> None:
+    assert len(CHOICES) == 30
+    assert len(OF_HYDRA) == 9
+    assert len(list(CONF.glob("*.yaml"))) == len(ROOTS) + 1
+    deeper = [path for path in CONF.glob("*/*/*") if path.parts[-3] != "hydra"]
+    assert not deeper, "one level deep, but where Hydra wants its own groups"
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_every_choice_composes_and_binds_to_its_target(choice: str) -> None:
+    group, name = choice.split("/")
+    needed = REQUIRED.get(choice, [])
+    if group != "data" and choice != "experiment/demo":
+        needed = ["data.release=a"]
+    check_config(composed("train", f"{group}={name}", *needed))
+
+
+@pytest.mark.parametrize("choice", OF_HYDRA)
+def test_every_choice_of_launcher_and_search_composes_and_is_there(choice: str) -> None:
+    group, name = choice.rsplit("/", 1)
+    searching = ["hydra/sweeper=optuna"] if group.count("/") > 1 else []
+    cfg = with_hydra("train", "data=demo", *searching, f"{group}={name}")
+    assert get_object(OmegaConf.select(cfg, group.replace("/", "."))._target_)
+
+
+@pytest.mark.parametrize("name", [path.stem for path in (CONF / "sweep").glob("*.yaml")])
+def test_every_value_of_a_kept_axis_is_one(name: str) -> None:
+    params = with_hydra("train", "data=demo", f"sweep={name}").hydra.sweeper.params
+    assert params
+    for key, values in params.items():
+        assert len(str(values).split(",")) > 1
+        for value in str(values).split(","):
+            check_config(composed("train", "data=demo", f"{key}={value}"))
+
+
+@pytest.mark.parametrize("root", ROOTS)
+def test_every_root_composes(root: str) -> None:
+    check_config(composed(root, "data=demo"))
+
+
+def test_a_model_file_is_named_after_its_hub_name() -> None:
+    names = {p.stem: composed("train", f"model={p.stem}").model.name for p in (CONF / "model").glob("whisper_*.yaml")}
+    assert len(names) == 7
+    assert all(name == "openai/" + stem.replace("_", "-") for stem, name in names.items())
+
+
+def test_an_experiment_wins_over_the_root_and_an_override_over_both() -> None:
+    assert composed("train", "experiment=tutorial_100_clips").validation.every_steps == 10
+    assert composed("train", "experiment=tutorial_100_clips", "validation.every_steps=7").validation.every_steps == 7
+
+
+def test_the_article_is_the_recipe_people_know() -> None:
+    cfg = composed("train", "experiment=tutorial_100_clips", "data.release=a")
+    assert cfg.model.name == "openai/whisper-small"
+    assert (cfg.data.limit.train, cfg.data.limit.validation, cfg.data.limit.test) == (100, 100, 100)
+    assert (cfg.data.global_batch_size, cfg.optim.lr, cfg.optim.warmup_steps, cfg.trainer.max_steps) == (
+        16,
+        1e-5,
+        5,
+        40,
+    )
+    assert (cfg.trainer.precision, cfg.validation.every_steps) == ("16-mixed", 10)
+    assert cfg.model.gradient_checkpointing
+    assert cfg.data.group_by_length
+    assert (cfg.generation.max_new_tokens, cfg.callbacks.checkpoint.monitor) == (225, "val/wer")
+    assert list(cfg.logger) == ["tensorboard"]
+
+
+def test_an_experiment_is_a_short_delta_that_asks_its_question_first() -> None:
+    files = list((CONF / "experiment").glob("*.yaml"))
+    assert files
+    for path in files:
+        lines = path.read_text(encoding="utf-8").splitlines()
+        assert len(lines) < 20
+        assert lines[0] == "# @package _global_"
+        assert "?" in lines[1]
+
+
+def test_all_problems_come_at_once_with_key_value_and_remedy() -> None:
+    bad = ["optim.lr=-1", "data.global_batch_size=x", "model.freeze=all", "model.dropout=2", "trainer.precision=8"]
+    with pytest.raises(ConfigError) as caught:
+        check_config(composed("train", *bad))
+    text = str(caught.value)
+    assert text.startswith("ConfigError: 6 problems in the configuration\n")
+    assert "data.release: not set; pass data.release=/path/to/" in text
+    assert "optim.lr: must be above 0, got -1" in text
+    assert "data.global_batch_size: must be a whole number, got 'x'" in text
+    assert "model.freeze: must be one of encoder, none, got 'all'" in text
+    assert "model.dropout: must be between 0 and 1, got 2" in text
+    assert "trainer.precision: must be one of auto, 16-mixed, bf16-mixed, 32, 32-true, got 8" in text
+
+
+def test_a_key_that_the_target_does_not_know_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"trainer\.max_step: pytorch_lightning.Trainer has no such argument"):
+        check_config(composed("train", "data=demo", "+trainer.max_step=3"))
+
+
+def test_a_target_that_cannot_be_imported_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KIKITORI_TARGETS", "nonesuch.model")
+    with pytest.raises(ConfigError, match=r"model\._target_: cannot be imported: nonesuch\.model"):
+        check_config(composed("train", "data=demo", "model._target_=nonesuch.model"))
+
+
+@pytest.mark.parametrize("override", ["model=whisper_smal", "data.releese=x", "nonesuch=1", "experiment=none"])
+def test_an_unknown_choice_or_key_is_refused_when_composing(override: str) -> None:
+    with pytest.raises(HydraException):
+        composed("train", override)
+
+
+@pytest.mark.parametrize(
+    ("override", "problem"),
+    [
+        ("optim.schedule=cosine", "optim.schedule: must be one of linear, constant, got 'cosine'"),
+        ("optim.lr=abc", "optim.lr: must be a number, got 'abc'"),
+        ("optim.betas=[0.9]", "optim.betas: must be a list of 2, got [0.9]"),
+        ("+optim.eps=1e-6", "optim.eps: kikitori.adamw has no such argument"),
+        ("callbacks.checkpoint.monitor=val/foo", "callbacks.checkpoint.monitor: must be one of val/cer"),
+        ("trainer.max_steps=abc", "trainer.max_steps: must be a whole number, got 'abc'"),
+        ("trainer.gradient_clip_val=0", "trainer.gradient_clip_val: must be above 0, got 0"),
+        ("+trainer.accumulate_grad_batches=2", "trainer.accumulate_grad_batches: data.global_batch_size is a step's"),
+        ("+trainer.gradient_clip_algorithm=value", "trainer.gradient_clip_algorithm: must be norm"),
+        ("data.window=short", "data.window: must be one of full, bucketed or null, got 'short'"),
+        ("data.window_edges_s=[5,3]", "data.window_edges_s: must ascend from above 0, got [5, 3]"),
+        ("data.window_edges_s=[2,a]", "data.window_edges_s: must be "),
+        ("data.window_edges_s=[]", "data.window_edges_s: data.window=bucketed needs at least one"),
+        ("data.window_margin_s=-1", "data.window_margin_s: must not be below 0, got -1"),
+        ("data.full_window_share=1.5", "data.full_window_share: must be between 0 and 1, got 1.5"),
+        ("data.window=full data.full_window_share=0.5", "data.full_window_share: is for data.window=bucketed"),
+        (
+            "data.cache_encoder_outputs=true",
+            "data.cache_encoder_outputs: needs an encoder that is not trained; add model.freeze=encoder",
+        ),
+        ("data.micro_batch_size=0", "data.micro_batch_size: must be above 0, got 0"),
+        ("generation.max_tokens_per_s=-1", "generation.max_tokens_per_s: must be above 0, got -1"),
+        ("score.full_window_clips=0", "score.full_window_clips: must be above 0, got 0"),
+        ("data.global_batch_size=15 trainer.devices=2", "data.global_batch_size: must be a multiple of 2 ("),
+        ("trainer.devices=0", "trainer.devices: must be above 0, got 0"),
+        ("validation.every_steps=0", "validation.every_steps: must be above 0, got 0"),
+        ("seed=abc", "seed: must be a whole number, got 'abc'"),
+        ("generation.max_new_tokens=1.5", "generation.max_new_tokens: must be a whole number or null, got 1.5"),
+        ("data.max_duration_s=0", "data.max_duration_s: must be above 0, got 0"),
+        ("data.limit.train=all", "data.limit.train: must be a whole number or null, got 'all'"),
+    ],
+)
+def test_a_bad_value_of_any_node_is_named(override: str, problem: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        check_config(composed("train", "data=demo", *override.split(" ")))
+    assert problem in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "tasks", "nodes"),
+    [
+        ([], 1, 1),
+        (["trainer=ddp", "trainer.devices=8"], 8, 1),
+        (["trainer=ddp", "trainer.devices=4", "trainer.num_nodes=2"], 4, 2),
+    ],
+)
+def test_a_slurm_job_has_a_task_a_device_and_arguments_that_submitit_knows(
+    overrides: list[str], tasks: int, nodes: int
+) -> None:
+    slurm = pytest.importorskip("submitit.slurm.slurm")
+    with initialize_config_dir(str(CONF.resolve()), version_base="1.3"):
+        cfg = compose("train", ["data=demo", "hydra/launcher=slurm", *overrides], return_hydra_config=True)
+    launcher = cfg.hydra.launcher
+    assert (launcher.tasks_per_node, launcher.gpus_per_node, launcher.nodes) == (tasks, tasks, nodes)
+    known = {*slurm._get_default_parameters(), *slurm.SlurmExecutor._equivalence_dict()}
+    of_the_executor = {"_target_", "submitit_folder", "max_num_timeout"}
+    assert {str(key) for key in launcher} - of_the_executor <= known
+
+
+def test_evaluate_refuses_an_unknown_split() -> None:
+    with pytest.raises(ConfigError, match="splits: must be among train, validation, test, got dev"):
+        check_config(composed("evaluate", "data=demo", "splits=[dev]"))
+
+
+def test_a_sweeps_folders_carry_the_swept_keys_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    line = ["kikitori", "-m", "data.release=/a/b", "optim.lr=1e-5,3e-5", "model.name=/x/y,/x/z", "seed=range(0,2)"]
+    monkeypatch.setattr("sys.argv", line)
+    job = ["data.release=/a/b", "optim.lr=1e-5", "model.name=/x/y", "seed=0"]
+    assert swept(job) == "optim.lr-1e-5_model.name-x-y_seed-0"
+
+
+def test_a_secret_that_a_configuration_takes_from_the_environment_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_abcdefgh")
+    with pytest.raises(ConfigError, match=r"data\.corpus_note: .*holds the value of HF_TOKEN") as caught:
+        check_config(composed("train", "data=demo", "+data.corpus_note=from ${oc.env:HF_TOKEN}"))
+    assert "hf_abcdefgh" not in str(caught.value)
+
+
+def test_the_place_of_a_secret_is_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("SSH_KEY_FILE", str(tmp_path))
+    check_config(composed("train", f"data.release={tmp_path}"))

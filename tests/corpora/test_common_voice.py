@@ -1,0 +1,204 @@
+import tarfile
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from recordings import RELEASES, common_voice_row, write_clip, write_common_voice, write_tsv
+
+from kikitori.corpora.common_voice import read
+from kikitori.corpora.types import Clip, Corpus, Reject
+from kikitori.runtime.errors import DataError
+
+SPLITS = {"train": 3, "dev": 2, "test": 1}
+
+
+def release(tmp_path: Path, **tables: int) -> Path:
+    return write_common_voice(tmp_path / "cv-corpus-27.0-2026-09-09" / "ja", {**SPLITS, **tables})
+
+
+def reading(folder: Path, *train_splits: str, language: str = "ja") -> Corpus:
+    return read(str(folder), language, train_splits or ["train"], folder.parent / "cache")
+
+
+def message(folder: Path, *train_splits: str, language: str = "ja") -> str:
+    with pytest.raises(DataError) as refusal:
+        reading(folder, *train_splits, language=language)
+    return str(refusal.value)
+
+
+def counts(corpus: Corpus) -> dict[str, int]:
+    return {split: sum(clip.split == split for clip in corpus.clips) for split in ("train", "validation", "test")}
+
+
+def train_rows(tmp_path: Path, table: bytes) -> tuple[list[Clip], list[Reject]]:
+    """What is read of a training table of these bytes, beside other tables that are good."""
+    folder = release(tmp_path)
+    (folder / "train.tsv").write_bytes(table)
+    corpus = reading(folder)
+    return [clip for clip in corpus.clips if clip.split == "train"], list(corpus.rejects)
+
+
+def table_of(*sentences: bytes) -> bytes:
+    rows = [b"speaker %d\tclip_%d.mp3\t%s\tja" % (i, i, sentence) for i, sentence in enumerate(sentences)]
+    return b"\n".join([b"client_id\tpath\tsentence\tlocale", *rows]) + b"\n"
+
+
+def test_the_three_forms_of_a_release_hold_the_same(tmp_path: Path) -> None:
+    folder = release(tmp_path)
+    with tarfile.open(tmp_path / "cv-corpus-27.0-ja.tar.gz", "w:gz") as tar:
+        tar.add(folder.parent, folder.parent.name)
+    archive, extracted, language = (
+        reading(form) for form in (tmp_path / "cv-corpus-27.0-ja.tar.gz", folder.parent, folder)
+    )
+    assert counts(archive) == {"train": 3, "validation": 2, "test": 1}
+    facts = [
+        [(c.name, c.split, c.text, c.speaker, c.source.read_bytes()) for c in corpus.clips]  # type: ignore[union-attr]
+        for corpus in (archive, extracted, language)
+    ]
+    assert facts[0] == facts[1] == facts[2]
+    assert {c.description for c in (archive, extracted, language)} == {"Common Voice, cv-corpus-27.0-2026-09-09/ja"}
+    assert reading(tmp_path / "cv-corpus-27.0-ja.tar.gz") == archive
+    assert len(list((tmp_path / "cache" / "releases").glob("*/cv-corpus*"))) == 1
+
+
+@pytest.mark.parametrize("columns", RELEASES.values(), ids=RELEASES)
+def test_the_columns_of_every_release_are_read(tmp_path: Path, columns: str) -> None:
+    corpus = reading(write_common_voice(tmp_path / "ja", SPLITS, columns))
+    assert not corpus.rejects
+    assert [(c.name, c.text, c.speaker) for c in corpus.clips][:2] == [
+        ("clip_0.mp3", "文 0", "speaker 0"),
+        ("clip_1.mp3", "文 1", "speaker 1"),
+    ]
+
+
+def test_windows_line_ends_and_a_byte_order_mark_are_no_part_of_a_cell(tmp_path: Path) -> None:
+    table = b"\xef\xbb\xbf" + table_of("一".encode(), "二".encode()).replace(b"\n", b"\r\n")
+    clips, rejects = train_rows(tmp_path, table)
+    assert [(clip.speaker, clip.text) for clip in clips] == [("speaker 0", "一"), ("speaker 1", "二")]
+    assert not rejects
+
+
+def test_quotation_marks_are_part_of_the_sentence(tmp_path: Path) -> None:
+    sentences = ['"はい"', '"と言った', "彼は\"はい'と", '""', "'", "「"]
+    clips, rejects = train_rows(tmp_path, table_of(*(s.encode() for s in sentences)))
+    assert [clip.text for clip in clips] == sentences
+    assert not rejects
+
+
+def test_a_row_in_another_encoding_is_one_reject_between_good_neighbours(tmp_path: Path) -> None:
+    clips, rejects = train_rows(tmp_path, table_of(b"one", "déjà".encode("latin-1"), b"three"))
+    assert [clip.text for clip in clips] == ["one", "three"]
+    assert [(r.reason, r.split) for r in rejects] == [("not UTF-8", "train")]
+    assert "clip_1.mp3" in rejects[0].name
+
+
+@pytest.mark.parametrize("cells", ["s\tclip.mp3", "s\tclip.mp3\ttext", "s\tclip.mp3\ttext\tja\tsurplus", "s"])
+def test_a_row_with_too_few_or_too_many_cells_is_one_reject_between_good_neighbours(tmp_path: Path, cells: str) -> None:
+    lines = table_of(b"one", b"two").splitlines(keepends=True)
+    clips, rejects = train_rows(tmp_path, b"".join([*lines[:2], cells.encode() + b"\n", lines[2]]))
+    assert [clip.text for clip in clips] == ["one", "two"]
+    assert [(r.reason, r.detail) for r in rejects] == [("malformed row", "train.tsv line 3")]
+
+
+@pytest.mark.parametrize("path", ["../dev.tsv", "/etc/hostname", "sub/../../dev.tsv", "link.mp3", "{clips}/clip_0.mp3"])
+def test_a_path_that_is_absolute_or_leaves_clips_is_a_reject(tmp_path: Path, path: str) -> None:
+    folder = release(tmp_path)
+    path = path.format(clips=folder / "clips")
+    (folder / "clips" / "link.mp3").symlink_to(folder / "dev.tsv")
+    write_tsv(folder / "train.tsv", [common_voice_row(0), common_voice_row(1, path=path), common_voice_row(2)])
+    corpus = reading(folder)
+    assert counts(corpus)["train"] == 2
+    assert [(r.name, r.reason) for r in corpus.rejects] == [(path, "outside the corpus")]
+
+
+def test_links_that_go_round_in_a_circle_are_left_to_decoding(tmp_path: Path) -> None:
+    folder = release(tmp_path)
+    (folder / "clips" / "clip_0.mp3").unlink()
+    (folder / "clips" / "clip_0.mp3").symlink_to("clip_0.mp3")
+    assert [clip.identity for clip in reading(folder).clips if clip.name == "clip_0.mp3"] == ["missing"]
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(rows=st.lists(st.binary(max_size=40), max_size=6))
+def test_every_row_is_a_clip_or_a_reject_whatever_its_bytes(tmp_path: Path, rows: list[bytes]) -> None:
+    body = [row.replace(b"\n", b"").replace(b"\r", b"") for row in rows]
+    lines = [b"speaker\tclip.mp3\t" + row + b"\tja" for row in body]
+    (tmp_path / "clips").mkdir(exist_ok=True)
+    for table in ("train", "dev", "test"):
+        (tmp_path / f"{table}.tsv").write_bytes(b"\n".join([b"client_id\tpath\tsentence\tlocale", *lines]))
+    corpus = reading(tmp_path)
+    assert len(corpus.clips) + len(corpus.rejects) == 3 * len(rows)
+    for text in (clip.text for clip in corpus.clips):
+        text.encode()
+
+
+def test_several_tables_make_the_training_split(tmp_path: Path) -> None:
+    folder = release(tmp_path, other=4)
+    assert counts(reading(folder, "train", "other")) == {"train": 7, "validation": 2, "test": 1}
+
+
+def test_the_listed_durations_are_those_of_the_clips_and_what_is_not_told_is_not_checked(tmp_path: Path) -> None:
+    folder = release(tmp_path)
+    assert {clip.duration_s for clip in reading(folder).clips} == {None}
+    lines = [
+        "clip\tduration[ms]",
+        "clip_0.mp3\t500",
+        "clip_1.mp3\tlong",
+        "clip_2.mp3",
+        "clip_9.mp3\t100",
+        "",
+        "clip_4.mp3\t7",
+    ]
+    (folder / "clip_durations.tsv").write_text("\n".join(lines))
+    listed = {clip.name: clip.duration_s for clip in reading(folder).clips}
+    assert {name: s for name, s in listed.items() if s is not None} == {"clip_0.mp3": 0.5, "clip_4.mp3": 0.007}
+    (folder / "clip_durations.tsv").write_text("clip\tms\nclip_0.mp3\t500")
+    assert {clip.duration_s for clip in reading(folder).clips} == {None}
+
+
+def test_identity_changes_with_the_audio_alone(tmp_path: Path) -> None:
+    folder = release(tmp_path)
+    before = {clip.name: clip.identity for clip in reading(folder).clips}
+    write_tsv(folder / "dev.tsv", [common_voice_row(3, sentence="別"), common_voice_row(4)])
+    assert {clip.name: clip.identity for clip in reading(folder).clips} == before
+    write_clip(folder / "clips" / "clip_3.mp3", hertz=999, seconds=0.7)
+    changed = {clip.name for clip in reading(folder).clips if clip.identity != before[clip.name]}
+    assert changed == {"clip_3.mp3"}
+
+
+def test_a_missing_release_is_named_with_the_remedy(tmp_path: Path) -> None:
+    said = message(tmp_path / "no-such.tar.gz")
+    assert f"data.release={tmp_path / 'no-such.tar.gz'}" in said
+    assert "Mozilla Data Collective" in said
+
+
+def test_a_release_of_another_language_is_named_with_the_remedy(tmp_path: Path) -> None:
+    folder = release(tmp_path)
+    assert f"data.language=de: {folder.parent} holds ja. Set data.language" in message(folder.parent, language="de")
+    assert "is of language ja. Set data.language" in message(folder, language="de")
+    (tmp_path / "empty").mkdir()
+    assert "no language folder at all" in message(tmp_path / "empty")
+
+
+def test_a_missing_table_is_named_with_those_there_are(tmp_path: Path) -> None:
+    said = message(release(tmp_path), "nonesuch")
+    assert "nonesuch.tsv does not exist" in said
+    assert "dev.tsv, test.tsv, train.tsv. See data.train_splits" in said
+
+
+@pytest.mark.parametrize("header", [b"client_id\tpath\ttext\tlocale\n", b"", "größe\tpath\n".encode("latin-1")])
+def test_a_table_without_a_sentence_column_is_named_with_those_it_has(tmp_path: Path, header: bytes) -> None:
+    folder = release(tmp_path)
+    (folder / "dev.tsv").write_bytes(header)
+    said = message(folder)
+    assert "dev.tsv has no column" in said
+    assert "sentence" in said
+    assert "data=manifest" in said
+    said.encode()
+
+
+def test_a_cell_larger_than_a_table_may_hold_names_table_and_line(tmp_path: Path) -> None:
+    folder = release(tmp_path)
+    (folder / "train.tsv").write_bytes(table_of(b"one", b"x" * 200_000))
+    assert "train.tsv cannot be read beyond line 2: field larger" in message(folder)

@@ -1,0 +1,170 @@
+import os
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import datasets
+import huggingface_hub
+import pytest
+from recordings import encoded, tone, write_clip, write_csv, write_tar
+
+from kikitori.audio.decoder_process import AudioError
+from kikitori.audio.waveform import decode
+from kikitori.corpora.hub import read
+from kikitori.corpora.types import Corpus
+from kikitori.runtime.errors import DataError
+
+SPLITS = {"train": "train", "validation": "validation", "test": "test"}
+
+
+@pytest.fixture(autouse=True)
+def _own_datasets_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("datasets"))
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    datasets.disable_progress_bars()
+
+
+def write_audiofolder(folder: Path, **columns: list) -> Path:
+    """Two recordings a split beside a metadata.csv; `columns` add to or replace what stands in it."""
+    for split in SPLITS:
+        for i in range(2):
+            write_clip(folder / split / f"{i}.wav", hertz=300 + 100 * i + 10 * len(split))
+        cells = {"file_name": ["0.wav", "1.wav"], "transcription": [f" {split} 零", ""], "who": ["0", "b"], **columns}
+        rows = [dict(zip(cells, row, strict=True)) for row in zip(*cells.values(), strict=True)]
+        write_csv(folder / split / "metadata.csv", rows)
+    return folder
+
+
+def write_parquet(folder: Path, audio: Callable[[int], dict | None]) -> Path:
+    """A dataset as `push_to_hub` writes it: the recordings' bytes inside of parquet files."""
+    features = datasets.Features({"audio": datasets.Audio(), "sentence": datasets.Value("string")})
+    rows = datasets.Dataset.from_dict({"audio": [audio(i) for i in range(3)], "sentence": ["零", "一", None]})
+    folder.mkdir(parents=True)
+    for split in SPLITS:
+        rows.cast(features).to_parquet(folder / f"{split}-00000-of-00001.parquet")
+    return folder
+
+
+def reading(folder: Path | str, text: str = "transcription", **changes: object) -> Corpus:
+    arguments = {"config": None, "revision": None, "splits": SPLITS, "audio_column": "audio", "speaker_column": None}
+    return read(str(folder), text_column=text, **{**arguments, **changes})  # type: ignore[arg-type]
+
+
+def message(folder: Path | str, text: str = "transcription", **changes: object) -> str:
+    with pytest.raises(DataError) as refusal:
+        reading(folder, text, **changes)
+    return str(refusal.value)
+
+
+def test_a_folder_of_recordings_is_read_as_its_metadata_tells(tmp_path: Path) -> None:
+    folder = write_audiofolder(tmp_path / "corpus")
+    corpus = reading(folder, speaker_column="who")
+    assert [(c.name, c.split, c.text, c.speaker) for c in corpus.clips][:3] == [
+        ("train/000000", "train", "train 零", "0"),
+        ("train/000001", "train", "", "b"),
+        ("validation/000000", "validation", "validation 零", "0"),
+    ]
+    assert [c.source() for c in corpus.clips[:2]] == [folder / f"train/{i}.wav" for i in range(2)]  # type: ignore[operator]
+    assert corpus.rejects == []
+
+
+def test_recordings_inside_of_parquet_are_read(tmp_path: Path) -> None:
+    sounds = [encoded(tone(hertz=300 + 100 * i), "mp3") for i in range(3)]
+    folder = write_parquet(tmp_path / "corpus", lambda i: {"bytes": sounds[i], "path": None})
+    corpus = reading(folder, "sentence")
+    assert [c.text for c in corpus.clips] == ["零", "一", ""] * 3
+    assert [c.source() for c in corpus.clips] == sounds * 3  # type: ignore[operator]
+    assert len(decode(corpus.clips[0].source())) == 8_000  # type: ignore[operator]
+
+
+def test_recordings_inside_of_tar_files_are_read(tmp_path: Path) -> None:
+    sound = encoded(tone(), "wav")
+    for split in SPLITS:
+        members = [(tarfile.TarInfo("0.wav"), sound), (tarfile.TarInfo("0.txt"), "零".encode())]
+        (tmp_path / "corpus").mkdir(exist_ok=True)
+        write_tar(tmp_path / "corpus" / f"{split}.tar", members, "w")
+    corpus = reading(tmp_path / "corpus", "txt", audio_column="wav")
+    assert [(c.text, c.source()) for c in corpus.clips] == [("零", sound)] * 3  # type: ignore[operator]
+
+
+def test_a_recording_without_bytes_is_one_bad_clip(tmp_path: Path) -> None:
+    sound = encoded(tone(), "wav")
+    gone = tmp_path / "corpus" / "gone.wav"
+    rows = [{"bytes": sound, "path": None}, None, {"bytes": b"", "path": str(gone)}]
+    corpus = reading(write_parquet(tmp_path / "corpus", lambda i: rows[i]), "sentence")
+    assert [c.source() for c in corpus.clips[:2]] == [sound, b""]  # type: ignore[operator]
+    assert corpus.clips[2].source() == gone  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("place", ["outside.wav", "corpus/link.wav", "corpus/../outside.wav"])
+def test_a_row_names_no_file_outside_its_dataset(tmp_path: Path, place: str) -> None:
+    rows: list[dict | None] = [{"bytes": b"", "path": str(tmp_path / place)}] * 3
+    write_parquet(tmp_path / "corpus", lambda i: rows[i])
+    write_clip(tmp_path / "outside.wav")
+    (tmp_path / "corpus" / "link.wav").symlink_to(tmp_path / "outside.wav")
+    with pytest.raises(DataError, match="names a file outside the dataset"):
+        reading(tmp_path / "corpus", "sentence").clips[0].source()  # type: ignore[operator]
+
+
+def test_a_row_that_names_a_pipe_or_a_folder_does_not_wait_for_it(tmp_path: Path) -> None:
+    names = ["pipe.wav", "folder.wav", "pipe.wav"]
+    write_parquet(tmp_path / "corpus", lambda i: {"bytes": b"", "path": str(tmp_path / "corpus" / names[i])})
+    os.mkfifo(tmp_path / "corpus" / "pipe.wav")
+    (tmp_path / "corpus" / "folder.wav").mkdir()
+    for clip in reading(tmp_path / "corpus", "sentence").clips:
+        with pytest.raises(AudioError, match="missing"):
+            decode(clip.source())  # type: ignore[operator]
+
+
+def test_identity_is_the_same_on_a_second_reading_and_another_for_other_audio(tmp_path: Path) -> None:
+    folder = write_audiofolder(tmp_path / "corpus")
+    first, second = reading(folder), reading(folder)
+    assert [c.identity for c in first.clips] == [c.identity for c in second.clips]
+    assert len({c.identity for c in first.clips}) == 6
+    write_clip(folder / "train" / "0.wav", hertz=999, seconds=0.7)
+    assert reading(folder).clips[0].identity != first.clips[0].identity
+
+
+def test_splits_and_configuration_go_by_the_datasets_own_names(tmp_path: Path) -> None:
+    corpus = reading(
+        write_audiofolder(tmp_path / "c"), splits={"train": "test", "validation": "train", "test": "train"}
+    )
+    assert [c.text for c in corpus.clips if c.text] == ["test 零", "train 零", "train 零"]
+
+
+def test_mozillas_own_repository_is_refused_with_the_remedy() -> None:
+    said = message("mozilla-foundation/common_voice_11_0", "sentence", config="ja")
+    assert "data.name=mozilla-foundation/common_voice_11_0" in said
+    assert "data=common_voice data.release=" in said
+
+
+def test_a_dataset_out_of_reach_is_named() -> None:
+    said = message("nobody-at-all/no-such-dataset", config="ja")
+    assert "data.name=nobody-at-all/no-such-dataset, configuration ja, split train cannot be loaded" in said
+    assert "HF_TOKEN" in said
+
+
+def test_a_missing_split_is_named(tmp_path: Path) -> None:
+    folder = write_audiofolder(tmp_path / "corpus")
+    assert "split nonesuch cannot be loaded" in message(folder, splits={**SPLITS, "test": "nonesuch"})
+    assert "data.splits.test: not set" in message(folder, splits={**SPLITS, "test": None})
+
+
+def test_a_missing_column_is_named_with_those_there_are(tmp_path: Path) -> None:
+    folder = write_audiofolder(tmp_path / "corpus")
+    said = message(folder, "sentence", speaker_column="client_id")
+    assert "no column client_id or sentence; it has: audio, transcription, who" in said
+    assert "data.text_column" in said
+
+
+def test_a_column_that_holds_no_text_or_no_audio_is_named(tmp_path: Path) -> None:
+    folder = write_audiofolder(tmp_path / "corpus", label=[1, 2])
+    assert "data.text_column=label of" in message(folder, "label")
+    assert "holds int, not text" in message(folder, "label")
+    assert "data.audio_column=label of" in message(folder, audio_column="label")
+
+
+def test_speaker_zero_is_a_speaker(tmp_path: Path) -> None:
+    corpus = reading(write_audiofolder(tmp_path / "corpus", label=[0, 1]), speaker_column="label")
+    assert [c.speaker for c in corpus.clips[:2]] == ["0", "1"]

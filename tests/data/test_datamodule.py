@@ -1,0 +1,267 @@
+import json
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from data_modules import ALL, LOADING, common_voice
+from recordings import common_voice_row, encoded, tone, write_clip, write_common_voice, write_csv, write_tsv
+
+from kikitori.data.collate import check_label_contract
+from kikitori.data.datamodule import Demo, Manifest, SpeechDataModule
+from kikitori.model.whisper import Whisper
+from kikitori.model.window import Window
+from kikitori.runtime.errors import DataError
+from kikitori.runtime.files import write_lines
+
+SPLITS = {"train": 10, "dev": 4, "test": 2}
+SOUND = encoded(tone(hertz=5000), "mp3")
+# What is wrong with a row of the training table, the cells that make it so, and the bytes of its file.
+BAD: list[tuple[str, dict[str, str], bytes]] = [
+    ("missing", {"path": "gone.mp3"}, b""),
+    ("undecodable", {}, b""),
+    ("undecodable", {}, b"no audio"),
+    ("cut short", {}, SOUND[:-50]),
+    ("silent", {}, encoded(tone(amplitude=0.001))),
+    ("too short", {}, encoded(tone(0.2), "mp3")),
+    ("too long", {}, encoded(tone(1.2), "mp3")),
+    ("empty", {}, encoded(tone(0))),
+    ("empty transcript", {"sentence": "  "}, SOUND),
+    ("too many tokens", {"sentence": "x" * 60}, SOUND),
+    ("duplicate", {}, encoded(tone(hertz=200), "mp3")),
+    ("outside the corpus", {"path": "../dev.tsv"}, b""),
+    ("malformed row", {"segment": "\tsurplus"}, b""),
+    ("malformed row", {"path": "nul\0.mp3"}, b""),
+    ("not UTF-8", {"sentence": "bytes"}, b""),
+]
+
+
+def message(data: SpeechDataModule) -> str:
+    with pytest.raises(DataError) as refusal:
+        data.setup()
+    return str(refusal.value)
+
+
+def write_bad_corpus(folder: Path) -> Path:
+    """Good clips in every split, and in training one of each kind that cannot be used."""
+    write_common_voice(folder, SPLITS)
+    rows = [common_voice_row(number) for number in range(SPLITS["train"])]
+    for number, (_, cells, sound) in enumerate(BAD, 100):
+        (folder / "clips" / f"clip_{number}.mp3").write_bytes(sound)
+        rows.insert(5, common_voice_row(number, **cells))
+    table = write_tsv(folder / "train.tsv", rows)
+    table.write_bytes(table.read_bytes().replace(b"bytes", b"b\xfftes"))
+    return folder
+
+
+def test_bad_clips_of_every_kind_are_counted_and_the_good_ones_kept(tmp_path: Path, micro: Whisper) -> None:
+    data = common_voice(write_bad_corpus(tmp_path / "ja"), micro, max_reject_rate=0.5)
+    data.setup()
+    assert [c.name for c in data.clips["train"]] == [f"clip_{i}.mp3" for i in range(10)]
+    reasons = [reason for reason, _, _ in BAD]
+    summary = data.summary()
+    assert [summary[key] for key in ("corpus", "release", "language")] == ["Common Voice, ja", "ja", "ja"]
+    assert summary["rejects"] == Counter(reasons)
+    for split, clips in (("train", 10), ("validation", 4), ("test", 2)):
+        facts = {"clips": clips, "seconds": clips / 2, "clips_over_window": 0}
+        assert summary["splits"][split].items() >= facts.items()
+    write_lines(tmp_path / "rejects.jsonl", data.reject_rows())
+    lines = [json.loads(line) for line in (tmp_path / "rejects.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert sorted(line["reason"] for line in lines) == sorted(reasons)
+    assert str(tmp_path) not in str(lines)
+
+
+def test_the_order_of_the_clips_does_not_depend_on_the_number_of_workers(tmp_path: Path, micro: Whisper) -> None:
+    write_common_voice(tmp_path / "ja", SPLITS)
+    alone: Any = SimpleNamespace(max_steps=5, world_size=1, global_rank=0, global_step=0)
+    seen = []
+    for workers in (0, 1, 3):
+        data = common_voice(tmp_path / "ja", micro, num_workers=workers, full_window_share=0.5)
+        data.setup()
+        data.trainer = alone
+        seen.append([batch["clips"] for batch in data.train_dataloader()])
+    assert seen[0] == seen[1] == seen[2]
+    assert len(seen[0]) == 5
+
+
+def test_a_share_of_the_steps_hears_the_whole_window(tmp_path: Path, micro: Whisper) -> None:
+    write_common_voice(tmp_path / "ja", SPLITS)
+    heard = micro.with_window(Window((0.7, 0.9), 0.1))
+    data = common_voice(tmp_path / "ja", heard, full_window_share=0.5)
+    data.setup()
+    data.trainer = SimpleNamespace(max_steps=4, world_size=1, global_rank=0, global_step=0)  # type: ignore[assignment]
+    frames = [batch["input_features"][0].shape[2] for batch in data.train_dataloader()]
+    assert frames == [70, 100, 70, 100]
+    assert {batch["input_features"][0].shape[2] for batch in data.val_dataloader()} == {70}
+
+
+def test_clips_to_be_scored_come_the_longest_first(tmp_path: Path, micro: Whisper) -> None:
+    write_common_voice(tmp_path / "ja", SPLITS)
+    for number, seconds in ((0, 0.4), (3, 0.9)):
+        (tmp_path / "ja" / "clips" / f"clip_{number}.mp3").write_bytes(encoded(tone(seconds), "mp3"))
+    data = common_voice(tmp_path / "ja", micro, eval_batch_size=4)
+    data.setup()
+    seconds = [s for batch in data.score_dataloader("train") for s in batch["seconds"]]
+    assert seconds == sorted(seconds, reverse=True)
+    assert seconds[0] > seconds[1] > seconds[-1]
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_batches_are_whole_and_keep_the_label_contract(tmp_path: Path, micro: Whisper, num_workers: int) -> None:
+    data = common_voice(write_common_voice(tmp_path / "ja", SPLITS), micro, num_workers=num_workers)
+    data.setup()
+    alone: Any = SimpleNamespace(max_steps=3, world_size=1, global_rank=0, global_step=0)
+    data.trainer = alone
+    batches = list(data.train_dataloader())
+    assert [tuple(b["input_features"][0].shape) for b in batches][-1] == (2, 80, 100)
+    assert sorted(name for b in batches for name in b["clips"]) == sorted(f"clip_{i}.mp3" for i in range(10))
+    for batch in [*batches, *data.val_dataloader(), *data.score_dataloader("test")]:
+        assert batch["input_features"][0].dtype == torch.float32
+        assert batch["labels"].shape[0] == len(batch["clips"]) == len(batch["texts"])
+        check_label_contract(batch, micro.processor)
+    assert [b["clips"] for b in data.val_dataloader()] == [[f"clip_{i}.mp3" for i in (10, 11, 12)], ["clip_13.mp3"]]
+
+
+def test_a_score_of_some_clips_takes_the_same_seeded_sample_in_order(tmp_path: Path, micro: Whisper) -> None:
+    data = common_voice(write_common_voice(tmp_path / "ja", SPLITS), micro)
+    data.setup()
+    some = [[n for b in data.score_dataloader("train", 4) for n in b["clips"]] for _ in range(2)]
+    assert some[0] == some[1] == sorted(some[0])
+    assert len(set(some[0])) == 4
+    assert some[0] != [f"clip_{i}.mp3" for i in range(4)]
+    assert len([n for b in data.score_dataloader("train", 99) for n in b["clips"]]) == 10
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3, 5, 10])
+def test_several_processes_score_every_clip_once(tmp_path: Path, micro: Whisper, processes: int) -> None:
+    data = common_voice(write_common_voice(tmp_path / "ja", SPLITS), micro)
+    data.setup()
+    data.processes, read = processes, []
+    for data.rank in range(processes):
+        read += [name for batch in data.score_dataloader("train") for name in batch["clips"]]
+    assert sorted(read) == sorted(f"clip_{i}.mp3" for i in range(10))
+
+
+def test_more_processes_than_clips_are_refused(tmp_path: Path, micro: Whisper) -> None:
+    data = common_voice(write_common_voice(tmp_path / "ja", SPLITS), micro)
+    data.setup()
+    data.processes = 3
+    with pytest.raises(DataError, match="2 clips of the test split are to be scored by 3 processes; take fewer"):
+        data.score_dataloader("test")
+
+
+def test_a_splits_digest_tells_other_audio_and_other_words(tmp_path: Path, micro: Whisper) -> None:
+    def digest(name: str, rows: dict[str, int]) -> str:
+        data = common_voice(write_common_voice(tmp_path / name, rows), micro)
+        data.setup()
+        return data.digest("train")
+
+    assert digest("a", SPLITS) == digest("b", SPLITS)
+    assert digest("c", {**SPLITS, "train": 9}) != digest("a", SPLITS)
+
+
+def test_long_clips_stay_in_validation_and_are_counted(tmp_path: Path, micro: Whisper) -> None:
+    folder = write_common_voice(tmp_path / "ja", SPLITS)
+    write_clip(folder / "clips" / "clip_10.mp3", hertz=999, seconds=1.5)
+    data = common_voice(folder, micro)
+    data.setup()
+    assert data.summary()["splits"]["validation"]["clips_over_window"] == 1
+    assert data.dataset("validation")[0]["input_features"].shape == (80, 100)
+
+
+def test_too_many_bad_clips_stop_the_run_every_time_it_is_asked(tmp_path: Path, micro: Whisper) -> None:
+    data = common_voice(write_bad_corpus(tmp_path / "ja"), micro, max_reject_rate=0.45)
+    for _ in range(2):
+        assert f"{len(BAD)} of {len(BAD) + 16} clips would be left out" in message(data)
+        assert not data.clips
+
+
+def test_rows_that_cannot_be_read_are_judged_before_any_audio_is(tmp_path: Path, micro: Whisper) -> None:
+    data = common_voice(write_bad_corpus(tmp_path / "ja"), micro)
+    assert f"4 of {len(BAD) + 16} clips would be left out" in message(data)
+    assert not data.stores
+
+
+def test_bad_rows_of_a_large_corpus_do_not_count_against_the_few_clips_of_a_limit(
+    tmp_path: Path, micro: Whisper
+) -> None:
+    folder = write_common_voice(tmp_path / "ja", {"train": 30, "dev": 2, "test": 2})
+    with (folder / "train.tsv").open("a") as table:
+        table.write("a row that was cut\n")
+    data = common_voice(folder, micro, limit={**ALL, "train": 2})
+    data.setup()
+    assert data.summary()["splits"]["train"]["clips"] == 2
+    assert data.summary()["rejects"] == {"malformed row": 1}
+
+
+def test_a_split_without_clips_is_named(tmp_path: Path, micro: Whisper) -> None:
+    said = message(common_voice(write_common_voice(tmp_path / "ja", {**SPLITS, "dev": 0}), micro))
+    assert (
+        "Common Voice, ja: no clip of the validation split can be used (clips listed: train 10, validation 0, test 2)"
+        in said
+    )
+
+
+def test_audio_is_prepared_without_a_front_end(tmp_path: Path) -> None:
+    data = common_voice(write_common_voice(tmp_path / "ja", SPLITS), None)
+    data.setup()
+    assert data.summary()["splits"]["train"]["seconds"] == 5.0
+
+
+def test_the_demo_corpus_is_read_and_nothing_of_it_left_out(micro: Whisper) -> None:
+    limit = {"train": 6, "validation": 3, "test": 3, "sample": True}
+    data = Demo(**{**LOADING, "limit": limit, "allow_shared_speakers": True})
+    data.setup()
+    assert [split["clips"] for split in data.summary()["splits"].values()] == [6, 3, 3]
+    assert data.summary()["rejects"] == {}
+
+
+def test_a_manifest_is_read(tmp_path: Path, micro: Whisper) -> None:
+    names = {"train": "a.wav", "validation": "b.flac", "test": "c.ogg"}
+    rows = [{"path": path, "text": f"文 {split}", "split": split} for split, path in names.items()]
+    for i, path in enumerate(names.values()):
+        write_clip(tmp_path / path, hertz=300 + 10 * i)
+    table = write_csv(tmp_path / "all.csv", rows)
+    data = Manifest(str(table), "path", "text", "split", None, processor=micro.processor, **LOADING)
+    data.setup()
+    (batch,) = data.score_dataloader("validation")
+    assert (batch["clips"], batch["texts"]) == (["b.flac"], ["文 validation"])
+    assert data.summary()["corpus"] == "manifest, all.csv"
+
+
+ORPHANS = """
+import os, sys, time
+from functools import partial
+from torch.utils.data import DataLoader
+from kikitori.runtime.processes import exit_with_parent
+
+def late(run, worker):
+    time.sleep(1)  # the run is killed before its worker has begun
+    exit_with_parent(run, worker)
+
+begin = {begin}
+loader = iter(DataLoader(range(10**6), num_workers=1, worker_init_fn=partial(begin, os.getpid())))
+if begin is exit_with_parent:
+    next(loader)
+print(loader._workers[0].pid, flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("begin", ["exit_with_parent", "late"])
+def test_a_loaders_worker_ends_with_a_run_that_is_killed_at_any_moment(begin: str) -> None:
+    line = [sys.executable, "-c", ORPHANS.format(begin=begin)]
+    with subprocess.Popen(line, stdout=subprocess.PIPE, text=True) as run:
+        assert run.stdout is not None
+        worker = Path(f"/proc/{run.stdout.readline().strip()}")
+        assert worker.exists()
+        run.kill()
+    end = time.monotonic() + 10
+    while worker.exists() and "Z" not in worker.joinpath("stat").read_text().rsplit(")", 1)[1][:3]:
+        assert time.monotonic() < end, "it goes on without the run"
+        time.sleep(0.05)

@@ -1,0 +1,163 @@
+import dataclasses
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kikitori.audio.waveform import SAMPLE_RATE
+from kikitori.corpora.types import Clip, Decoded, Reason, Reject, Split
+from kikitori.data.filters import FilterRules, check_rate, check_split_leakage, select, take_subset
+from kikitori.model.loading import build_whisper
+from kikitori.model.processor import Processor
+from kikitori.runtime.errors import DataError
+
+RULES = FilterRules(
+    min_duration_s=0.3,
+    max_duration_s=None,
+    silence_dbfs=-50,
+    max_reject_rate=0.05,
+    allow_shared_speakers=False,
+    allow_shared_clips=False,
+)
+Row = tuple[Clip, Decoded]
+
+
+@pytest.fixture(scope="module")
+def processor() -> Processor:
+    """A window of 3 s, 448 tokens, a token a byte."""
+    return build_whisper(16, 1, 1, 2, window_s=3, language="ja", task="transcribe", max_label_tokens=448).processor
+
+
+def row(
+    name: str,
+    split: Split = "train",
+    text: str = "文",
+    speaker: str | None = None,
+    duration_s: float | None = None,
+    **facts: object,
+) -> Row:
+    decoded = Decoded(samples=SAMPLE_RATE, peak=0.5, digest=name, error="")
+    return Clip(name, split, text, "", lambda: b"", speaker, duration_s), dataclasses.replace(decoded, **facts)  # type: ignore[arg-type]
+
+
+def chosen(rows: list[Row], processor: Processor | None, rules: FilterRules = RULES) -> tuple[list[str], list[Reject]]:
+    kept, rejects = select([clip for clip, _ in rows], {clip.name: facts for clip, facts in rows}, processor, rules)
+    return [clip.name for clip in kept], rejects
+
+
+@pytest.mark.parametrize(
+    ("reason", "bad", "detail"),
+    [
+        ("missing", row("bad", error="missing"), "missing"),
+        ("undecodable", row("bad", error="cannot be decoded"), "cannot be decoded"),
+        ("cut short", row("bad", error="the file is cut short"), "the file is cut short"),
+        ("cut short", row("bad", duration_s=1.11), "1.00 s of the 1.11 s that the corpus lists"),
+        ("empty", row("bad", samples=0, peak=0.0), "no samples"),
+        ("silent", row("bad", peak=0.003), "peak 0.003"),
+        ("too short", row("bad", samples=4_799), "0.30 s, under 0.3 s"),
+        ("too long", row("bad", samples=48_001), "3.00 s, over 3.0 s"),
+        ("empty transcript", row("bad", text=""), ""),
+        ("too many tokens", row("bad", text="x" * 500), "505, over 448"),
+        ("duplicate", row("bad", digest="first"), "same audio as first"),
+    ],
+)
+def test_each_fault_is_told_and_the_neighbours_are_kept(
+    processor: Processor, reason: Reason, bad: Row, detail: str
+) -> None:
+    kept, rejects = chosen([row("first"), bad, row("last")], processor)
+    assert kept == ["first", "last"]
+    assert rejects == [Reject("bad", "train", reason, detail)]
+
+
+def test_a_clip_at_a_limit_is_kept(processor: Processor) -> None:
+    rows = [row("shortest", samples=4_800), row("longest", samples=48_000), row("quietest", peak=10 ** (-50 / 20))]
+    rows += [row("as listed", duration_s=1.0), row("almost as listed", duration_s=1.1), row("longer", duration_s=0.5)]
+    assert chosen(rows, processor) == ([clip.name for clip, _ in rows], [])
+    rules = dataclasses.replace(RULES, max_duration_s=2.0)
+    kept, rejects = chosen([row("a", samples=32_000), row("b", samples=32_001)], processor, rules)
+    assert (kept, [r.reason for r in rejects]) == (["a"], ["too long"])
+
+
+def test_448_tokens_are_kept_and_449_are_not(processor: Processor) -> None:
+    special = len(processor.encode(""))
+    assert special == 5
+    rows = [row("448", text="x" * (448 - special)), row("449", text="x" * (449 - special))]
+    kept, rejects = chosen(rows, processor)
+    assert kept == ["448"]
+    assert [(r.name, r.reason, r.detail) for r in rejects] == [("449", "too many tokens", "449, over 448")]
+
+
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_long_clips_are_scored_though_not_trained_on(processor: Processor, split: Split) -> None:
+    rules = dataclasses.replace(RULES, max_duration_s=1.0)
+    assert chosen([row("long", split, samples=10 * SAMPLE_RATE)], processor, rules) == (["long"], [])
+
+
+def test_without_a_front_end_window_and_tokens_are_not_looked_at() -> None:
+    assert chosen([row("long", samples=10 * SAMPLE_RATE, text="x" * 999)], None) == (["long"], [])
+
+
+def test_of_copies_the_first_that_can_be_used_stays(processor: Processor) -> None:
+    texts = {"untold": "", "a": "文", "b": "別", "untold too": ""}
+    kept, rejects = chosen([row(name, text=text, digest="same") for name, text in texts.items()], processor)
+    assert kept == ["a"]
+    assert [r.name for r in rejects if r.reason == "duplicate"] == ["b"]
+    assert [r.name for r in rejects if r.reason == "empty transcript"] == ["untold", "untold too"]
+
+
+def test_as_many_rejects_as_allowed_pass_and_one_more_stops_with_the_reasons() -> None:
+    rejects = [Reject("a\udcff.mp3", "train", "silent"), *[Reject(f"{i}", "train", "missing") for i in range(5)]]
+    check_rate(100, rejects[:5], 0.05)
+    check_rate(0, [], 0.0)
+    with pytest.raises(DataError) as error:
+        check_rate(100, rejects, 0.05)
+    said = str(error.value)
+    assert "6 of 100 clips would be left out (5 missing, 1 silent)" in said
+    assert "data.max_reject_rate=0.05" in said
+    assert "The first: a\\udcff.mp3, silent" in said
+    said.encode()
+
+
+def test_a_clip_in_two_splits_is_refused_unless_allowed() -> None:
+    splits: dict[Split, list[Row]] = {"train": [row("a"), row("b")], "test": [row("c", "test", digest="b")]}
+    with pytest.raises(DataError, match=r"1 clips stand in two splits, such as b\..*data.allow_shared_clips=true"):
+        check_split_leakage(splits, RULES)
+    check_split_leakage(splits, dataclasses.replace(RULES, allow_shared_clips=True))
+    check_split_leakage({"train": splits["train"], "test": [row("c", "test")]}, RULES)
+
+
+def test_a_speaker_in_two_splits_is_refused_unless_allowed() -> None:
+    splits: dict[Split, list[Row]] = {
+        "train": [row("a", speaker="x"), row("b", speaker="x"), row("c")],
+        "validation": [row("d", "validation", speaker="x"), row("e", "validation")],
+    }
+    with pytest.raises(DataError, match=r"1 speakers stand in two splits.*data.allow_shared_speakers=true") as error:
+        check_split_leakage(splits, RULES)
+    assert "x" not in str(error.value).split("speakers")[0]
+    check_split_leakage(splits, dataclasses.replace(RULES, allow_shared_speakers=True))
+    check_split_leakage({"train": splits["train"], "test": [row("f", "test", speaker="y")]}, RULES)
+
+
+CLIPS = st.lists(st.sampled_from(["train", "validation", "test"]), max_size=40).map(
+    lambda splits: [row(f"{i}", split)[0] for i, split in enumerate(splits)]
+)
+
+
+@given(clips=CLIPS, n=st.integers(0, 50), sample=st.booleans(), seed=st.integers(0, 2**32 - 1))
+def test_a_limit_keeps_so_many_of_one_split_in_order_and_all_of_the_others(
+    clips: list[Clip], n: int, sample: bool, seed: int
+) -> None:
+    kept = take_subset(clips, {"train": n, "validation": None}, sample, seed)
+    assert kept == take_subset(clips, {"train": n, "validation": None}, sample, seed)
+    for split in ("train", "validation", "test"):
+        rows, rest = [[c for c in some if c.split == split] for some in (clips, kept)]
+        assert len(rest) == (min(n, len(rows)) if split == "train" else len(rows))
+        assert [c for c in rows if c in rest] == rest
+        assert sample or rest == rows[: len(rest)]
+
+
+def test_samples_of_two_seeds_differ_and_reach_the_end() -> None:
+    clips = [row(f"{i}")[0] for i in range(100)]
+    one, two = (take_subset(clips, {"train": 10}, True, seed) for seed in (0, 1))
+    assert one != two
+    assert any(c in one for c in clips[50:])

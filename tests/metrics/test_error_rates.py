@@ -1,0 +1,70 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kikitori.metrics.error_rates import change, corpus_rate, edits_and_lengths, score_clips, summarise
+
+# Counted by hand: reference, hypothesis, (edits, length) of CER, WER, raw CER, raw WER.
+COUNTED = [
+    # One character of eleven is substituted; 音楽 is one of six words (わたし は 音楽 が すき です).
+    ("わたしは音楽がすきです。", "わたしは音学がすきです。", (1, 11), (1, 6), (1, 12), (1, 7)),
+    # Only a full stop is missing: no error on normalised text, one of twelve characters and of seven words on raw.
+    ("わたしは音楽がすきです。", "わたしは音楽がすきです", (0, 11), (0, 6), (1, 12), (1, 7)),
+    # Two insertions.
+    ("はい", "はいはい", (2, 2), (1, 1), (2, 2), (1, 1)),
+    # All is deleted.
+    ("犬", "", (1, 1), (1, 1), (1, 1), (1, 1)),
+    # Nothing to hear, something heard: edits without length.
+    ("。", "犬", (1, 0), (1, 0), (1, 1), (1, 1)),
+]
+
+
+@pytest.mark.parametrize(("reference", "hypothesis", "cer", "wer", "cer_raw", "wer_raw"), COUNTED)
+def test_edits_equal_those_counted_by_hand(reference, hypothesis, cer, wer, cer_raw, wer_raw) -> None:
+    (score,) = score_clips([reference], [hypothesis], "ja")
+    assert (score.cer_edits, score.cer_length) == cer
+    assert (score.wer_edits, score.wer_length) == wer
+    assert (score.cer_raw_edits, score.cer_raw_length) == cer_raw
+    assert (score.wer_raw_edits, score.wer_raw_length) == wer_raw
+
+
+def test_a_corpus_rate_is_all_edits_over_all_length_not_a_mean_of_rates() -> None:
+    scores = score_clips(["あ", "いうえおかきくけこ"], ["ん", "いうえおかきくけこ"], "ja")
+    assert corpus_rate(edits_and_lengths(scores, "cer")) == pytest.approx(1 / 10)
+
+
+def test_a_decomposed_kana_is_no_error() -> None:
+    (score,) = score_clips(["がっこう"], ["か\u3099っこう"], "ja")
+    assert score.cer_edits == 0
+    assert score.cer_raw_edits == 2
+
+
+def test_the_interval_holds_the_rate_and_shrinks_with_more_clips() -> None:
+    few = summarise(score_clips(["あいう", "えおか"] * 5, ["あいう", "えおん"] * 5, "ja"))
+    many = summarise(score_clips(["あいう", "えおか"] * 500, ["あいう", "えおん"] * 500, "ja"))
+    low, high = few["cer_ci95"]
+    assert low <= few["cer"] <= high
+    assert many["cer_ci95"][1] - many["cer_ci95"][0] < (high - low) / 5
+    assert few["clips"] == 10
+
+
+def test_the_paired_interval_is_narrower_than_the_rates_own_when_all_clips_gain_alike() -> None:
+    references = ["あ" * n for n in range(2, 42)]
+    before = score_clips(references, ["ん" * 2 + r[2:] for r in references], "ja")
+    after = score_clips(references, ["ん" + r[1:] for r in references], "ja")
+    gain = change(before, after)
+    own = summarise(before)["cer_ci95"]
+    assert gain["cer"] < 0
+    assert gain["cer_ci95"][1] < 0
+    assert gain["cer_ci95"][1] - gain["cer_ci95"][0] < own[1] - own[0]
+
+
+def test_no_clips_give_no_rate_and_no_error() -> None:
+    assert summarise([])["cer"] == 0.0
+
+
+@given(st.lists(st.text("あいうえお", min_size=1, max_size=8), min_size=1, max_size=6))
+def test_a_perfect_transcript_has_no_edits(texts: list[str]) -> None:
+    summary = summarise(score_clips(texts, texts, "ja"))
+    assert summary["cer"] == summary["wer"] == summary["cer_raw"] == summary["wer_raw"] == 0
+    assert summary["cer_ci95"] == [0, 0]

@@ -1,0 +1,304 @@
+import json
+from pathlib import Path
+
+import huggingface_hub
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import GenerationConfig, WhisperConfig, WhisperForConditionalGeneration, WhisperProcessor
+from transformers.models.whisper.tokenization_whisper import LANGUAGES
+
+from kikitori.model.loading import build_whisper, load_whisper, rebuild_whisper
+from kikitori.model.processor import byte_tokenizer
+from kikitori.model.whisper import Whisper, encode
+from kikitori.model.window import FULL, Window
+from kikitori.runtime.errors import ModelError
+
+MICRO = {"d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "attention_heads": 2, "window_s": 1}
+
+
+def test_the_byte_tokenizer_reads_back_what_it_wrote() -> None:
+    tokenizer = byte_tokenizer()
+    text = "音楽が、すきです。Ａ ー\n🎵"
+    assert tokenizer.decode(tokenizer(text, add_special_tokens=False)["input_ids"]) == text
+
+
+def test_the_byte_tokenizer_keeps_whispers_special_token_contract() -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.set_prefix_tokens(language="ja", task="transcribe")
+    start = tokenizer.convert_tokens_to_ids("<|startoftranscript|>")
+    # Stock code finds a language by its place after the start token.
+    assert tokenizer.prefix_tokens[1] == start + 1 + list(LANGUAGES).index("ja")
+    assert tokenizer.eos_token_id == tokenizer.pad_token_id == tokenizer.convert_tokens_to_ids("<|endoftext|>")
+
+
+def test_a_transcript_is_prefix_text_and_end(micro: Whisper) -> None:
+    tokens = micro.processor.encode("犬")
+    names = micro.processor.tokenizer.convert_ids_to_tokens(tokens)
+    assert names[:4] == ["<|startoftranscript|>", "<|ja|>", "<|transcribe|>", "<|notimestamps|>"]
+    assert names[-1] == "<|endoftext|>"
+    assert len(tokens) == 4 + 3 + 1
+
+
+def test_real_whisper_base_has_the_known_prefix(whisper_base: Whisper) -> None:
+    assert whisper_base.processor.encode("わたしは音楽がすきです。") == [
+        *(50258, 50266, 50359, 50363),
+        *(9206, 3368, 2849, 3065, 18034, 35479, 5142, 2659, 7016, 4767, 1543),
+        50257,
+    ]
+
+
+def test_a_saved_model_reads_and_generates_as_before(micro: Whisper, tmp_path: Path) -> None:
+    micro.save(tmp_path / "model")
+    again = load_whisper(str(tmp_path / "model"), "ja", "transcribe")
+    features = torch.randn(2, 80, 100)
+    arguments = {"language": "ja", "task": "transcribe"}
+    micro.model.eval()
+    assert torch.equal(micro.model.generate(features, **arguments), again.model.generate(features, **arguments))
+    assert again.processor.encode("犬") == micro.processor.encode("犬")
+    assert again.processor.frames == micro.processor.frames == 100
+
+
+def test_the_saved_generation_config_keeps_language_and_task(micro: Whisper, tmp_path: Path) -> None:
+    micro.save(tmp_path)
+    config = GenerationConfig.from_pretrained(tmp_path)
+    assert (config.language, config.task, config.is_multilingual) == ("ja", "transcribe", True)
+    assert config.lang_to_id["<|ja|>"] == micro.processor.prefix[1]
+    assert WhisperProcessor.from_pretrained(tmp_path).feature_extractor.nb_max_frames == 100
+
+
+def test_weights_are_fp32_even_where_the_file_is_half_precision(micro: Whisper, tmp_path: Path) -> None:
+    micro.save(tmp_path)
+    WhisperForConditionalGeneration.from_pretrained(tmp_path).half().save_pretrained(tmp_path)
+    assert load_whisper(str(tmp_path), "ja", "transcribe").model.dtype == torch.float32
+
+
+def test_a_frozen_encoder_takes_no_gradient(micro: Whisper) -> None:
+    frozen = build_whisper(**MICRO, language="ja", task="transcribe", freeze="encoder").model
+    assert not any(p.requires_grad for p in frozen.model.encoder.parameters())
+    assert all(p.requires_grad for p in frozen.model.decoder.parameters())
+
+
+def test_gradient_checkpointing_changes_memory_and_not_gradients() -> None:
+    features, labels = torch.randn(2, 80, 100), torch.randint(0, 250, (2, 9))
+    gradients = []
+    for checkpointing in (False, True):
+        torch.manual_seed(0)
+        model = build_whisper(
+            **MICRO, language="ja", task="transcribe", gradient_checkpointing=checkpointing
+        ).model.train()
+        assert model.is_gradient_checkpointing == checkpointing
+        model(features, labels=labels, use_cache=False).loss.backward()
+        gradients.append(model.model.encoder.conv1.weight.grad)
+    assert torch.equal(*gradients)
+
+
+def test_a_recipe_rebuilds_the_same_architecture(micro: Whisper) -> None:
+    again = rebuild_whisper(micro.recipe)
+    again.model.load_state_dict(micro.model.state_dict())
+    assert again.processor.prefix == micro.processor.prefix
+
+
+def test_transformers_switches_reach_the_model() -> None:
+    config = build_whisper(**MICRO, language="ja", task="transcribe", dropout=0.1, apply_spec_augment=True).model.config
+    assert (config.dropout, config.apply_spec_augment) == (0.1, True)
+
+
+@pytest.mark.parametrize("name", ["/nonesuch/model", "nonesuch/whisper"])
+def test_a_model_that_cannot_be_loaded_is_named_with_the_remedy(name: str) -> None:
+    with pytest.raises(ModelError, match=rf"model\.name={name} cannot be loaded(.|\n)*HF_TOKEN"):
+        load_whisper(name, "ja", "transcribe")
+
+
+def test_an_unknown_language_is_named() -> None:
+    with pytest.raises(ModelError, match="does not know the language 'xx'"):
+        build_whisper(**MICRO, language="xx", task="transcribe")
+
+
+def test_an_unknown_task_is_named() -> None:
+    with pytest.raises(ModelError, match=r"model\.task=sing"):
+        build_whisper(**MICRO, language="ja", task="sing")
+
+
+def test_a_folder_that_lacks_weights_is_refused(micro: Whisper, tmp_path: Path) -> None:
+    micro.save(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    save_file({k: v for k, v in weights.items() if "conv1" not in k}, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ModelError, match=r"lacks 2 of Whisper's weights, such as model\.encoder\.conv1\.bias"):
+        load_whisper(str(tmp_path), "ja", "transcribe")
+
+
+def test_a_truncated_weights_file_is_refused(micro: Whisper, tmp_path: Path) -> None:
+    micro.save(tmp_path)
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(ModelError, match="cannot be loaded"):
+        load_whisper(str(tmp_path), "ja", "transcribe")
+
+
+def test_an_english_only_model_is_refused(micro: Whisper, tmp_path: Path) -> None:
+    micro.model.generation_config.is_multilingual = False
+    micro.save(tmp_path)
+    with pytest.raises(ModelError, match="knows English only"):
+        load_whisper(str(tmp_path), "en", "transcribe")
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_the_encoder_equals_the_stock_one_in_the_whole_window(training: bool) -> None:
+    torch.manual_seed(0)
+    whisper = build_whisper(**MICRO, language="ja", task="transcribe", dropout=0.1 if training else 0.0)
+    whisper.model.train(training)
+    features = torch.randn(2, 80, 100)
+    torch.manual_seed(1)
+    expected = whisper.model.model.encoder(features).last_hidden_state
+    torch.manual_seed(1)
+    assert torch.equal(encode(whisper.model, features), expected)
+
+
+def test_specaugment_masks_as_in_the_stock_model(micro: Whisper) -> None:
+    micro.model.config.apply_spec_augment = True
+    micro.model.config.mask_time_prob = 0.5
+    features, labels = torch.randn(2, 80, 100), torch.tensor([[5, 6], [7, 8]])
+    np.random.seed(0)
+    expected = micro.model(input_features=features.clone(), labels=labels).encoder_last_hidden_state
+    np.random.seed(0)
+    assert torch.equal(encode(micro.model, features.clone()), expected)
+    assert not torch.equal(encode(micro.model, features.clone()), expected)
+
+
+def test_a_shorter_window_is_encoded_at_the_first_positions(micro: Whisper) -> None:
+    """As a stock model with a shorter window would."""
+    features = torch.randn(2, 80, 60)
+    short = WhisperForConditionalGeneration(
+        WhisperConfig(**{**micro.model.config.to_dict(), "max_source_positions": 30})
+    )
+    state = micro.model.state_dict()
+    state["model.encoder.embed_positions.weight"] = state["model.encoder.embed_positions.weight"][:30]
+    short.load_state_dict(state)
+    assert torch.equal(encode(micro.model, features), short.model.encoder(features).last_hidden_state)
+
+
+def test_a_saved_model_knows_the_windows_that_it_was_trained_with(micro: Whisper, tmp_path: Path) -> None:
+    window = Window((0.4, 0.8), 0.1)
+    micro.with_window(window).save(tmp_path)
+    loaded = load_whisper(str(tmp_path), "ja", "transcribe")
+    assert loaded.processor.window == window
+    assert loaded.processor.log_mel(torch.zeros(4000)).shape == (80, 40)
+    assert rebuild_whisper(micro.with_window(window).recipe).processor.window == window
+
+
+def test_a_stock_model_hears_every_clip_in_its_whole_window(micro: Whisper) -> None:
+    assert micro.processor.window == FULL
+    assert micro.processor.log_mel(torch.zeros(400)).shape == (80, 100)
+
+
+def test_the_encoder_of_real_weights_equals_the_stock_one(whisper_base: Whisper) -> None:
+    whisper_base.model.eval()
+    features = torch.randn(2, 80, 3000)
+    with torch.no_grad():
+        expected = whisper_base.model.model.encoder(features).last_hidden_state
+        assert torch.equal(encode(whisper_base.model, features), expected)
+
+
+def test_what_nobody_could_say_in_a_clips_time_is_not_written(micro: Whisper, tmp_path: Path) -> None:
+    assert micro.max_new_tokens_for([0.5, 9.0]) == [12, 12]
+    micro.configure_generation(max_new_tokens=40, num_beams=1, max_tokens_per_s=8.1)
+    assert micro.max_new_tokens_for([0.0, 0.5, 9.0]) == [9, 13, 40]
+    micro.save(tmp_path)
+    loaded = load_whisper(str(tmp_path), "ja", "transcribe")
+    assert loaded.max_new_tokens_for([0.5]) == [13]
+    loaded.configure_generation(max_new_tokens=None, num_beams=None, max_tokens_per_s=None)
+    assert loaded.max_new_tokens_for([0.5]) == [13]
+
+
+def hub(micro: Whisper, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The Hub's cache as it would be after a download: one name with two revisions, told apart by every file."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(cache))
+    for commit, branch, window_s in (("a" * 40, "main", 1), ("b" * 40, "tried", 2)):
+        whisper = build_whisper(
+            **{**MICRO, "window_s": window_s}, language="ja", task="transcribe", max_label_tokens=64
+        )
+        whisper.configure_generation(max_new_tokens=10 * window_s, num_beams=1)
+        folder = cache / "models--some--whisper"
+        whisper.save(folder / "snapshots" / commit)
+        config = json.loads((folder / "snapshots" / commit / "tokenizer_config.json").read_text(encoding="utf-8"))
+        config["model_max_length"] = 100 * window_s
+        (folder / "snapshots" / commit / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+        (folder / "refs").mkdir(exist_ok=True)
+        (folder / "refs" / branch).write_text(commit)
+
+
+@pytest.mark.parametrize(("revision", "window_s"), [(None, 1), ("main", 1), ("tried", 2), ("a" * 40, 1), ("b" * 40, 2)])
+def test_a_pinned_revision_reaches_model_tokenizer_and_generation_config(
+    micro: Whisper, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, revision: str | None, window_s: int
+) -> None:
+    hub(micro, tmp_path, monkeypatch)
+    loaded = load_whisper("some/whisper", "ja", "transcribe", revision=revision)
+    assert loaded.processor.window_s == window_s
+    assert loaded.model.config.max_source_positions == 50 * window_s
+    assert loaded.model.model.encoder.embed_positions.weight.shape[0] == 50 * window_s
+    assert loaded.model.generation_config.max_new_tokens == 10 * window_s
+    assert loaded.processor.tokenizer.model_max_length == 100 * window_s
+    # A checkpoint goes on from the same.
+    assert loaded.recipe["revision"] == revision
+    assert rebuild_whisper(loaded.recipe).processor.window_s == window_s
+
+
+def test_an_unknown_revision_is_named_and_none_is_for_a_folder(
+    micro: Whisper, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub(micro, tmp_path, monkeypatch)
+    with pytest.raises(ModelError, match=r"model\.name=some/whisper cannot be loaded"):
+        load_whisper("some/whisper", "ja", "transcribe", revision="absent")
+    micro.save(tmp_path / "model")
+    with pytest.raises(ModelError, match=r"model\.revision=main is for a name on the Hub"):
+        load_whisper(str(tmp_path / "model"), "ja", "transcribe", revision="main")
+
+
+def test_weights_are_written_and_read_as_safetensors_alone(micro: Whisper, tmp_path: Path) -> None:
+    micro.save(tmp_path / "model")
+    assert [path.name for path in (tmp_path / "model").glob("*model*") if path.suffix != ".json"] == [
+        "model.safetensors"
+    ]
+    torch.save(load_file(tmp_path / "model" / "model.safetensors"), tmp_path / "model" / "pytorch_model.bin")
+    (tmp_path / "model" / "model.safetensors").unlink()
+    with pytest.raises(ModelError, match=r"read as safetensors alone: a pytorch_model\.bin may run code"):
+        load_whisper(str(tmp_path / "model"), "ja", "transcribe")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("quantization_config", {"quant_method": "torchao", "quant_type": {"default": {}}}),
+        ("transformers_weights", "adapter_model.bin"),
+    ],
+)
+def test_a_config_that_asks_for_other_loaders_is_refused(
+    micro: Whisper, tmp_path: Path, key: str, value: object
+) -> None:
+    change_config(micro, tmp_path, {key: value})
+    with pytest.raises(ModelError, match=f"config.json has {key}"):
+        load_whisper(str(tmp_path), "ja", "transcribe")
+
+
+@pytest.mark.parametrize("key", ["attn_implementation", "_attn_implementation"])
+def test_an_attention_that_would_be_fetched_is_not(micro: Whisper, tmp_path: Path, key: str) -> None:
+    change_config(micro, tmp_path, {key: "stranger/kernel"})
+    assert load_whisper(str(tmp_path), "ja", "transcribe").model.config._attn_implementation == "sdpa"
+
+
+def change_config(micro: Whisper, folder: Path, changes: dict[str, object]) -> None:
+    micro.save(folder)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    (folder / "config.json").write_text(json.dumps(config | changes), encoding="utf-8")
+
+
+@pytest.mark.parametrize("key", ["trust_remote_code", "config", "attn_implementation", "gguf_file", "subfolder"])
+def test_a_recipe_hands_transformers_nothing_that_kikitori_did_not_write(
+    micro: Whisper, tmp_path: Path, key: str
+) -> None:
+    micro.save(tmp_path)
+    recipe = load_whisper(str(tmp_path), "ja", "transcribe").recipe
+    with pytest.raises(ModelError, match=f"recipe has {key}, which"):
+        rebuild_whisper({**recipe, key: "x"})

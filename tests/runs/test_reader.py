@@ -1,0 +1,154 @@
+import json
+from pathlib import Path
+
+import pytest
+from run_folders import write_grid, write_run, write_sweep
+
+from kikitori.runs.reader import Run, find_runs, varying_keys
+from kikitori.runtime.errors import DataError
+
+
+def test_a_run_a_sweep_and_a_glob_name_the_same_runs_once(tmp_path: Path) -> None:
+    sweep = write_grid(tmp_path / "sweep")
+    first = sweep / "0-model.d_model-32_optim.lr-0.001_seed-0"
+    runs = find_runs([str(sweep), str(first), str(sweep / "*seed-0")])
+    assert len(runs) == 8
+    assert runs[0].name == first.name
+    assert {run.status for run in runs} == {"completed"}
+
+
+def test_runs_are_listed_by_number_not_by_character(tmp_path: Path) -> None:
+    for number in (10, 9, 1):
+        write_run(tmp_path / f"{number}-x")
+    assert [run.name for run in find_runs([str(tmp_path)])] == ["1-x", "9-x", "10-x"]
+
+
+def test_a_folder_whose_name_holds_glob_characters_is_that_folder(tmp_path: Path) -> None:
+    write_run(tmp_path / "a[1]")
+    assert len(find_runs([str(tmp_path / "a[1]")])) == 1
+
+
+def test_a_sweeps_own_files_among_its_folders_are_passed_over(tmp_path: Path) -> None:
+    write_run(tmp_path / "0-a")
+    write_sweep(tmp_path)
+    assert [run.name for run in find_runs([str(path) for path in sorted(tmp_path.iterdir())])] == ["0-a"]
+
+
+@pytest.mark.parametrize(
+    ("place", "told"),
+    [
+        ("nowhere", "nowhere does not exist"),
+        ("no*match", r"no\*match matches no folder"),
+        ("empty", "empty holds no run: there is no results.json"),
+        ("a-file", "a-file is a file"),
+    ],
+)
+def test_a_place_without_runs_is_named_with_the_remedy(tmp_path: Path, place: str, told: str) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "a-file").touch()
+    with pytest.raises(DataError, match=f"{told}.*; give run folders, sweep folders or a quoted glob"):
+        find_runs([str(tmp_path / place)])
+
+
+def test_a_results_file_cut_in_half_is_a_failure_with_its_reason(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "cut")
+    text = (folder / "results.json").read_text()
+    (folder / "results.json").write_text(text[: len(text) // 2])
+    write_run(tmp_path / "whole")
+    cut, whole = find_runs([str(tmp_path)])
+    assert (cut.status, whole.status) == ("unreadable", "completed")
+    assert "results.json is damaged or cut off" in cut.reason
+
+
+@pytest.mark.parametrize("text", ["[]", "null", '{"status": "completed"}', '{"status": "completed", "scores": 1}'])
+def test_a_results_file_of_another_shape_is_a_failure_too(tmp_path: Path, text: str) -> None:
+    (tmp_path / "results.json").write_text(text)
+    (run,) = find_runs([str(tmp_path)])
+    assert run.status == "unreadable"
+
+
+def test_a_completed_run_without_scores_is_no_completed_run(tmp_path: Path) -> None:
+    write_run(tmp_path / "run", scores={})
+    assert find_runs([str(tmp_path)])[0].reason == "results.json says completed, but holds no scores.after"
+
+
+def test_a_run_that_has_not_ended_says_since_when(tmp_path: Path) -> None:
+    write_run(tmp_path / "run", status="running", scores={})
+    (run,) = find_runs([str(tmp_path)])
+    assert run.status == "running"
+    assert "still running, or killed without a word" in run.reason
+
+
+def test_the_sweep_knows_why_a_killed_trial_cannot_say_so(tmp_path: Path) -> None:
+    write_run(tmp_path / "0-a", status="running", scores={})
+    write_run(tmp_path / "1-b", status="failed", error="TrainingError: the loss is not finite")
+    (tmp_path / "0-a" / "output.log").write_text("oh")
+    write_sweep(
+        tmp_path,
+        {"number": 0, "folder": "0-a", "state": "failed", "reason": "killed by signal 9", "log": "0-a/output.log"},
+        {"number": 1, "folder": "1-b", "state": "failed", "reason": "exit status 1", "log": "1-b/output.log"},
+        {"number": 2, "folder": "2-c", "state": "waiting", "reason": "", "log": ""},
+        {"number": 3, "folder": "3-d", "state": "failed", "reason": "never started", "log": ""},
+    )
+    runs = find_runs([str(tmp_path)])
+    assert [(run.status, run.reason) for run in runs] == [
+        ("failed", "killed by signal 9"),
+        ("failed", "TrainingError: the loss is not finite"),
+        ("waiting", "not started yet"),
+        ("failed", "never started"),
+    ]
+    assert runs[0].log == tmp_path / "0-a" / "output.log"
+    # A run that is named by itself still asks its sweep.
+    assert find_runs([str(tmp_path / "0-a")])[0].reason == "killed by signal 9"
+
+
+def test_a_damaged_sweep_file_hides_no_run(tmp_path: Path) -> None:
+    write_run(tmp_path / "0-a")
+    (tmp_path / "sweep.json").write_text('{"trials": [{"fol')
+    assert [run.status for run in find_runs([str(tmp_path)])] == ["completed"]
+
+
+def test_seed_and_places_are_no_part_of_a_runs_identity(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", config={"seed": 0, "callbacks": {"best": {"dirpath": "/a"}}, "sweep": {"resume": "/a"}})
+    write_run(tmp_path / "b", config={"seed": 1, "callbacks": {"best": {"dirpath": "/b"}}, "sweep": {"resume": None}})
+    write_run(tmp_path / "c", config={"seed": 1, "optim": {"lr": 0.1}})
+    a, b, c = find_runs([str(tmp_path)])
+    assert a.identity == b.identity != c.identity
+
+
+def test_the_keys_on_the_command_line_are_those_that_vary(tmp_path: Path) -> None:
+    tiny = {"model": {"name": "tiny", "layers": 4, "width": 384}}
+    base = {"model": {"name": "base", "layers": 6, "width": 512}}
+    write_run(tmp_path / "a", config=tiny, overrides=["model=whisper_tiny", "logger=none", "seed=0"])
+    write_run(tmp_path / "b", config=base, overrides=["model=whisper_base", "logger=wandb", "seed=1"])
+    runs = find_runs([str(tmp_path)])
+    assert varying_keys(runs) == ["model"]
+    assert [run.choices["model"] for run in runs] == ["whisper_tiny", "whisper_base"]
+
+
+def test_without_a_command_line_the_configurations_tell_what_varies(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", config={"optim": {"lr": 0.1}})
+    write_run(tmp_path / "b", config={"optim": {"lr": 0.2}})
+    assert varying_keys(find_runs([str(tmp_path)])) == ["optim.lr"]
+
+
+def test_older_runs_give_their_command_from_hydras_file(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "a")
+    results = json.loads((folder / "results.json").read_text())
+    del results["overrides"]
+    (folder / "results.json").write_text(json.dumps(results))
+    (folder / ".hydra").mkdir()
+    (folder / ".hydra" / "overrides.yaml").write_text("- data.limit={train:40,test:12}\n- 'optim.lr=1e-3'\n")
+    assert find_runs([str(folder)])[0].command == "kikitori train 'data.limit={train:40,test:12}' optim.lr=1e-3"
+
+
+def test_what_ties_a_trial_to_its_search_is_no_choice(tmp_path: Path) -> None:
+    tie = "+callbacks.pruning={_target_:kikitori.OptunaPruning,study:s,name:n,trial:%d}"
+    both = []
+    for number in (0, 1):
+        config = {"seed": number, "callbacks": {"pruning": {"trial": number}}}
+        results = {"command": "train", "config": config, "overrides": ["data=demo", f"seed={number}", tie % number]}
+        both.append(Run(tmp_path / str(number), str(number), "completed", results=results))
+    assert both[0].identity == both[1].identity
+    assert varying_keys(both) == []
+    assert both[0].command == "kikitori train data=demo seed=0"

@@ -1,0 +1,81 @@
+import errno
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from filelock import FileLock
+from omegaconf import OmegaConf
+
+from kikitori.runs.record import record
+from kikitori.runs.resume import check_data
+from kikitori.runtime.errors import ConfigError, TrainingError
+from kikitori.runtime.files import read_json, write_json
+
+RECIPE: dict[str, Any] = {"seed": 0, "resume": None, "resume_accept": [], "optim": {"lr": 1e-5, "betas": [0.9, 0.98]}}
+
+
+def begin(folder: Path, **changes: Any) -> dict[str, Any]:
+    with record("prepare", OmegaConf.create({**RECIPE, **changes}), folder) as results:
+        kept = dict(results)
+        raise KeyboardInterrupt
+    return kept
+
+
+def stopped(folder: Path, **changes: Any) -> dict[str, Any]:
+    """results.json of a run that was stopped at once."""
+    with pytest.raises(KeyboardInterrupt):
+        begin(folder, **changes)
+    return read_json(folder / "results.json")
+
+
+def test_a_run_that_is_stopped_says_so_and_goes_on_from_its_start(tmp_path: Path) -> None:
+    first = stopped(tmp_path)
+    assert (first["status"], first["error"]) == ("failed", "KeyboardInterrupt: stopped")
+    write_json(tmp_path / "results.json", {**first, "started": "then", "cost": {"fit_s": 5.0}})
+    again = stopped(tmp_path, resume="auto")
+    assert (again["started"], again["cost"]) == ("then", {"fit_s": 5.0})
+
+
+def test_a_run_is_resumed_with_its_own_recipe_alone(tmp_path: Path) -> None:
+    stopped(tmp_path)
+    other = {"optim": {"lr": 3e-5, "betas": [0.9, 0.999]}}
+    both = r"'resume_accept=\[optim.lr,optim.betas\]'\n  optim.lr: was 1e-05, is now 3e-05\n  optim.betas: was \[0.9, 0.98\]"
+    with pytest.raises(ConfigError, match=both):
+        begin(tmp_path, resume="auto", **other)
+    with pytest.raises(ConfigError, match=r"'resume_accept=\[optim.betas\]'"):
+        begin(tmp_path, resume="auto", resume_accept=["optim.lr"], **other)
+    stopped(tmp_path, resume="auto", data={"num_workers": 8})
+    stopped(tmp_path, resume="auto", resume_accept=["optim"], **other)
+
+
+def test_a_run_is_resumed_on_its_own_data_alone(tmp_path: Path) -> None:
+    def facts(digest: str, clips: int) -> dict[str, Any]:
+        return {"splits": {"train": {"digest": digest, "clips": clips}, "test": {"digest": "same", "clips": 3}}}
+
+    cfg, before = OmegaConf.create(RECIPE), {"data": facts("a", 36)}
+    check_data(before, facts("a", 36), cfg, tmp_path)
+    check_data({"data": {}}, facts("a", 36), cfg, tmp_path)
+    told = r"resume_accept=\[data\]'\n  data \(train\): audio or transcripts have changed: 36 clips then, 35 now$"
+    with pytest.raises(ConfigError, match=told):
+        check_data(before, facts("b", 35), cfg, tmp_path)
+    check_data(before, facts("b", 35), OmegaConf.create({**RECIPE, "resume_accept": ["data"]}), tmp_path)
+
+
+def test_a_full_disk_ends_the_run_with_the_remedy(tmp_path: Path) -> None:
+    told = "/far/file: No space left on device; mend that, and go on with kikitori"
+    with pytest.raises(TrainingError, match=told), record("prepare", OmegaConf.create(RECIPE), tmp_path):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/far/file")
+    assert read_json(tmp_path / "results.json")["status"] == "failed"
+
+
+@pytest.mark.parametrize("status", ["completed", "pruned"])
+def test_a_finished_run_is_not_resumed(tmp_path: Path, status: str) -> None:
+    write_json(tmp_path / "results.json", {**stopped(tmp_path), "status": status})
+    with pytest.raises(ConfigError, match=f"a run that is {status}: nothing is left to resume"):
+        begin(tmp_path, resume="auto")
+
+
+def test_two_processes_do_not_run_in_one_folder(tmp_path: Path) -> None:
+    with FileLock(tmp_path / ".lock"), pytest.raises(ConfigError, match="is being run by another process"):
+        begin(tmp_path)

@@ -1,0 +1,123 @@
+"""What is chosen for Weights & Biases, and in what order."""
+
+import logging
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tracker import silent_server
+
+from kikitori.config.overrides import sweep_name
+from kikitori.runs.wandb_logger import (
+    ANSWER_S,
+    ERRORS_OF_A_KIND,
+    SAMPLE_CLIPS,
+    WandbRunLogger,
+    check_reachable,
+    has_credentials,
+    most_common_errors,
+    sample_rows,
+    warn_on_failure,
+)
+
+CHOSEN: dict[str, Any] = dict.fromkeys(("entity", "group", "notes", "name"))
+CHOSEN |= {"project": "p", "job_type": "train", "tags": [], "audio": True, "log_model": False, "aliases": ["best"]}
+
+
+def prediction(clip: str, edits: int, length: int = 4) -> dict[str, Any]:
+    return {"clip": clip, "reference": "あいうえ", "hypothesis": "か" * edits, "cer_edits": edits, "cer_length": length}
+
+
+def test_the_worst_regression_stands_first() -> None:
+    before = [prediction("a", 0), prediction("b", 4), prediction("c", 1), prediction("d", 2)]
+    after = [prediction("a", 1), prediction("b", 0), prediction("c", 4), prediction("d", 3)]
+    rows = sample_rows(before, after)
+    assert [row["clip"] for row in rows] == ["c", "d", "a", "b"]
+    assert [row["change"] for row in rows] == [75, 25, 25, -100]
+    assert rows[0]["before"] == "か"
+    assert rows[0]["after"] == "かかかか"
+
+
+def test_every_run_shows_the_same_clips_in_whatever_order_they_were_read() -> None:
+    predictions = [prediction(str(i), i % 4) for i in range(100)]
+    first = {row["clip"] for row in sample_rows(predictions, predictions)}
+    assert len(first) == SAMPLE_CLIPS
+    assert {row["clip"] for row in sample_rows(predictions[::-1], predictions[::-1])} == first
+
+
+def test_a_clip_without_a_reference_has_a_finite_rate() -> None:
+    (row,) = sample_rows([prediction("a", 0, length=0)], [prediction("a", 3, length=0)])
+    assert row["change"] == 300
+
+
+def test_a_kind_with_many_errors_does_not_crowd_out_the_others() -> None:
+    wrong = [chr(ord("ぁ") + i) for i in range(2 * ERRORS_OF_A_KIND)]
+    rows = [{"reference": "犬猫", "hypothesis": f"犬{w}"} for w in wrong for _ in range(2)]
+    rows += [{"reference": "犬猫", "hypothesis": "犬"}, {"reference": "犬猫", "hypothesis": "犬猫も"}]
+    found = most_common_errors(rows, "ja")
+    assert [kind for kind, *_ in found].count("substitute") == ERRORS_OF_A_KIND
+    assert found[0][0] == "substitute"
+    assert found[0][3] == 2
+    assert ["delete", "猫", "", 1] in found
+    assert ["insert", "", "も", 1] in found
+
+
+def test_a_launched_trial_is_grouped_by_its_sweeps_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("KIKITORI_SWEEP", raising=False)
+    assert sweep_name() is None
+    monkeypatch.setenv("KIKITORI_SWEEP", str(tmp_path / "size-x-lr"))
+    assert sweep_name() == "size-x-lr"
+
+
+def test_a_run_that_goes_on_in_its_folder_goes_on_there_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(os, "environ", {**os.environ, "WANDB_MODE": "offline"})
+    assert WandbRunLogger(str(tmp_path), **CHOSEN).version is None
+    (tmp_path / "wandb").mkdir()
+    (tmp_path / "wandb/run-id").write_text("abcd1234")
+    assert WandbRunLogger(str(tmp_path), **CHOSEN).version == "abcd1234"
+
+
+def test_credentials_are_found_where_wandb_looks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.example:8080/")
+    assert not has_credentials()
+    (tmp_path / ".netrc").write_text("machine wandb.example:8080 login user password abc\n")
+    (tmp_path / ".netrc").chmod(0o600)
+    assert has_credentials()
+    (tmp_path / ".netrc").unlink()
+    monkeypatch.setenv("WANDB_API_KEY", "abc")
+    assert has_credentials()
+
+
+def test_a_server_that_answers_nothing_is_given_up_soon() -> None:
+    begun = time.monotonic()
+    with silent_server(after_the_start=False) as address, pytest.raises(TimeoutError, match="does not answer"):
+        check_reachable(address)
+    assert time.monotonic() - begun < 2 * ANSWER_S
+    with silent_server(after_the_start=True) as address:
+        check_reachable(address)
+    with pytest.raises(TimeoutError, match="does not answer"):
+        check_reachable(address)
+
+
+def test_what_cannot_be_sent_is_told_once_and_costs_nothing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(os, "environ", {**os.environ, "WANDB_MODE": "offline"})
+    logger, sent = WandbRunLogger(str(tmp_path), **CHOSEN), []
+
+    @warn_on_failure
+    def send(self: WandbRunLogger, what: int) -> None:
+        sent.append(what)
+        if what == 2:
+            raise ConnectionResetError("Connection lost")
+
+    with caplog.at_level(logging.WARNING):
+        for what in range(5):
+            send(logger, what)
+    assert sent == [0, 1, 2]
+    (record,) = caplog.records
+    assert "Connection lost" in record.getMessage()

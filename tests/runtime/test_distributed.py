@@ -1,0 +1,66 @@
+"""Who starts the processes of a run, told from the environment that srun and torchrun leave."""
+
+from pathlib import Path
+
+import pytest
+
+from kikitori.config.overrides import tasks
+from kikitori.runtime import distributed
+from kikitori.runtime.errors import ConfigError
+from kikitori.training.trainer import check_batch
+
+NAMES = ("LOCAL_RANK", "RANK", "WORLD_SIZE", "SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "SLURM_NTASKS")
+
+
+@pytest.mark.parametrize(
+    ("environment", "count", "own"),
+    [
+        ({}, 1, 0),
+        ({"SLURM_STEP_NUM_TASKS": "4", "SLURM_NTASKS": "4", "SLURM_PROCID": "3"}, 4, 3),
+        # A script that sbatch runs, and a shell of salloc: the allocation has tasks, but no process is one of them.
+        ({"SLURM_NTASKS": "4", "SLURM_PROCID": "0"}, 1, 0),
+        ({"SLURM_STEP_NUM_TASKS": "1", "SLURM_NTASKS": "1", "SLURM_PROCID": "0"}, 1, 0),
+        # torchrun, on the second of two machines with two devices each.
+        ({"LOCAL_RANK": "1", "RANK": "3", "WORLD_SIZE": "4"}, 4, 3),
+        # A process that kikitori started in a task of Slurm's.
+        ({"LOCAL_RANK": "1", "WORLD_SIZE": "2", "SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"}, 2, 1),
+    ],
+)
+def test_processes_are_counted_whoever_started_them(
+    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], count: int, own: int
+) -> None:
+    for name in NAMES:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert (distributed.world_size(), distributed.rank()) == (count, own)
+
+
+def together(devices: int, nodes: int) -> None:
+    with distributed.run_on_all_devices("train", {}, Path(), devices, nodes, print):
+        pass
+
+
+def test_processes_that_are_not_one_a_device_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
+    monkeypatch.setenv("SLURM_PROCID", "1")
+    for devices, nodes in ((1, 1), (2, 1), (4, 2)):
+        with pytest.raises(ConfigError, match=f"4 processes were started, but trainer.devices={devices} on"):
+            together(devices, nodes)
+
+
+def test_several_machines_are_refused_where_nobody_started_them() -> None:
+    with pytest.raises(ConfigError, match="the processes on several machines are started by Slurm"):
+        together(2, 2)
+
+
+def test_a_global_batch_that_does_not_divide_is_refused() -> None:
+    check_batch(24, devices=2, nodes=3)
+    with pytest.raises(ConfigError, match=r"data\.global_batch_size=20 does not divide by 6 = 2 devices x 3 nodes;"):
+        check_batch(20, devices=2, nodes=3)
+
+
+def test_slurm_must_be_told_how_many_devices() -> None:
+    assert tasks(8) == 8
+    with pytest.raises(ConfigError, match="Slurm must be told how many"):
+        tasks("auto")

@@ -1,0 +1,143 @@
+"""What a table names: whatever stands there, only files inside clips/ are read, none is waited for, each is counted."""
+
+import os
+import signal
+import socket
+import stat
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from recordings import common_voice_row, write_clip, write_common_voice, write_tsv
+
+from kikitori.audio.decoder_process import AudioError
+from kikitori.audio.waveform import decode
+from kikitori.cli.transcribe import find_audio
+from kikitori.corpora import common_voice, manifest
+from kikitori.corpora.types import Corpus
+from kikitori.data.audio_cache import build_audio_cache
+from kikitori.data.filters import FilterRules, select
+from kikitori.runtime.console import progress_bar
+
+OUTSIDE = "outside.wav"
+# Each leads to a good recording outside, if it is followed.
+LEAVES = {
+    "absolute": "{root}/outside.wav",
+    "climbing": "../../outside.wav",
+    "climbing behind a folder": "folder.mp3/../../../outside.wav",
+    "link": "link.wav",
+    "link to a folder": "root/outside.wav",
+    "link to a link": "link2.wav",
+}
+NOTHING = {
+    "home": "~/outside.wav",
+    "variable": "$HOME/outside.wav",
+    "file address": "file://{root}/outside.wav",
+    "web address": "http://127.0.0.1:9/outside.wav",
+    "drive": "C:\\outside.wav",
+    "backslashes": "..\\..\\outside.wav",
+    "full-width dots": "．．/．．/outside.wav",
+    "two-dot leader": "‥/‥/outside.wav",
+    "percent": "%2e%2e/%2e%2e/outside.wav",
+    "overlong name": "x" * 5000 + ".mp3",
+    "overlong path": "x/" * 3000 + "a.mp3",
+    "circle of links": "circle.mp3",
+    "nobody's link": "dangling.mp3",
+}
+MALFORMED = {"NUL": "clip_0.mp3\0.wav", "empty": ""}
+NO_FILES = {"pipe": "pipe.mp3", "folder": "folder.mp3", "clips itself": ".", "socket": "socket.mp3"}
+DEVICES = {"endless device": "zero.mp3", "empty device": "null.mp3"}
+
+
+@pytest.fixture(autouse=True)
+def _no_reader_hangs() -> Iterator[None]:
+    def ring(*_: object) -> None:
+        raise TimeoutError("a reader hangs")
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.alarm(30)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+@pytest.fixture
+def corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A release whose clips/ holds one of each; the recording outside is a good one."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    write_clip(tmp_path / OUTSIDE)
+    clips = write_common_voice(tmp_path / "ja", {"train": 2, "dev": 1, "test": 1}) / "clips"
+    (clips / "link.wav").symlink_to(tmp_path / OUTSIDE)
+    (clips / "link2.wav").symlink_to("link.wav")
+    (clips / "root").symlink_to(tmp_path)
+    (clips / "circle.mp3").symlink_to("circle.mp3")
+    (clips / "dangling.mp3").symlink_to("nobody.mp3")
+    os.mkfifo(clips / "pipe.mp3")
+    (clips / "folder.mp3").mkdir()
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind("ja/clips/socket.mp3")
+    return clips
+
+
+def told(clips: Path, path: str, read: Callable[[Path, str], Corpus]) -> str:
+    """The reason why the row with this path is left out, between two that are not."""
+    found = read(clips, path)
+    with progress_bar() as progress:
+        store = build_audio_cache(found.clips, clips.parents[1] / "store", progress, workers=1)
+    train = [clip for clip in found.clips if clip.split == "train"]
+    kept, rejects = select(train, store.decoded, None, FilterRules(0.0, None, -100, 1.0, True, True))
+    assert [clip.name for clip in kept] == ["clip_0.mp3", "clip_1.mp3"]
+    (reject,) = [*found.rejects, *rejects]
+    assert "/" not in reject.detail or "clips/" in reject.detail
+    return reject.reason
+
+
+def by_table(clips: Path, path: str) -> Corpus:
+    rows = [common_voice_row(0), common_voice_row(7, path=path), common_voice_row(1)]
+    write_tsv(clips.parent / "train.tsv", rows)
+    return common_voice.read(str(clips.parent), "ja", ["train"], clips.parents[1] / "cache")
+
+
+@pytest.mark.parametrize(
+    ("path", "reason"),
+    [
+        *((path, "outside the corpus") for path in LEAVES.values()),
+        *((path, "missing") for path in NOTHING.values()),
+        *((path, "malformed row") for path in MALFORMED.values()),
+        *((path, "missing") for path in NO_FILES.values()),
+    ],
+    ids=[*LEAVES, *NOTHING, *MALFORMED, *NO_FILES],
+)
+def test_a_path_of_a_table_stays_inside_clips_and_is_counted(corpus: Path, path: str, reason: str) -> None:
+    found = told(corpus, path.format(root=corpus.parents[1]), by_table)
+    assert found == reason or (len(path) > 4000 and found == "undecodable")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root makes devices")
+@pytest.mark.parametrize("path", DEVICES.values(), ids=DEVICES)
+def test_a_device_inside_clips_is_not_read(corpus: Path, path: str) -> None:
+    try:
+        os.mknod(corpus / path, stat.S_IFCHR | 0o666, os.makedev(1, 5 if "zero" in path else 3))
+    except PermissionError:
+        pytest.skip("no devices can be made here")
+    assert told(corpus, path, by_table) == "missing"
+
+
+@pytest.mark.parametrize("path", [*LEAVES.values(), *NO_FILES.values()], ids=[*LEAVES, *NO_FILES])
+def test_a_path_of_a_table_of_ones_own_stays_below_it(corpus: Path, path: str) -> None:
+    table = corpus / "all.csv"
+    table.write_text(f"path,text,split\n{path.format(root=corpus.parents[1])},文,train\n", encoding="utf-8")
+    found = manifest.read(str(table), "path", "text", "split", None)
+    for clip in found.clips:
+        with pytest.raises((AudioError, OSError)):
+            decode(clip.source)  # type: ignore[arg-type]
+    assert len(found.clips) + len(found.rejects) == 1
+
+
+def test_recordings_to_transcribe_are_files(corpus: Path) -> None:
+    for path in find_audio([corpus]):
+        if path.name in NO_FILES.values():
+            with pytest.raises(AudioError, match="missing"):
+                decode(path)
+    assert {"pipe.mp3", "folder.mp3"} <= {path.name for path in find_audio([corpus])}

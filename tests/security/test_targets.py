@@ -1,0 +1,339 @@
+"""No configuration, of the command line or of a file, calls what it may not: 0 calls, and a message with the key."""
+
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hydra import compose, initialize_config_dir
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.config_repository import ConfigRepository
+from omegaconf import OmegaConf
+from omegaconf.resolvers import oc
+
+from kikitori.cli import main
+from kikitori.config import hydra_guard, targets
+from kikitori.config.validation import check_config
+from kikitori.runtime.errors import ConfigError
+from kikitori.runtime.paths import CONF
+
+# A module that leaves a trace when it is imported, and one whenever anything of it is called.
+EVIL = """\
+from pathlib import Path
+Path("imported").touch()
+def call(*args, **kwargs):
+    Path("called").touch()
+class Handler:
+    def __init__(self, *args, **kwargs):
+        Path("called").touch()
+"""
+TOUCH = "touch called"
+
+
+def calls(target: Any, **arguments: Any) -> dict[str, Any]:
+    return {"_target_": target, **arguments}
+
+
+# Each a key and its value; `hydra` and what stands in a file alone are further down.
+TARGETS: list[tuple[str, Any]] = [
+    ("callbacks.x", calls("os.system", command=TOUCH)),
+    ("callbacks.x", calls("posix.system", command=TOUCH)),
+    ("callbacks.x", calls("subprocess.run", args=["touch", "called"])),
+    ("callbacks.x", calls("builtins.eval", _args_=["__import__('evil')"])),
+    ("callbacks.x", calls("builtins.exec", _args_=["import evil"])),
+    ("callbacks.x", calls("builtins.open", file="called", mode="w")),
+    ("callbacks.x", calls("io.open", file="called", mode="w")),
+    ("callbacks.x", calls("os.open", path="called", flags=65)),
+    ("callbacks.x", calls("os.mkdir", path="called")),
+    ("callbacks.x", calls("shutil.copy", src="evil.py", dst="called")),
+    ("callbacks.x", calls("pathlib.Path.touch", self=calls("pathlib.Path", _args_=["called"]))),
+    ("callbacks.x", calls("importlib.import_module", name="evil")),
+    ("callbacks.x", calls("runpy.run_path", path_name="evil.py")),
+    ("callbacks.x", calls("functools.partial", _args_=["os.system", TOUCH])),
+    ("callbacks.x", calls("hydra.utils.get_method", path="evil.call")),
+    ("callbacks.x", calls("hydra.utils.get_class", path="evil.Handler")),
+    ("callbacks.x", calls("hydra.utils.instantiate", config=calls("evil.call"))),
+    ("callbacks.x", calls("evil.call")),
+    ("callbacks.x", calls("evil.call", _partial_=True)),
+    ("callbacks.x", calls("evil.call", _recursive_=False)),
+    ("callbacks.x", calls("evil.Handler")),
+    ("callbacks.x", calls("evil")),
+    ("callbacks.x", calls("evil.absent")),
+    ("callbacks.x", calls("torch.load", f="weights.pt", weights_only=False)),
+    ("callbacks.x", calls("numpy.load", file="array.npy", allow_pickle=True)),
+    ("callbacks.x", calls("pandas.read_pickle", filepath_or_buffer="frame.pkl")),
+    # Through a module that is allowed, or past its name.
+    ("callbacks.x", calls("kikitori.paths.os.system", command=TOUCH)),
+    ("callbacks.x", calls("kikitori.model.loading.torch.load", f="weights.pt")),
+    ("callbacks.x", calls("kikitori.adamw.__globals__")),
+    ("callbacks.x", calls("pytorch_lightning.Trainer.__init__.__globals__.get", _args_=["os"])),
+    ("trainer._target_", "pytorch_lightning.Trainer.__subclasses__"),
+    ("model._target_", "kikitori.model.loading.rebuild_whisper"),
+    ("optim._target_", "kikitori.load_whisper"),
+    ("logger.x", calls("kikitori.adamw", lr=1)),
+    # Nearly an allowed name.
+    ("optim._target_", " kikitori.adamw"),
+    ("optim._target_", "kikitori.adamw "),
+    ("optim._target_", "kikitori..optim.build"),
+    ("optim._target_", "kikitori.adamw."),
+    ("optim._target_", "kikitori.optim:build"),
+    ("optim._target_", "ｋikitori.optim.build"),
+    ("optim._target_", "kikitori.adamw\u200b"),
+    ("optim._target_", ""),
+    ("optim._target_", None),
+    ("optim._target_", 1),
+    ("optim._target_", ["kikitori.adamw"]),
+    ("optim._target_", {"kikitori.adamw": 1}),
+    # At any depth, and where nothing is called.
+    ("trainer.plugins", [calls("evil.call")]),
+    ("trainer.strategy", calls("evil.call", collective_timeout_s=1)),
+    ("trainer.strategy", calls("kikitori.ddp", collective_timeout_s=calls("evil.call"))),
+    ("optim.betas", [0.9, calls("evil.call")]),
+    ("data.limit.train", {"a": {"b": [[calls("evil.call")]]}}),
+    ("logger.x.y.z", calls("evil.call")),
+    ("nowhere", calls("evil.call")),
+    ("nowhere", [[{"a": calls("kikitori.adamw")}]]),
+    # What Hydra is told to do with an allowed one.
+    ("optim._args_", [1]),
+    ("optim._recursive_", False),
+    ("model._convert_", "object"),
+]
+HYDRAS: list[tuple[str, Any]] = [
+    ("hydra.callbacks.x", calls("evil.call")),
+    ("hydra.callbacks.x", calls("kikitori.adamw", lr=1)),
+    ("hydra.launcher._target_", "evil.Handler"),
+    ("hydra.launcher.x", calls("evil.call")),
+    ("hydra.launcher.x", [calls("kikitori.adamw", lr=1)]),
+    ("hydra.sweeper._target_", "evil.Handler"),
+    ("hydra.sweeper.x", calls("os.system", command=TOUCH)),
+    ("hydra.job_logging.handlers.x.class", "evil.Handler"),
+    ("hydra.job_logging.handlers.x.class", "logging.handlers.SMTPHandler"),
+    ("hydra.job_logging.handlers.file.filename", "called"),
+    ("hydra.job_logging.handlers.file.stream", "ext://evil.call"),
+    ("hydra.job_logging.handlers.console.level", "ext://evil.call"),
+    ("hydra.job_logging.formatters.x", {"class": "logging.FileHandler", "format": "called", "datefmt": "w"}),
+    ("hydra.job_logging.formatters.simple.style", "{"),
+    ("hydra.job_logging.filters", {"x": {"name": "evil"}}),
+    ("hydra.job_logging.root.handlers", ["ext://evil.call"]),
+    ("hydra.hydra_logging.handlers.x.class", "evil.Handler"),
+    ("hydra.job.env_set.LD_PRELOAD", "evil.so"),
+    ("hydra.job.env_copy", ["HOME"]),
+    ("hydra.launcher.partition", "a\ntouch called"),
+]
+FILES_ONLY: list[tuple[str, Any]] = [
+    ("hydra.sweeper.params", {"seed": calls("evil.call")}),
+    ("callbacks.x", calls("${oc.env:EVIL}")),
+    ("callbacks.x", {"_target_": "${.other}", "other": "evil.call"}),
+    ("callbacks.x", "${oc.decode:'{_target_: evil.call}'}"),
+    ("callbacks.x", "${oc.create:{_target_: evil.call}}"),
+    ("callbacks", "${oc.decode:${oc.env:EVIL_NODE}}"),
+    ("hydra.sweeper.x", "${oc.create:{_target_: evil.call}}"),
+    ("hydra.launcher.setup", ["touch called"]),
+    ("hydra.launcher.additional_parameters", {"wrap": "touch called"}),
+    ("hydra.job_logging.handlers.x", {"()": "evil.call"}),
+    ("hydra.job_logging.handlers.x", {"()": {"a": "b"}}),
+    ("hydra.job_logging.handlers.file", {".": {"baseFilename": "called"}}),
+    ("hydra.job_logging.handlers.x", {"class": "${oc.env:EVIL}"}),
+    ("hydra.job_logging.handlers", "${oc.create:{x: {class: evil.Handler}}}"),
+    ("hydra.job_logging.formatters.x", {"()": "evil.call"}),
+    ("hydra.job_logging.filters.x", {"()": "evil.call"}),
+    ("hydra.job_logging.loggers.x.level", "${oc.env:EVIL}"),
+    ("hydra.job_logging", "${oc.create:{root: {}, version: 1}}"),
+]
+
+
+@pytest.fixture(autouse=True)
+def _as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A command in this process, in a folder with the evil module, and nothing of it left in the next test."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for name, value in {"EVIL": "evil.call", "EVIL_NODE": "{x: {_target_: evil.call}}"}.items():
+        monkeypatch.setenv(name, value)
+    for name in ("KIKITORI_LINE", "HYDRA_FULL_ERROR"):
+        monkeypatch.setenv(name, os.environ.get(name, ""))
+    for owner, name in ((ConfigLoaderImpl, "load_configuration"), (ConfigRepository, "initialize_sources")):
+        monkeypatch.setattr(owner, name, getattr(owner, name))
+    (tmp_path / "evil.py").write_text(EVIL)
+    handlers = list(logging.root.handlers)
+    yield
+    logging.root.handlers[:] = handlers
+    OmegaConf.register_new_resolver("oc.env", oc.env, replace=True)
+    sys.modules.pop("evil", None)
+
+
+def refusal(*line: str) -> str:
+    """How the command ends, after a look that nothing was called and no run was begun."""
+    hydra_guard.guard_hydra()
+    os.environ["HYDRA_FULL_ERROR"] = ""
+    options = [word for word in line if word.startswith("-") or "=" not in word]
+    overrides = [word for word in line if word not in options]
+    known = ["data=demo", "hydra.run.dir=run", "hydra.sweep.dir=run", "hydra/job_logging=none"]
+    sys.argv[:] = ["kikitori", "train", *options, *known, *overrides]
+    with pytest.raises(SystemExit) as caught:
+        main.main()
+    assert not [name for name in ("imported", "called") if Path(name).exists()]
+    assert not Path("run", "results.json").exists()
+    assert "evil" not in sys.modules
+    return str(caught.value)
+
+
+@pytest.fixture(autouse=True)
+def _argv(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", list(sys.argv))
+
+
+def said(value: Any) -> str:
+    """A value as Hydra's command line has it."""
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{key}:{said(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ",".join(map(said, value)) + "]"
+    if isinstance(value, str):
+        return "'" + value.replace("'", "\\'") + "'"
+    return "null" if value is None else str(value).lower()
+
+
+def write_experiment(folder: Path, key: str, value: Any) -> None:
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    path = folder / "stranger" / "experiment" / "evil.yaml"
+    path.parent.mkdir(parents=True)
+    path.write_text("# @package _global_\n" + yaml.safe_dump(value), encoding="utf-8")
+
+
+@pytest.mark.parametrize(("key", "value"), [*TARGETS, *HYDRAS])
+def test_a_hostile_override_is_refused_and_nothing_is_called(key: str, value: Any) -> None:
+    message = refusal(f"++{key}={said(value)}")
+    assert key in message.replace("hydra.job.env_set", key).replace("hydra.callbacks", key)
+    assert "ConfigError" in message
+
+
+@pytest.mark.parametrize(("key", "value"), [*TARGETS, *HYDRAS, *FILES_ONLY])
+def test_a_hostile_file_is_refused_and_nothing_is_called(tmp_path: Path, key: str, value: Any) -> None:
+    write_experiment(tmp_path, key, value)
+    message = refusal("--config-dir", "stranger", "experiment=evil")
+    assert "ConfigError" in message or "ConfigKeyError" in message
+    assert key.partition(".")[0] in message
+
+
+def test_what_is_allowed_there_is_told() -> None:
+    told = refusal("+callbacks.x={_target_: mine.Callback}")
+    assert "callbacks.x._target_: may be kikitori.OptunaPruning or pytorch_lightning.callbacks" in told
+    assert "KIKITORI_TARGETS=its.full.name" in told
+    assert "optim" not in told
+
+
+def test_the_table_is_long_enough() -> None:
+    assert len(TARGETS) >= 50
+
+
+def test_the_allow_list_is_what_the_tree_names() -> None:
+    """Of Hydra's own it has what can be chosen instead: basic launcher and sweeper, submitit on this machine."""
+    named = {str(t) for path in CONF.rglob("*.yaml") for t in targets_in(yaml.safe_load(path.read_text("utf-8")))}
+    listed = {name for names in targets.TARGETS.values() for name in names}
+    assert named <= listed
+    assert listed - named == {
+        "hydra._internal.core_plugins.basic_launcher.BasicLauncher",
+        "hydra._internal.core_plugins.basic_sweeper.BasicSweeper",
+        "hydra_plugins.hydra_submitit_launcher.submitit_launcher.LocalLauncher",
+        "kikitori.OptunaPruning",  # written by a search
+    }
+
+
+def targets_in(node: Any) -> Iterator[Any]:
+    if isinstance(node, dict):
+        yield from [node["_target_"]] if "_target_" in node else []
+        for value in node.values():
+            yield from targets_in(value)
+
+
+def test_a_class_of_ones_own_is_named_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "pytorch_lightning.callbacks.Timer"
+    with pytest.raises(ConfigError, match=f"_target_: may be .*got '{name}'"):
+        targets.instantiate({"_target_": name})
+    monkeypatch.setenv("KIKITORI_TARGETS", f"mine.Callback,{name}")
+    assert type(targets.instantiate({"_target_": name})).__name__ == "Timer"
+    with initialize_config_dir(str(CONF.resolve()), version_base="1.3"):
+        check_config(compose("evaluate", ["data=demo", f"+callbacks.x={{_target_: {name}}}"]))
+
+
+def test_a_node_that_was_taken_out_of_its_place_keeps_what_is_in_it() -> None:
+    strategy = {"_target_": "kikitori.ddp", "collective_timeout_s": 5}
+    make = targets.instantiate({"_target_": "pytorch_lightning.Trainer", "strategy": strategy}, _partial_=True)
+    assert type(make.keywords["strategy"]).__name__ == "DDPStrategy"
+
+
+def test_what_is_checked_is_what_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
+    cfg = OmegaConf.create({"a": "evil.call", "b": [{"_target_": "${a}"}], "c": {"_target_": "${a}"}})
+    for node in (cfg, cfg.b, cfg.c):
+        with pytest.raises(ConfigError, match=r"got 'evil\.call'"):
+            targets.instantiate(node)
+
+
+@pytest.mark.parametrize("option", ["--experimental-rerun", "--experimental", "--e"])
+@pytest.mark.parametrize("form", ["{}=config.pickle", "{} config.pickle"])
+def test_a_rerun_from_a_pickle_is_refused(option: str, form: str) -> None:
+    line = form.format(option).split()
+    assert "load a pickle" in refusal(*line)
+
+
+@pytest.mark.parametrize(
+    "line", [["--config-path=pkg://evil"], ["--config-path=evil"], ["hydra.searchpath=[pkg://evil]"]]
+)
+def test_no_package_is_imported_to_look_for_configurations(line: list[str]) -> None:
+    assert "would import a package" in refusal(*line)
+
+
+def test_nor_is_one_that_a_file_names(tmp_path: Path) -> None:
+    (tmp_path / "stranger").mkdir()
+    (tmp_path / "stranger" / "evil.yaml").write_text("defaults: [train]\nhydra: {searchpath: [pkg://evil]}\n")
+    assert "would import a package" in refusal("--config-dir", "stranger", "--config-name", "evil")
+
+
+def test_a_folder_of_configurations_is_read(tmp_path: Path) -> None:
+    write_experiment(tmp_path, "optim.lr", -1)
+    assert "optim.lr: must be above 0" in refusal("hydra.searchpath=[file://stranger]", "experiment=evil")
+    assert "optim.lr: must be above 0" in refusal("--config-dir", "stranger", "experiment=evil")
+
+
+@pytest.mark.parametrize("tag", ["!!python/object/apply:os.system", "!!python/name:evil.call", "!!python/module:evil"])
+def test_a_tag_of_yaml_makes_nothing(tmp_path: Path, tag: str) -> None:
+    write_experiment(tmp_path, "seed", 0)
+    path = tmp_path / "stranger" / "experiment" / "evil.yaml"
+    path.write_text(f"# @package _global_\nseed: {tag} [touch called]\n")
+    assert "evil.yaml" in refusal("--config-dir", "stranger", "experiment=evil")
+
+
+def test_what_a_slurm_job_runs_first_is_for_the_command_line_alone() -> None:
+    with initialize_config_dir(str(CONF.resolve()), version_base="1.3"):
+        line = ["data=demo", "hydra/launcher=slurm", "+hydra.launcher.setup=[module load cuda]"]
+        cfg = compose("train", line, return_hydra_config=True)
+    hydra_guard.check(cfg)
+    cfg.hydra.overrides.hydra = []
+    with pytest.raises(ConfigError, match=r"hydra\.launcher\.setup: runs commands, which a file may not"):
+        hydra_guard.check(cfg)
+
+
+@pytest.mark.parametrize("key", ["hydra.run.dir", "data.name", "hydra.sweep.dir"])
+def test_an_interpolation_reads_no_secret(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_TOKEN", "canary-0123456789")
+    told = refusal(*(["-m"] if "sweep" in key else []), f"++{key}=a-${{oc.env:MY_TOKEN}}-b")
+    assert "holds the value of MY_TOKEN" in told
+    assert "canary" not in told
+    assert not list(Path().rglob("*canary*"))
+
+
+@pytest.mark.parametrize("key", ["data.name", "hydra.sweep.subdir", "nowhere.deep"])
+def test_a_secret_that_a_file_holds_is_refused_before_it_is_written_again(
+    tmp_path: Path, key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MY_TOKEN", "canary-0123456789")
+    write_experiment(tmp_path, key, "a-canary-0123456789-b")
+    told = refusal("--config-dir", "stranger", "experiment=evil")
+    assert f"{key}: holds the value of MY_TOKEN" in told
+    assert "canary" not in told
+    assert not Path("run").exists()

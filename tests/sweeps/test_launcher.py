@@ -1,0 +1,146 @@
+import subprocess
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from filelock import FileLock
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import OmegaConf, open_dict, read_write
+
+from kikitori.cli import train
+from kikitori.config.overrides import config_options
+from kikitori.runtime.errors import ConfigError, SweepError
+from kikitori.runtime.paths import CONF
+from kikitori.sweeps.launcher import Process, TrialRunner, launch
+from kikitori.sweeps.trials import Sweep, Trial
+
+
+def machine(folder: Path, *overrides: str, parallel: int | None = None, gpus_per_trial: int = 1) -> TrialRunner:
+    """A machine as Hydra sets one up for a multirun."""
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONF.resolve()), version_base="1.3", job_name="train"):
+        loader = GlobalHydra.instance().config_loader()
+        line = [*overrides, f"hydra.sweep.dir={folder}"]
+        config = loader.load_configuration("train", line, run_mode=RunMode.MULTIRUN)
+    with open_dict(config):
+        config.hydra.runtime.output_dir = "run"
+    context = SimpleNamespace(config_loader=loader)
+    plugin = SimpleNamespace(config=config, hydra_context=context, parallel=parallel, gpus_per_trial=gpus_per_trial)
+    plugin.task_function = train.main
+    HydraConfig.instance().set_config(config)
+    return TrialRunner(plugin)
+
+
+def test_a_trial_gets_a_command_of_its_own_in_run_mode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["kikitori", "-m", "data=demo", "optim.lr=1e-5,3e-5", "resume_sweep=x"])
+    trial, cfg = machine(tmp_path, "data=demo").compose(3, ["data=demo", "optim.lr=3e-5", "resume_sweep=x"])
+    assert (trial.number, trial.folder, trial.swept) == (3, "3-optim.lr-3e-5", {"optim.lr": "3e-5"})
+    assert trial.overrides == ["data=demo", "optim.lr=3e-5"]
+    assert cfg.optim.lr == 3e-5
+    assert cfg.callbacks.checkpoint.dirpath == f"{tmp_path}/3-optim.lr-3e-5/checkpoints"
+    assert "hydra" not in cfg
+
+
+def test_a_kept_axis_names_the_folders_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["kikitori", "data=demo", "sweep=size"])
+    trial, cfg = machine(tmp_path, "data=demo", "sweep=size").compose(
+        0, ["sweep=size", "data=demo", "model=whisper_tiny"]
+    )
+    assert trial.folder == "0-model-whisper_tiny"
+    assert cfg.model.name == "openai/whisper-tiny"
+
+
+def gpus(of: TrialRunner, slots: int) -> list[str | None]:
+    return [of._env(slot).get("CUDA_VISIBLE_DEVICES") for slot in range(slots)]
+
+
+def test_gpus_go_round_robin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert gpus(machine(tmp_path), 4) == ["0", "1", "2", "3"]
+    assert machine(tmp_path, gpus_per_trial=2).parallel == 2
+    assert gpus(machine(tmp_path, gpus_per_trial=2), 2) == ["0,1", "2,3"]
+    assert gpus(machine(tmp_path, parallel=6), 6) == ["0", "1", "2", "3", "0", "1"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert gpus(machine(tmp_path), 2) == ["5", "7"]
+
+
+def test_cpu_cores_are_shared_out_unless_the_user_did(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr("kikitori.sweeps.launcher.cores", lambda: 8)
+    assert machine(tmp_path, parallel=3)._env(0)["OMP_NUM_THREADS"] == "2"
+    assert machine(tmp_path).parallel == 1
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")
+    assert machine(tmp_path, parallel=3)._env(0)["OMP_NUM_THREADS"] == "5"
+
+
+def test_what_no_trial_could_run_is_refused_before_any_starts(tmp_path: Path) -> None:
+    bad = [OmegaConf.create({"optim": {"_target_": "kikitori.adamw", "lr": lr}}) for lr in (-1, -1, -2)]
+    with pytest.raises(ConfigError) as caught:
+        machine(tmp_path).prepare(bad)
+    assert str(caught.value).count("problem") == 2
+    assert "trial 0: 1 problem in the configuration\n  optim.lr: must be above 0, got -1" in str(caught.value)
+    assert "trial 2: " in str(caught.value)
+
+
+def test_each_corpus_is_decoded_once_before_the_trials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded = []
+    monkeypatch.setattr("kikitori.Demo.decode", lambda data: decoded.append(data.limit["train"]))
+    demo = machine(tmp_path, "data=demo")
+    lines = [["data.limit.train=3", "seed=0"], ["data.limit.train=3", "seed=1"], ["data.limit.train=4", "seed=0"]]
+    demo.prepare([demo.compose(i, ["data=demo", *line])[1] for i, line in enumerate(lines)])
+    assert decoded == [3, 4]
+
+
+def test_two_processes_do_not_run_one_sweep(tmp_path: Path) -> None:
+    held = FileLock(tmp_path / ".lock")
+    with held, pytest.raises(SweepError, match="is being run by another process"), machine(tmp_path).open():
+        pass
+
+
+def test_what_a_killed_trial_left_running_goes_with_it(tmp_path: Path) -> None:
+    of = machine(tmp_path)
+    of.sweep = Sweep(tmp_path, [])
+    (tmp_path / "t").mkdir()
+    line = ["sh", "-c", "sleep 100 & echo $!; exec sleep 100"]
+    leader: Any = subprocess.Popen(line, stdout=subprocess.PIPE, start_new_session=True)
+    orphan = Path(f"/proc/{int(leader.stdout.readline())}/stat")
+    leader.kill()
+    leader.wait()
+    assert orphan.exists()
+    trial = of.sweep.add(Trial(0, "t", [], {}))
+    of._end(Process(trial, leader, 0.0, 0.0))
+    end = time.monotonic() + 10
+    while orphan.exists() and orphan.read_text().split(")")[1].split()[0] != "Z":
+        assert time.monotonic() < end
+    assert trial.reason == "killed by SIGKILL (out of memory?)"
+
+
+@pytest.mark.parametrize(("parallel", "gpus_per_trial", "named"), [(-1, 1, "parallel=-1"), (1, 5, "gpus_per_trial=5")])
+def test_slots_that_cannot_be_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, parallel: int, gpus_per_trial: int, named: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    with pytest.raises(ConfigError, match=f"hydra.launcher.{named}: "):
+        machine(tmp_path, parallel=parallel, gpus_per_trial=gpus_per_trial)
+
+
+def test_a_sweep_without_trials_is_refused() -> None:
+    with pytest.raises(ConfigError, match="no trials: one of its axes is empty"):
+        launch(None, [], 0)
+
+
+def test_another_configuration_tree_reaches_the_trials(tmp_path: Path) -> None:
+    assert config_options(machine(tmp_path).config.hydra, "train") == []
+    other = machine(tmp_path)
+    with read_write(other.config.hydra.runtime):
+        main = next(source for source in other.config.hydra.runtime.config_sources if source.provider == "main")
+        main.path = "/other/conf"
+    assert config_options(other.config.hydra, "train") == ["--config-path", "/other/conf"]

@@ -1,0 +1,108 @@
+"""The numbers that a training step logs beside its loss."""
+
+import csv
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.loggers import CSVLogger
+
+from kikitori.data.collate import collate
+from kikitori.model.whisper import Whisper
+from kikitori.training import callbacks, optimizer
+from kikitori.training.callbacks import ThroughputMonitor
+from kikitori.training.lightning_module import WhisperModule
+
+OPTIM = partial(optimizer.adamw, lr=1e-3, weight_decay=0.1, betas=(0.9, 0.98), warmup_steps=1, schedule="linear")
+TEXTS = ["犬", "赤い犬", "猫", "白い猫と犬"]
+CLIP_S = 1.8
+
+
+class Data(pl.LightningDataModule):
+    """Four clips of equal length, one a batch."""
+
+    def __init__(self, whisper: Whisper) -> None:
+        super().__init__()
+        self.whisper = whisper
+        decoded = {text: SimpleNamespace(samples=int(16_000 * CLIP_S)) for text in TEXTS}
+        self.stores = {"train": SimpleNamespace(decoded=decoded)}
+
+    def train_dataloader(self) -> Any:
+        processor = self.whisper.processor
+        features = torch.randn(80, processor.frames, generator=torch.Generator().manual_seed(0))
+        same = {"input_features": features, "weight": 0.1, "seconds": CLIP_S}
+        rows = [{**same, "tokens": processor.encode(text), "clip": text, "text": text} for text in TEXTS]
+        return torch.utils.data.DataLoader(rows, batch_size=1, collate_fn=collate)  # type: ignore[arg-type]
+
+
+class Norms(pl.Callback):
+    """The gradient's norm as a formula, of each step."""
+
+    def __init__(self) -> None:
+        self.of_steps: list[float] = []
+
+    def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: Any, optimizer: Any) -> None:
+        squares = [p.grad.double().square().sum() for p in pl_module.parameters() if p.grad is not None]
+        self.of_steps.append(float(torch.stack(squares).sum().sqrt()))
+
+
+def logged(folder: Path, key: str) -> dict[int, float]:
+    """Value by optimizer step, counted from 1."""
+    with (folder / "metrics.csv").open() as rows:
+        return {int(row["step"]) + 1: float(row[key]) for row in csv.DictReader(rows) if row.get(key)}
+
+
+def test_the_norm_is_that_of_the_whole_gradient_before_clipping(micro: Whisper, tmp_path: Path) -> None:
+    norms = Norms()
+    fit(micro, tmp_path, [norms, ThroughputMonitor()], max_steps=4)
+    assert len(norms.of_steps) == 4
+    assert min(norms.of_steps) > 1e-2
+    assert logged(tmp_path, "train/grad_norm") == pytest.approx({2: norms.of_steps[1], 4: norms.of_steps[3]})
+
+
+def test_speed_counts_all_batches_of_the_steps_between(
+    micro: Whisper, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seconds = iter(range(0, 10_000, 10))
+    monkeypatch.setattr(callbacks, "time", SimpleNamespace(perf_counter=lambda: next(seconds)))
+    fit(micro, tmp_path, [ThroughputMonitor()], max_steps=4)
+    speeds = logged(tmp_path, "train/clips_per_s")
+    # The clock is read twice: when the steps are done, ten seconds on, and when the next ones start.
+    assert speeds == pytest.approx({2: 2 / 10, 4: 2 / 10})
+    hours = logged(tmp_path, "train/audio_hours_per_s")
+    assert hours == pytest.approx({step: speed * CLIP_S / 3600 for step, speed in speeds.items()})
+
+
+def test_validation_takes_no_training_time(micro: Whisper, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(callbacks, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+
+    class Hours(pl.Callback):
+        def on_train_batch_start(self, *arguments: Any) -> None:
+            clock[0] += 1
+
+        def on_validation_epoch_start(self, *arguments: Any) -> None:
+            clock[0] += 3600
+
+    data: Any = Data(micro)
+    data.val_dataloader = data.train_dataloader
+    fit(micro, tmp_path, [ThroughputMonitor(), Hours()], data, max_steps=4, val_check_interval=1)
+    assert logged(tmp_path, "train/clips_per_s") == pytest.approx({2: 1, 4: 1})
+
+
+def fit(whisper: Whisper, folder: Path, callbacks: list[Any], data: Any = None, **settings: Any) -> None:
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        callbacks=callbacks,
+        logger=CSVLogger(folder, name="", version=""),
+        log_every_n_steps=2,
+        num_sanity_val_steps=0,
+        **quiet,
+        **settings,
+    )
+    trainer.fit(WhisperModule(whisper, OPTIM, clip_norm=1e-3), datamodule=data or Data(whisper))

@@ -1,0 +1,153 @@
+"""Checkpoints are whole or not there, and none is taken unread."""
+
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from kikitori.runtime import files
+from kikitori.runtime.errors import DataError, TrainingError
+from kikitori.training import checkpoints
+
+FILES = checkpoints.CheckpointFiles()
+
+
+def saved(folder: Path, name: str, step: int) -> Path:
+    path = folder / "checkpoints" / f"{name}.ckpt"
+    FILES.save_checkpoint({"global_step": step, "state_dict": {"w": torch.arange(1000.0) + step}}, path)
+    return path
+
+
+def flip(path: Path, at: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[at] ^= 1
+    path.write_bytes(data)
+
+
+def test_a_checkpoint_stands_beside_its_checksum_and_nothing_else_is_left(tmp_path: Path) -> None:
+    path = saved(tmp_path, "last", 3)
+    saved(tmp_path, "last", 4)
+    assert {p.name for p in path.parent.iterdir()} == {"last.ckpt", "last.ckpt.sha256"}
+    assert subprocess.run(["sha256sum", "-c", "last.ckpt.sha256"], cwd=path.parent).returncode == 0
+    assert checkpoints.read_checkpoint(path)["global_step"] == 4
+    FILES.remove_checkpoint(path)
+    assert not any(path.parent.iterdir())
+
+
+def test_the_newest_is_that_of_the_most_steps_whatever_the_clock_says(tmp_path: Path) -> None:
+    paths = [saved(tmp_path, "step-9", 9), saved(tmp_path, "last", 10), saved(tmp_path, "step-5", 5)]
+    for age, path in enumerate(paths):
+        os.utime(path, (1e9 + age, 1e9 + age))
+    assert checkpoints.latest_valid(tmp_path / "checkpoints") == paths[1]
+    assert checkpoints.latest_valid(tmp_path) is None
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "empty", "no checksum", "another's"])
+def test_a_damaged_checkpoint_is_named_and_passed_over(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: str
+) -> None:
+    older, path = saved(tmp_path, "step-5", 5), saved(tmp_path, "last", 9)
+    if damage == "flip":
+        flip(path, path.stat().st_size // 2)  # among the weights, where loading alone notices nothing
+    elif damage == "no checksum":
+        path.with_name("last.ckpt.sha256").unlink()
+    elif damage == "another's":
+        torch.save({"global_step": 10}, path)
+    else:
+        path.write_bytes(path.read_bytes()[: -100 if damage == "cut" else 0])
+    assert checkpoints.latest_valid(path.parent) == older
+    assert "last.ckpt" in caplog.text
+    assert "passed over" in caplog.text
+
+
+def test_any_flipped_byte_is_noticed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = saved(tmp_path, "last", 9)
+    whole = path.read_bytes()
+    for at in range(0, len(whole), 61):
+        flip(path, at)
+        assert checkpoints.latest_valid(path.parent) is None, at
+        assert "begins anew" in caplog.text
+        caplog.clear()
+        path.write_bytes(whole)
+    assert checkpoints.latest_valid(path.parent) == path
+
+
+@pytest.mark.parametrize("moment", range(9))
+def test_a_save_that_is_cut_off_anywhere_leaves_the_old_or_the_new(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: int
+) -> None:
+    """The process ends at the nth call to the system; each of the three files takes two fsyncs and a rename."""
+    path = saved(tmp_path, "last", 1)
+    calls = iter(range(100))
+
+    class Killed(BaseException):
+        pass
+
+    def once(call: Any) -> Any:
+        def maybe(*arguments: Any) -> Any:
+            if next(calls) == moment:
+                raise Killed
+            return call(*arguments)
+
+        return maybe
+
+    monkeypatch.setattr(files.os, "fsync", once(os.fsync))
+    monkeypatch.setattr(files.os, "replace", once(os.replace))
+    monkeypatch.setattr(Path, "unlink", lambda self, missing_ok=False: None)  # nobody tidies up after a kill
+    with pytest.raises(Killed):
+        saved(tmp_path, "last", 2)
+    monkeypatch.undo()
+    assert checkpoints.latest_valid(path.parent) == path
+    assert checkpoints.read_checkpoint(path)["global_step"] in (1, 2)
+    saved(tmp_path, "last", 3)
+    checkpoints.remove_stale(path.parent, [path])
+    assert {p.name for p in path.parent.iterdir()} == {"last.ckpt", "last.ckpt.sha256"}
+    assert checkpoints.checksums(path) == [checkpoints.checksums(path)[0]]
+
+
+def test_a_save_that_fails_is_an_error_and_the_old_one_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = saved(tmp_path, "last", 1)
+
+    class Full:
+        def __init__(self, file: Any) -> None:
+            self.file, self.digest = file, None
+
+        def write(self, data: bytes) -> int:
+            raise OSError(28, os.strerror(28))
+
+        def flush(self) -> None: ...
+
+    monkeypatch.setattr(checkpoints, "_Hashing", Full)
+    told = rf"{path} cannot be written: .*No space left.*; those that were there are whole: .* resume={tmp_path}$"
+    with pytest.raises(TrainingError, match=told):
+        saved(tmp_path, "last", 2)
+    monkeypatch.undo()
+    assert checkpoints.read_checkpoint(path)["global_step"] == 1
+
+
+def test_what_a_killed_run_left_is_swept(tmp_path: Path) -> None:
+    path = saved(tmp_path, "last", 1)
+    saved(tmp_path, "step-1", 1)
+    torch.save({"global_step": 1}, path.parent / "mine.ckpt")
+    for name in (".last.ckpt.partial", ".last.ckpt.sha256.partial", "gone.ckpt.sha256"):
+        (path.parent / name).write_bytes(b"half")
+    checkpoints.remove_stale(path.parent, [path])
+    assert {p.name for p in path.parent.iterdir()} == {"last.ckpt", "last.ckpt.sha256", "mine.ckpt"}
+
+
+def test_a_checkpoint_that_is_none_is_told(tmp_path: Path) -> None:
+    path = saved(tmp_path, "last", 1)
+    flip(path, 100)
+    with pytest.raises(DataError, match=r"last\.ckpt is damaged: it does not match last\.ckpt\.sha256; take another"):
+        checkpoints.read_checkpoint(path)
+    torch.save([1], tmp_path / "a.ckpt")
+    with pytest.raises(DataError, match=r"holds no checkpoint, but a list"):
+        checkpoints.read_checkpoint(tmp_path / "a.ckpt")
+    (tmp_path / "b.ckpt").write_bytes(b"nothing")
+    with pytest.raises(
+        DataError, match=r"b\.ckpt is damaged, or holds more than weights and plain values \(\w+\); take"
+    ):
+        checkpoints.read_checkpoint(tmp_path / "b.ckpt")

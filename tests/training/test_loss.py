@@ -1,0 +1,44 @@
+import copy
+
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+
+from kikitori.data.collate import IGNORE_INDEX
+from kikitori.model.whisper import Whisper, encode
+from kikitori.training import loss
+from kikitori.training.loss import clip_losses, token_losses
+
+LABELS = torch.tensor(
+    [
+        [5, 6, 7, 8, 9],
+        [5, 6, 7, IGNORE_INDEX, IGNORE_INDEX],
+        [5, IGNORE_INDEX, IGNORE_INDEX, IGNORE_INDEX, IGNORE_INDEX],
+    ]
+)
+
+
+@pytest.mark.parametrize("at_once", [1, 4, 1024])
+def test_losses_and_gradients_equal_stock_forwards(
+    micro: Whisper, monkeypatch: pytest.MonkeyPatch, at_once: int
+) -> None:
+    monkeypatch.setattr(loss, "TOKENS_AT_ONCE", at_once)
+    stock_model, features = copy.deepcopy(micro.model), torch.randn(3, 80, 100)
+    stock = stock_model(input_features=features.clone(), labels=LABELS)
+    stock.loss.backward()
+    losses = clip_losses(micro.model, encode(micro.model, features), LABELS)
+    (losses.sum() / (LABELS != IGNORE_INDEX).sum()).backward()
+    expected = cross_entropy(stock.logits.flatten(0, 1), LABELS.flatten(), reduction="none").view(3, -1).sum(dim=1)
+    torch.testing.assert_close(losses, expected)
+    for (name, parameter), other in zip(micro.model.named_parameters(), stock_model.parameters(), strict=True):
+        torch.testing.assert_close(parameter.grad, other.grad, msg=name)
+
+
+def test_no_more_logits_are_made_at_once_than_a_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loss, "TOKENS_AT_ONCE", 8)
+    made: list[int] = []
+    projection = torch.nn.Linear(4, 16)
+    projection.register_forward_hook(lambda module, inputs, output: made.append(len(output)))
+    states = torch.randn(20, 4, requires_grad=True)
+    token_losses(states, projection, torch.arange(20) % 16).sum().backward()
+    assert made == [8, 8, 4, 4, 8, 8]
