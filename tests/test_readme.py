@@ -4,9 +4,12 @@ import re
 import shlex
 import subprocess
 import sys
+from collections import defaultdict
 from collections.abc import Iterator
 from functools import cache
+from itertools import dropwhile
 from pathlib import Path
+from string import Template
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -51,18 +54,18 @@ def prose(path: Path) -> str:
 
 
 def shell_lines(path: Path) -> Iterator[list[str]]:
-    """The words of each command in a document's shell blocks, variables replaced by a placeholder or their value."""
+    """The words of each command in a document's shell blocks, with their variables expanded."""
+    assignment = re.compile(r'^([A-Z_0-9]+)="(.*?)"$', flags=re.DOTALL | re.MULTILINE)
     for block in blocks(path, "sh", ""):
-        values = dict(re.findall(r'^([A-Z_0-9]+)="(.*?)"$', block, flags=re.DOTALL | re.MULTILINE))
-        block = re.sub(r'^[A-Z_0-9]+=".*?"$', "", block, flags=re.DOTALL | re.MULTILINE).replace("\\\n", " ")
-        for line in block.splitlines():
-            for _ in range(2):
-                line = re.sub(r"\$([A-Z_0-9]+)", lambda name: " ".join(values.get(name[1], "PATH").split()), line)
-            words = shlex.split(line, comments=True)
-            while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
-                words = words[1:]
-            if words:
-                yield words
+        values = {name: " ".join(value.split()) for name, value in assignment.findall(block)}
+        for line in assignment.sub("", block).replace("\\\n", " ").splitlines():
+            words = shlex.split(expanded(expanded(line, values), {}), comments=True)
+            yield list(dropwhile(lambda word: re.fullmatch(r"[A-Z_]+=.*", word), words))
+
+
+def expanded(line: str, values: dict[str, str]) -> str:
+    """A line with its variables replaced, those without a value by the word PATH."""
+    return Template(line).substitute(defaultdict(lambda: "PATH", values))
 
 
 def commands() -> list[tuple[str, list[str]]]:
@@ -177,7 +180,7 @@ def test_the_options_of_every_command_exist(command: str) -> None:
 
 
 def keys_in_sentences() -> list[tuple[str, str]]:
-    """Every `key=value` in the sentences and tables of the documents; the changelog and the experiments name old keys."""
+    """Every `key=value` in sentences and tables; not in the changelog and the experiments, which name old keys."""
     found = set()
     for path in [path for path in DOCUMENTS if path.name != "CHANGELOG.md" and "experiments" not in path.parts]:
         for code in re.findall(r"`([^`]+)`", prose(path)):
@@ -205,7 +208,6 @@ def test_the_make_targets_exist() -> None:
 
 
 def test_the_architecture_lists_every_file() -> None:
-    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
     (tree,) = [block for block in blocks(ROOT / "docs" / "architecture.md", "text") if "kikitori/" in block]
     folders: list[str] = []
     listed = set()
@@ -227,7 +229,7 @@ def test_the_architecture_lists_every_file() -> None:
         and "__pycache__" not in path.parts
         and not any(part.endswith(".egg-info") for part in path.parts)
     }
-    assert listed - {"kikitori/__init__.py"} == found, text
+    assert listed - {"kikitori/__init__.py"} == found
 
 
 def test_the_chaos_table_can_be_rewritten() -> None:
