@@ -1,5 +1,6 @@
 """The documents against the repository: lengths, links, commands, keys, and the Python lines of the README."""
 
+import ast
 import re
 import shlex
 import subprocess
@@ -232,10 +233,17 @@ def test_the_architecture_lists_every_file() -> None:
     assert listed - {"kikitori/__init__.py"} == found
 
 
-def test_the_chaos_table_can_be_rewritten() -> None:
-    text = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
-    assert text.count("<!-- chaos: begin -->") == text.count("<!-- chaos: end -->") == 1
-    assert text.index("<!-- chaos: begin -->") < text.index("| fault |") < text.index("<!-- chaos: end -->")
+def test_the_table_of_faults_is_the_one_that_make_chaos_writes() -> None:
+    before, _, rest = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8").partition("<!-- chaos: begin -->")
+    table, end, after = rest.partition("<!-- chaos: end -->")
+    assert end and "chaos:" not in before + after
+    header, _, *rows = [line for line in table.splitlines() if line.startswith("|")]
+    sources = [ast.parse(path.read_text(encoding="utf-8")) for path in (ROOT / "tests" / "chaos").glob("*.py")]
+    texts = [n.value for tree in sources for n in ast.walk(tree) if isinstance(n, ast.Constant)]
+    known = tuple(text for text in texts if isinstance(text, str) and len(text) > len("bad audio"))
+    assert header in known
+    assert rows
+    assert [row for row in rows if not row.removeprefix("| ").startswith(known)] == []
 
 
 @pytest.mark.slow
