@@ -98,7 +98,7 @@ def fails_alone(cache: Path, raising: int, running: int, kill: int, stop: int) -
     output, _ = process.communicate(timeout=600)
     lost = raising + 2
     assert process.returncode == 1
-    assert f"{lost} of {raising + running} trials did not end well" in output
+    assert f"{lost} of {raising + running} trials are not completed" in output
     assert states(folder) == {"completed": running - 2, "failed": lost}
     failed = {n: t["reason"] for n, t in trials(folder).items() if t["state"] == "failed"}
     assert list(failed) == sorted([*range(raising), kill, stop])
@@ -111,7 +111,7 @@ def fails_alone(cache: Path, raising: int, running: int, kill: int, stop: int) -
     before = {n: (path.stat().st_mtime_ns, path.read_bytes()) for n, path in finished.items()}
     code, output = sweep(cache, *command, f"resume_sweep={folder}")
     assert code == 1
-    assert f"{raising} of {raising + running} trials did not end well" in output
+    assert f"{raising} of {raising + running} trials are not completed" in output
     started = sorted(int(line.split("trial ")[1].split()[0]) for line in output.splitlines() if " running" in line)
     assert started == sorted(failed)
     assert before == {n: (path.stat().st_mtime_ns, path.read_bytes()) for n, path in finished.items()}
@@ -143,7 +143,7 @@ def test_a_sweep_that_is_stopped_stops_its_trials_and_goes_on(tmp_path: Path) ->
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert f"stopped by SIGINT, 2 trials left; resume_sweep={folder} goes on" in output
+    assert f"stopped by SIGINT, 2 trials left; resume: kikitori train -m resume_sweep={folder}" in output
     assert not processes(f"hydra.run.dir='{folder}/")
     assert (
         "its trial 0 has trainer.max_steps=4000"

@@ -6,6 +6,12 @@ from typing import Any
 
 Results = dict[str, Any]
 
+# Files of a run's folder.
+RESULTS = "results.json"
+PROGRESS = "progress.json"
+# Files of a sweep's folder, next to the folders of its trials.
+SWEEP = "sweep.json"
+STUDY = "study.journal"
 
 # The stage of a model that was trained in other windows, read as stock tools read it.
 FULL_WINDOW = "after_in_full_window"
