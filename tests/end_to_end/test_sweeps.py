@@ -117,7 +117,7 @@ def fails_alone(cache: Path, raising: int, running: int, kill: int, stop: int) -
     assert before == {n: (path.stat().st_mtime_ns, path.read_bytes()) for n, path in finished.items()}
     for number in (kill, stop):
         name = trials(folder)[number]["folder"]
-        assert "going on from" in (folder / name / "output.log").read_text()
+        assert "resuming from" in (folder / name / "output.log").read_text()
         assert [row["step"] for row in results(folder)[name]["history"]] == list(range(20, 201, 20))
     # What went on is what it would have been: the trials differ in a limit alone, which leaves nothing out.
     runs = [results(folder)[t["folder"]] for t in trials(folder).values() if t["state"] == "completed"]
@@ -143,7 +143,7 @@ def test_a_sweep_that_is_stopped_stops_its_trials_and_goes_on(tmp_path: Path) ->
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert f"stopped by SIGINT, 2 trials left; resume: kikitori train -m resume_sweep={folder}" in output
+    assert f"stopped by SIGINT, 2 trials left; to resume: kikitori train -m resume_sweep={folder}" in output
     assert not processes(f"hydra.run.dir='{folder}/")
     assert (
         "its trial 0 has trainer.max_steps=4000"

@@ -72,9 +72,7 @@ def test_gpus_are_assigned_in_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert gpus(runner(tmp_path), 2) == ["5", "7"]
 
 
-def test_cpu_cores_are_divided_among_trials_unless_the_user_set_the_threads(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_trials_share_the_cores_unless_omp_num_threads_is_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr("kikitori.sweeps.launcher.cores", lambda: 8)
     assert runner(tmp_path, parallel=3)._env(0)["OMP_NUM_THREADS"] == "2"

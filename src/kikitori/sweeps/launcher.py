@@ -24,7 +24,7 @@ from omegaconf import DictConfig, OmegaConf, flag_override, open_dict, read_writ
 
 from kikitori.config.overrides import config_options, override, swept_values, to_plain
 from kikitori.config.validation import check_config
-from kikitori.pipelines import builders
+from kikitori.pipelines.builders import build_data
 from kikitori.runs.results import FINISHED, PROGRESS
 from kikitori.runtime.console import quiet_libraries
 from kikitori.runtime.errors import ConfigError, Stopped, SweepError
@@ -49,7 +49,7 @@ NOT_FOR_DECODING = (
 
 
 def launch(plugin: Any, job_overrides: Sequence[Sequence[str]], first: int) -> list[JobReturn]:
-    """Run a fixed list of trials, as Hydra's own sweepers call a launcher.
+    """Runs a fixed list of trials, as Hydra's own sweepers call a launcher.
 
     Raises ConfigError before any trial starts where a configuration is wrong, and SweepError after the last trial where
     some failed.
@@ -69,7 +69,7 @@ class TrialRunner:
     """Runs trials in slots, each with its share of this machine's GPUs and CPU cores."""
 
     def __init__(self, plugin: Any) -> None:
-        """plugin: a launcher of Hydra's. One that is not ours starts its processes itself; only the folders are kept here."""
+        """plugin: a launcher of Hydra's; one that is not ours starts the trials itself, in the folders kept here."""
         self.config: DictConfig = plugin.config
         self.loader = plugin.hydra_context.config_loader
         self.folder = Path(self.config.hydra.sweep.dir)
@@ -89,7 +89,7 @@ class TrialRunner:
 
     @contextmanager
     def open(self, is_continued: bool = False) -> Iterator["TrialRunner"]:
-        """Lock the sweep's folder, so that no second process runs the same trials, and print the table at the end.
+        """Locks the sweep's folder, so that no second process runs the same trials, and prints the table at the end.
 
         is_continued: whether these trials belong to a sweep that this process started. Raises SweepError at the end
         where trials failed.
@@ -107,7 +107,7 @@ class TrialRunner:
             raise SweepError(live_table.failure_report(self.sweep, failures))
 
     def compose(self, number: int, overrides: list[str]) -> tuple[Trial, DictConfig]:
-        """Compose the configuration of a trial, as the trial's own process will."""
+        """Composes the configuration of a trial, as the trial's own process will."""
         overrides = [override for override in overrides if not override.startswith("resume_sweep=")]
         # Hydra keeps the current job in a singleton; resolvers such as ${hydra:job.num} must find this trial's there.
         state = Singleton.get_state()
@@ -132,7 +132,7 @@ class TrialRunner:
         return Trial(number, folder, [*task, *hydra], swept), OmegaConf.create(resolved)
 
     def prepare(self, configs: Iterable[DictConfig]) -> None:
-        """Check all configurations, and decode each corpus once before the trials start.
+        """Checks all configurations, and decodes each corpus once before the trials start.
 
         Raises ConfigError with the problems of all trials.
         """
@@ -146,7 +146,7 @@ class TrialRunner:
             corpus = {key: value for key, value in to_plain(cfg.data).items() if key not in NOT_FOR_DECODING}
             needed = [corpus, cfg.data.limit.sample and cfg.seed, cfg.get("splits")]
             if needed not in self.prepared:
-                data = builders.build_data(cfg)
+                data = build_data(to_plain(cfg))
                 data.splits = cfg.get("splits") or data.splits
                 data.decode()
                 self.prepared.append(needed)
@@ -154,7 +154,7 @@ class TrialRunner:
             raise ConfigError("\n".join(f"trial {number}: {fault}" for fault, number in faults.items()))
 
     def run(self, trials: Iterable[Trial], on_end: Callable[[Trial], None] = lambda trial: None) -> None:
-        """Run trials as slots become free.
+        """Runs trials as slots become free.
 
         trials: the next one is taken only when a slot is free, so that a search chooses it with the results so far.
         on_end: called with each trial that ends, or that an earlier start finished.
@@ -171,10 +171,10 @@ class TrialRunner:
                 self._stop()
         if stop:
             left = len(self.sweep.failures())
-            raise Stopped(stop[0], f", {left} trials left; resume: {self.sweep.resume_command}")
+            raise Stopped(stop[0], f", {left} trials left; to resume: {self.sweep.resume_command}")
 
     def _fill(self, source: Iterator[Trial], stop: list[int], on_end: Callable[[Trial], None]) -> bool:
-        """Start trials in the free slots. Returns whether there may be more."""
+        """Starts trials in the free slots. Returns whether there may be more."""
         while self.free and not stop:
             trial = next(source, None)
             if trial is None:
@@ -187,7 +187,7 @@ class TrialRunner:
         return True
 
     def _reap(self, on_end: Callable[[Trial], None]) -> None:
-        """Collect the trials whose process has ended."""
+        """Collects the trials whose process has ended."""
         for slot, process in list(self.running.items()):
             process.trial.seconds = process.seconds + time.time() - process.began
             if process.popen.poll() is not None:
@@ -197,7 +197,7 @@ class TrialRunner:
                 on_end(process.trial)
 
     def _stop(self) -> None:
-        """Stop the running trials; a later resume continues them."""
+        """Stops the running trials; a later resume continues them."""
         for process in self.running.values():
             process.popen.terminate()
         deadline = time.monotonic() + GRACE_S
@@ -210,7 +210,7 @@ class TrialRunner:
         self.sweep.save()
 
     def is_finished(self, trial: Trial) -> bool:
-        """Update a trial's state from its folder. Returns whether it is completed or pruned."""
+        """Updates a trial's state from its folder. Returns whether it is completed or pruned."""
         update_state(trial, self.folder / trial.folder, None)
         self.sweep.save()
         return trial.state in FINISHED

@@ -61,7 +61,7 @@ class Pace:
 
 @contextmanager
 def live_progress(sweep: Sweep) -> Iterator[Callable[[], None]]:
-    """Show the trials while the block runs. Yields the function that shows the current state."""
+    """Shows the trials while the block runs. Yields the function that shows the current state."""
     # The failures of an earlier start are run again, and are no news.
     states: dict[int, str] = {trial.number: trial.state for trial in sweep.trials if trial.state == "failed"}
     pace = Pace()
@@ -95,7 +95,10 @@ def summary(sweep: Sweep, pace: Pace) -> str:
 
 
 def table(sweep: Sweep, pace: Pace, height: int | None = None) -> Table:
-    """The trials, one per row. height: lines of the terminal; ended and waiting trials that exceed it are counted only."""
+    """The trials, one per row.
+
+    height: lines of the terminal; ended and waiting trials that do not fit are only counted.
+    """
     drawn = Table(title=Text(f"{sweep.folder}\n{summary(sweep, pace)}"), title_justify="left", caption_justify="left")
     drawn.add_column("trial", justify="right", no_wrap=True)
     drawn.add_column("", overflow="fold")
@@ -132,7 +135,7 @@ def _clock(seconds: float) -> str:
 
 
 def print_summary(sweep: Sweep) -> None:
-    """Print the table of `kikitori compare` for the sweep, and write its page into the sweep's folder."""
+    """Prints the table of `kikitori compare` for the sweep, and writes its page into the sweep's folder."""
     if not sweep.trials:
         return
     tables, others = build_leaderboards([str(sweep.folder)])
@@ -147,7 +150,7 @@ def print_summary(sweep: Sweep) -> None:
 
 
 def failure_report(sweep: Sweep, failures: list[Trial]) -> str:
-    """List every failure with its reason and log, and the command that runs them again."""
+    """Lists every failure with its reason and log, and the command that runs them again."""
     lines = [f"{len(failures)} of {len(sweep.trials)} trials are not completed"]
     for trial in failures:
         reason = (trial.reason or trial.state).replace("\n", "\n      ")

@@ -26,12 +26,12 @@ from kikitori.runtime.errors import ConfigError, SweepError
 
 
 def open_storage(path: Path) -> JournalStorage:
-    """Open a study's journal. It is only appended to, so several processes and machines can share it."""
+    """Opens a study's journal. It is only appended to, so several processes and machines can share it."""
     return JournalStorage(JournalFileBackend(str(path)))
 
 
 def split_space(plugin: Any, arguments: Sequence[str]) -> tuple[list[str], dict[str, BaseDistribution]]:
-    """Split the overrides into those that are fixed and the distributions of those that the study chooses."""
+    """Splits the overrides into those that are fixed and the distributions of those that the study chooses."""
     given = [f"{key}={value}" for key, value in plugin.params.items()]
     parser = OverridesParser.create(config_loader=plugin.hydra_context.config_loader)
     overrides = {o.get_key_element(): o for o in parser.parse_overrides([*given, *arguments])}
@@ -39,14 +39,14 @@ def split_space(plugin: Any, arguments: Sequence[str]) -> tuple[list[str], dict[
     space = {key: distribution(o) for key, o in overrides.items() if o.is_sweep_override()}
     if not space:
         raise ConfigError(
-            "hydra/sweeper=optuna has nothing to search; give at least one key as choice(a, b), range(1, 9), interval(0, 1) "
-            "or tag(log, interval(1e-6, 1e-4))"
+            "hydra/sweeper=optuna has nothing to search; give at least one key as choice(a, b), range(1, 9), "
+            "interval(0, 1) or tag(log, interval(1e-6, 1e-4))"
         )
     return fixed, space
 
 
 def distribution(override: Override) -> BaseDistribution:
-    """Convert a Hydra sweep to an Optuna distribution; tag(log, interval(...)) is sampled on a log scale.
+    """Converts a Hydra sweep to an Optuna distribution; tag(log, interval(...)) is sampled on a log scale.
 
     Raises ConfigError where the sweep is empty, or holds 0 on a log scale.
     """
@@ -70,7 +70,7 @@ def distribution(override: Override) -> BaseDistribution:
 
 
 def open_study(plugin: Any, space: Mapping[str, BaseDistribution], folder: Path) -> optuna.Study:
-    """Open the study of the configured file, or create it.
+    """Opens the study of the configured file, or creates it.
 
     Raises SweepError where the file is no study, or a study with another search space.
     """
@@ -103,9 +103,9 @@ def open_study(plugin: Any, space: Mapping[str, BaseDistribution], folder: Path)
 
 
 def make_sampler(make: Any, space: Mapping[str, BaseDistribution], earlier: int) -> optuna.samplers.BaseSampler:
-    """Build the configured sampler.
+    """Builds the configured sampler.
 
-    earlier: number of trials in the study; it is added to the seed, so that a resumed search does not repeat its samples.
+    earlier: number of trials in the study. It is added to the seed, so that a resumed search repeats no sample.
     """
     if make.func is GridSampler:
         open_ended = [key for key, d in space.items() if not isinstance(d, CategoricalDistribution | IntDistribution)]

@@ -26,9 +26,9 @@ STATES = {"completed": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed
 
 
 def search(plugin: Any, arguments: Sequence[str]) -> None:
-    """Run trials until the study has `n_trials` of them, including those of earlier starts and other machines.
+    """Runs trials until the study has `n_trials` of them, including those of earlier starts and other machines.
 
-    Raises ConfigError where no key is searched, and SweepError where the study has another search space or trials failed.
+    Raises ConfigError where no key is searched, SweepError where the study has another search space or trials failed.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     fixed, space = split_space(plugin, arguments)
@@ -72,7 +72,7 @@ class Search:
         }
 
     def trials(self) -> Iterator[Trial]:
-        """Yield the trials that an earlier start left unfinished or failed, then new ones."""
+        """Yields the trials that an earlier start left unfinished or failed, then new ones."""
         for number in sorted(self.numbers):
             known = self.study.trials[self.numbers[number]]
             if known.state == TrialState.FAIL:
@@ -89,7 +89,7 @@ class Search:
             yield self._trial(number, self.study.trials[chosen.number])
 
     def _retry(self, failed: FrozenTrial) -> FrozenTrial:
-        """Add a trial to the study with the values of one that failed.
+        """Adds a trial to the study with the values of one that failed.
 
         It is added in the state RUNNING, so that no other machine takes it.
         """
@@ -115,7 +115,7 @@ class Search:
         return self.runner.sweep.add(trial)
 
     def report_result(self, trial: Trial) -> None:
-        """Report the result of an ended trial to the study."""
+        """Reports the result of an ended trial to the study."""
         number = self.numbers[trial.number]
         if trial.state not in STATES or self.study.trials[number].state.is_finished():
             return
@@ -124,7 +124,7 @@ class Search:
         self.study.tell(number, trial.value if trial.state == "completed" else None, STATES[trial.state])
 
     def run_in_batches(self) -> None:
-        """Run through a launcher that takes a list of trials and returns when all have ended, as Slurm's does."""
+        """Runs through a launcher that takes a list of trials and returns when all have ended, as Slurm's does."""
         source = self.trials()
         while batch := list(islice(source, self.plugin.batch)):
             began = time.time()

@@ -58,12 +58,12 @@ class Sweep:
     num_trials: int | None = field(default=None, compare=False)
 
     def save(self) -> None:
-        """Write sweep.json."""
+        """Writes sweep.json."""
         facts = {"id": self.id, "command": self.command, "started": self.started}
         write_json(self.folder / SWEEP, {**facts, "trials": [asdict(trial) for trial in self.trials]})
 
     def add(self, trial: Trial) -> Trial:
-        """Add a trial, or return the one with its number. Raises SweepError where that one has other overrides."""
+        """Adds a trial, or returns the one with its number. Raises SweepError where that one has other overrides."""
         known = next((t for t in self.trials if t.number == trial.number), None)
         if known is None:
             self.trials.append(trial)
@@ -90,7 +90,7 @@ class Sweep:
 
 
 def open_sweep(folder: Path, command: list[str], resume: str | None) -> Sweep:
-    """Start a sweep in this folder, or reopen the one to resume.
+    """Starts a sweep in this folder, or reopens the one to resume.
 
     Raises SweepError where the folder already holds a sweep, or none to resume.
     """
@@ -112,7 +112,7 @@ def open_sweep(folder: Path, command: list[str], resume: str | None) -> Sweep:
 
 
 def update_state(trial: Trial, folder: Path, code: int | None, since: float = 0.0) -> None:
-    """Set a trial's state, reason and value from the files in its folder.
+    """Sets a trial's state, reason and value from the files in its folder.
 
     code: exit code of its process, None where none was run. since: modification times before this, the start of that
     process, belong to an earlier attempt, whose error is ignored.
@@ -135,7 +135,7 @@ def update_state(trial: Trial, folder: Path, code: int | None, since: float = 0.
 
 
 def exit_reason(code: int, log: Path) -> str:
-    """Explain why a process that wrote no error ended, from its exit code and the last line of its output."""
+    """Explains why a process that wrote no error ended, from its exit code and the last line of its output."""
     if code < 0:
         name = signal.Signals(-code).name
         return f"killed by {name}" + " (out of memory?)" * (name == "SIGKILL")
@@ -154,7 +154,7 @@ def tail(path: Path, size: int = 4000) -> list[str]:
 
 
 def progress(folder: Path) -> dict[str, Any]:
-    """Read a trial's progress.json; empty before the first step."""
+    """Reads a trial's progress.json; empty before the first step."""
     try:
         return read_json(folder / PROGRESS)
     except DataError:

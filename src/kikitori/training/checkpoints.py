@@ -223,17 +223,17 @@ def _kept(trainer: pl.Trainer) -> set[Path]:
 
 def load_best_weights(trainer: pl.Trainer, module: WhisperModule) -> None:
     """Put the best checkpoint's weights into the module: what is scored and saved. The test split has no say in it."""
-    path = best(trainer)["best"]
+    path = best_checkpoint(trainer)["best_checkpoint"]
     if path:
         module.load_state_dict(read_checkpoint(Path(path))["state_dict"])
 
 
-def best(trainer: pl.Trainer) -> dict[str, Any]:
+def best_checkpoint(trainer: pl.Trainer) -> dict[str, Any]:
     """The best checkpoint's file, what it is best by, and that value."""
     callback: Any = trainer.checkpoint_callback
     value = callback.best_model_score if callback else None
     return {
-        "best": callback.best_model_path if callback else "",
+        "best_checkpoint": callback.best_model_path if callback else "",
         "monitor": callback.monitor if callback else None,
         "value": None if value is None else float(value),
     }
