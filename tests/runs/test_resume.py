@@ -7,7 +7,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from kikitori.config.overrides import config_options
-from kikitori.runs.resume import expand_resume
+from kikitori.runs.resume import expand_resume, expand_resume_sweep
 from kikitori.runtime.errors import ConfigError, DataError
 from kikitori.runtime.files import write_json
 
@@ -60,3 +60,45 @@ def test_what_cannot_be_gone_on_with_is_told(tmp_path: Path) -> None:
     (folder / "results.json").write_text("{")
     with pytest.raises(DataError, match=r"results\.json cannot be read"):
         expand_resume("train", [f"resume={folder}"])
+
+
+def sweep(folder: Path, *words: object, command: str = "train") -> str:
+    folder.mkdir(exist_ok=True)
+    write_json(folder / "sweep.json", {"command": ["kikitori", command, *words], "trials": []})
+    return f"resume_sweep={folder}"
+
+
+def test_a_sweep_is_resumed_with_the_command_that_started_it(tmp_path: Path) -> None:
+    words = ["-m", "experiment=demo", "optim.lr=1e-3,3e-4", "~callbacks.x", "sweep=size"]
+    resume = sweep(tmp_path / "a", *words, "sweep.resume=/old", "hydra.sweep.dir=/old")
+    assert expand_resume_sweep("train", ["-m", resume]) == [*words[1:], "-m", resume]
+    assert expand_resume_sweep("train", [resume]) == [*words, resume]
+
+
+def test_overrides_given_now_replace_those_of_the_sweep(tmp_path: Path) -> None:
+    resume = sweep(tmp_path / "a", "--multirun", "optim.lr=1e-3,3e-4", "hydra.launcher.parallel=1")
+    line = expand_resume_sweep("train", ["-m", "hydra.launcher.parallel=4", resume])
+    assert line == ["--multirun", "optim.lr=1e-3,3e-4", "-m", "hydra.launcher.parallel=4", resume]
+
+
+def test_a_sweep_keeps_its_configuration_folder_unless_another_is_given(tmp_path: Path) -> None:
+    words = ["--config-dir", "mine", "-m", "+x=1", "~callbacks.y"]
+    resume = sweep(tmp_path / "a", *words)
+    assert expand_resume_sweep("train", [resume]) == [*words, resume]
+    other = ["-m", "--config-dir", "other", resume]
+    assert expand_resume_sweep("train", other) == ["+x=1", "~callbacks.y", *other]
+
+
+@pytest.mark.parametrize("line", [["-m", "seed=1,2"], ["resume_sweep=null"], ["resume_sweep="], ["resume_sweep=gone"]])
+def test_lines_without_a_sweep_to_resume_are_unchanged(line: list[str]) -> None:
+    assert expand_resume_sweep("train", line) == line
+
+
+def test_a_sweep_of_another_command_or_a_damaged_one_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="holds a sweep of kikitori evaluate, not of train"):
+        expand_resume_sweep("train", [sweep(tmp_path / "a", "-m", command="evaluate")])
+    with pytest.raises(DataError, match=r"sweep\.json holds no command; start a sweep in another folder"):
+        expand_resume_sweep("train", [sweep(tmp_path / "b", {"a": 1})])
+    (tmp_path / "b" / "sweep.json").write_text("{")
+    with pytest.raises(DataError, match=r"sweep\.json cannot be read"):
+        expand_resume_sweep("train", [f"resume_sweep='{tmp_path}/b'"])

@@ -18,7 +18,7 @@ from yaml import YAMLError
 
 from kikitori.config.overrides import LINE
 from kikitori.config.secrets import secret_in
-from kikitori.runs.resume import expand_resume
+from kikitori.runs.resume import expand_resume, expand_resume_sweep
 from kikitori.runtime import distributed
 from kikitori.runtime.errors import KikitoriError, Stopped
 
@@ -70,7 +70,8 @@ def main() -> None:
     else:
         if arguments[0] in HYDRA_COMMANDS:
             try:
-                arguments = [arguments[0], *expand_resume(arguments[0], arguments[1:])]
+                command, words = arguments[0], expand_resume(arguments[0], arguments[1:])
+                arguments = [command, *expand_resume_sweep(command, words)]
             except KikitoriError as error:
                 sys.exit(str(error))
         _refuse(arguments)
