@@ -47,8 +47,9 @@ def expand_resume(command: str, given: list[str]) -> list[str]:
     taken = {_key(word) for word in now} | set(START_KEYS)
     recorded = [word for word in map(str, results.get("overrides", [])) if _key(word) not in taken]
     # --config-dir and its like, if the run was started with them and none is given now.
-    options = [] if any(word.startswith("--config-") for word in now) else results.get("options", [])
-    return [*map(str, options), *recorded, *now, override("hydra.run.dir", folder), "resume=auto"]
+    options = [] if any(word.startswith("--config-") for word in now) else map(str, results.get("options", []))
+    given_options, overrides = _split_words(now)
+    return [*options, *given_options, *recorded, *overrides, override("hydra.run.dir", folder), "resume=auto"]
 
 
 def expand_resume_sweep(command: str, given: list[str]) -> list[str]:
@@ -68,10 +69,11 @@ def expand_resume_sweep(command: str, given: list[str]) -> list[str]:
     if recorded[1:2] not in ([], [command]):
         raise ConfigError(f"resume_sweep={folder} holds a sweep of kikitori {recorded[1]}, not of {command}")
     taken = {_key(word) for word in given} | set(SWEEP_START_KEYS)
-    words = [word for word in recorded[2:] if _key(word) not in taken]
-    if any(word.startswith(CONFIG_OPTIONS) for word in given):
-        words = [word for word in words if not word.startswith("-") and ("=" in word or word.startswith("~"))]
-    return [*words, *given]
+    options, overrides = _split_words([word for word in recorded[2:] if _key(word) not in taken])
+    given_options, given_overrides = _split_words(given)
+    if any(word.startswith(CONFIG_OPTIONS) for word in given_options):
+        options = []
+    return [*options, *given_options, *overrides, *given_overrides]
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:
@@ -102,6 +104,12 @@ def refuse_changes(found: Mapping[str, str], accepted: Sequence[str], folder: Pa
             f"{folder} holds a run with other settings; resume it unchanged, or accept the changes with "
             f"'resume_accept=[{keys}]'\n{lines}"
         )
+
+
+def _split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Options with their values, and overrides. argparse accepts no option between two overrides."""
+    overrides = [word for word in words if not word.startswith("-") and ("=" in word or word.startswith("~"))]
+    return [word for word in words if word not in overrides], overrides
 
 
 def _key(word: str) -> str:
