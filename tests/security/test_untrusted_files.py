@@ -209,7 +209,7 @@ def test_the_states_of_an_encoder(made: Callable[[], bytes]) -> None:
 def test_the_journal_of_a_study(made: Callable[[], bytes]) -> None:
     Path("evil.journal").write_bytes(made())
     plugin = SimpleNamespace(study="evil.journal", study_name="kikitori")
-    with pytest.raises(SweepError, match=r"hydra\.sweeper\.study=evil\.journal is no study of Optuna's"):
+    with pytest.raises(SweepError, match=r"hydra\.sweeper\.study=evil\.journal is no Optuna study"):
         optuna_study.open_study(plugin, {}, Path())
 
 

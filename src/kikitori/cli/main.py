@@ -22,7 +22,7 @@ from kikitori.config.names import did_you_mean, explain, outdated, unknown_optio
 from kikitori.config.overrides import LINE
 from kikitori.config.secrets import secret_in
 from kikitori.runs.results import RESULTS, SWEEP, ended_before_scoring
-from kikitori.runs.resume import expand_resume
+from kikitori.runs.resume import expand_resume, expand_resume_sweep
 from kikitori.runtime import distributed
 from kikitori.runtime.errors import KikitoriError, Stopped
 
@@ -83,11 +83,11 @@ def main() -> None:
 
 
 def _prepare_line(command: str, words: list[str]) -> list[str]:
-    """The words after the command, checked and with `resume=FOLDER` expanded."""
+    """The words after the command, checked, with `resume=FOLDER` and `resume_sweep=FOLDER` expanded."""
     if command in HYDRA_COMMANDS:
         _refuse_names(words)
         try:
-            words = expand_resume(command, words)
+            words = expand_resume_sweep(command, expand_resume(command, words))
         except KikitoriError as error:
             sys.exit(str(error))
     _refuse([command, *words])
