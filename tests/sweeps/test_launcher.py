@@ -101,7 +101,7 @@ def test_each_corpus_is_decoded_once_before_the_trials(tmp_path: Path, monkeypat
 
 def test_two_processes_do_not_run_one_sweep(tmp_path: Path) -> None:
     held = FileLock(tmp_path / ".lock")
-    with held, pytest.raises(SweepError, match="is being run by another process"), machine(tmp_path).open():
+    with held, pytest.raises(SweepError, match="is in use by another process"), machine(tmp_path).open():
         pass
 
 

@@ -19,7 +19,7 @@ from yaml import YAMLError
 from kikitori.config.overrides import LINE
 from kikitori.config.secrets import secret_in
 from kikitori.runs.resume import expand_resume
-from kikitori.runtime import distributed
+from kikitori.runtime import distributed, processes
 from kikitori.runtime.errors import KikitoriError, Stopped
 
 USAGE = """\
@@ -56,7 +56,7 @@ def main() -> None:
     # took 1.5 of the 5.8 s of CPU time that a command took to import and end.
     gc.set_threshold(10_000)
     atexit.register(gc.freeze)
-    distributed.die_with_parent()
+    processes.exit_with_launcher()
     arguments = sys.argv[1:]
     # argparse takes the beginning of an option for it.
     if any(len(a) > 2 and "--experimental-rerun".startswith(a.partition("=")[0]) for a in arguments):
