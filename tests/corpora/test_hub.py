@@ -1,3 +1,4 @@
+import json
 import os
 import tarfile
 from collections.abc import Callable
@@ -6,6 +7,7 @@ from pathlib import Path
 import datasets
 import huggingface_hub
 import pytest
+from commands import kikitori
 from recordings import encoded, tone, write_clip, write_csv, write_tar
 
 from kikitori.audio.decoder_process import AudioError
@@ -103,8 +105,26 @@ def test_a_row_names_no_file_outside_its_dataset(tmp_path: Path, place: str) -> 
     write_parquet(tmp_path / "corpus", lambda i: rows[i])
     write_clip(tmp_path / "outside.wav")
     (tmp_path / "corpus" / "link.wav").symlink_to(tmp_path / "outside.wav")
-    with pytest.raises(DataError, match="names a file outside the dataset"):
+    with pytest.raises(AudioError, match="names a file outside the dataset"):
         reading(tmp_path / "corpus", "sentence").clips[0].source()  # type: ignore[operator]
+
+
+@pytest.mark.slow
+def test_prepare_leaves_a_row_that_names_a_file_outside_of_its_dataset_out(tmp_path: Path) -> None:
+    inside = {"bytes": encoded(tone()), "path": None}
+    outside = {"bytes": b"", "path": str(write_clip(tmp_path / "outside.wav"))}
+    write_parquet(tmp_path / "corpus", lambda i: outside if i == 1 else inside)
+    line = ["data=hub", "data.name=corpus", "data.text_column=sentence", "data.max_reject_rate=1", "hydra.run.dir=run"]
+    done = kikitori(
+        *("prepare", *line, "data.allow_shared_clips=true"),
+        cache=tmp_path,
+        HF_HOME=str(tmp_path / "hf"),
+        HF_HUB_OFFLINE="1",
+    )
+    assert done.returncode == 0, done.stderr
+    rejects = [json.loads(row) for row in (tmp_path / "run" / "rejects.jsonl").read_text().splitlines()]
+    found = [(row["name"], row["detail"]) for row in rejects if row["reason"] == "outside the corpus"]
+    assert found == [(f"{split}/000001", "names a file outside the dataset") for split in SPLITS]
 
 
 def test_a_row_that_names_a_pipe_or_a_folder_does_not_wait_for_it(tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ import datasets
 import huggingface_hub
 from datasets import Audio, Dataset, disable_progress_bars, load_dataset
 
-from kikitori.corpora.types import SPLITS, Clip, Corpus
+from kikitori.audio.decoder_process import AudioError
+from kikitori.corpora.types import OUTSIDE_DATASET, SPLITS, Clip, Corpus
 from kikitori.runtime.console import shows_bars
 from kikitori.runtime.errors import DataError
 
@@ -108,5 +109,5 @@ def _read(recordings: Dataset, index: int, column: str, roots: Sequence[Path | s
         return b""
     path = Path(os.path.realpath(recording["path"]))
     if not any(path.is_relative_to(os.path.realpath(root)) for root in roots):
-        raise DataError("names a file outside the dataset")
+        raise AudioError(OUTSIDE_DATASET)
     return path

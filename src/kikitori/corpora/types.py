@@ -23,6 +23,8 @@ Reason = Literal[
     "too many tokens",
     "duplicate",
 ]
+# The error of a row of a Hub dataset that names a file elsewhere; its clip is left out as "outside the corpus".
+OUTSIDE_DATASET = "names a file outside the dataset"
 
 
 @dataclass(frozen=True, slots=True)
