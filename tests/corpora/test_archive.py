@@ -76,9 +76,7 @@ def test_too_many_bytes_are_refused(tmp_path: Path) -> None:
 
 def test_an_archive_that_expands_a_thousandfold_is_refused(tmp_path: Path) -> None:
     bomb = write_tar(tmp_path / "a.tar.gz", [(member("zeros"), bytes(2**23))])
-    bomb.write_bytes(
-        bomb.read_bytes()[:-8]
-    )  # its checksum, so that unpacking all gives another error
+    bomb.write_bytes(bomb.read_bytes()[:-8])  # its checksum, so that unpacking all gives another error
     assert "unpacks to over" in refused(bomb)
 
 
