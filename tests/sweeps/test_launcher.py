@@ -101,7 +101,7 @@ def test_each_corpus_is_decoded_once_before_the_trials(tmp_path: Path, monkeypat
 
 def test_a_sweep_is_locked_against_a_second_process(tmp_path: Path) -> None:
     lock = FileLock(tmp_path / ".lock")
-    with lock, pytest.raises(SweepError, match="is being run by another process"), runner(tmp_path).open():
+    with lock, pytest.raises(SweepError, match="is in use by another process"), runner(tmp_path).open():
         pass
 
 

@@ -23,7 +23,7 @@ from kikitori.config.overrides import LINE
 from kikitori.config.secrets import secret_in
 from kikitori.runs.results import RESULTS, SWEEP, ended_before_scoring
 from kikitori.runs.resume import expand_resume, expand_resume_sweep
-from kikitori.runtime import distributed
+from kikitori.runtime import distributed, processes
 from kikitori.runtime.errors import KikitoriError, Stopped
 
 USAGE = """\
@@ -62,7 +62,7 @@ def main() -> None:
     # exit, took 1.5 of the 5.8 s of CPU time in which a command started and ended.
     gc.set_threshold(10_000)
     atexit.register(gc.freeze)
-    distributed.die_with_parent()
+    processes.exit_with_launcher()
     arguments = sys.argv[1:]
     if arguments[:1] == ["help"]:
         arguments = [*arguments[1:2], "--help"]
