@@ -186,7 +186,10 @@ def test_a_bucketed_run_tells_how_stock_tools_read_its_model(bucketed: Path) -> 
     card = (bucketed / "model" / "README.md").read_text(encoding="utf-8")
     assert "the first of 1.5, 2, 2.5 s that holds the clip and 0.2 s of silence" in card
     cer = scores["after_in_full_window"]["test"]["cer"]
-    assert f"test CER {100 * cer:.1f} [" in card.split("pads every clip to the full window of 3 s; there this model scores")[1]
+    assert (
+        f"test CER {100 * cer:.1f} ["
+        in card.split("pads every clip to the full window of 3 s; there this model scores")[1]
+    )
 
 
 @pytest.mark.parametrize("window", ["null", "full"])
@@ -282,7 +285,7 @@ def test_prepare_builds_the_store_that_training_uses(cache: Path, monkeypatch: p
     monkeypatch.setenv("KIKITORI_CACHE", str(cache))
     data.setup()
     assert {path.name: path.stat().st_mtime_ns for path in (cache / "store").glob("*.arrow")} == stores
-    assert {store.path.name for store in data.stores.values()} <= stores.keys()
+    assert {cached.path.name for cached in data.prepared.audio_caches.values()} <= stores.keys()
 
 
 def test_compare_ranks_real_runs_and_writes_their_page(run: tuple[Path, str, str], cache: Path) -> None:

@@ -75,7 +75,7 @@ def test_a_run_whose_checkpoints_are_pickles_begins_anew(folder: Path, run: Path
         path.write_bytes(pickle.dumps(Trap(folder / "sprung")))
     done = kikitori(folder, "train", f"resume={run}")
     assert done.returncode == 0, done.stderr
-    assert "is passed over" in done.stdout + done.stderr
+    assert "is skipped" in done.stdout + done.stderr
 
 
 def test_a_pickle_to_evaluate_or_to_transcribe_with_is_refused(folder: Path) -> None:

@@ -314,7 +314,9 @@ def test_what_a_slurm_job_runs_first_is_for_the_command_line_alone() -> None:
         cfg = compose("train", line, return_hydra_config=True)
     hydra_guard.check(cfg)
     cfg.hydra.overrides.hydra = []
-    with pytest.raises(ConfigError, match=r"hydra\.launcher\.setup: runs commands, which a configuration file may not do"):
+    with pytest.raises(
+        ConfigError, match=r"hydra\.launcher\.setup: runs commands, which a configuration file may not do"
+    ):
         hydra_guard.check(cfg)
 
 

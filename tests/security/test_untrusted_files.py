@@ -183,7 +183,7 @@ def test_code_and_pickles_beside_a_good_model_are_passed_over(micro: Whisper) ->
 @pytest.mark.parametrize("made", PICKLES)
 def test_a_store_of_clips(made: Callable[[], bytes]) -> None:
     Path("evil.arrow").write_bytes(made())
-    with pytest.raises(DataError, match=r"evil\.arrow, a store of decoded clips, is damaged"):
+    with pytest.raises(DataError, match=r"evil\.arrow, a cache of decoded audio, is damaged"):
         AudioCache(Path("evil.arrow"))
 
 
@@ -193,7 +193,7 @@ def test_a_type_of_arrows_that_would_be_unpickled() -> None:
     schema = pa.schema([pa.field("name", pa.string(), metadata=marked), pa.field("pcm", pa.large_binary())])
     with pa.ipc.new_file("evil.arrow", schema) as writer:
         writer.write_batch(pa.RecordBatch.from_pylist([{"name": "a", "pcm": b""}], schema))
-    with pytest.raises(DataError, match=r"evil\.arrow, a store of decoded clips, is damaged"):
+    with pytest.raises(DataError, match=r"evil\.arrow, a cache of decoded audio, is damaged"):
         AudioCache(Path("evil.arrow"))
 
 
@@ -201,7 +201,7 @@ def test_a_type_of_arrows_that_would_be_unpickled() -> None:
 def test_the_states_of_an_encoder(made: Callable[[], bytes]) -> None:
     Path("evil.states").write_bytes(made())
     states = EncoderCache(Path("evil.states"), {"clip": 100}, 8, torch.float32)
-    with pytest.raises(DataError, match=r"evil\.states, a frozen encoder's states, is damaged"):
+    with pytest.raises(DataError, match=r"evil\.states, a cache of encoder outputs, is damaged"):
         states["clip"]
 
 
