@@ -112,9 +112,9 @@ def kill_after(save: int, microseconds: int) -> None:
 
 
 def forget_random_states() -> None:
-    from kikitori.runtime import rng
+    from kikitori.training import history
 
-    rng.set_random_state = lambda state: None
+    history.set_random_state = lambda state: None
 
 
 def forget_position() -> None:
