@@ -59,7 +59,7 @@ def compose_run(task: Task) -> DictConfig:
 
 
 def build_data(cfg: DictConfig, trainer: pl.Trainer | None = None) -> SpeechDataModule:
-    data = builders.build_data(cfg, trainer)
+    data = builders.build_data(to_plain(cfg), trainer)
     data.splits = ["train", "validation"]
     return data
 
@@ -95,13 +95,13 @@ def train(task: Task) -> dict[str, Any]:
         Progress(task.path),
         EndOfStep(meter),
     ]
-    settings, _ = trainers.on_this_machine(to_plain(cfg.trainer), torch.cuda.device_count())
+    settings, _ = trainers.resolve_trainer_settings(to_plain(cfg.trainer), torch.cuda.device_count())
     trainer = trainers.build_trainer(settings, task.path, callbacks, [CSVLogger(task.path, name="", version="")])
     data = build_data(cfg, trainer)
     whisper = instantiate(cfg.model, _partial_=True, _convert_="all")().with_window(data.window)
     data.processor = whisper.processor
     data.setup()
-    builders.configure_generation(whisper, to_plain(cfg.generation), data)
+    whisper.configure_generation(**builders.generation_settings(to_plain(cfg), data))
     module = WhisperModule(whisper, instantiate(cfg.optim, _convert_="all"), cfg.trainer.gradient_clip_val)
     module.micro_batch_sizes = batch_size_finder.find_micro_batch_sizes(trainer, module, data)
     trainer.fit(module, datamodule=data)

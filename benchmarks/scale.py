@@ -26,10 +26,11 @@ import tables
 from hydra import compose, initialize_config_dir
 from transformers import WhisperConfig
 
+from kikitori.config.overrides import to_plain
 from kikitori.corpora.common_voice import read_table
 from kikitori.data.datamodule import SpeechDataModule
 from kikitori.model import processor
-from kikitori.pipelines import builders
+from kikitori.pipelines.builders import build_data
 from kikitori.runs.provenance import git_state
 from kikitori.runtime.console import quiet_libraries
 from kikitori.runtime.files import write_json
@@ -169,7 +170,7 @@ def build(release: str) -> SpeechDataModule:
     quiet_libraries()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("train", [f"data.release={release}", "data.allow_shared_speakers=true"])
-    data = builders.build_data(cfg)
+    data = build_data(to_plain(cfg))
     data.splits = ["train"]
     tokenizer, config = stand_ins.tokenizer(), WhisperConfig()
     data.processor = processor.make_processor(tokenizer, config, cfg.model.language, cfg.model.task, "benchmark")

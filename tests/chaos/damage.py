@@ -20,10 +20,10 @@ def damaged_checkpoint(count: int, seed: int, folder: Path) -> dict[str, Any]:
             raise Miss(f"{path.name}, {kind}, is taken for {before}")
         process = finish(run, *variant)
         said = process.said()
-        warned = [line for line in said.splitlines() if path.name in line and "going on from" not in line]
+        warned = [line for line in said.splitlines() if path.name in line and "resuming from" not in line]
         if not warned:
             raise Miss(f"{path.name}, {kind}, is not named: {last_lines(said)}")
-        if f"going on from {before.name}" not in said:
+        if f"resuming from {before.name}" not in said:
             raise Miss(f"not gone on from {before.name}")
         must_equal(run, variant)
         return kind
@@ -62,7 +62,7 @@ def clock_set_back(count: int, seed: int, folder: Path) -> dict[str, Any]:
         if newest(run) != right:
             raise Miss(f"{newest(run)} is taken for the newest, which is {right.name}")
         process = finish(run, *variant)
-        if f"going on from {right.name}" not in process.said():
+        if f"resuming from {right.name}" not in process.said():
             raise Miss(f"not gone on from {right.name}")
         must_equal(run, variant)
 

@@ -117,7 +117,7 @@ def fails_alone(cache: Path, raising: int, running: int, kill: int, stop: int) -
     assert before == {n: (path.stat().st_mtime_ns, path.read_bytes()) for n, path in finished.items()}
     for number in (kill, stop):
         name = trials(folder)[number]["folder"]
-        assert "going on from" in (folder / name / "output.log").read_text()
+        assert "resuming from" in (folder / name / "output.log").read_text()
         assert [row["step"] for row in results(folder)[name]["history"]] == list(range(20, 201, 20))
     # What went on is what it would have been: the trials differ in a limit alone, which leaves nothing out.
     runs = [results(folder)[t["folder"]] for t in trials(folder).values() if t["state"] == "completed"]

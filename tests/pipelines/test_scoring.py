@@ -8,11 +8,17 @@ from recordings import encoded, tone, write_common_voice
 from kikitori.model.whisper import Whisper
 from kikitori.model.window import Window
 from kikitori.pipelines import scoring
+from kikitori.pipelines.session import Session
 from kikitori.runs.results import FULL_WINDOW, predictions_file
 from kikitori.runtime.files import read_lines
+from kikitori.runtime.signals import Stop
 from kikitori.training.lightning_module import WhisperModule
 
 LENGTHS_S = (0.4, 0.9, 0.5, 0.7, 0.8, 0.45)
+
+
+def session(folder: Path) -> Session:
+    return Session({}, folder, {"scores": {}}, Stop(), {})
 
 
 def scored(tmp_path: Path, whisper: Whisper) -> tuple[Any, Any, Any]:
@@ -28,11 +34,11 @@ def scored(tmp_path: Path, whisper: Whisper) -> tuple[Any, Any, Any]:
 
 def test_predictions_are_in_the_splits_own_order(micro: Whisper, tmp_path: Path) -> None:
     trainer, module, data = scored(tmp_path, micro)
-    results: Any = {"scores": {}}
-    scoring.score(trainer, module, data, {"train": 1}, tmp_path, "after", results)
+    run = session(tmp_path)
+    scoring.score(run, trainer, module, data, "after", sample={"train": 1})
     rows = read_lines(predictions_file(tmp_path, "validation", "after"))
     assert [(r["clip"], r["reference"]) for r in rows] == [(c.name, c.text) for c in data.clips["validation"]]
-    assert {split: rates["clips"] for split, rates in results["scores"]["after"].items()} == {
+    assert {split: rates["clips"] for split, rates in run.results["scores"]["after"].items()} == {
         "train": 1,
         "validation": 6,
         "test": 3,
@@ -52,14 +58,14 @@ def test_a_model_of_short_windows_is_read_as_stock_tools_read_it(
         return ["犬"] * len(states)
 
     monkeypatch.setattr("kikitori.training.lightning_module.generate_text", read)
-    results: Any = {"scores": {}}
-    scoring.score_in_full_window(trainer, module, data, 2, tmp_path, results)
-    assert {split: rates["clips"] for split, rates in results["scores"][FULL_WINDOW].items()} == {
+    run = session(tmp_path)
+    scoring.score_in_full_window(run, trainer, module, data, 2)
+    assert {split: rates["clips"] for split, rates in run.results["scores"][FULL_WINDOW].items()} == {
         "validation": 2,
         "test": 2,
     }
     assert all(positions == 50 and set(caps) == {12} for positions, caps in heard)
     heard.clear()
-    scoring.score(trainer, module, data, {}, tmp_path, "after", results, ["validation"])
+    scoring.score(run, trainer, module, data, "after", ["validation"])
     assert {positions for positions, _ in heard} == {30, 40, 50}
     assert all(max(caps) <= 6 for _, caps in heard)

@@ -76,7 +76,7 @@ def test_a_run_that_has_not_ended_says_since_when(tmp_path: Path) -> None:
     write_run(tmp_path / "run", status="running", scores={})
     (run,) = find_runs([str(tmp_path)])
     assert run.status == "running"
-    assert "still running, or killed without a word" in run.reason
+    assert "has no end recorded: still running, or killed" in run.reason
 
 
 def test_the_sweep_knows_why_a_killed_trial_cannot_say_so(tmp_path: Path) -> None:

@@ -50,9 +50,9 @@ def test_other_lines_stay_as_they_are(line: list[str]) -> None:
 
 
 def test_what_cannot_be_gone_on_with_is_told(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="resume=true holds no run to go on with; give a run's folder, or auto"):
+    with pytest.raises(ConfigError, match="resume=true holds no run; give a run's folder, or resume=auto"):
         expand_resume("train", ["resume=true"])
-    with pytest.raises(ConfigError, match=r"goes on with one run; a sweep goes on with resume_sweep="):
+    with pytest.raises(ConfigError, match=r"resumes a single run; for a sweep use resume_sweep="):
         expand_resume("train", ["-m", f"resume={run(tmp_path / 'a')}"])
     folder = run(tmp_path / "a", command="evaluate")
     with pytest.raises(ConfigError, match="holds a run of kikitori evaluate, not of train"):

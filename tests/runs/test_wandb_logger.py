@@ -12,7 +12,7 @@ from tracker import silent_server
 from kikitori.config.overrides import sweep_name
 from kikitori.runs.wandb_logger import (
     ANSWER_S,
-    ERRORS_OF_A_KIND,
+    ERRORS_PER_KIND,
     SAMPLE_CLIPS,
     WandbRunLogger,
     check_reachable,
@@ -53,11 +53,11 @@ def test_a_clip_without_a_reference_has_a_finite_rate() -> None:
 
 
 def test_a_kind_with_many_errors_does_not_crowd_out_the_others() -> None:
-    wrong = [chr(ord("ぁ") + i) for i in range(2 * ERRORS_OF_A_KIND)]
+    wrong = [chr(ord("ぁ") + i) for i in range(2 * ERRORS_PER_KIND)]
     rows = [{"reference": "犬猫", "hypothesis": f"犬{w}"} for w in wrong for _ in range(2)]
     rows += [{"reference": "犬猫", "hypothesis": "犬"}, {"reference": "犬猫", "hypothesis": "犬猫も"}]
     found = most_common_errors(rows, "ja")
-    assert [kind for kind, *_ in found].count("substitute") == ERRORS_OF_A_KIND
+    assert [kind for kind, *_ in found].count("substitute") == ERRORS_PER_KIND
     assert found[0][0] == "substitute"
     assert found[0][3] == 2
     assert ["delete", "猫", "", 1] in found

@@ -7,7 +7,7 @@ import pytest
 from kikitori.config.overrides import tasks
 from kikitori.runtime import distributed
 from kikitori.runtime.errors import ConfigError
-from kikitori.training.trainer import check_batch
+from kikitori.training.trainer import check_batch_size
 
 NAMES = ("LOCAL_RANK", "RANK", "WORLD_SIZE", "SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "SLURM_NTASKS")
 
@@ -55,9 +55,9 @@ def test_several_machines_are_refused_where_nobody_started_them() -> None:
 
 
 def test_a_global_batch_that_does_not_divide_is_refused() -> None:
-    check_batch(24, devices=2, nodes=3)
+    check_batch_size(24, devices=2, nodes=3)
     with pytest.raises(ConfigError, match=r"data\.global_batch_size=20 does not divide by 6 = 2 devices x 3 nodes;"):
-        check_batch(20, devices=2, nodes=3)
+        check_batch_size(20, devices=2, nodes=3)
 
 
 def test_slurm_must_be_told_how_many_devices() -> None:

@@ -35,7 +35,7 @@ from kikitori.data.audio_cache import AudioCache
 from kikitori.data.encoder_cache import EncoderCache
 from kikitori.model import loading
 from kikitori.model.whisper import Whisper
-from kikitori.pipelines.evaluate import checkpoint_model
+from kikitori.pipelines.evaluate import load_checkpoint
 from kikitori.runs import reader
 from kikitori.runtime.errors import ConfigError, DataError, KikitoriError, ModelError, SweepError
 from kikitori.runtime.files import read_json
@@ -107,7 +107,7 @@ def test_a_checkpoint_to_evaluate(made: Callable[[], bytes]) -> None:
     Path("evil.ckpt").write_bytes(made())
     cfg = OmegaConf.create({"checkpoint": "evil.ckpt", "model": {"language": "ja", "task": "transcribe"}})
     with pytest.raises(DataError, match=r"evil\.ckpt is damaged, or holds more than weights and plain values"):
-        checkpoint_model(cfg)
+        load_checkpoint(cfg)
 
 
 @pytest.mark.parametrize("made", PICKLES)
@@ -330,5 +330,5 @@ def test_a_zip_is_no_checkpoint() -> None:
         file.writestr("archive/constants.pkl", plain())
     cfg = OmegaConf.create({"checkpoint": "evil.ckpt", "model": {"language": "ja", "task": "transcribe"}})
     with pytest.raises(DataError, match=r"evil\.ckpt is damaged, or holds more than weights and plain values"):
-        checkpoint_model(cfg)
+        load_checkpoint(cfg)
     assert "evil" not in sys.modules

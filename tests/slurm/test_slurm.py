@@ -79,7 +79,7 @@ def test_two_tasks_on_one_node_and_on_two_nodes_give_the_scores_of_one_process(
         losses, expected = ([row["train/loss"] for row in results(r)["history"]] for r in (run, tmp_path / "alone"))
         assert losses == pytest.approx(expected, rel=1e-4)
         # One process alone told what it does.
-        assert (run / "train.log").read_text().count("scoring test after") == 1
+        assert (run / "train.log").read_text().count("scoring test after training") == 1
 
 
 def test_a_task_that_is_killed_ends_the_trial_on_the_other_node(slurm: dict[str, str], tmp_path: Path) -> None:
@@ -136,7 +136,7 @@ def test_a_job_that_is_put_back_into_the_queue_goes_on(slurm: dict[str, str], tm
         complaint = driver.communicate()[1]
     assert driver.returncode == 0, complaint + told(folder)
     run = checkpoints[0].parents[1]
-    assert "going on from" in told(folder)
+    assert "resuming from" in told(folder)
     assert results(run)["status"] == "completed"
     assert [row["step"] for row in results(run)["history"]] == list(range(20, 401, 20))
 
@@ -168,7 +168,7 @@ def test_a_job_whose_time_ends_is_saved_and_put_back_once(slurm: dict[str, str],
     assert driver.returncode == 0, complaint + told(folder)
     assert restarts(job, slurm) == "Restarts=1", told(folder)
     assert "stopped by SIGUSR2" in told(folder)
-    assert "going on from last.ckpt" in told(folder)
+    assert "resuming from last.ckpt" in told(folder)
     assert results(run)["status"] == "completed"
     assert [row["step"] for row in results(run)["history"]] == [100, 200, 300]
 

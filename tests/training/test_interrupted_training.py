@@ -21,7 +21,7 @@ from kikitori.runtime.errors import Stopped, TrainingError
 from kikitori.runtime.signals import Stop
 from kikitori.training import checkpoints
 from kikitori.training.callbacks import ValidateEvery
-from kikitori.training.checkpoints import SaveLastCheckpoint, best
+from kikitori.training.checkpoints import SaveLastCheckpoint, best_checkpoint
 from kikitori.training.history import TrainingHistory
 from kikitori.training.lightning_module import WhisperModule
 
@@ -142,7 +142,7 @@ def test_a_run_stopped_anywhere_ends_as_one_that_was_not(micro: Whisper, tmp_pat
     first, _, _ = fit(micro, tmp_path / "parts", step, where)
     second, parts, _ = fit(micro, tmp_path / "parts")
     assert same(state(tmp_path / "whole"), state(tmp_path / "parts"))
-    assert Path(best(whole)["best"]).name == Path(best(parts)["best"]).name
+    assert Path(best_checkpoint(whole)["best"]).name == Path(best_checkpoint(parts)["best"]).name
     # Whatever was done twice was done with the same clips: each is seen once an epoch.
     assert all(first.seen[n] == second.seen[n] for n in first.seen.keys() & second.seen.keys())
     seen = {**first.seen, **second.seen}
@@ -200,7 +200,7 @@ def test_a_run_goes_on_in_a_folder_that_was_moved(micro: Whisper, tmp_path: Path
     (tmp_path / "before").rename(tmp_path / "after")
     _, trainer, _ = fit(micro, tmp_path / "after")
     assert same(state(tmp_path / "whole"), state(tmp_path / "after"))
-    assert Path(best(trainer)["best"]).parent == tmp_path / "after/checkpoints"
+    assert Path(best_checkpoint(trainer)["best"]).parent == tmp_path / "after/checkpoints"
     assert len(list((tmp_path / "after/checkpoints").glob("*.ckpt"))) == 2
 
 

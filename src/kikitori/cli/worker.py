@@ -1,8 +1,12 @@
-"""One further process of a run on several devices: `python -m kikitori.rank COMMAND FOLDER`, started by `ranks`."""
+"""A further process of a run on several devices: `python -m kikitori.cli.worker COMMAND FOLDER`.
+
+`runtime.distributed` starts it and sends the configuration through standard input.
+"""
 
 import json
 import os
 import sys
+from importlib import import_module
 from pathlib import Path
 
 from omegaconf import OmegaConf
@@ -15,10 +19,10 @@ def main() -> None:
     """Run the command with the configuration that comes through standard input."""
     die_with_parent()
     cfg = OmegaConf.create(json.load(sys.stdin))
-    from kikitori.pipelines import train
-
     try:
-        getattr(train, sys.argv[1])(cfg, Path(sys.argv[2]))
+        command = sys.argv[1]
+        pipeline = import_module(f"kikitori.pipelines.{command}")
+        getattr(pipeline, command)(cfg, Path(sys.argv[2]))
     except Stopped as error:
         sys.exit(error.code)
     # All is done; an interpreter that takes its time to end is now and then aborted by a thread of a library, which

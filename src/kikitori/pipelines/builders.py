@@ -1,68 +1,49 @@
-"""The parts that every pipeline builds first: devices, data, model, trainer."""
+"""The steps that pipelines share: build the data module, decode and filter its clips, load the model."""
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-import torch
-from omegaconf import DictConfig
 
-from kikitori.config.overrides import to_plain
 from kikitori.config.targets import instantiate
 from kikitori.data.datamodule import SpeechDataModule
 from kikitori.metrics.normalizer import NORMALISER, segmenter
-from kikitori.model import window as windows
 from kikitori.model.processor import Processor
 from kikitori.model.whisper import Whisper
-from kikitori.runs.record import fail, timed
+from kikitori.model.window import describe_window
+from kikitori.pipelines.session import Session
+from kikitori.runs.record import timed
 from kikitori.runs.results import Results
 from kikitori.runs.resume import check_data
-from kikitori.runtime import distributed
 from kikitori.runtime.distributed import is_main
 from kikitori.runtime.files import write_lines
-from kikitori.runtime.signals import Stop
-from kikitori.training import trainer as trainers
 
 log = logging.getLogger(__name__)
 
 
-@contextmanager
-def on_all_devices(
-    command: str, cfg: DictConfig, folder: Path, results: Results, stop: Stop
-) -> Iterator[dict[str, Any]]:
-    """The Trainer's settings on this machine, with the processes of its other devices running."""
-    settings, changes = trainers.on_this_machine(to_plain(cfg.trainer), torch.cuda.device_count())
-    if changes:
-        log.info("on this machine: %s", "; ".join(changes))
-    devices, nodes = settings["devices"], settings.get("num_nodes", 1)
-    if command == "train":
-        trainers.check_batch(cfg.data.global_batch_size, devices, nodes)
-
-    def on_death(reason: str) -> None:
-        log.error(reason)
-        fail(results, folder, reason)
-
-    stop.on_forced_exit = on_death
-    with distributed.run_on_all_devices(command, to_plain(cfg), folder, devices, nodes, on_death):
-        yield settings
-
-
-def build_data(cfg: DictConfig, trainer: pl.Trainer | None = None) -> SpeechDataModule:
-    """The configured corpus, not read yet; this process reads its share of it."""
-    # Partial, so that an error comes as it is and not wrapped in one of Hydra's.
-    data: SpeechDataModule = instantiate(cfg.data, _partial_=True, _convert_="all")(seed=cfg.seed)
+def build_data(config: dict[str, Any], trainer: pl.Trainer | None = None) -> SpeechDataModule:
+    """The configured data module, whose corpus is not read yet."""
+    # Partial, so that an error is raised as it is and not wrapped in one of Hydra's.
+    data: SpeechDataModule = instantiate(config["data"], _partial_=True, _convert_="all")(seed=config["seed"])
     if trainer:
         data.processes, data.rank = trainer.world_size, trainer.global_rank
     return data
 
 
-def set_up(
-    cfg: DictConfig, data: SpeechDataModule, processor: Processor | None, folder: Path, results: Results
+def build_model(config: dict[str, Any]) -> Whisper:
+    """The configured model."""
+    whisper: Whisper = instantiate(config["model"], _partial_=True, _convert_="all")()
+    return whisper
+
+
+def prepare_data(
+    config: dict[str, Any], data: SpeechDataModule, processor: Processor | None, folder: Path, results: Results
 ) -> None:
-    """Decode and select; whatever comes of it, rejects.jsonl tells what was left out."""
+    """Decodes and filters the clips. rejects.jsonl lists those that were left out, even if this fails.
+
+    Raises DataError if too few clips are left, ConfigError if a resumed run finds other clips.
+    """
     data.processor = processor
     try:
         with timed(results, "prepare_s"):
@@ -71,33 +52,38 @@ def set_up(
         if is_main():
             write_lines(folder / "rejects.jsonl", data.reject_rows())
     summary = data.summary()
-    check_data(results, summary, cfg, folder)
+    check_data(results, summary, config.get("resume_accept", []), folder)
     results["data"] = summary
     results["scoring"] = {"normaliser": NORMALISER, "segmenter": segmenter(data.language)}
-    for split, facts in results["data"]["splits"].items():
+    for split, facts in summary["splits"].items():
         log.info("%s: %d clips, %.0f s", split, facts["clips"], facts["seconds"])
-    if data.rejects:
-        log.info("left out: %s", results["data"]["rejects"])
+    if summary["rejects"]:
+        log.info("left out: %s", ", ".join(f"{count} {reason}" for reason, count in summary["rejects"].items()))
 
 
-def model_name(cfg: DictConfig) -> str:
-    """What a table calls the model: its Hub name's or folder's last part, a checkpoint's run and file."""
-    path = Path(cfg.get("checkpoint") or cfg.model.get("name", "micro")).resolve()
+def configure_model(session: Session, whisper: Whisper, data: SpeechDataModule) -> None:
+    """Sets how the model generates, and describes it in the results."""
+    whisper.configure_generation(**generation_settings(session.config, data))
+    session.results["model"] = {
+        "name": model_name(session.config),
+        "parameters": whisper.model.num_parameters(),
+        "window_s": whisper.processor.window_s,
+        "window": describe_window(whisper.processor.window),
+    }
+
+
+def generation_settings(config: dict[str, Any], data: SpeechDataModule) -> dict[str, Any]:
+    """The `generation` settings; max_tokens_per_s=auto is derived from the training transcripts."""
+    settings = dict(config["generation"])
+    if settings["max_tokens_per_s"] == "auto":
+        settings["max_tokens_per_s"] = data.max_tokens_per_s()
+    return settings
+
+
+def model_name(config: dict[str, Any]) -> str:
+    """The model's name in tables: the last part of its Hub name or folder, or a checkpoint's run and file."""
+    path = Path(config.get("checkpoint") or config["model"].get("name", "micro")).resolve()
     if path.suffix == ".ckpt":
         return f"{path.parents[1].name}/{path.name}"
-    # A run's model lies in a folder of that name; the run's own says more.
+    # A run saves its model in a folder called `model`; the run's own name says more.
     return path.parent.name if path.name == "model" else path.name
-
-
-def configure_generation(whisper: Whisper, limits: dict[str, Any], data: SpeechDataModule) -> None:
-    """How the model writes, where the training set may have to say how much."""
-    if limits["max_tokens_per_s"] == "auto":
-        limits["max_tokens_per_s"] = data.max_tokens_per_s()
-    whisper.configure_generation(**limits)
-
-
-def describe(results: Results, whisper: Whisper, name: str) -> None:
-    """Put the model into the results."""
-    processor, parameters = whisper.processor, whisper.model.num_parameters()
-    window = {"window_s": processor.window_s, "window": windows.describe_window(processor.window)}
-    results["model"] = {"name": name, "parameters": parameters, **window}

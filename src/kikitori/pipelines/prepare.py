@@ -1,19 +1,21 @@
-"""Decodes and filters a corpus."""
+"""`kikitori prepare`: decodes and filters a corpus, without a model."""
 
 from pathlib import Path
 
 from omegaconf import DictConfig
 
+from kikitori.config.overrides import to_plain
 from kikitori.config.validation import check_config
 from kikitori.data.datamodule import SpeechDataModule
-from kikitori.pipelines.builders import build_data, set_up
+from kikitori.pipelines.builders import build_data, prepare_data
 from kikitori.runtime.console import quiet_libraries
 
 
 def prepare(cfg: DictConfig, folder: Path) -> SpeechDataModule:
-    """Read and decode a corpus into the store, and tell what would be left out; no model is needed."""
+    """Decodes a corpus into the audio cache and filters it; rejects.jsonl in `folder` lists what is left out."""
     check_config(cfg)
     quiet_libraries()
-    data = build_data(cfg)
-    set_up(cfg, data, None, folder, {"cost": {}})
+    config = to_plain(cfg)
+    data = build_data(config)
+    prepare_data(config, data, None, folder, {"cost": {}})
     return data

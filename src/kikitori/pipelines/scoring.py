@@ -1,4 +1,4 @@
-"""Scores of whole splits, exact however many processes read them: every clip once, edits summed, divided once."""
+"""Scores of whole splits, independent of the number of processes: each clip once, edits summed, then divided once."""
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,7 +14,8 @@ from kikitori.corpora.types import Split
 from kikitori.data.datamodule import SpeechDataModule
 from kikitori.metrics.error_rates import ClipScore, prediction, score_clips, summarise
 from kikitori.model.window import FULL, Window
-from kikitori.runs.results import FULL_WINDOW, Results, predictions_file
+from kikitori.pipelines.session import Session
+from kikitori.runs.results import FULL_WINDOW, predictions_file
 from kikitori.runtime.distributed import all_gather, is_main
 from kikitori.runtime.files import read_lines, write_lines
 from kikitori.training.lightning_module import WhisperModule
@@ -25,61 +26,71 @@ Scores = dict[Split, list[ClipScore]]
 
 
 def score(
+    run: Session,
     trainer: pl.Trainer,
     module: WhisperModule,
     data: SpeechDataModule,
-    sampled: Mapping[Split, int | None],
-    folder: Path,
     stage: str,
-    results: Results,
     splits: Sequence[Split] | None = None,
+    sample: Mapping[Split, int | None] | None = None,
 ) -> Scores:
-    """Read the clips of the data's splits, write the predictions, put the rates under `stage`.
+    """Transcribes and scores the clips of some splits, writes the predictions, and adds the rates to the results.
 
-    sampled: splits of which so many clips are read only. splits: fewer than the data has.
+    stage: the key of the rates in the results. splits: None for all of the data's. sample: for a split, the number of
+    clips to take at random (seeded); None, or a split that is missing, for all.
     """
     scores: Scores = {}
     rates: dict[str, Any] = {}
     for split in splits or data.splits:
-        log.info("scoring %s %s", split, stage.replace("_", " "))
-        limit = sampled.get(split)
+        log.info("scoring %s", describe_stage(split, stage))
+        limit = (sample or {}).get(split)
         batches: Any = trainer.predict(module, data.score_dataloader(split, limit))
-        rows = {row[:2]: row for row in gathered([row for batch in batches for row in batch])}
-        # Read in the order of their length, and written in the split's own.
+        rows = {row[:2]: row for row in gather_rows([row for batch in batches for row in batch])}
+        # Batches are by length; predictions are in the split's own order.
         ordered = [rows[clip.name, clip.text] for clip in data.scored(split, limit)]
         clips, references, hypotheses = zip(*ordered, strict=True)
         scores[split] = score_clips(references, hypotheses, data.language)
         if is_main():
             predictions = map(prediction, clips, references, hypotheses, scores[split])
-            write_lines(predictions_file(folder, split, stage), predictions)
+            write_lines(predictions_file(run.folder, split, stage), predictions)
         rates[split] = summarise(scores[split])
-    results["scores"][stage] = rates
+    run.results["scores"][stage] = rates
     return scores
 
 
+def describe_stage(split: Split, stage: str) -> str:
+    """A split and a stage in words, such as `validation after training`."""
+    words = {
+        "before": " before training",
+        "after": " after training",
+        FULL_WINDOW: " after training, in the full window",
+    }
+    return f"{split}{words.get(stage, '')}"
+
+
 def score_in_full_window(
-    trainer: pl.Trainer,
-    module: WhisperModule,
-    data: SpeechDataModule,
-    clips: int | None,
-    folder: Path,
-    results: Results,
+    run: Session, trainer: pl.Trainer, module: WhisperModule, data: SpeechDataModule, clips: int | None
 ) -> None:
-    """How stock tools, which know the whole window only, read a model that was trained in others."""
+    """Scores a model that was trained in shorter windows as stock tools read it, which always use the full window.
+
+    clips: how many of validation and test; None for all.
+    """
     generation = module.model.generation_config
-    # Nor do they know this cap, which hides what a model babbles in a silence that it was not trained with.
+    # Stock tools have no such limit either, which would hide text invented in the unfamiliar silence.
     rate, generation.max_tokens_per_s = generation.max_tokens_per_s, None
-    # At least one for each process.
+    # At least one clip per process.
     some = clips and max(clips, data.processes)
-    sampled: dict[Split, int | None] = {"validation": some, "test": some}
-    with use_window(data, FULL):
-        score(trainer, module, data, sampled, folder, FULL_WINDOW, results, ("validation", "test"))
-    generation.max_tokens_per_s = rate
+    try:
+        with use_window(data, FULL):
+            splits: tuple[Split, ...] = ("validation", "test")
+            score(run, trainer, module, data, FULL_WINDOW, splits, dict.fromkeys(splits, some))
+    finally:
+        generation.max_tokens_per_s = rate
 
 
 @contextmanager
 def use_window(data: SpeechDataModule, window: Window) -> Iterator[None]:
-    """The clips are heard in these windows for the time being."""
+    """Pads the clips to these windows inside the block."""
     own = data.processor
     assert own is not None
     data.processor = replace(own, window=window)
@@ -89,22 +100,22 @@ def use_window(data: SpeechDataModule, window: Window) -> Iterator[None]:
         data.processor = own
 
 
-def gathered(rows: list[Any]) -> list[Any]:
+def gather_rows(rows: list[Any]) -> list[Any]:
     """The rows of all processes."""
     return list(chain.from_iterable(all_gather(rows)))
 
 
 def is_scored(folder: Path, splits: Sequence[Split], stage: str) -> bool:
-    """Whether a run wrote the predictions of all these splits before it was stopped."""
+    """Whether the predictions of all these splits were written before the run was interrupted."""
     return all(predictions_file(folder, split, stage).exists() for split in splits)
 
 
-def earlier(folder: Path, splits: Sequence[Split], stage: str, results: Results) -> Scores:
-    """The scores of predictions that a run wrote before it was stopped, put under `stage`."""
+def read_scores(run: Session, splits: Sequence[Split], stage: str) -> Scores:
+    """Recomputes the scores from predictions that were written before the run was interrupted."""
     scores: Scores = {}
     for split in splits:
-        rows = read_lines(predictions_file(folder, split, stage))
+        rows = read_lines(predictions_file(run.folder, split, stage))
         kept = [{k: v for k, v in row.items() if k.endswith(("_edits", "_length"))} for row in rows]
         scores[split] = [ClipScore(**row) for row in kept]
-    results["scores"][stage] = {split: summarise(scores[split]) for split in splits}
+    run.results["scores"][stage] = {split: summarise(scores[split]) for split in splits}
     return scores

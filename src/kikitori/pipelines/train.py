@@ -1,4 +1,4 @@
-"""A run, from configuration to results; read `train` from top to bottom. `cfg` goes no deeper than this file."""
+"""`kikitori train`: fine-tunes a model. Read `train` from top to bottom; each line of it is one function below."""
 
 import logging
 from pathlib import Path
@@ -8,103 +8,183 @@ from omegaconf import DictConfig
 from pytorch_lightning.callbacks import LearningRateMonitor
 from pytorch_lightning.loggers import CSVLogger, Logger
 
-from kikitori.config.overrides import to_plain
 from kikitori.config.targets import instantiate
 from kikitori.corpora.types import Split
 from kikitori.data.collate import check_label_contract
+from kikitori.data.datamodule import SpeechDataModule
 from kikitori.metrics.error_rates import change
-from kikitori.model import window as windows
 from kikitori.model.whisper import Whisper
-from kikitori.pipelines import scoring
-from kikitori.pipelines.builders import build_data, configure_generation, describe, model_name, on_all_devices, set_up
+from kikitori.model.window import FULL, Window
+from kikitori.pipelines.builders import build_data, build_model, configure_model, prepare_data
+from kikitori.pipelines.scoring import Scores, is_scored, read_scores, score, score_in_full_window, use_window
+from kikitori.pipelines.session import Session, session
 from kikitori.runs.model_card import model_card
-from kikitori.runs.record import record, save, timed
+from kikitori.runs.record import save, timed
 from kikitori.runs.results import Results
 from kikitori.runs.wandb_logger import WandbRunLogger
 from kikitori.runtime.distributed import is_main
-from kikitori.runtime.signals import handle_signals
-from kikitori.training import batch_size_finder, checkpoints
-from kikitori.training import trainer as trainers
+from kikitori.training.batch_size_finder import find_micro_batch_sizes
 from kikitori.training.callbacks import Progress, ThroughputMonitor, ValidateEvery
+from kikitori.training.checkpoints import (
+    SaveLastCheckpoint,
+    best_checkpoint,
+    latest_valid,
+    load_best_weights,
+    rotate_metrics,
+)
 from kikitori.training.history import TrainingHistory
 from kikitori.training.lightning_module import WhisperModule
+from kikitori.training.trainer import build_trainer, hardware_facts
 
 log = logging.getLogger(__name__)
 
 
 def train(cfg: DictConfig, folder: Path) -> Results:
-    """Fine-tune, with scores before the first step and after the last; everything lands in `folder`."""
-    with (
-        handle_signals() as stop,
-        record("train", cfg, folder) as results,
-        on_all_devices("train", cfg, folder, results, stop) as settings,
-    ):
-        pl.seed_everything(cfg.seed, workers=True, verbose=False)
-        recorder, every_steps = TrainingHistory(), cfg.validation.every_steps
-        callbacks = [recorder, ValidateEvery(every_steps), LearningRateMonitor("step"), ThroughputMonitor()]
-        callbacks += [Progress(folder), checkpoints.SaveLastCheckpoint(folder / "checkpoints", every_steps, stop)]
-        callbacks += map(instantiate, cfg.callbacks.values())
-        if is_main():
-            checkpoints.rotate_metrics(folder)
-        loggers = [CSVLogger(folder, name="", version=""), *map(instantiate, cfg.logger.values())]
-        trainer = trainers.build_trainer(settings, folder, callbacks, loggers)
-        tracked = [logger for logger in loggers if isinstance(logger, WandbRunLogger) and is_main()]
-        for run in tracked:
-            run.start(results)
-        for logger in loggers[1:]:
-            logger.log_hyperparams(to_plain(cfg))
-        data = build_data(cfg, trainer)
-        data.load_corpus()
-        whisper: Whisper = instantiate(cfg.model, _partial_=True, _convert_="all")()
-        pretrained_window = whisper.processor.window
-        whisper = whisper.with_window(data.window or pretrained_window)
-        set_up(cfg, data, whisper.processor, folder, results)
-        configure_generation(whisper, to_plain(cfg.generation), data)
-        describe(results, whisper, model_name(cfg))
-        check_label_contract(next(iter(data.score_dataloader("train"))), whisper.processor)
+    """Fine-tunes a model and scores it before the first step and after the last; all outputs are in `folder`."""
+    with session("train", cfg, folder) as run:
+        history = TrainingHistory()
+        trainer = make_trainer(run, history)
+        data, whisper, pretrained_window = load_data_and_model(run, trainer)
+        module = make_module(run, trainer, data, whisper)
+        checkpoint = find_checkpoint(run, data)
+        before = score_before(run, trainer, module, data, pretrained_window, checkpoint)
+        fit(run, trainer, module, data, history, checkpoint)
+        after = score_after(run, trainer, module, data)
+        publish(run, trainer, whisper, data, before, after)
+    return run.results
 
-        module = WhisperModule(whisper, instantiate(cfg.optim, _convert_="all"), cfg.trainer.get("gradient_clip_val"))
-        module.micro_batch_sizes = batch_size_finder.find_micro_batch_sizes(trainer, module, data)
-        if data.cache_encoder_outputs:
-            with timed(results, "encode_s"):
-                data.build_encoder_caches(trainer, whisper.model)
-        sampled: dict[Split, int | None] = {"train": cfg.score.train_clips}
-        begun = cfg.resume and scoring.is_scored(folder, data.splits, "before")
-        checkpoint = checkpoints.latest_valid(folder / "checkpoints") if begun else None
-        with timed(results, "evaluate_s"):
-            if checkpoint:
-                log.info("going on from %s", checkpoint.name)
-                before = scoring.earlier(folder, data.splits, "before", results)
-            else:
-                # In the windows that it was trained in: to learn others is not to hear better.
-                with scoring.use_window(data, pretrained_window):
-                    before = scoring.score(trainer, module, data, sampled, folder, "before", results)
-        save(results, folder)
-        try:
-            with timed(results, "fit_s"), stop.polled():
-                trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-        finally:
-            results["history"] = recorder.history
-            results["cost"] |= recorder.cost() | trainers.machine(trainer)
-        checkpoints.load_best_weights(trainer, module)
-        with timed(results, "evaluate_s"):
-            after = scoring.score(trainer, module, data, sampled, folder, "after", results)
-            if whisper.processor.window != windows.FULL:
-                scoring.score_in_full_window(trainer, module, data, cfg.score.full_window_clips, folder, results)
-        results["scores"]["change"] = {split: change(before[split], after[split]) for split in data.splits}
-        results["checkpoint"] = {"steps": trainer.global_step, **checkpoints.best(trainer)}
-        results["cost"] |= trainers.machine(trainer)
-        if is_main():
-            whisper.save(folder / "model")
-            (folder / "model" / "README.md").write_text(model_card(results), encoding="utf-8")
-            log_scores(loggers[1:], results)
-        for run in tracked:
-            run.finish(results, data.language, data.stores["validation"].pcm)
-    return results
+
+def make_trainer(run: Session, history: TrainingHistory) -> pl.Trainer:
+    """Lightning's Trainer with our callbacks and loggers, then the configured ones."""
+    every_steps = run.config["validation"]["every_steps"]
+    callbacks = [history, ValidateEvery(every_steps), LearningRateMonitor("step"), ThroughputMonitor()]
+    callbacks += [Progress(run.folder), SaveLastCheckpoint(run.folder / "checkpoints", every_steps, run.stop)]
+    callbacks += map(instantiate, run.config["callbacks"].values())
+    if is_main():
+        rotate_metrics(run.folder)
+    loggers = [CSVLogger(run.folder, name="", version=""), *map(instantiate, run.config["logger"].values())]
+    return build_trainer(run.trainer_settings, run.folder, callbacks, loggers)
+
+
+def load_data_and_model(run: Session, trainer: pl.Trainer) -> tuple[SpeechDataModule, Whisper, Window]:
+    """The decoded and filtered clips, the model, and the windows that the model was trained in before."""
+    data = build_data(run.config, trainer)
+    data.load_corpus()  # first, so that a missing corpus is found before a model is loaded
+    whisper = build_model(run.config)
+    pretrained_window = whisper.processor.window
+    whisper = whisper.with_window(data.window or pretrained_window)
+    start_loggers(run, trainer)  # not earlier, so that a mistyped path opens no W&B run
+    prepare_data(run.config, data, whisper.processor, run.folder, run.results)
+    configure_model(run, whisper, data)
+    check_label_contract(next(iter(data.score_dataloader("train"))), whisper.processor)
+    return data, whisper, pretrained_window
+
+
+def start_loggers(run: Session, trainer: pl.Trainer) -> None:
+    """Starts the W&B run and logs the configuration."""
+    for logger in wandb_loggers(trainer):
+        logger.start(run.results)
+    for configured in trainer.loggers[1:]:
+        configured.log_hyperparams(run.config)
+
+
+def make_module(run: Session, trainer: pl.Trainer, data: SpeechDataModule, whisper: Whisper) -> WhisperModule:
+    """The LightningModule with its optimizer and micro-batch sizes; a frozen encoder's outputs are cached if asked."""
+    optimizer = instantiate(run.config["optim"], _convert_="all")
+    module = WhisperModule(whisper, optimizer, run.config["trainer"].get("gradient_clip_val"))
+    module.micro_batch_sizes = find_micro_batch_sizes(trainer, module, data)
+    if data.cache_encoder_outputs:
+        with timed(run.results, "encode_s"):
+            data.build_encoder_caches(trainer, whisper.model)
+    return module
+
+
+def find_checkpoint(run: Session, data: SpeechDataModule) -> Path | None:
+    """The checkpoint to resume from: of a run that was scored before training, the latest one that is intact."""
+    if not run.config["resume"] or not is_scored(run.folder, data.splits, "before"):
+        return None
+    checkpoint = latest_valid(run.folder / "checkpoints")
+    if checkpoint:
+        log.info("resuming from %s", checkpoint.name)
+    return checkpoint
+
+
+def score_before(
+    run: Session,
+    trainer: pl.Trainer,
+    module: WhisperModule,
+    data: SpeechDataModule,
+    pretrained_window: Window,
+    checkpoint: Path | None,
+) -> Scores:
+    """Scores before training, in the windows the model came with; a resumed run reads those it wrote earlier."""
+    with timed(run.results, "evaluate_s"):
+        if checkpoint:
+            scores = read_scores(run, data.splits, "before")
+        else:
+            # In the windows it was trained in: other windows would make the model look worse than it is.
+            with use_window(data, pretrained_window):
+                scores = score(run, trainer, module, data, "before", sample=train_sample(run))
+    save(run.results, run.folder)
+    return scores
+
+
+def fit(
+    run: Session,
+    trainer: pl.Trainer,
+    module: WhisperModule,
+    data: SpeechDataModule,
+    history: TrainingHistory,
+    checkpoint: Path | None,
+) -> None:
+    """Trains, from the checkpoint if there is one, and loads the weights of the best validation."""
+    results = run.results
+    try:
+        with timed(results, "fit_s"), run.stop.polled():
+            trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    finally:
+        results["history"] = history.history
+        results["cost"] |= history.cost() | hardware_facts(trainer)
+    load_best_weights(trainer, module)
+    results["checkpoint"] = {"steps": trainer.global_step, **best_checkpoint(trainer)}
+
+
+def score_after(run: Session, trainer: pl.Trainer, module: WhisperModule, data: SpeechDataModule) -> Scores:
+    """Scores of the best checkpoint; one trained in shorter windows is also scored in 30 s, as stock tools read it."""
+    with timed(run.results, "evaluate_s"):
+        scores = score(run, trainer, module, data, "after", sample=train_sample(run))
+        if module.processor.window != FULL:
+            score_in_full_window(run, trainer, module, data, run.config["score"]["full_window_clips"])
+    return scores
+
+
+def publish(
+    run: Session, trainer: pl.Trainer, whisper: Whisper, data: SpeechDataModule, before: Scores, after: Scores
+) -> None:
+    """Writes the changes of the scores, the model with its card, and the loggers' summaries."""
+    results = run.results
+    results["scores"]["change"] = {split: change(before[split], after[split]) for split in data.splits}
+    results["cost"] |= hardware_facts(trainer)
+    if is_main():
+        whisper.save(run.folder / "model")
+        (run.folder / "model" / "README.md").write_text(model_card(results), encoding="utf-8")
+        log_scores(trainer.loggers[1:], results)
+    for logger in wandb_loggers(trainer):
+        logger.finish(results, data.language, data.stores["validation"].pcm)
+
+
+def train_sample(run: Session) -> dict[Split, int | None]:
+    """How many clips of the training split are scored; None for all."""
+    return {"train": run.config["score"]["train_clips"]}
+
+
+def wandb_loggers(trainer: pl.Trainer) -> list[WandbRunLogger]:
+    """The Trainer's W&B loggers, in the process that writes."""
+    return [logger for logger in trainer.loggers if isinstance(logger, WandbRunLogger) and is_main()]
 
 
 def log_scores(loggers: list[Logger], results: Results) -> None:
-    """The scores before and after, for the loggers that show them."""
+    """Logs the scores before and after training."""
     for stage in ("before", "after"):
         for split, rates in results["scores"][stage].items():
             for logger in loggers:

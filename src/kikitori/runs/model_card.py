@@ -1,4 +1,4 @@
-"""The card of a trained model's folder: how it hears, how well, and what to expect of it in a stock pipeline."""
+"""The model card: README.md of a trained model's folder."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,10 +8,10 @@ from kikitori.runs.summary import full_window_rates, percent, rate_cell
 
 
 def model_card(results: Mapping[str, Any]) -> str:
-    """README.md of the model's folder, from the results of its run."""
+    """Writes the card from a run's results: scores, the windows it was trained in, and scores in a stock pipeline."""
     model, data, scores = results["model"], results["data"], results["scores"]
     rows = [("", "split", "clips", "CER %", "WER %"), ("---", "---", "---:", "---:", "---:")]
-    stages = {"before": "before, as it came", "after": "after, as below", FULL_WINDOW: "after, in the whole window"}
+    stages = {"before": "before training", "after": "after training", FULL_WINDOW: "after, in the full window"}
     for stage, words in stages.items():
         for split, rates in scores.get(stage, {}).items():
             rows.append((words, split, str(rates["clips"]), rate_cell(rates, "cer"), rate_cell(rates, "wer")))
@@ -26,24 +26,24 @@ pipeline_tag: automatic-speech-recognition
 
 {table}
 
-Rates are all edits over all length on normalised text; in brackets 95 % bootstrap intervals over clips.
+Rates are the sum of all edits over the sum of all lengths, on normalised text, with 95 % bootstrap intervals over clips.
 
-**How it hears.** Trained, and scored after, with each clip in {model["window"]}.{_share(results)}
-{_in_a_stock_pipeline(results)}
+**Windows.** Trained and scored with each clip padded to {model["window"]}.{_full_window_share(results)}
+{_stock_pipeline(results)}
 """
 
 
-def _share(results: Mapping[str, Any]) -> str:
+def _full_window_share(results: Mapping[str, Any]) -> str:
     share = results["config"]["data"]["full_window_share"]
-    return f" Of the training steps, {percent(share)} % were in the whole window." if share else ""
+    return f" {percent(share)} % of the training steps used the full window." if share else ""
 
 
-def _in_a_stock_pipeline(results: Mapping[str, Any]) -> str:
+def _stock_pipeline(results: Mapping[str, Any]) -> str:
     rates = full_window_rates(results)
-    told = f"transformers' pipeline hears every clip in the whole window of {results['model']['window_s']:g} s"
+    pipeline = f"transformers' pipeline pads every clip to the full window of {results['model']['window_s']:g} s"
     if not rates:
-        return f"{told}, and so did the training."
+        return f"{pipeline}, as the training did."
     return (
-        f"{told} instead, where this model reads: {rates}.\n"
-        "Where that is worse, read it with `kikitori transcribe`, which knows its windows from config.json."
+        f"{pipeline}; there this model scores {rates}.\n"
+        "If that is worse, transcribe with `kikitori transcribe`, which reads the windows from config.json."
     )

@@ -19,7 +19,7 @@ def versions() -> dict[str, str]:
 
 
 def git_state() -> dict[str, Any] | None:
-    """Commit of the checkout that this package runs from, and whether it was changed since; None outside of one."""
+    """The commit of the checkout that this package runs from, and whether src or conf differ from it; None elsewhere."""
     checkout = HERE.resolve().parents[1]
 
     def git(*arguments: str) -> str:
@@ -29,7 +29,7 @@ def git_state() -> dict[str, Any] | None:
 
     try:
         if Path(git("rev-parse", "--show-toplevel")).resolve() != checkout:
-            return None  # installed somewhere inside another project's checkout
+            return None  # installed inside another project's checkout
         return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "--", "src", "conf"))}
     except (OSError, subprocess.CalledProcessError):
         return None

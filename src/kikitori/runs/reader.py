@@ -1,6 +1,6 @@
-"""Runs and sweeps as they lie on disk: found, read, and told apart by what was chosen for them.
+"""Finds and reads run folders and sweeps.
 
-Nothing that one run's folder holds, or lacks, ends the reading of the others: such a run has a status and a reason.
+A damaged or missing file of one run never prevents reading the others: such a run has a status and a reason.
 """
 
 import json
@@ -18,21 +18,21 @@ from typing import Any
 import yaml
 
 from kikitori.config.overrides import flatten
-from kikitori.runs.results import predictions_file
+from kikitori.runs.results import RESULTS, SWEEP, predictions_file
 from kikitori.runtime.errors import DataError
 from kikitori.runtime.files import read_lines
 
-# What may differ between two runs of one configuration: a seed, and where things are written.
-NO_CHOICE = re.compile(
+# Keys in which two runs of one configuration may differ: the seed, and where things are written.
+NOT_IDENTITY = re.compile(
     r"seed|resume|(resume_)?accept|resume_sweep|logger\b.*|sweep\b.*|hydra\b.*|callbacks\.pruning\b.*|.*\.dirpath|.*\.default_root_dir"
 )
 ENDED = ("completed", "failed", "pruned")
-HOW = "give run folders, sweep folders or a quoted glob, such as 'outputs/train/*/*'"
+USAGE = "give run folders, sweep folders or a quoted glob, such as 'outputs/train/*/*'"
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run: `results` as results.json holds it, empty where that cannot be read.
+    """One run. `results` is the content of results.json, empty if that cannot be read.
 
     status: completed, pruned, failed, running, waiting or unreadable; reason: why it is not completed.
     """
@@ -46,20 +46,20 @@ class Run:
 
     @property
     def stage(self) -> str:
-        """Under which name the scores stand that count: a training's best checkpoint, or an evaluation."""
+        """The stage that counts: `after` for a training (its best checkpoint), `evaluated` for an evaluation."""
         return "evaluated" if self.results.get("command") == "evaluate" else "after"
 
     def score(self, split: str, rate: str = "cer", stage: str = "") -> float | None:
-        """A rate as a fraction, or None where that split was not scored."""
+        """A rate as a fraction, or None if that split was not scored."""
         rates = self.results.get("scores", {}).get(stage or self.stage, {}).get(split)
         return None if rates is None else float(rates[rate])
 
     def predictions_path(self, split: str, stage: str = "") -> Path:
-        """The file of what was read of each clip."""
+        """The file with each clip's transcript."""
         return predictions_file(self.folder, split, stage or self.stage)
 
     def predictions(self, split: str, stage: str = "") -> list[dict[str, Any]]:
-        """The rows of that file in the order of the clips' names; none where it is missing or cut off."""
+        """The rows of that file, sorted by clip name; empty if it is missing or truncated."""
         try:
             return sorted(
                 read_lines(self.predictions_path(split, stage)), key=lambda row: (row["clip"], row["reference"])
@@ -69,53 +69,53 @@ class Run:
 
     @cached_property
     def overrides(self) -> list[str]:
-        """What was written behind the command; a sweep's trial has its own values here."""
+        """The overrides of the command line; a trial's include the values of its sweep."""
         given = self.results.get("overrides") or _hydra_overrides(self.folder)
-        # What ties a trial to the study of its search is not to be written there again.
+        # A trial's link to its Optuna study is not part of its recipe.
         return [override for override in given if not override.startswith("+callbacks.pruning=")]
 
     @property
     def command(self) -> str:
-        """The line that makes this run again."""
+        """The command that repeats this run."""
         return shlex.join(["kikitori", self.results.get("command", "train"), *self.overrides])
 
     @cached_property
     def choices(self) -> dict[str, Any]:
-        """The configuration by dotted key, the name of a chosen group (model=whisper_small) among them."""
+        """The configuration by dotted key, with the names of chosen groups (model=whisper_small)."""
         config = self.results.get("config", {})
         chosen = {key: value for key, _, value in (text.lstrip("+~").partition("=") for text in self.overrides)}
         groups = {key: value for key, value in chosen.items() if isinstance(config.get(key), dict | None)}
-        return {k: v for k, v in [*groups.items(), *flatten(config)] if not NO_CHOICE.fullmatch(k)}
+        return {k: v for k, v in [*groups.items(), *flatten(config)] if not NOT_IDENTITY.fullmatch(k)}
 
     @cached_property
     def identity(self) -> str:
-        """Equal for runs that differ in nothing but their seed."""
-        leaves = {k: v for k, v in flatten(self.results.get("config", {})) if not NO_CHOICE.fullmatch(k)}
+        """A key that is equal for runs that differ in their seed only."""
+        leaves = {k: v for k, v in flatten(self.results.get("config", {})) if not NOT_IDENTITY.fullmatch(k)}
         return json.dumps([self.results.get("command"), leaves], sort_keys=True, default=str)
 
 
 def varying_keys(runs: Sequence[Run]) -> list[str]:
-    """The keys whose values tell the runs' configurations apart: those given on their command lines where they do.
+    """The keys that distinguish the runs' configurations, reduced to those given on command lines if these suffice.
 
-    What a group or an interpolation brings along (model=whisper_small changes a dozen keys) would be columns of noise.
+    A group or an interpolation changes many keys at once (model=whisper_small a dozen), which would be columns of noise.
     """
     keys = dict.fromkeys(key for run in runs for key in run.choices)
     differing = [k for k in keys if len({repr(run.choices.get(k)) for run in runs}) > 1]
     given = {text.lstrip("+~").partition("=")[0] for run in runs for text in run.overrides}
     named = [key for key in differing if key in given]
-    told_apart = {tuple(repr(run.choices.get(key)) for key in named) for run in runs}
-    return named if len(told_apart) == len({run.identity for run in runs}) else differing
+    distinguished = {tuple(repr(run.choices.get(key)) for key in named) for run in runs}
+    return named if len(distinguished) == len({run.identity for run in runs}) else differing
 
 
 def find_runs(places: Sequence[str]) -> list[Run]:
-    """Every run in the named folders, sweeps and globs, once each.
+    """Every run in the given folders, sweeps and globs, once each.
 
-    Raises DataError where a place does not exist, or holds no run.
+    Raises DataError if a place does not exist or holds no run.
     """
-    # A shell that expands a sweep's * names its sweep.json too.
+    # A shell that expands `sweep/*` also lists sweep.json.
     named = [place for place in places if not Path(place).expanduser().is_file()]
     if not named:
-        raise DataError(f"{places[0]} is a file; {HOW}")
+        raise DataError(f"{places[0]} is a file; {USAGE}")
     folders = list(dict.fromkeys(folder.resolve() for place in named for folder in _run_folders(place)))
     sweeps: dict[Path, dict[Path, Any]] = {}
     for parent in {folder.parent for folder in folders}:
@@ -125,25 +125,25 @@ def find_runs(places: Sequence[str]) -> list[Run]:
 
 
 def read_run(folder: Path, name: str, trial: Mapping[str, Any]) -> Run:
-    """A run from its folder and, for a trial of a sweep, from what the sweep knows of it."""
+    """Reads a run from its folder; `trial` is its entry in sweep.json, empty for a run outside a sweep."""
     log = next(
         (path for path in (folder.parent / str(trial.get("log") or "-"), *folder.glob("*.log")) if path.is_file()), None
     )
-    path = folder / "results.json"
+    path = folder / RESULTS
     try:
         results = json.loads(path.read_text(encoding="utf-8"))
         results["status"], results["scores"], results["config"]
     except FileNotFoundError:
         status = trial.get("state", "failed")
-        without = {"waiting": "not started yet", "running": "wrote no results.json so far"}
+        without = {"waiting": "not started yet", "running": "has not written results.json yet"}
         return Run(folder, name, status, trial.get("reason") or without.get(status, "left no results.json"), log)
     except (OSError, ValueError, KeyError, TypeError) as error:
         return Run(folder, name, "unreadable", f"results.json is damaged or cut off ({error!r})", log)
     status, reason = results["status"], results.get("error") or ""
     if status not in ENDED:
-        # Who is killed cannot say so; its sweep can.
+        # A killed run cannot record its end; its sweep can.
         written = datetime.fromtimestamp(path.stat().st_mtime).isoformat(" ", "minutes")
-        reason = f"not ended: still running, or killed without a word (results.json was written {written})"
+        reason = f"has no end recorded: still running, or killed (results.json was last written {written})"
         if trial.get("state") in ENDED:
             status, reason = "failed", trial.get("reason") or "killed"
     elif status == "completed":
@@ -151,7 +151,7 @@ def read_run(folder: Path, name: str, trial: Mapping[str, Any]) -> Run:
         if not results["scores"].get(stage):
             status, reason = "unreadable", f"results.json says completed, but holds no scores.{stage}"
     elif not reason:
-        reason = trial.get("reason") or f"no reason is given; see {log.name if log else 'its log'}"
+        reason = trial.get("reason") or f"no reason recorded; see {log.name if log else 'its log'}"
     return Run(folder, name, status, reason, log, results)
 
 
@@ -161,38 +161,38 @@ def _run_folders(place: str) -> list[Path]:
         [path] if path.exists() else [Path(p) for p in sorted(glob(str(path), recursive=True)) if Path(p).is_dir()]
     )
     if not matched:
-        raise DataError(f"{place} {'matches no folder' if set('*?[') & set(place) else 'does not exist'}; {HOW}")
+        raise DataError(f"{place} {'matches no folder' if set('*?[') & set(place) else 'does not exist'}; {USAGE}")
     found = [folder for match in matched for folder in _below(match)]
     if not found:
-        raise DataError(f"{place} holds no run: there is no results.json in it or below it; {HOW}")
+        raise DataError(f"{place} holds no run: there is no results.json in it or below it; {USAGE}")
     return found
 
 
 def _below(folder: Path) -> list[Path]:
-    """A run's folder itself; else the runs below it, with the trials that came to nothing."""
-    if (folder / "results.json").exists():
+    """A run's folder itself, or else the runs below it, including trials that left no results."""
+    if (folder / RESULTS).exists():
         return [folder]
-    runs = {path.parent for path in folder.rglob("results.json")}
-    trials = {trial for path in folder.rglob("sweep.json") for trial in _trials(path.parent)}
+    runs = {path.parent for path in folder.rglob(RESULTS)}
+    trials = {trial for path in folder.rglob(SWEEP) for trial in _trials(path.parent)}
     return sorted(runs | trials, key=_natural)
 
 
 def _natural(path: Path) -> list[tuple[int, str]]:
-    """Sorts 10-lr after 9-lr."""
+    """A sort key that puts 10-lr after 9-lr."""
     return [(int(part), "") if part.isdigit() else (0, part) for part in re.split(r"(\d+)", str(path))]
 
 
 def _trials(sweep: Path) -> dict[Path, Any]:
-    """What sweep.json says of each trial, by the trial's folder; nothing where there is none or it is damaged."""
+    """The entries of sweep.json by trial folder; empty if the file is missing or damaged."""
     try:
-        trials = json.loads((sweep / "sweep.json").read_text(encoding="utf-8"))["trials"]
+        trials = json.loads((sweep / SWEEP).read_text(encoding="utf-8"))["trials"]
         return {sweep / trial["folder"]: trial for trial in trials}
     except (OSError, ValueError, KeyError, TypeError):
         return {}
 
 
 def _hydra_overrides(folder: Path) -> list[str]:
-    """The overrides as Hydra wrote them down; results.json of older runs does not have them."""
+    """The overrides that Hydra recorded; results.json of older runs lacks them."""
     try:
         overrides = yaml.safe_load((folder / ".hydra" / "overrides.yaml").read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError):

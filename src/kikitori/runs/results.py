@@ -1,4 +1,4 @@
-"""The vocabulary of a run folder: statuses, stages, and where its files lie."""
+"""The vocabulary of run folders: file names, statuses, stages, and the score that ranks a run."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -6,21 +6,26 @@ from typing import Any
 
 Results = dict[str, Any]
 
+# Files of a run's folder.
+RESULTS = "results.json"
+RESULTS_TABLE = "results.md"
+PROGRESS = "progress.json"
+# The record of a sweep, in the folder that holds its trials.
+SWEEP = "sweep.json"
 
-# The stage of a model that was trained in other windows, read as stock tools read it.
+# Statuses of runs that are not resumed.
+FINISHED = ("completed", "pruned")
+# The stage of a model trained in shorter windows that is scored in the full one, as stock tools read it.
 FULL_WINDOW = "after_in_full_window"
 
 
 def predictions_file(folder: Path, split: str, stage: str) -> Path:
-    """Where a split's transcripts of a stage lie in a run's folder."""
+    """The file of a split's transcripts at a stage: before, after, evaluated or FULL_WINDOW."""
     return folder / "predictions" / f"{split}_{stage}.jsonl"
 
 
-FINISHED = ("completed", "pruned")
-
-
 def best_cer(results: Mapping[str, Any]) -> float | None:
-    """The least validation CER of a training so far, or that of an evaluation; None where there is none."""
+    """The lowest validation CER of a training so far, or that of an evaluation; None if there is none."""
     if results.get("command") == "evaluate":
         return results.get("scores", {}).get("evaluated", {}).get("validation", {}).get("cer")
     return min((row["val/cer"] for row in results.get("history", []) if "val/cer" in row), default=None)

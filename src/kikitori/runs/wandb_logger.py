@@ -1,6 +1,6 @@
-"""Weights & Biases: one run a trial. What is sent there, and what is kept from it.
+"""Weights & Biases: one W&B run per run, what is sent to it, and what is kept private.
 
-W&B has a copy: what it is told is in the run's folder as well. So whatever is wrong there is a warning, never an error.
+Everything sent to W&B is also in the run's folder, so a W&B failure is a warning and never ends the run.
 """
 
 import logging
@@ -9,7 +9,8 @@ import os
 import shlex
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -25,20 +26,21 @@ from kikitori.audio.waveform import SAMPLE_RATE
 from kikitori.config.overrides import sweep_name
 from kikitori.metrics.alignment import error_types
 from kikitori.runs.results import FINISHED, predictions_file
+from kikitori.runtime.errors import one_line
 from kikitori.runtime.files import read_lines
 from kikitori.runtime.rng import seeded_sample
 
 log = logging.getLogger(__name__)
 
 HOST = "api.wandb.ai"
-# How long a run may wait for W&B: for a word that it is there, for a run to be begun there, and in the end for what is
-# still to be sent. An artifact is large.
-ANSWER_S, BEGIN_S, FINISH_S, ARTIFACT_S = 3.0, 20.0, 20.0, 600.0
-# Rows of the table of clips, and of each kind of error.
+# Timeouts: for a first answer of the server, for starting a run, and for sending the rest at the end (an artifact is
+# large).
+ANSWER_S, START_S, FINISH_S, ARTIFACT_S = 3.0, 20.0, 20.0, 600.0
+# Rows in the table of clips, and per kind of error.
 SAMPLE_CLIPS = 32
-ERRORS_OF_A_KIND = 20
-# What W&B would gather by itself: the machine's name, the command line, paths, the git remote (which may hold a
-# password), the code, the list of installed packages, and all that is printed.
+ERRORS_PER_KIND = 20
+# Keeps W&B from collecting the host name, the command line, paths, the git remote (which may hold a password), the code,
+# the list of installed packages, and everything that is printed.
 PRIVACY_SETTINGS = {"x_disable_meta": True, "host": "", "disable_git": True, "save_code": False, "console": "off"}
 PRIVACY_SETTINGS |= {"x_save_requirements": False}
 
@@ -46,52 +48,52 @@ Row = dict[str, Any]
 
 
 def warn_on_failure(send: Callable[..., None]) -> Callable[..., None]:
-    """Make a failure to send a warning, after which nothing more is sent."""
+    """Turns the first failure to send into a warning, after which nothing more is sent."""
 
     @wraps(send)
     def sent(self: "WandbRunLogger", *what: Any, **how: Any) -> None:
-        if self.is_gone:
+        if self.has_failed:
             return
         try:
             send(self, *what, **how)
-        except Exception as error:  # whatever is wrong there
-            self.is_gone = True
-            log.warning("Weights & Biases: nothing more is sent there (%s); the run's folder has it all", _told(error))
+        except Exception as error:  # W&B raises many types
+            self.has_failed = True
+            log.warning("Weights & Biases: sending stopped (%s); everything is in the run's folder", one_line(error))
 
     return sent
 
 
 class WandbRunLogger(WandbLogger):
-    """A W&B run under the run's folder: online where there are credentials, offline and without a prompt elsewhere.
+    """A W&B run in the run's folder: online with credentials, otherwise offline and without a prompt.
 
-    group: None for the sweep's folder name. name: None for the run's. audio: whether the table of clips plays them,
-    which sends them to the server. log_model: whether the best model is kept there as an artifact, under `aliases`.
-    A run that goes on in its folder goes on there too. Where W&B does not answer, the run is an offline one.
+    group: None for the sweep's folder name. name: None for the run's folder name. audio: whether the table of clips
+    includes their audio, which uploads it. log_model: whether the best model is uploaded as an artifact with `aliases`.
+    A resumed run continues its W&B run. If the server does not answer, the run is kept offline.
     """
 
     def __init__(
         self,
         folder: str,
-        project: str,
-        entity: str | None,
-        group: str | None,
-        job_type: str,
-        tags: list[str],
-        notes: str | None,
-        name: str | None,
-        audio: bool,
-        log_model: bool,
-        aliases: list[str],
+        project: str = "kikitori",
+        entity: str | None = None,
+        group: str | None = None,
+        job_type: str = "train",
+        tags: Sequence[str] = (),
+        notes: str | None = None,
+        name: str | None = None,
+        audio: bool = True,
+        log_model: bool = False,
+        aliases: Sequence[str] = ("best",),
     ) -> None:
         os.environ.setdefault("WANDB_SILENT", "true")
         mode = os.environ.get("WANDB_MODE") or ("online" if has_credentials() else "offline")
         self.folder = Path(folder)
         self.audio, self.sends_model, self.aliases = audio, log_model, list(aliases)
         self._id_file = self.folder / "wandb" / "run-id"
-        self.is_gone = False
+        self.has_failed = False
         self._is_online = mode not in ("offline", "dryrun", "disabled")
         finish_s = ARTIFACT_S if log_model else FINISH_S
-        patience = {"init_timeout": BEGIN_S, "finish_timeout": finish_s, "finish_timeout_raises": True}
+        patience = {"init_timeout": START_S, "finish_timeout": finish_s, "finish_timeout_raises": True}
         super().__init__(
             project=project,
             save_dir=folder,
@@ -105,31 +107,31 @@ class WandbRunLogger(WandbLogger):
             notes=notes,
             settings=PRIVACY_SETTINGS | patience,
         )
-        # Lightning hands on an argument that W&B no longer has, and W&B says so.
+        # Lightning passes an argument that W&B has removed and warns about.
         self._wandb_init.pop("anonymous", None)
 
     @rank_zero_only
     @warn_on_failure
     def start(self, results: Mapping[str, Any]) -> None:
-        """Start the run; the configuration comes by `log_hyperparams`, here what else it takes to run it again."""
-        # The clips of a table wait here to be sent. By default that is the user's home, which `wandb sync` on another
-        # machine, or after a job's home is gone, does not find.
+        """Starts the W&B run and stores what is needed to repeat it besides the configuration (`log_hyperparams`)."""
+        # W&B stages the clips of a table here. Its default is the user's home, which `wandb sync` on another machine, or
+        # after a job's home is gone, cannot find.
         os.environ["WANDB_DATA_DIR"] = str(self.folder / "wandb")
-        run = self._begun()
+        run = self._start_run()
         self._id_file.parent.mkdir(exist_ok=True)
         self._id_file.write_text(run.id, encoding="utf-8")
         for metric in ("val/cer", "val/wer", "val/loss"):
             run.define_metric(metric, step_metric="trainer/global_step", step_sync=True, summary="min,last")
         run.config.update({key: results[key] for key in ("overrides", "git", "versions")}, allow_val_change=True)
 
-    def _begun(self) -> Any:
-        """W&B's run, offline where there is no other."""
+    def _start_run(self) -> Any:
+        """The W&B run; offline if the server cannot be reached."""
         if self._is_online:
             try:
                 check_reachable(server())
                 return self.experiment
-            except Exception as error:  # whatever is wrong there
-                log.warning("Weights & Biases: the run is kept in its folder, to be sent later (%s)", _told(error))
+            except Exception as error:  # W&B raises many types
+                log.warning("Weights & Biases: this run is kept offline, to be synced later (%s)", one_line(error))
                 self._wandb_init["mode"], self._is_online = "offline", False
         return self.experiment
 
@@ -146,15 +148,15 @@ class WandbRunLogger(WandbLogger):
     @rank_zero_only
     @warn_on_failure
     def finish(self, results: Mapping[str, Any], language: str, pcm: Callable[[str], NDArray[np.int16]]) -> None:
-        """Send the tables of validation, the scores' changes, the cost, and the best model where it is asked for.
+        """Sends the tables of validation clips and errors, the summary, and the best model if log_model is set.
 
-        pcm: the samples of a validation clip at 16 kHz, by its name.
+        pcm: returns a validation clip's samples, (samples,) int16 at 16 kHz, by its name.
         """
         import wandb
 
         self.experiment.summary.update(summary(results))
         if self._is_online:
-            # A table waits for the server, and for long.
+            # Logging a table blocks for long without a server.
             check_reachable(server())
         before, after = (
             read_lines(predictions_file(self.folder, "validation", stage)) for stage in ("before", "after")
@@ -167,7 +169,7 @@ class WandbRunLogger(WandbLogger):
             self._send_model(results)
 
     def _table(self, rows: list[Row], pcm: Callable[[str], NDArray[np.int16]]) -> Any:
-        """The rows, without their clips' names, which may hold a speaker's; with what was said where that may go."""
+        """The rows as a W&B table, with audio if allowed, without clip names (which may contain a speaker's)."""
         import wandb
 
         header: list[Any] = [column for column in rows[0] if column != "clip"]
@@ -185,13 +187,13 @@ class WandbRunLogger(WandbLogger):
         if results["checkpoint"]["monitor"]:
             metadata[results["checkpoint"]["monitor"]] = results["checkpoint"]["value"]
         artifact = wandb.Artifact(f"model-{self.experiment.id}", "model", metadata=metadata)
-        # Immutable: the folder stays as it is, so that W&B need not copy it first.
+        # The folder does not change, so W&B need not copy it first.
         artifact.add_dir(str(self.folder / "model"), policy="immutable")
         self.experiment.log_artifact(artifact, aliases=self.aliases)
 
 
 def has_credentials() -> bool:
-    """Whether W&B would log in without asking: a key in the environment, or one that `wandb login` left in ~/.netrc."""
+    """Whether W&B can log in without a prompt: by WANDB_API_KEY, or by ~/.netrc as `wandb login` writes it."""
     if os.environ.get("WANDB_API_KEY"):
         return True
     host = server().split("//")[-1].split("/")[0]
@@ -202,12 +204,12 @@ def has_credentials() -> bool:
 
 
 def server() -> str:
-    """The address of W&B, or of a server of one's own."""
+    """The address of the W&B server, WANDB_BASE_URL if that is set."""
     return os.environ.get("WANDB_BASE_URL", f"https://{HOST}").rstrip("/")
 
 
 def check_reachable(address: str) -> None:
-    """Raise TimeoutError unless anything answers there soon: asked in a thread, for even to look up a name may hang."""
+    """Raises TimeoutError unless the server answers within ANSWER_S. In a thread, since a name lookup may hang."""
     answered = threading.Event()
 
     def ask() -> None:
@@ -226,11 +228,21 @@ def check_reachable(address: str) -> None:
         raise TimeoutError(f"{address} does not answer within {ANSWER_S:.0f} s")
 
 
-def finish_run(status: str) -> str:
-    """End the process's W&B run, if it has one, and say where it is: its page, or the command that sends it there.
+@contextmanager
+def closing_wandb(results: Mapping[str, Any]) -> Iterator[None]:
+    """Finishes the W&B run when the block ends, with the status in the results, and prints where it is."""
+    try:
+        yield
+    finally:
+        if where := finish_run(results.get("status", "failed")):
+            print(f"Weights & Biases: {where}")
 
-    A trial that neither completed nor was pruned is marked failed. Two runs of one process, as a sweep's may be, would
-    else share one run there.
+
+def finish_run(status: str) -> str:
+    """Finishes the W&B run of this process, if it has one; returns its URL, or the command that syncs it.
+
+    A run that neither completed nor was pruned is marked failed. Without this, two runs in one process (a sweep with
+    Hydra's basic launcher) would share one W&B run.
     """
     wandb = sys.modules.get("wandb")
     if wandb is None or wandb.run is None:
@@ -241,19 +253,14 @@ def finish_run(status: str) -> str:
     try:
         run.summary["status"] = status
         run.finish(exit_code=int(status not in FINISHED))
-    except Exception as error:  # whatever is wrong there
-        log.warning("Weights & Biases: not all could be sent (%s); what is left is in the run's folder", _told(error))
+    except Exception as error:  # W&B raises many types
+        log.warning("Weights & Biases: not everything was sent (%s); all of it is in the run's folder", one_line(error))
         unsent = unsent or [str(here)]
     return shlex.join(["wandb", "sync", *unsent]) if unsent else url or ""
 
 
-def _told(error: Exception) -> str:
-    """An error in one line."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
 def sample_rows(before: list[Row], after: list[Row]) -> list[Row]:
-    """A table of the same clips in each run of the same data, the worst regressions first; rates in percent."""
+    """Rows for a seeded sample of clips, the same in each run of the same data, worst regressions first; rates in %."""
     pairs = sorted(zip(before, after, strict=True), key=lambda pair: pair[0]["clip"])
     rows = []
     for old, new in (pairs[i] for i in seeded_sample(len(pairs), SAMPLE_CLIPS, seed=0)):
@@ -265,10 +272,10 @@ def sample_rows(before: list[Row], after: list[Row]) -> list[Row]:
 
 
 def most_common_errors(predictions: list[Row], language: str) -> list[list[Any]]:
-    """The commonest errors of each kind, the commonest of all first."""
+    """The most common errors of each kind, most common first."""
     references, hypotheses = ([row[key] for row in predictions] for key in ("reference", "hypothesis"))
     errors = error_types(references, hypotheses, language)["rows"]
-    left = dict.fromkeys((kind for kind, *_ in errors), ERRORS_OF_A_KIND)
+    left = dict.fromkeys((kind for kind, *_ in errors), ERRORS_PER_KIND)
     kept = []
     for error in errors:
         left[error[0]] -= 1
@@ -277,7 +284,7 @@ def most_common_errors(predictions: list[Row], language: str) -> list[list[Any]]
 
 
 def summary(results: Mapping[str, Any]) -> Row:
-    """What a table of runs there is sorted by: scores before, after and their change a split, and the cost."""
+    """Scalars for W&B's table of runs: scores before and after with their change for each split, and the costs."""
     scores = {
         f"{stage}/{split}/{rate}": rates[rate]
         for stage, splits in results["scores"].items()

@@ -49,3 +49,8 @@ class Stopped(BaseException):
 
 class SweepError(KikitoriError):
     """Trials of a sweep failed, or it cannot go on."""
+
+
+def one_line(error: BaseException) -> str:
+    """The first line of an error's message, or its type if it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -23,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf, flag_override, open_dict, read_writ
 
 from kikitori.config.overrides import config_options, override, swept_values, to_plain
 from kikitori.config.validation import check_config
-from kikitori.pipelines import builders
+from kikitori.pipelines.builders import build_data
 from kikitori.runs.results import FINISHED
 from kikitori.runtime.console import quiet_libraries
 from kikitori.runtime.errors import ConfigError, Stopped, SweepError
@@ -138,7 +138,7 @@ class TrialRunner:
             corpus = {key: value for key, value in to_plain(cfg.data).items() if key not in NOT_OF_THE_STORE}
             needed = [corpus, cfg.data.limit.sample and cfg.seed, cfg.get("splits")]
             if needed not in self.prepared:
-                data = builders.build_data(cfg)
+                data = build_data(to_plain(cfg))
                 data.splits = cfg.get("splits") or data.splits
                 data.decode()
                 self.prepared.append(needed)

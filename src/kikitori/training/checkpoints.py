@@ -223,12 +223,12 @@ def _kept(trainer: pl.Trainer) -> set[Path]:
 
 def load_best_weights(trainer: pl.Trainer, module: WhisperModule) -> None:
     """Put the best checkpoint's weights into the module: what is scored and saved. The test split has no say in it."""
-    path = best(trainer)["best"]
+    path = best_checkpoint(trainer)["best"]
     if path:
         module.load_state_dict(read_checkpoint(Path(path))["state_dict"])
 
 
-def best(trainer: pl.Trainer) -> dict[str, Any]:
+def best_checkpoint(trainer: pl.Trainer) -> dict[str, Any]:
     """The best checkpoint's file, what it is best by, and that value."""
     callback: Any = trainer.checkpoint_callback
     value = callback.best_model_score if callback else None

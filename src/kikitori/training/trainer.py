@@ -73,7 +73,7 @@ def _environment() -> ClusterEnvironment | None:
     return SLURMEnvironment(auto_requeue=False) if srun else LightningEnvironment()
 
 
-def on_this_machine(trainer: dict[str, Any], gpus: int) -> tuple[dict[str, Any], list[str]]:
+def resolve_trainer_settings(trainer: dict[str, Any], gpus: int) -> tuple[dict[str, Any], list[str]]:
     """The Trainer's settings with `auto` decided, and what was decided or had to be changed, for a person to read.
 
     Raises ConfigError where more GPUs are asked for than there are.
@@ -100,7 +100,7 @@ def on_this_machine(trainer: dict[str, Any], gpus: int) -> tuple[dict[str, Any],
     return {**trainer, "accelerator": accelerator, "devices": devices, "precision": precision}, changes
 
 
-def check_batch(global_batch_size: int, devices: int, nodes: int) -> None:
+def check_batch_size(global_batch_size: int, devices: int, nodes: int) -> None:
     """Raise ConfigError unless each device gets equally many clips of a step."""
     parts = devices * nodes
     if global_batch_size % parts:
@@ -118,7 +118,7 @@ def ddp(collective_timeout_s: float) -> DDPStrategy:
     return DDPStrategy(timeout=timedelta(seconds=collective_timeout_s))
 
 
-def machine(trainer: pl.Trainer) -> dict[str, Any]:
+def hardware_facts(trainer: pl.Trainer) -> dict[str, Any]:
     """How many devices, their kind, and peak memory: of one GPU where there is one, else of one process."""
     devices = {"devices": trainer.world_size}
     if trainer.strategy.root_device.type == "cuda":

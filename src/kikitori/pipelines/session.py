@@ -1,0 +1,83 @@
+"""A session: one run of a command, from its checked configuration to its finished results.json."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from omegaconf import DictConfig
+
+from kikitori.config.overrides import to_plain
+from kikitori.config.validation import check_config
+from kikitori.runs.record import fail, record
+from kikitori.runs.results import Results
+from kikitori.runs.summary import print_results
+from kikitori.runs.wandb_logger import closing_wandb
+from kikitori.runtime.console import quiet_libraries
+from kikitori.runtime.distributed import run_on_all_devices
+from kikitori.runtime.signals import Stop, handle_signals
+from kikitori.training.trainer import check_batch_size, resolve_trainer_settings
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Session:
+    """What the steps of a pipeline share.
+
+    config: the resolved configuration as plain values. folder: the run's folder. results: what results.json will hold.
+    stop: the state of stop signals. trainer_settings: arguments of Lightning's Trainer, with `auto` resolved.
+    """
+
+    config: dict[str, Any]
+    folder: Path
+    results: Results
+    stop: Stop
+    trainer_settings: dict[str, Any]
+
+
+@contextmanager
+def session(command: str, cfg: DictConfig, folder: Path) -> Iterator[Session]:
+    """Checks the configuration, starts results.json and the other devices' processes, and sets the seed.
+
+    However the block ends, results.json, the W&B run and the other processes end with it.
+    Raises ConfigError before anything is written if the configuration is wrong.
+    """
+    check_config(cfg)
+    quiet_libraries()
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    config = to_plain(cfg)
+    results: Results = {"scores": {}, "cost": {}}
+    with handle_signals() as stop:
+        with closing_wandb(results), record(results, command, config, folder):
+            yield from _started(command, config, folder, results, stop)
+        if results.get("status") == "completed":  # in the main process only
+            print_results(results, folder)
+
+
+def _started(command: str, config: dict[str, Any], folder: Path, results: Results, stop: Stop) -> Iterator[Session]:
+    settings = _trainer_settings(command, config)
+
+    def on_death(reason: str) -> None:
+        log.error(reason)
+        fail(results, folder, reason)
+
+    stop.on_forced_exit = on_death
+    devices, nodes = settings["devices"], settings.get("num_nodes", 1)
+    with run_on_all_devices(command, config, folder, devices, nodes, on_death):
+        pl.seed_everything(config["seed"], workers=True, verbose=False)
+        yield Session(config, folder, results, stop, settings)
+
+
+def _trainer_settings(command: str, config: dict[str, Any]) -> dict[str, Any]:
+    settings, changes = resolve_trainer_settings(config["trainer"], torch.cuda.device_count())
+    if changes:
+        log.info("on this machine: %s", "; ".join(changes))
+    if command == "train":
+        check_batch_size(config["data"]["global_batch_size"], settings["devices"], settings.get("num_nodes", 1))
+    return settings
