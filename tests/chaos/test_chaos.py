@@ -6,7 +6,7 @@ import harness
 import pytest
 from run import BEGIN, COUNTS, END, TABLE, rows, table
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("chaos")]
 
 # Left to `make chaos`: they wait, or start several processes that import everything, or have faster tests of their own
 # (test_checkpoints.py, test_saving.py, test_store.py).

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("devices")]
 
 # Odd numbers of clips, and an epoch that is no whole number of steps.
 SMALL = [
