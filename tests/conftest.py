@@ -5,6 +5,8 @@ torch and transformers are imported in the fixtures: pytest-xdist's controller l
 """
 
 import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,10 +15,15 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["WANDB_MODE"] = "offline"
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+import hypothesis
 import pytest
 
 if TYPE_CHECKING:
     from kikitori.model.whisper import Whisper
+
+# On a busy machine any example may exceed the default of 200 ms.
+hypothesis.settings.register_profile("kikitori", deadline=None)
+hypothesis.settings.load_profile("kikitori")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -29,6 +36,14 @@ def _quiet_transformers() -> None:
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KIKITORI_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture(autouse=True)
+def _reset_hydra() -> Iterator[None]:
+    """Hydra keeps the composed configuration in a global, from which the next test would take its overrides."""
+    yield
+    if module := sys.modules.get("hydra.core.hydra_config"):
+        module.HydraConfig.instance().cfg = None
 
 
 @pytest.fixture
