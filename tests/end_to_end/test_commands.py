@@ -185,7 +185,7 @@ def bucketed(cache: Path) -> Path:
     window += ["data.full_window_share=0.5", "score.full_window_clips=3", "data.micro_batch_size=3"]
     done = kikitori("train", *SMALL, *window, "logger=none", "hydra.run.dir=bucketed", cache=cache)
     assert done.returncode == 0, done.stderr
-    assert "In the whole window, as stock tools read: validation CER" in done.stdout
+    assert "In the full window, as stock tools read: validation CER" in done.stdout
     return cache / "bucketed"
 
 

@@ -211,7 +211,7 @@ def test_a_pickled_encoder_cache_is_refused(made: Callable[[], bytes]) -> None:
 def test_a_pickled_study_journal_is_refused(made: Callable[[], bytes]) -> None:
     Path("evil.journal").write_bytes(made())
     plugin = SimpleNamespace(study="evil.journal", study_name="kikitori")
-    with pytest.raises(SweepError, match=r"hydra\.sweeper\.study=evil\.journal is no study of Optuna's"):
+    with pytest.raises(SweepError, match=r"hydra\.sweeper\.study=evil\.journal is no Optuna study"):
         optuna_study.open_study(plugin, {}, Path())
 
 

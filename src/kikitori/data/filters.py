@@ -7,13 +7,17 @@ from dataclasses import dataclass
 import numpy as np
 
 from kikitori.audio.waveform import SAMPLE_RATE
-from kikitori.corpora.types import SPLITS, Clip, Decoded, Reason, Reject, Split
+from kikitori.corpora.types import OUTSIDE_DATASET, SPLITS, Clip, Decoded, Reason, Reject, Split
 from kikitori.model.processor import Processor
 from kikitori.runtime.errors import DataError
 from kikitori.runtime.rng import seeded_sample
 
 # What a store tells of a clip that has another name than "undecodable".
-REASONS: dict[str, Reason] = {"missing": "missing", "the file is cut short": "cut short"}
+REASONS: dict[str, Reason] = {
+    "missing": "missing",
+    "the file is cut short": "cut short",
+    OUTSIDE_DATASET: "outside the corpus",
+}
 # A corpus lists whole frames of mp3 (24 or 36 ms), of which decoders leave out what the encoder put before the sound.
 SHORTFALL_S = 0.1
 

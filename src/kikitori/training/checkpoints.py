@@ -11,7 +11,7 @@ import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.plugins.io import CheckpointIO
 
-from kikitori.runtime.errors import DataError, TrainingError
+from kikitori.runtime.errors import DataError, TrainingError, one_line
 from kikitori.runtime.files import atomic_write
 from kikitori.runtime.signals import Stop
 from kikitori.training.lightning_module import WhisperModule
@@ -43,7 +43,7 @@ class CheckpointFiles(CheckpointIO):
             # torch hands on what its writer raises as a RuntimeError of its own.
             reason = next((e for e in (error, error.__cause__, error.__context__) if isinstance(e, OSError)), error)
             raise TrainingError(
-                f"the checkpoint {path} cannot be written: {str(reason).splitlines()[0]}; those that were there are "
+                f"the checkpoint {path} cannot be written: {one_line(reason)}; those that were there are "
                 f"whole: mend that, and go on with kikitori train resume={path.parents[1]}"
             ) from error
 
