@@ -1,4 +1,4 @@
-"""Sweeps as a person runs them: real trials in real processes, some of which raise, are killed or are told to stop."""
+"""Sweeps as users run them: real trials in real processes, some of which raise, are killed or are stopped."""
 
 import json
 import os
@@ -24,7 +24,7 @@ TINY = [
     *("data.limit={train: 20, validation: 5, test: 5}", "generation.max_new_tokens=8", "score.train_clips=5"),
     *("optim.warmup_steps=2", "optim.lr=3e-3", "hydra.launcher.parallel=2"),
 ]
-# Training clips are 1 to 3 s long: too many are left out under the first, none under the second.
+# Maximum durations. Training clips take 1 to 3 s: the first rejects too many of them, the second none.
 RAISES, RUNS = 0.5, 9
 
 
@@ -52,13 +52,13 @@ def states(folder: Path) -> Counter[str]:
 def until(true: Callable[[], Any], seconds: float = 90) -> Any:
     end = time.monotonic() + seconds
     while not (value := true()):
-        assert time.monotonic() < end, "waited in vain"
+        assert time.monotonic() < end, "timed out"
         time.sleep(0.05)
     return value
 
 
 def processes(text: str) -> list[int]:
-    """Ids of the processes with this in their command line."""
+    """Return the ids of the processes with this text in their command line."""
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
@@ -70,7 +70,7 @@ def processes(text: str) -> list[int]:
 
 
 def trial_process(folder: Path, number: int) -> int:
-    """The process of a trial that has saved a checkpoint."""
+    """Wait until a trial has saved a checkpoint; returns the id of its process."""
 
     def ready() -> int | None:
         if not (folder / "sweep.json").exists() or number not in trials(folder):
@@ -87,7 +87,7 @@ def results(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def fails_alone(cache: Path, raising: int, running: int, kill: int, stop: int, repeat_command: bool) -> None:
-    """Of some trials the first raise, one is killed and one told to stop; then the sweep goes on."""
+    """The first trials raise, one is killed and one gets SIGTERM; then the sweep is resumed."""
     values = [RAISES + 0.01 * i for i in range(raising)] + [RUNS + i for i in range(running)]
     axis = f"data.max_duration_s={','.join(map(str, values))}"
     command = [axis, "trainer.max_steps=200", "validation.every_steps=20"]
@@ -122,23 +122,23 @@ def fails_alone(cache: Path, raising: int, running: int, kill: int, stop: int, r
         name = trials(folder)[number]["folder"]
         assert "resuming from" in (folder / name / "output.log").read_text()
         assert [row["step"] for row in results(folder)[name]["history"]] == list(range(20, 201, 20))
-    # What went on is what it would have been: the trials differ in a limit alone, which leaves nothing out.
+    # Resumed trials equal the others, because the trials differ only in a limit that rejects no clip.
     runs = [results(folder)[t["folder"]] for t in trials(folder).values() if t["state"] == "completed"]
     assert len(runs) == running
     assert all(run["history"] == runs[0]["history"] for run in runs)
 
 
 @pytest.mark.long
-def test_trials_fail_alone_and_the_sweep_goes_on(tmp_path: Path) -> None:
+def test_failed_trials_affect_no_others_and_the_sweep_resumes(tmp_path: Path) -> None:
     fails_alone(tmp_path, raising=1, running=3, kill=1, stop=2, repeat_command=False)
 
 
 @pytest.mark.long
-def test_of_ten_trials_five_fail_and_five_are_run_again(tmp_path: Path) -> None:
+def test_of_ten_trials_the_five_failed_ones_are_run_again(tmp_path: Path) -> None:
     fails_alone(tmp_path, raising=3, running=7, kill=4, stop=6, repeat_command=True)
 
 
-def test_a_sweep_that_is_stopped_stops_its_trials_and_goes_on(tmp_path: Path) -> None:
+def test_a_stopped_sweep_stops_its_trials_and_refuses_other_arguments(tmp_path: Path) -> None:
     command = ["seed=0,1", "trainer.max_steps=4000", "validation.every_steps=20"]
     folder = tmp_path / "sweep"
     process = start(tmp_path, *command, f"hydra.sweep.dir={folder}")
@@ -155,7 +155,7 @@ def test_a_sweep_that_is_stopped_stops_its_trials_and_goes_on(tmp_path: Path) ->
 
 
 @pytest.mark.long
-def test_a_search_prunes_goes_on_after_a_kill_and_loses_nothing(tmp_path: Path) -> None:
+def test_a_search_prunes_and_resumes_after_a_kill_without_losing_trials(tmp_path: Path) -> None:
     folder = tmp_path / "sweep"
     command = [
         "hydra/sweeper=optuna",
@@ -179,8 +179,8 @@ def test_a_search_prunes_goes_on_after_a_kill_and_loses_nothing(tmp_path: Path) 
     assert sum(states(folder)[state] for state in ("completed", "pruned")) == 5
     study = optuna.load_study(study_name="kikitori", storage=open_storage(folder / "study.journal"))
     names = {"COMPLETE": "completed", "PRUNED": "pruned"}
-    told = {trial.user_attrs["number"]: names[trial.state.name] for trial in study.trials}
-    assert told == {n: t["state"] for n, t in trials(folder).items()}
+    reported = {trial.user_attrs["number"]: names[trial.state.name] for trial in study.trials}
+    assert reported == {n: t["state"] for n, t in trials(folder).items()}
     steps = [row["history"][-1]["step"] for row in results(folder).values() if row["history"]]
     assert sum(steps) < 5 * 80
     assert study.best_value == min(t["value"] for t in trials(folder).values() if t["state"] == "completed")
@@ -190,7 +190,7 @@ def test_a_search_prunes_goes_on_after_a_kill_and_loses_nothing(tmp_path: Path) 
 @pytest.mark.parametrize("launcher", ["local", "basic"])
 @pytest.mark.parametrize("sweeper", ["basic", "optuna"])
 def test_all_processes_of_a_trial_train_its_own_values(tmp_path: Path, launcher: str, sweeper: str) -> None:
-    """Two processes with different learning rates would drift apart, and no trial would match one process alone."""
+    """With different learning rates in two processes, no trial would match that of a single process."""
     parallel = [f"hydra/launcher={launcher}"] + ["hydra.launcher.parallel=1"] * (launcher == "local")
     how = [f"hydra/sweeper={sweeper}"]
     if sweeper == "optuna":
