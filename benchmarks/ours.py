@@ -1,4 +1,4 @@
-"""kikitori as a run has it, from its configuration on, without checkpoints and validation on the way."""
+"""The contender kikitori: a run from its configuration on, without checkpoints and intermediate validation."""
 
 import time
 from pathlib import Path
@@ -35,7 +35,7 @@ from kikitori.training.loss import clip_losses
 
 
 def compose_run(task: Task) -> DictConfig:
-    """The configuration of `kikitori train` with the tutorial's recipe."""
+    """Composes the configuration of `kikitori train` with the hyperparameters of the tutorial."""
     overrides = [
         f"data.window={task.contender}",
         f"data.global_batch_size={task.batch}",
@@ -52,7 +52,7 @@ def compose_run(task: Task) -> DictConfig:
     ]
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("train", overrides)
-    # Not among the overrides, whose grammar leaves no room for every path.
+    # Set directly, because the override grammar does not allow every path.
     cfg.data.release, cfg.model.name = task.release, task.model
     check_config(cfg)
     return cfg
@@ -63,7 +63,7 @@ def build_data(cfg: DictConfig, trainer: pl.Trainer | None = None) -> SpeechData
 
 
 def prepare(task: Task) -> dict[str, Any]:
-    """Rows, decoding, selection: all that stands before a first batch, on one core."""
+    """Reads, decodes and filters the corpus: everything before the first batch, on one core."""
     torch.set_num_threads(1)
     quiet_libraries()
     cfg = compose_run(task)
@@ -71,7 +71,7 @@ def prepare(task: Task) -> dict[str, Any]:
     tokenizer = WhisperTokenizer.from_pretrained(task.model)
     processor = make_processor(tokenizer, config, cfg.model.language, cfg.model.task, "benchmark")
     data = build_data(cfg).with_processor(processor)
-    waveform.decode(next(Path(task.release, "clips").iterdir()))  # what is made once is not a clip's cost
+    waveform.decode(next(Path(task.release, "clips").iterdir()))  # one-time initialisation is not a cost per clip
     start = time.perf_counter()
     data.setup()
     seconds = time.perf_counter() - start
@@ -81,7 +81,7 @@ def prepare(task: Task) -> dict[str, Any]:
 
 
 def train(task: Task) -> dict[str, Any]:
-    """Fit, then validate, with the callbacks of every run."""
+    """Trains, then validates, with the callbacks of every run."""
     quiet_libraries()
     cfg = compose_run(task)
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
@@ -106,7 +106,7 @@ def train(task: Task) -> dict[str, Any]:
     measured = meter.measured(whisper.model.config, task.precision)
     module.to(DEVICE).train()
     kept = activation_mb(lambda *shape: loss(module, *shape), whisper.model, meter.parts, task.precision)
-    score_clips(["一"], ["二"], data.language)  # Sudachi's dictionary is loaded once a run
+    score_clips(["一"], ["二"], data.language)  # loads Sudachi's dictionary, once per run
     start = time.perf_counter()
     (scores,) = trainer.validate(module, datamodule=data, verbose=False)
     seconds = time.perf_counter() - start
@@ -116,7 +116,7 @@ def train(task: Task) -> dict[str, Any]:
 
 
 class EndOfStep(pl.Callback):
-    """Tells the meter what went through the model in each step."""
+    """Passes the parts of each step to the meter."""
 
     def __init__(self, meter: Meter) -> None:
         self.meter = meter
@@ -127,7 +127,7 @@ class EndOfStep(pl.Callback):
 
 
 def loss(module: WhisperModule, clips: int, frames: int, tokens: int) -> Tensor:
-    """Of made-up clips."""
+    """Returns the loss of synthetic clips."""
     features = torch.zeros(clips, module.processor.num_mel_bins, frames, device=DEVICE)
     labels = torch.ones(clips, tokens, dtype=torch.int64, device=DEVICE)
     return clip_losses(module.model, encode(module.model, features), labels).sum()

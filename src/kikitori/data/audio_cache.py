@@ -157,6 +157,8 @@ def _row(decoders: Decoders, clip: Clip) -> dict:
         return {**nothing, "error": "missing"}
     except OSError as error:  # without its path, which may name a user's home
         return {**nothing, "error": error.strerror or type(error).__name__}
+    except AudioError as error:
+        return {**nothing, "error": str(error.args[0])}
     try:
         samples, rate = decoders(audio)
     except AudioError as error:

@@ -7,13 +7,17 @@ from dataclasses import dataclass
 import numpy as np
 
 from kikitori.audio.waveform import SAMPLE_RATE
-from kikitori.corpora.types import SPLITS, Clip, Decoded, Reason, Reject, Split
+from kikitori.corpora.types import OUTSIDE_DATASET, SPLITS, Clip, Decoded, Reason, Reject, Split
 from kikitori.model.processor import Processor
 from kikitori.runtime.errors import DataError
 from kikitori.runtime.rng import seeded_sample
 
 # Errors in the audio cache that have a reason of their own; all others are "undecodable".
-REASONS: dict[str, Reason] = {"missing": "missing", "the file is cut short": "cut short"}
+REASONS: dict[str, Reason] = {
+    "missing": "missing",
+    "the file is cut short": "cut short",
+    OUTSIDE_DATASET: "outside the corpus",
+}
 # By how much a clip may be shorter than its corpus lists: a corpus counts whole mp3 frames (24 or 36 ms), and decoders
 # skip the encoder's padding before the sound.
 SHORTFALL_S = 0.1

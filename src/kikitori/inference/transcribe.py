@@ -13,7 +13,7 @@ from kikitori.audio.decoder_process import AudioError
 from kikitori.audio.waveform import SAMPLE_RATE
 from kikitori.inference.generate import generate_text
 from kikitori.metrics.normalizer import word_separator
-from kikitori.model.processor import WINDOW
+from kikitori.model.processor import WINDOW_KEY
 from kikitori.model.whisper import Whisper, encode
 from kikitori.model.window import window_from_plain
 
@@ -68,7 +68,7 @@ def _read_file(path: Path) -> Tensor:
 def _transcribe(whisper: Whisper, waveform: Tensor, batch_size: int) -> str:
     model = whisper.model
     # Training may have changed the model's windows since this Whisper was made; its configuration has the current ones.
-    processor = replace(whisper.processor, window=window_from_plain(getattr(model.config, WINDOW, None)))
+    processor = replace(whisper.processor, window=window_from_plain(getattr(model.config, WINDOW_KEY, None)))
     whole_s = processor.window_s
     pieces = split_at_pauses(waveform, min(whole_s, processor.window.longest_s(whole_s)))
     texts = []

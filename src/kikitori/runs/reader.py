@@ -17,6 +17,7 @@ from typing import Any
 
 import yaml
 
+from kikitori.config.names import translate
 from kikitori.config.overrides import flatten
 from kikitori.runs.results import RESULTS, SWEEP, predictions_file
 from kikitori.runtime.errors import DataError
@@ -26,6 +27,8 @@ from kikitori.runtime.files import read_lines
 NOT_IDENTITY = re.compile(
     r"seed|resume|(resume_)?accept|resume_sweep|logger\b.*|sweep\b.*|hydra\b.*|callbacks\.pruning\b.*|.*\.dirpath|.*\.default_root_dir"
 )
+# An evaluated checkpoint brings its own model; the configuration only sets its language and task.
+NOT_OF_A_CHECKPOINT = re.compile(rf"model(?!\.(language|task)$)\b.*|{NOT_IDENTITY.pattern}")
 ENDED = ("completed", "failed", "pruned")
 USAGE = "give run folders, sweep folders or a quoted glob, such as 'outputs/train/*/*'"
 
@@ -72,7 +75,7 @@ class Run:
         """The overrides of the command line; a trial's include the values of its sweep."""
         given = self.results.get("overrides") or _hydra_overrides(self.folder)
         # A trial's link to its Optuna study is not part of its recipe.
-        return [override for override in given if not override.startswith("+callbacks.pruning=")]
+        return [translate(override) for override in given if not override.startswith("+callbacks.pruning=")]
 
     @property
     def command(self) -> str:
@@ -85,7 +88,8 @@ class Run:
         config = self.results.get("config", {})
         chosen = {key: value for key, _, value in (text.lstrip("+~").partition("=") for text in self.overrides)}
         groups = {key: value for key, value in chosen.items() if isinstance(config.get(key), dict | None)}
-        return {k: v for k, v in [*groups.items(), *flatten(config)] if not NOT_IDENTITY.fullmatch(k)}
+        ignored = NOT_OF_A_CHECKPOINT if config.get("checkpoint") else NOT_IDENTITY
+        return {k: v for k, v in [*groups.items(), *flatten(config)] if not ignored.fullmatch(k)}
 
     @cached_property
     def identity(self) -> str:

@@ -11,7 +11,7 @@ import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.plugins.io import CheckpointIO
 
-from kikitori.runtime.errors import DataError, TrainingError
+from kikitori.runtime.errors import DataError, TrainingError, one_line
 from kikitori.runtime.files import atomic_write
 from kikitori.runtime.signals import Stop
 
@@ -42,8 +42,8 @@ class CheckpointFiles(CheckpointIO):
             # torch turns the writer's exception into a RuntimeError.
             reason = next((e for e in (error, error.__cause__, error.__context__) if isinstance(e, OSError)), error)
             raise TrainingError(
-                f"the checkpoint {path} cannot be written: {str(reason).splitlines()[0]}; earlier checkpoints are "
-                f"intact: fix the cause, then resume with kikitori train resume={path.parents[1]}"
+                f"the checkpoint {path} cannot be written: {one_line(reason)}; earlier checkpoints are intact: fix the "
+                f"cause, then resume with kikitori train resume={path.parents[1]}"
             ) from error
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
