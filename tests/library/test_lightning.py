@@ -146,7 +146,11 @@ def test_validate_test_and_predict_take_the_data_module(release: Path, micro: Wh
 
 
 def test_a_bucketed_window_reaches_the_batches_the_model_its_checkpoint_and_transcripts(
-    release: Path, micro: Whisper, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    release: Path,
+    micro: Whisper,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     buckets: dict[str, Any] = {"window": "bucketed", "window_edges_s": [0.6, 0.8], "window_margin_s": 0.05}
     data, tuned = common_voice(release, micro, **buckets, full_window_share=0.5), module(micro)
@@ -163,9 +167,10 @@ def test_a_bucketed_window_reaches_the_batches_the_model_its_checkpoint_and_tran
         return ["犬"]
 
     monkeypatch.setattr("kikitori.inference.transcribe.generate_text", generate)
-    # The Whisper from before the training shares its model, whose configuration has the windows.
-    assert kikitori.transcribe(micro, release / "clips/clip_0.mp3") == "犬"
+    assert kikitori.transcribe(tuned.whisper, release / "clips/clip_0.mp3") == "犬"
     assert positions == [30]
+    assert "use the WhisperModule's `whisper`, which has these windows" in caplog.text
+    assert caplog.text.count("pads clips to the first of 0.6, 0.8 s") == 1
 
 
 def test_a_micro_batch_size_splits_a_step_and_not_its_gradient(

@@ -69,11 +69,12 @@ class StepSampler(DistributedSampler[list[SampledClip]]):
 
     lengths: seconds of each clip. windows: log-Mel frames that each clip is padded to. tokens: supervised tokens of
     each. steps: of the whole training, in one iteration; None for iterations of `steps_per_epoch`, by default those
-    that read each clip once. global_step: returns the number of steps done, from which an iteration continues.
-    full_window_share: share of the steps whose clips are padded to the full window. A global batch that the processes cannot share evenly, such as an
-    epoch's last, is filled up with clips of weight 0, so that all processes have the same number of clips.
+    that read each clip once. full_window_share: share of the steps whose clips are padded to the full window.
+    global_step: returns the number of steps done, from which an iteration continues. A global batch that the processes
+    cannot share evenly, such as an epoch's last, is filled up with clips of weight 0, so that all processes have the
+    same number of clips.
 
-    A DistributedSampler, which tells Lightning that the processes share the clips already.
+    As a DistributedSampler, it keeps Lightning from sharing the clips among the processes a second time.
     """
 
     def __init__(

@@ -1,6 +1,5 @@
 """Transcribes recordings of any length."""
 
-from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 
@@ -13,9 +12,7 @@ from kikitori.audio.decoder_process import AudioError
 from kikitori.audio.waveform import SAMPLE_RATE
 from kikitori.inference.generate import generate_text
 from kikitori.metrics.normalizer import word_separator
-from kikitori.model.processor import WINDOW_KEY
 from kikitori.model.whisper import Whisper, encode
-from kikitori.model.window import window_from_plain
 
 # The energy of a recording is looked at in steps of this length to find a pause.
 PAUSE_S = 0.2
@@ -66,9 +63,7 @@ def _read_file(path: Path) -> Tensor:
 
 @torch.inference_mode()
 def _transcribe(whisper: Whisper, waveform: Tensor, batch_size: int) -> str:
-    model = whisper.model
-    # Training may have changed the model's windows since this Whisper was made; its configuration has the current ones.
-    processor = replace(whisper.processor, window=window_from_plain(getattr(model.config, WINDOW_KEY, None)))
+    processor, model = whisper.processor, whisper.model
     whole_s = processor.window_s
     pieces = split_at_pauses(waveform, min(whole_s, processor.window.longest_s(whole_s)))
     texts = []
