@@ -247,16 +247,17 @@ def weights(path: str) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("resumed_at", [2, 3, 4])
-@pytest.mark.parametrize("limits", [{"max_epochs": 3}, {"max_steps": 8}])
+@pytest.mark.parametrize(("limits", "workers"), [({"max_epochs": 3}, 0), ({"max_epochs": 3}, 1), ({"max_steps": 8}, 0)])
 def test_a_training_resumed_from_a_checkpoint_ends_like_one_that_was_not_interrupted(
-    release: Path, micro: Whisper, tmp_path: Path, resumed_at: int, limits: dict[str, int]
+    release: Path, micro: Whisper, tmp_path: Path, resumed_at: int, limits: dict[str, int], workers: int
 ) -> None:
+    data = common_voice(release, micro, num_workers=workers)
     kept = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=1, save_top_k=-1)
-    whole, seen = fit(release, micro, tmp_path, callbacks=[kept], enable_checkpointing=True, **limits)
+    whole, seen = fit(release, micro, tmp_path, data, callbacks=[kept], enable_checkpointing=True, **limits)
     last = ModelCheckpoint(tmp_path / "resumed", "{step}", every_n_train_steps=1, save_top_k=-1)
     checkpoint = str(tmp_path / f"step={resumed_at}.ckpt")
     resumed, rest = fit(
-        release, micro, tmp_path, ckpt_path=checkpoint, callbacks=[last], enable_checkpointing=True, **limits
+        release, micro, tmp_path, data, checkpoint, callbacks=[last], enable_checkpointing=True, **limits
     )
     assert resumed.global_step == whole.global_step
     assert rest.clips == seen.clips[resumed_at:]
@@ -295,7 +296,7 @@ def test_what_is_not_supported_is_one_line_before_training(
     release: Path, micro: Whisper, tmp_path: Path, arguments: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message) as refusal:
-        fit(release, micro, tmp_path, **{"max_steps": 2, **arguments} if "max_epochs" not in arguments else arguments)
+        fit(release, micro, tmp_path, stop_after=2, **arguments)
     assert "\n" not in str(refusal.value)
 
 
