@@ -65,16 +65,8 @@ def load_whisper(
         raise ModelError(f"model.name={name} lacks {len(missing)} of Whisper's weights, such as {missing[0]}")
     if getattr(model.generation_config, "is_multilingual", True) is False:
         raise ModelError(f"model.name={name} is English-only and has no language tokens; use the multilingual model")
-    recipe = {"builder": "load", "name": name, "language": language, "task": task, "revision": revision}
-    return _finish(model, processor, recipe, freeze, gradient_checkpointing)
-
-
-def _saved_language(name: str, safely: dict[str, Any]) -> str | None:
-    """The language of a fine-tuned model's generation config; a stock model has none."""
-    try:
-        return getattr(GenerationConfig.from_pretrained(name, revision=safely["revision"]), "language", None)
-    except OSError:  # no such file
-        return None
+    arguments = {"builder": "load", "name": name, "language": language, "task": task, "revision": revision}
+    return _finish(model, processor, arguments, freeze, gradient_checkpointing)
 
 
 def build_whisper(
@@ -94,8 +86,8 @@ def build_whisper(
 ) -> Whisper:
     """Builds a Whisper with random weights, its own window of whole seconds, and a byte-level tokenizer.
 
-    It has the special tokens of the pretrained models, so that all other code treats it the same. The default sizes are
-    those of `model=micro`: 1.1 M parameters, for clips of at most 3 s. Other arguments: see `load_whisper`.
+    It has the special tokens of the pretrained models, so that all other code treats it the same. The defaults are those
+    of `model=micro`: 1.1 M parameters, for clips of at most 3 s. Other arguments: see `load_whisper`.
     """
     sizes = {"d_model": d_model, "encoder_layers": encoder_layers, "decoder_layers": decoder_layers}
     sizes |= {"attention_heads": attention_heads, "num_mel_bins": num_mel_bins, "max_label_tokens": max_label_tokens}
@@ -140,7 +132,8 @@ def rebuild_whisper(recipe: dict[str, Any]) -> Whisper:
     whisper = builder(**arguments)
     if "generation" in recipe:  # missing in checkpoints of early versions
         whisper.configure_generation(**recipe["generation"])
-    return whisper.with_window(window_from_plain(recipe.get("window")))
+    whisper.set_window(window_from_plain(recipe.get("window")))
+    return whisper
 
 
 def _check_name(name: str, revision: str | None) -> None:
@@ -152,6 +145,14 @@ def _check_name(name: str, revision: str | None) -> None:
         raise _cannot_load(name, "the folder has no config.json")
     if any(folder.glob("shard-*.safetensors")):
         raise ModelError(f"model.name={name} cannot be loaded: it is sharded, in the format of torch.distributed")
+
+
+def _saved_language(name: str, safely: dict[str, Any]) -> str | None:
+    """Reads the language that a fine-tuned model was saved with; a stock model has none."""
+    try:
+        return getattr(GenerationConfig.from_pretrained(name, revision=safely["revision"]), "language", None)
+    except OSError:  # no such file
+        return None
 
 
 def _cannot_load(name: str, reason: str) -> ModelError:

@@ -90,7 +90,7 @@ class WhisperModule(pl.LightningModule):
         processor = data.model_processor()
         check_same_inputs(processor, self.processor)
         if processor.window != self.processor.window:
-            self.whisper = self.whisper.with_window(processor.window)
+            self.whisper.set_window(processor.window)
             self.processor = self.whisper.processor
             self.save_hyperparameters({"recipe": self.whisper.recipe}, logger=False)
         if stage == "fit" and self.micro_batch_sizes is None:
