@@ -86,8 +86,8 @@ def build_whisper(
 ) -> Whisper:
     """Builds a Whisper with random weights, its own window of whole seconds, and a byte-level tokenizer.
 
-    It has the special tokens of the pretrained models, so that all other code treats it the same. The defaults are those
-    of `model=micro`: 1.1 M parameters, for clips of at most 3 s. Other arguments: see `load_whisper`.
+    It has the special tokens of the pretrained models, so that all other code treats it the same. The defaults are
+    those of `model=micro`: 1.1 M parameters, for clips of at most 3 s. Other arguments: see `load_whisper`.
     """
     sizes = {"d_model": d_model, "encoder_layers": encoder_layers, "decoder_layers": decoder_layers}
     sizes |= {"attention_heads": attention_heads, "num_mel_bins": num_mel_bins, "max_label_tokens": max_label_tokens}
