@@ -46,8 +46,8 @@ def test_labels_equal_the_tokenizers_own_without_the_start(micro: Whisper, batch
     assert batch["labels"][1].tolist() == expected[1:]
 
 
-def test_a_batchs_loss_equals_stock_forward_on_the_stock_collators_labels(micro: Whisper, batch: Batch) -> None:
-    """Labels as a tokenizer pads them, its mask applied, the start token cut where it truly stands."""
+def test_a_batchs_loss_equals_the_stock_models_on_the_stock_collators_labels(micro: Whisper, batch: Batch) -> None:
+    """The stock labels: padded by the tokenizer, masked by its attention mask, without the start token."""
     model, tokenizer = micro.model.eval(), micro.processor.tokenizer
     padded = tokenizer.pad({"input_ids": tokenizer(["犬", "赤い犬"])["input_ids"]}, return_tensors="pt")
     labels = padded["input_ids"].masked_fill(padded["attention_mask"].ne(1), -100)[:, 1:]
@@ -59,36 +59,36 @@ def test_a_batchs_loss_equals_stock_forward_on_the_stock_collators_labels(micro:
     torch.testing.assert_close(ours, stock)
 
 
-def test_a_sound_batch_passes_the_preflight(micro: Whisper, batch: Batch) -> None:
+def test_a_correct_batch_passes_the_check(micro: Whisper, batch: Batch) -> None:
     check_label_contract(batch, micro.processor)
 
 
-def test_the_preflight_finds_the_second_start_token(micro: Whisper, batch: Batch) -> None:
+def test_the_check_finds_a_second_start_token(micro: Whisper, batch: Batch) -> None:
     start = torch.full((2, 1), micro.processor.prefix[0])
     batch["labels"] = torch.cat([start, batch["labels"]], dim=1)
     with pytest.raises(DataError, match="2 start tokens"):
         check_label_contract(batch, micro.processor)
 
 
-def test_the_preflight_finds_a_masked_end_token(micro: Whisper, batch: Batch) -> None:
+def test_the_check_finds_a_masked_end_token(micro: Whisper, batch: Batch) -> None:
     batch["labels"][batch["labels"] == micro.processor.tokenizer.eos_token_id] = IGNORE_INDEX
     with pytest.raises(DataError, match="one supervised end token"):
         check_label_contract(batch, micro.processor)
 
 
-def test_the_preflight_finds_supervised_padding(micro: Whisper, batch: Batch) -> None:
+def test_the_check_finds_supervised_padding(micro: Whisper, batch: Batch) -> None:
     batch["labels"][batch["labels"] == IGNORE_INDEX] = micro.processor.tokenizer.pad_token_id
     with pytest.raises(DataError, match="one supervised end token"):
         check_label_contract(batch, micro.processor)
 
 
-def test_the_preflight_finds_another_language(micro: Whisper, batch: Batch) -> None:
+def test_the_check_finds_another_language(micro: Whisper, batch: Batch) -> None:
     batch["labels"][:, 0] += 1
     with pytest.raises(DataError, match="labels begin with"):
         check_label_contract(batch, micro.processor)
 
 
-def test_the_preflight_finds_features_of_another_window(micro: Whisper, batch: Batch) -> None:
+def test_the_check_finds_features_of_another_window(micro: Whisper, batch: Batch) -> None:
     batch["input_features"] = [batch["input_features"][0][:, :, :-1]]
     with pytest.raises(DataError, match="not finite log-Mels"):
         check_label_contract(batch, micro.processor)

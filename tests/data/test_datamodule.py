@@ -18,19 +18,19 @@ from kikitori.runtime.errors import DataError
 from kikitori.runtime.files import write_lines
 
 SPLITS = {"train": 10, "dev": 4, "test": 2}
-SOUND = encoded(tone(hertz=5000), "mp3")
-# What is wrong with a row of the training table, the cells that make it so, and the bytes of its file.
+AUDIO = encoded(tone(hertz=5000), "mp3")
+# The fault of a row of the training table, the cells that cause it, and the bytes of its file.
 BAD: list[tuple[str, dict[str, str], bytes]] = [
     ("missing", {"path": "gone.mp3"}, b""),
     ("undecodable", {}, b""),
     ("undecodable", {}, b"no audio"),
-    ("cut short", {}, SOUND[:-50]),
+    ("cut short", {}, AUDIO[:-50]),
     ("silent", {}, encoded(tone(amplitude=0.001))),
     ("too short", {}, encoded(tone(0.2), "mp3")),
     ("too long", {}, encoded(tone(1.2), "mp3")),
     ("empty", {}, encoded(tone(0))),
-    ("empty transcript", {"sentence": "  "}, SOUND),
-    ("too many tokens", {"sentence": "x" * 60}, SOUND),
+    ("empty transcript", {"sentence": "  "}, AUDIO),
+    ("too many tokens", {"sentence": "x" * 60}, AUDIO),
     ("duplicate", {}, encoded(tone(hertz=200), "mp3")),
     ("outside the corpus", {"path": "../dev.tsv"}, b""),
     ("malformed row", {"segment": "\tsurplus"}, b""),
@@ -49,8 +49,8 @@ def write_bad_corpus(folder: Path) -> Path:
     """Good clips in every split, and in training one of each kind that cannot be used."""
     write_common_voice(folder, SPLITS)
     rows = [common_voice_row(number) for number in range(SPLITS["train"])]
-    for number, (_, cells, sound) in enumerate(BAD, 100):
-        (folder / "clips" / f"clip_{number}.mp3").write_bytes(sound)
+    for number, (_, cells, audio) in enumerate(BAD, 100):
+        (folder / "clips" / f"clip_{number}.mp3").write_bytes(audio)
         rows.insert(5, common_voice_row(number, **cells))
     table = write_tsv(folder / "train.tsv", rows)
     table.write_bytes(table.read_bytes().replace(b"bytes", b"b\xfftes"))
@@ -85,7 +85,7 @@ def test_the_order_of_the_clips_does_not_depend_on_the_number_of_workers(tmp_pat
     assert len(seen[0]) == 5
 
 
-def test_a_share_of_the_steps_hears_the_whole_window(tmp_path: Path, micro: Whisper) -> None:
+def test_a_share_of_the_steps_uses_the_full_window(tmp_path: Path, micro: Whisper) -> None:
     write_common_voice(tmp_path / "ja", SPLITS)
     micro.set_window(Window((0.7, 0.9), 0.1))
     data = common_voice(tmp_path / "ja", micro, full_window_share=0.5, trainer=trainer_of(4))
@@ -95,7 +95,7 @@ def test_a_share_of_the_steps_hears_the_whole_window(tmp_path: Path, micro: Whis
     assert {batch["input_features"][0].shape[2] for batch in data.val_dataloader()} == {70}
 
 
-def test_clips_to_be_scored_come_the_longest_first(tmp_path: Path, micro: Whisper) -> None:
+def test_the_longest_clips_are_scored_first(tmp_path: Path, micro: Whisper) -> None:
     write_common_voice(tmp_path / "ja", SPLITS)
     for number, seconds in ((0, 0.4), (3, 0.9)):
         (tmp_path / "ja" / "clips" / f"clip_{number}.mp3").write_bytes(encoded(tone(seconds), "mp3"))
@@ -107,7 +107,7 @@ def test_clips_to_be_scored_come_the_longest_first(tmp_path: Path, micro: Whispe
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_batches_are_whole_and_keep_the_label_contract(tmp_path: Path, micro: Whisper, num_workers: int) -> None:
+def test_batches_are_complete_and_keep_the_label_contract(tmp_path: Path, micro: Whisper, num_workers: int) -> None:
     folder = write_common_voice(tmp_path / "ja", SPLITS)
     data = common_voice(folder, micro, num_workers=num_workers, trainer=trainer_of(3))
     data.setup()
@@ -121,7 +121,7 @@ def test_batches_are_whole_and_keep_the_label_contract(tmp_path: Path, micro: Wh
     assert [b["clips"] for b in data.val_dataloader()] == [[f"clip_{i}.mp3" for i in (10, 11, 12)], ["clip_13.mp3"]]
 
 
-def test_a_score_of_some_clips_takes_the_same_seeded_sample_in_order(tmp_path: Path, micro: Whisper) -> None:
+def test_a_sample_to_score_is_seeded_and_in_order(tmp_path: Path, micro: Whisper) -> None:
     data = common_voice(write_common_voice(tmp_path / "ja", SPLITS), micro)
     data.setup()
     some = [[n for b in data.score_dataloader("train", 4) for n in b["clips"]] for _ in range(2)]
@@ -147,7 +147,7 @@ def test_more_processes_than_clips_are_refused(tmp_path: Path, micro: Whisper) -
         data.score_dataloader("test")
 
 
-def test_a_splits_digest_tells_other_audio_and_other_words(tmp_path: Path, micro: Whisper) -> None:
+def test_a_splits_digest_changes_with_audio_and_transcripts(tmp_path: Path, micro: Whisper) -> None:
     def digest(name: str, rows: dict[str, int]) -> str:
         data = common_voice(write_common_voice(tmp_path / name, rows), micro)
         data.setup()
@@ -166,7 +166,7 @@ def test_long_clips_stay_in_validation_and_are_counted(tmp_path: Path, micro: Wh
     assert data.dataset("validation")[0]["input_features"].shape == (80, 100)
 
 
-def test_too_many_bad_clips_stop_the_run_every_time_it_is_asked(tmp_path: Path, micro: Whisper) -> None:
+def test_too_many_bad_clips_stop_every_setup(tmp_path: Path, micro: Whisper) -> None:
     data = common_voice(write_bad_corpus(tmp_path / "ja"), micro, max_reject_rate=0.45)
     for _ in range(2):
         assert f"{len(BAD)} of {len(BAD) + 16} clips would be left out" in message(data)
@@ -198,20 +198,20 @@ def test_bad_rows_of_a_large_corpus_do_not_count_against_the_few_clips_of_a_limi
 
 
 def test_a_split_without_clips_is_named(tmp_path: Path, micro: Whisper) -> None:
-    said = message(common_voice(write_common_voice(tmp_path / "ja", {**SPLITS, "dev": 0}), micro))
+    text = message(common_voice(write_common_voice(tmp_path / "ja", {**SPLITS, "dev": 0}), micro))
     assert (
         "Common Voice, ja: no clip of the validation split can be used (clips listed: train 10, validation 0, test 2)"
-        in said
+        in text
     )
 
 
-def test_audio_is_prepared_without_a_front_end(tmp_path: Path) -> None:
+def test_audio_is_prepared_without_a_processor(tmp_path: Path) -> None:
     data = common_voice(write_common_voice(tmp_path / "ja", SPLITS), None)
     data.setup()
     assert data.summary()["splits"]["train"]["seconds"] == 5.0
 
 
-def test_the_demo_corpus_is_read_and_nothing_of_it_left_out(micro: Whisper) -> None:
+def test_every_clip_of_the_demo_corpus_is_used(micro: Whisper) -> None:
     limit = {"train": 6, "validation": 3, "test": 3, "sample": True}
     data = Demo(**{**LOADING, "limit": limit, "allow_shared_speakers": True})
     data.setup()
@@ -252,7 +252,7 @@ time.sleep(60)
 
 
 @pytest.mark.parametrize("begin", ["exit_with_parent", "late"])
-def test_a_loaders_worker_ends_with_a_run_that_is_killed_at_any_moment(begin: str) -> None:
+def test_a_loader_worker_ends_when_its_run_is_killed_at_any_moment(begin: str) -> None:
     line = [sys.executable, "-c", ORPHANS.format(begin=begin)]
     with subprocess.Popen(line, stdout=subprocess.PIPE, text=True) as run:
         assert run.stdout is not None
@@ -261,5 +261,5 @@ def test_a_loaders_worker_ends_with_a_run_that_is_killed_at_any_moment(begin: st
         run.kill()
     end = time.monotonic() + 10
     while worker.exists() and "Z" not in worker.joinpath("stat").read_text().rsplit(")", 1)[1][:3]:
-        assert time.monotonic() < end, "it goes on without the run"
+        assert time.monotonic() < end, "the worker outlives the run"
         time.sleep(0.05)

@@ -17,9 +17,9 @@ DIGESTS = ["1", "2", "3"]
 
 def examples(whisper: Whisper) -> list[dict[str, Any]]:
     generator = torch.Generator().manual_seed(0)
-    said = {"tokens": whisper.processor.encode("犬"), "text": "犬", "seconds": 0.5}
+    common = {"tokens": whisper.processor.encode("犬"), "text": "犬", "seconds": 0.5}
     features = {name: torch.randn(80, frames, generator=generator) for name, frames in FRAMES.items()}
-    return [{**said, "clip": name, "input_features": heard} for name, heard in features.items()]
+    return [{**common, "clip": name, "input_features": log_mel} for name, log_mel in features.items()]
 
 
 @pytest.fixture
@@ -36,22 +36,22 @@ def build(whisper: Whisper, folder: Path, precision: Any = "32", digests: list[s
     return encoder_cache.build_encoder_cache(trainer, whisper.model, loader, FRAMES, digests, folder)
 
 
-def test_known_states_are_what_the_encoder_says(frozen: Whisper, tmp_path: Path) -> None:
-    known = build(frozen, tmp_path)
+def test_cached_states_equal_the_encoders_output(frozen: Whisper, tmp_path: Path) -> None:
+    cache = build(frozen, tmp_path)
     frozen.model.eval()
     for row in examples(frozen):
         expected = encode(frozen.model, row["input_features"][None])[0]
-        assert known[row["clip"]].shape == (FRAMES[row["clip"]] // 2, 32)
-        torch.testing.assert_close(known[row["clip"]], expected)
+        assert cache[row["clip"]].shape == (FRAMES[row["clip"]] // 2, 32)
+        torch.testing.assert_close(cache[row["clip"]], expected)
 
 
-def test_states_are_kept_in_the_precision_that_the_decoder_rounds_them_to(frozen: Whisper, tmp_path: Path) -> None:
+def test_states_are_stored_in_the_precision_that_the_decoder_rounds_them_to(frozen: Whisper, tmp_path: Path) -> None:
     assert build(frozen, tmp_path, "bf16-mixed")["a"].dtype == torch.bfloat16
     assert build(frozen, tmp_path)["a"].dtype == torch.float32
     assert len(list(tmp_path.glob("*.states"))) == 2
 
 
-def test_states_are_computed_once_and_anew_where_anything_differs(frozen: Whisper, tmp_path: Path) -> None:
+def test_states_are_computed_once_and_again_if_anything_differs(frozen: Whisper, tmp_path: Path) -> None:
     passes: list[int] = []
     frozen.model.model.encoder.layers[0].register_forward_hook(lambda *arguments: passes.append(1))
     build(frozen, tmp_path)
@@ -68,7 +68,7 @@ def test_states_are_computed_once_and_anew_where_anything_differs(frozen: Whispe
     assert {path.suffix for path in tmp_path.iterdir()} == {".states"}
 
 
-def test_an_encoder_that_changes_what_it_says_is_refused(micro: Whisper, frozen: Whisper) -> None:
+def test_an_encoder_with_random_outputs_or_in_training_is_refused(micro: Whisper, frozen: Whisper) -> None:
     check_cacheable(frozen.model)
     frozen.model.config.dropout = 0.1
     with pytest.raises(ConfigError, match=r"model\.dropout=0\.1 makes the encoder's outputs random"):

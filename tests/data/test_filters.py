@@ -24,7 +24,7 @@ Row = tuple[Clip, Decoded]
 
 @pytest.fixture(scope="module")
 def processor() -> Processor:
-    """A window of 3 s, 448 tokens, a token a byte."""
+    """A window of 3 s, 448 tokens, one token per byte."""
     return build_whisper(16, 1, 1, 2, window_s=3, language="ja", task="transcribe", max_label_tokens=448).processor
 
 
@@ -61,7 +61,7 @@ def chosen(rows: list[Row], processor: Processor | None, rules: FilterRules = RU
         ("duplicate", row("bad", digest="first"), "same audio as first"),
     ],
 )
-def test_each_fault_is_told_and_the_neighbours_are_kept(
+def test_each_fault_is_reported_and_the_neighbours_are_kept(
     processor: Processor, reason: Reason, bad: Row, detail: str
 ) -> None:
     kept, rejects = chosen([row("first"), bad, row("last")], processor)
@@ -93,29 +93,29 @@ def test_long_clips_are_scored_though_not_trained_on(processor: Processor, split
     assert chosen([row("long", split, samples=10 * SAMPLE_RATE)], processor, rules) == (["long"], [])
 
 
-def test_without_a_front_end_window_and_tokens_are_not_looked_at() -> None:
+def test_without_a_processor_window_and_tokens_are_not_checked() -> None:
     assert chosen([row("long", samples=10 * SAMPLE_RATE, text="x" * 999)], None) == (["long"], [])
 
 
-def test_of_copies_the_first_that_can_be_used_stays(processor: Processor) -> None:
-    texts = {"untold": "", "a": "文", "b": "別", "untold too": ""}
+def test_of_duplicates_the_first_usable_one_is_kept(processor: Processor) -> None:
+    texts = {"no text": "", "a": "文", "b": "別", "no text either": ""}
     kept, rejects = chosen([row(name, text=text, digest="same") for name, text in texts.items()], processor)
     assert kept == ["a"]
     assert [r.name for r in rejects if r.reason == "duplicate"] == ["b"]
-    assert [r.name for r in rejects if r.reason == "empty transcript"] == ["untold", "untold too"]
+    assert [r.name for r in rejects if r.reason == "empty transcript"] == ["no text", "no text either"]
 
 
-def test_as_many_rejects_as_allowed_pass_and_one_more_stops_with_the_reasons() -> None:
+def test_the_allowed_number_of_rejects_passes_and_one_more_stops_with_the_reasons() -> None:
     rejects = [Reject("a\udcff.mp3", "train", "silent"), *[Reject(f"{i}", "train", "missing") for i in range(5)]]
     check_rate(100, rejects[:5], 0.05)
     check_rate(0, [], 0.0)
     with pytest.raises(DataError) as error:
         check_rate(100, rejects, 0.05)
-    said = str(error.value)
-    assert "6 of 100 clips would be left out (5 missing, 1 silent)" in said
-    assert "data.max_reject_rate=0.05" in said
-    assert "The first: a\\udcff.mp3, silent" in said
-    said.encode()
+    message = str(error.value)
+    assert "6 of 100 clips would be left out (5 missing, 1 silent)" in message
+    assert "data.max_reject_rate=0.05" in message
+    assert "The first: a\\udcff.mp3, silent" in message
+    message.encode()
 
 
 def test_a_clip_in_two_splits_is_refused_unless_allowed() -> None:
@@ -144,7 +144,7 @@ CLIPS = st.lists(st.sampled_from(["train", "validation", "test"]), max_size=40).
 
 
 @given(clips=CLIPS, n=st.integers(0, 50), sample=st.booleans(), seed=st.integers(0, 2**32 - 1))
-def test_a_limit_keeps_so_many_of_one_split_in_order_and_all_of_the_others(
+def test_a_limit_keeps_n_clips_of_one_split_in_order_and_all_of_the_others(
     clips: list[Clip], n: int, sample: bool, seed: int
 ) -> None:
     kept = take_subset(clips, {"train": n, "validation": None}, sample, seed)

@@ -17,7 +17,7 @@ def test_every_clip_is_drawn_once_an_epoch_and_only_the_last_batch_is_short(clip
 
 
 @given(clips=CLIPS, batch_size=st.integers(1, 20), by=st.booleans())
-def test_batches_are_of_one_window_as_far_as_they_fill(clips, batch_size, by) -> None:
+def test_batches_hold_one_window_as_far_as_they_can_be_filled(clips, batch_size, by) -> None:
     windows = [window for _, window in clips]
     batches = epoch_batches([length for length, _ in clips], windows, batch_size, 0, 0, by)
     pure = sum(len({windows[i] for i in batch}) == 1 for batch in batches)
@@ -25,7 +25,7 @@ def test_batches_are_of_one_window_as_far_as_they_fill(clips, batch_size, by) ->
 
 
 @given(clips=CLIPS, batch_size=st.integers(1, 20))
-def test_clips_are_scored_once_in_batches_of_one_window_and_equal_memory(clips, batch_size) -> None:
+def test_each_clip_is_scored_once_in_batches_of_one_window_and_equal_memory(clips, batch_size) -> None:
     lengths, windows = [length for length, _ in clips], [window for _, window in clips]
     batches = list(ScoringBatches(lengths, windows, 3000, batch_size))
     assert sorted(i for batch in batches for i in batch) == list(range(len(clips)))
@@ -51,7 +51,7 @@ def test_grouped_batches_hold_clips_of_similar_length() -> None:
     assert spread(True) < spread(False) / 5
 
 
-def test_a_small_corpus_has_other_batches_in_each_epoch() -> None:
+def test_a_small_corpus_has_different_batches_in_each_epoch() -> None:
     sets = [
         {frozenset(batch) for batch in epoch_batches([float(i) for i in range(36)], [300] * 36, 8, 0, epoch, True)}
         for epoch in range(3)
@@ -60,7 +60,7 @@ def test_a_small_corpus_has_other_batches_in_each_epoch() -> None:
 
 
 def drawn(clips: int, global_batch_size: int, steps: int, processes: int, first: int = 0, share: float = 0.0):
-    """Of each step, the draws of all processes."""
+    """The clips of all processes, per step."""
     lengths = [float(i % 7) for i in range(clips)]
     windows = [(200, 300, 400)[i % 3] for i in range(clips)]
     tokens = [i % 5 + 1 for i in range(clips)]
@@ -76,7 +76,9 @@ SLOTS = {"clips": st.integers(1, 60), "global_batch_size": st.integers(1, 20), "
 
 
 @given(**SLOTS, steps=st.integers(1, 8), share=st.sampled_from([0.0, 0.3, 1.0]))
-def test_a_step_sees_the_same_clips_whoever_computes_it(clips, global_batch_size, processes, steps, share) -> None:
+def test_a_step_uses_the_same_clips_for_any_number_of_processes(
+    clips, global_batch_size, processes, steps, share
+) -> None:
     alone, _ = drawn(clips, global_batch_size, steps, 1, share=share)
     together, tokens = drawn(clips, global_batch_size, steps, processes, share=share)
     for (one,), many in zip(alone, together, strict=True):
@@ -91,23 +93,25 @@ def test_a_step_sees_the_same_clips_whoever_computes_it(clips, global_batch_size
 
 
 @given(**SLOTS, steps=st.integers(1, 8), first=st.integers(0, 8))
-def test_a_run_that_goes_on_sees_what_it_would_have_seen(clips, global_batch_size, processes, steps, first) -> None:
+def test_a_resumed_run_uses_the_clips_of_an_uninterrupted_one(
+    clips, global_batch_size, processes, steps, first
+) -> None:
     first = min(first, steps)
-    whole, _ = drawn(clips, global_batch_size, steps, processes, share=0.4)
-    assert drawn(clips, global_batch_size, steps, processes, first, share=0.4)[0] == whole[first:]
+    full, _ = drawn(clips, global_batch_size, steps, processes, share=0.4)
+    assert drawn(clips, global_batch_size, steps, processes, first, share=0.4)[0] == full[first:]
 
 
 @pytest.mark.parametrize(("share", "steps"), [(0.0, 0), (0.25, 25), (0.5, 50), (1.0, 100)])
-def test_the_share_of_steps_in_the_whole_window_is_kept_and_spread(share: float, steps: int) -> None:
-    whole = [batch[0].full_window for (batch,) in drawn(20, 4, 100, 1, share=share)[0]]
-    assert sum(whole) == steps
-    assert sum(whole[:20]) == round(20 * share)
+def test_the_share_of_steps_in_the_full_window_is_kept_and_spread(share: float, steps: int) -> None:
+    full = [batch[0].full_window for (batch,) in drawn(20, 4, 100, 1, share=share)[0]]
+    assert sum(full) == steps
+    assert sum(full[:20]) == round(20 * share)
 
 
 def test_each_epoch_holds_every_clip_once_and_only_its_last_step_is_short() -> None:
     steps, _ = drawn(21, 8, 6, 1)
     for epoch in (steps[:3], steps[3:]):
-        places = [[draw.clip_index for draw in step[0]] for step in epoch]
-        assert [len(p) for p in places] == [8, 8, 5]
-        assert sorted(place for p in places for place in p) == list(range(21))
+        indices = [[draw.clip_index for draw in step[0]] for step in epoch]
+        assert [len(step) for step in indices] == [8, 8, 5]
+        assert sorted(index for step in indices for index in step) == list(range(21))
     assert steps[:3] != steps[3:]

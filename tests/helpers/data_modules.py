@@ -40,4 +40,4 @@ def common_voice(folder: Path, whisper: Whisper | None, **changes: Any) -> Commo
 def trainer_of(steps: int = 1, world_size: int = 1, rank: int = 0) -> Any:
     """What a data module reads of a Trainer that counts steps alone, as that of `kikitori train`."""
     counts = {"max_steps": steps, "max_epochs": -1, "check_val_every_n_epoch": None, "global_step": 0}
-    return SimpleNamespace(**counts, world_size=world_size, global_rank=rank)
+    return SimpleNamespace(**counts, limit_train_batches=1.0, world_size=world_size, global_rank=rank)

@@ -37,7 +37,7 @@ def loader(whisper: Whisper, batch_size: int) -> torch.utils.data.DataLoader[Any
 
 
 class Drawn(torch.utils.data.Dataset[Any]):
-    """Examples as a training's sampler asks for them."""
+    """Examples by the keys of a training sampler."""
 
     def __init__(self, rows: list[dict[str, Any]]) -> None:
         self.rows = rows

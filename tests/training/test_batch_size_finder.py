@@ -16,12 +16,12 @@ def test_the_largest_share_of_a_step_that_fits_is_found(room: int, found: int) -
     assert largest_that_fits(13, lambda clips: clips <= room, 3000) == found
 
 
-def test_a_model_too_large_for_one_clip_is_told() -> None:
+def test_a_model_too_large_for_one_clip_is_reported() -> None:
     with pytest.raises(TrainingError, match=r"one clip in a window of 30 s does not fit into the GPU's memory; use"):
         largest_that_fits(4, lambda clips: False, 3000)
 
 
-def test_a_number_holds_for_every_window_and_a_cpu_takes_what_suits_it(micro: Whisper) -> None:
+def test_a_number_applies_to_every_window_and_a_cpu_has_its_own_sizes(micro: Whisper) -> None:
     trainer = pl.Trainer(accelerator="cpu", logger=False)
     data: Any = SimpleNamespace(micro_batch_size=3, window_frames=lambda: {600, 3000})
     assert find_micro_batch_sizes(trainer, micro, data) == {600: 3, 3000: 3}
@@ -30,7 +30,7 @@ def test_a_number_holds_for_every_window_and_a_cpu_takes_what_suits_it(micro: Wh
         assert find_micro_batch_sizes(trainer, micro, data) == {600: 20, 3000: 4}
 
 
-def test_a_tried_step_leaves_nothing_behind(micro: Whisper, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_memory_probe_leaves_no_gradients(micro: Whisper, monkeypatch: pytest.MonkeyPatch) -> None:
     def encode(model: Any, features: torch.Tensor) -> torch.Tensor:
         if len(features) > 2:
             raise torch.OutOfMemoryError("too much")

@@ -1,4 +1,4 @@
-"""The numbers that a training step logs beside its loss."""
+"""The metrics that a training step logs in addition to its loss."""
 
 import csv
 from pathlib import Path
@@ -23,7 +23,7 @@ CLIP_S = 1.8
 
 
 class Data(pl.LightningDataModule):
-    """Four clips of equal length, one a batch."""
+    """Four clips of equal length, one per batch."""
 
     def __init__(self, whisper: Whisper) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ class Data(pl.LightningDataModule):
 
 
 class Norms(pl.Callback):
-    """The gradient's norm as a formula, of each step."""
+    """The gradient norm of each step, computed by its definition."""
 
     def __init__(self) -> None:
         self.of_steps: list[float] = []
@@ -62,20 +62,20 @@ def test_the_norm_is_that_of_the_whole_gradient_before_clipping(micro: Whisper, 
     assert logged(tmp_path, "train/grad_norm") == pytest.approx({2: norms.of_steps[1], 4: norms.of_steps[3]})
 
 
-def test_speed_counts_all_batches_of_the_steps_between(
+def test_throughput_counts_all_batches_since_the_last_log(
     micro: Whisper, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seconds = iter(range(0, 10_000, 10))
     monkeypatch.setattr(callbacks, "time", SimpleNamespace(perf_counter=lambda: next(seconds)))
     fit(micro, tmp_path, [ThroughputMonitor()], max_steps=4)
     speeds = logged(tmp_path, "train/clips_per_s")
-    # The clock is read twice: when the steps are done, ten seconds on, and when the next ones start.
+    # The clock is read twice, ten seconds apart: when the steps are done, and when the next ones start.
     assert speeds == pytest.approx({2: 2 / 10, 4: 2 / 10})
     hours = logged(tmp_path, "train/audio_hours_per_s")
     assert hours == pytest.approx({step: speed * CLIP_S / 3600 for step, speed in speeds.items()})
 
 
-def test_validation_takes_no_training_time(micro: Whisper, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_throughput_excludes_validation_time(micro: Whisper, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [0.0]
     monkeypatch.setattr(callbacks, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
 

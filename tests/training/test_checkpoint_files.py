@@ -1,4 +1,4 @@
-"""Checkpoints are whole or not there, and none is taken unread."""
+"""Checkpoints are written atomically and verified before use."""
 
 import os
 import subprocess
@@ -27,7 +27,7 @@ def flip(path: Path, at: int) -> None:
     path.write_bytes(data)
 
 
-def test_a_checkpoint_stands_beside_its_checksum_and_nothing_else_is_left(tmp_path: Path) -> None:
+def test_a_checkpoint_has_a_checksum_file_and_leaves_nothing_else(tmp_path: Path) -> None:
     path = saved(tmp_path, "last", 3)
     saved(tmp_path, "last", 4)
     assert {p.name for p in path.parent.iterdir()} == {"last.ckpt", "last.ckpt.sha256"}
@@ -37,7 +37,7 @@ def test_a_checkpoint_stands_beside_its_checksum_and_nothing_else_is_left(tmp_pa
     assert not any(path.parent.iterdir())
 
 
-def test_the_newest_is_that_of_the_most_steps_whatever_the_clock_says(tmp_path: Path) -> None:
+def test_the_latest_checkpoint_is_the_one_with_the_most_steps_not_the_newest_file(tmp_path: Path) -> None:
     paths = [saved(tmp_path, "step-9", 9), saved(tmp_path, "last", 10), saved(tmp_path, "step-5", 5)]
     for age, path in enumerate(paths):
         os.utime(path, (1e9 + age, 1e9 + age))
@@ -46,12 +46,12 @@ def test_the_newest_is_that_of_the_most_steps_whatever_the_clock_says(tmp_path: 
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "empty", "no checksum", "another's"])
-def test_a_damaged_checkpoint_is_named_and_passed_over(
+def test_a_damaged_checkpoint_is_named_and_skipped(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: str
 ) -> None:
     older, path = saved(tmp_path, "step-5", 5), saved(tmp_path, "last", 9)
     if damage == "flip":
-        flip(path, path.stat().st_size // 2)  # among the weights, where loading alone notices nothing
+        flip(path, path.stat().st_size // 2)  # in the weights, where loading alone detects nothing
     elif damage == "no checksum":
         path.with_name("last.ckpt.sha256").unlink()
     elif damage == "another's":
@@ -63,7 +63,7 @@ def test_a_damaged_checkpoint_is_named_and_passed_over(
     assert "is skipped" in caplog.text
 
 
-def test_any_flipped_byte_is_noticed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_any_flipped_byte_is_detected(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = saved(tmp_path, "last", 9)
     whole = path.read_bytes()
     for at in range(0, len(whole), 61):
@@ -76,10 +76,10 @@ def test_any_flipped_byte_is_noticed(tmp_path: Path, caplog: pytest.LogCaptureFi
 
 
 @pytest.mark.parametrize("moment", range(9))
-def test_a_save_that_is_cut_off_anywhere_leaves_the_old_or_the_new(
+def test_a_save_interrupted_anywhere_leaves_the_old_or_the_new_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: int
 ) -> None:
-    """The process ends at the nth call to the system; each of the three files takes two fsyncs and a rename."""
+    """The process ends at the nth system call; each of the three files takes two fsyncs and a rename."""
     path = saved(tmp_path, "last", 1)
     calls = iter(range(100))
 
@@ -96,7 +96,7 @@ def test_a_save_that_is_cut_off_anywhere_leaves_the_old_or_the_new(
 
     monkeypatch.setattr(files.os, "fsync", once(os.fsync))
     monkeypatch.setattr(files.os, "replace", once(os.replace))
-    monkeypatch.setattr(Path, "unlink", lambda self, missing_ok=False: None)  # nobody tidies up after a kill
+    monkeypatch.setattr(Path, "unlink", lambda self, missing_ok=False: None)  # nothing is cleaned up after a kill
     with pytest.raises(Killed):
         saved(tmp_path, "last", 2)
     monkeypatch.undo()
@@ -108,7 +108,9 @@ def test_a_save_that_is_cut_off_anywhere_leaves_the_old_or_the_new(
     assert checkpoints.checksums(path) == [checkpoints.checksums(path)[0]]
 
 
-def test_a_save_that_fails_is_an_error_and_the_old_one_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_save_is_an_error_and_keeps_the_old_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = saved(tmp_path, "last", 1)
 
     class Full:
@@ -128,7 +130,7 @@ def test_a_save_that_fails_is_an_error_and_the_old_one_stays(tmp_path: Path, mon
     assert checkpoints.read_checkpoint(path)["global_step"] == 1
 
 
-def test_what_a_killed_run_left_is_swept(tmp_path: Path) -> None:
+def test_leftovers_of_a_killed_run_are_removed(tmp_path: Path) -> None:
     path = saved(tmp_path, "last", 1)
     saved(tmp_path, "step-1", 1)
     torch.save({"global_step": 1}, path.parent / "mine.ckpt")
@@ -138,7 +140,7 @@ def test_what_a_killed_run_left_is_swept(tmp_path: Path) -> None:
     assert {p.name for p in path.parent.iterdir()} == {"last.ckpt", "last.ckpt.sha256", "mine.ckpt"}
 
 
-def test_a_checkpoint_that_is_none_is_told(tmp_path: Path) -> None:
+def test_a_file_that_is_no_checkpoint_is_reported(tmp_path: Path) -> None:
     path = saved(tmp_path, "last", 1)
     flip(path, 100)
     with pytest.raises(DataError, match=r"last\.ckpt is damaged: it does not match last\.ckpt\.sha256; use another"):

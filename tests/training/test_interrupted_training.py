@@ -1,4 +1,4 @@
-"""A run that is interrupted anywhere ends as one that was not: weights, optimizer, schedule, randomness, clips."""
+"""An interrupted and resumed run equals an uninterrupted one: weights, optimizer, schedule, random states, clips."""
 
 import copy
 import shutil
@@ -28,26 +28,26 @@ from kikitori.training.lightning_module import WhisperModule
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 STEPS, CLIPS, GLOBAL_BATCH, EVERY = 9, 4, 3, 3
-STEPS_AN_EPOCH = 2
+STEPS_PER_EPOCH = 2
 
 
 class Interrupt(pl.Callback):
-    """Tells the run to stop in the training step or the validation after so many steps; counts the clips it saw."""
+    """Stops the run in the training step or validation after `step` steps; records the clips of each step."""
 
     def __init__(self, stop: Stop, step: int | None, where: str) -> None:
         self.stop, self.step, self.where = stop, step, where
         self.seen: dict[int, list[str]] = {}
 
-    def _tell(self, trainer: pl.Trainer, where: str) -> None:
+    def _stop_at(self, trainer: pl.Trainer, where: str) -> None:
         if (trainer.global_step, where) == (self.step, self.where):
             self.stop.number = 15
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         self.seen[trainer.global_step] = [c for c, w in zip(batch["clips"], batch["weights"], strict=True) if w > 0]
-        self._tell(trainer, "training")
+        self._stop_at(trainer, "training")
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._tell(trainer, "validation")
+        self._stop_at(trainer, "validation")
 
 
 class Data(pl.LightningDataModule):
@@ -79,7 +79,7 @@ def fit(
     workers: int = 0,
     precision: list[Any] | None = None,
 ) -> tuple[Interrupt, pl.Trainer, TrainingHistory]:
-    """A training, from its newest checkpoint where there is one."""
+    """Trains, from the latest checkpoint if there is one."""
     torch.manual_seed(1)
     whisper = copy.deepcopy(micro)
     whisper.model.config.dropout = 0.3
@@ -138,28 +138,30 @@ ANYWHERE = [(step, "training") for step in range(1, STEPS)] + [(step, "validatio
 
 
 @pytest.mark.parametrize(("step", "where"), ANYWHERE)
-def test_a_run_stopped_anywhere_ends_as_one_that_was_not(micro: Whisper, tmp_path: Path, step: int, where: str) -> None:
+def test_a_run_interrupted_anywhere_ends_like_an_uninterrupted_one(
+    micro: Whisper, tmp_path: Path, step: int, where: str
+) -> None:
     _, whole, _ = fit(micro, tmp_path / "whole")
     first, _, _ = fit(micro, tmp_path / "parts", step, where)
     second, parts, _ = fit(micro, tmp_path / "parts")
     assert same(state(tmp_path / "whole"), state(tmp_path / "parts"))
     assert Path(best_checkpoint(whole)["best"]).name == Path(best_checkpoint(parts)["best"]).name
-    # Whatever was done twice was done with the same clips: each is seen once an epoch.
+    # Repeated steps used the same clips, each of which occurs once per epoch.
     assert all(first.seen[n] == second.seen[n] for n in first.seen.keys() & second.seen.keys())
     seen = {**first.seen, **second.seen}
-    for epoch in range(STEPS // STEPS_AN_EPOCH):
-        steps = range(epoch * STEPS_AN_EPOCH + 1, (epoch + 1) * STEPS_AN_EPOCH + 1)
+    for epoch in range(STEPS // STEPS_PER_EPOCH):
+        steps = range(epoch * STEPS_PER_EPOCH + 1, (epoch + 1) * STEPS_PER_EPOCH + 1)
         assert set(Counter(clip for n in steps for clip in seen[n]).values()) == {1}
 
 
-def test_a_loaders_workers_change_nothing(micro: Whisper, tmp_path: Path) -> None:
+def test_loader_workers_change_nothing(micro: Whisper, tmp_path: Path) -> None:
     fit(micro, tmp_path / "whole")
     fit(micro, tmp_path / "parts", 4, workers=2)
     fit(micro, tmp_path / "parts", workers=2)
     assert same(state(tmp_path / "whole"), state(tmp_path / "parts"))
 
 
-def test_the_scale_of_half_precision_goes_on(micro: Whisper, tmp_path: Path) -> None:
+def test_the_loss_scale_of_half_precision_is_restored(micro: Whisper, tmp_path: Path) -> None:
     def fp16() -> list[Any]:
         return [MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=2))]
 
@@ -171,10 +173,10 @@ def test_the_scale_of_half_precision_goes_on(micro: Whisper, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("forgotten", ["random", "schedule", "place"])
-def test_what_is_forgotten_shows(
+def test_the_tests_detect_a_state_that_is_not_restored(
     micro: Whisper, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forgotten: str
 ) -> None:
-    """The tests above can fail."""
+    """Proves that the tests above can fail."""
     fit(micro, tmp_path / "whole")
     fit(micro, tmp_path / "parts", 4)
     if forgotten == "random":
@@ -188,14 +190,14 @@ def test_what_is_forgotten_shows(
     assert not same(state(tmp_path / "whole"), state(tmp_path / "parts"))
 
 
-def test_a_run_that_has_done_all_its_steps_takes_none(micro: Whisper, tmp_path: Path) -> None:
+def test_a_completed_run_takes_no_more_steps(micro: Whisper, tmp_path: Path) -> None:
     fit(micro, tmp_path)
     again, _, recorder = fit(micro, tmp_path)
     assert again.seen == {}
     assert [row["step"] for row in recorder.history] == [3, 6, 9]
 
 
-def test_a_run_goes_on_in_a_folder_that_was_moved(micro: Whisper, tmp_path: Path) -> None:
+def test_a_run_resumes_in_a_moved_folder(micro: Whisper, tmp_path: Path) -> None:
     fit(micro, tmp_path / "whole")
     fit(micro, tmp_path / "before", 7)
     (tmp_path / "before").rename(tmp_path / "after")
@@ -205,7 +207,7 @@ def test_a_run_goes_on_in_a_folder_that_was_moved(micro: Whisper, tmp_path: Path
     assert len(list((tmp_path / "after/checkpoints").glob("*.ckpt"))) == 2
 
 
-def test_the_best_that_a_kill_left_behind_is_swept(micro: Whisper, tmp_path: Path) -> None:
+def test_a_second_best_checkpoint_left_by_a_kill_is_removed(micro: Whisper, tmp_path: Path) -> None:
     """Killed after the new best was written and before the old one was removed."""
     fit(micro, tmp_path, 4)
     (best_one,) = (tmp_path / "checkpoints").glob("step-*.ckpt")
@@ -217,7 +219,7 @@ def test_the_best_that_a_kill_left_behind_is_swept(micro: Whisper, tmp_path: Pat
 
 
 @pytest.mark.parametrize("what", ["loss", "weight"])
-def test_no_checkpoint_is_written_of_what_is_not_finite(
+def test_no_checkpoint_is_written_of_values_that_are_not_finite(
     micro: Whisper, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
     class Spoil(Interrupt):
@@ -228,15 +230,18 @@ def test_no_checkpoint_is_written_of_what_is_not_finite(
                 self.stop.number = 15
 
     monkeypatch.setattr(sys.modules[__name__], "Interrupt", Spoil)
-    told = {"loss": r"the loss of step 5 is inf, at a learning rate of .*犬", "weight": "is not finite after step 5"}
-    with pytest.raises(TrainingError, match=told[what]):
+    messages = {
+        "loss": r"the loss of step 5 is inf, at a learning rate of .*犬",
+        "weight": "is not finite after step 5",
+    }
+    with pytest.raises(TrainingError, match=messages[what]):
         fit(micro, tmp_path)
     newest = checkpoints.latest_valid(tmp_path / "checkpoints")
     assert newest is not None
     assert checkpoints.read_checkpoint(newest)["global_step"] == 3
 
 
-def test_the_seconds_since_the_last_validation_are_kept(
+def test_the_seconds_since_the_last_validation_are_saved(
     micro: Whisper, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Slow(Interrupt):

@@ -30,7 +30,7 @@ class Gradients(pl.Callback):
         self.first = {n: p.grad.clone() for n, p in pl_module.model.named_parameters() if p.requires_grad}
 
 
-def test_one_training_steps_loss_and_gradients_equal_stock_forward(micro: Whisper, tmp_path: Path) -> None:
+def test_a_training_steps_loss_and_gradients_equal_the_stock_models(micro: Whisper, tmp_path: Path) -> None:
     stock_model = copy.deepcopy(micro.model)
     gradients = Gradients()
     run = trainer(tmp_path, max_steps=1, callbacks=[gradients])
@@ -48,8 +48,8 @@ def test_one_training_steps_loss_and_gradients_equal_stock_forward(micro: Whispe
             torch.testing.assert_close(gradients.first[name], parameter.grad, msg=name)
 
 
-def test_a_step_in_parts_has_the_loss_and_gradients_of_one_large_batch(micro: Whisper, tmp_path: Path) -> None:
-    """Their clips differ in length, so that a mean of the parts' means would be another loss."""
+def test_a_step_in_micro_batches_has_the_loss_and_gradients_of_one_large_batch(micro: Whisper, tmp_path: Path) -> None:
+    """Their clips differ in length, so the mean of the micro-batches' means would be another loss."""
     kept = []
     for at_once in (4, 2, 3, 1):
         gradients, recorder = Gradients(), TrainingHistory()
@@ -84,8 +84,8 @@ def clips_of_two_windows(whisper: Whisper) -> list[dict[str, Any]]:
     return [{**row, "input_features": row["input_features"][:, : (60, 100)[i % 2]]} for i, row in enumerate(rows)]
 
 
-def test_a_clip_is_read_the_same_alone_and_in_any_batch(micro: Whisper) -> None:
-    with torch.no_grad():  # large enough for the model to have something to say
+def test_a_clips_transcript_is_the_same_alone_and_in_any_batch(micro: Whisper) -> None:
+    with torch.no_grad():  # large enough for the model to generate text
         for parameter in micro.model.parameters():
             parameter.mul_(8)
     rows, module = clips_of_two_windows(micro), WhisperModule(micro).eval()
@@ -98,7 +98,7 @@ def test_a_clip_is_read_the_same_alone_and_in_any_batch(micro: Whisper) -> None:
 
 
 @pytest.mark.parametrize("num_beams", [1, 3])
-def test_evaluation_reads_what_stock_generate_reads_from_a_pass_of_its_own(micro: Whisper, num_beams: int) -> None:
+def test_transcripts_equal_those_of_stock_generate(micro: Whisper, num_beams: int) -> None:
     with torch.no_grad():
         for parameter in micro.model.parameters():
             parameter.mul_(8)
@@ -138,7 +138,7 @@ def test_validation_and_loss_share_one_pass_of_the_encoder(
     assert len(passes) == 1
 
 
-def test_what_does_not_fit_the_memory_is_read_in_halves() -> None:
+def test_a_batch_that_does_not_fit_into_memory_is_halved() -> None:
     tried: list[tuple[int, slice]] = []
 
     def compute(features: torch.Tensor, rows: slice) -> list[int]:
@@ -164,7 +164,7 @@ def test_validation_loss_is_the_mean_over_supervised_tokens(micro: Whisper, tmp_
     assert result["val/loss"] == pytest.approx(expected.item(), rel=1e-5)
 
 
-def test_validation_cer_equals_the_scorers(micro: Whisper, tmp_path: Path) -> None:
+def test_validation_cer_equals_that_of_score_clips(micro: Whisper, tmp_path: Path) -> None:
     module = WhisperModule(micro, OPTIM)
     (result,) = trainer(tmp_path).validate(module, loader(micro, 3), verbose=False)
     rows: Any = [row for batch in trainer(tmp_path).predict(module, loader(micro, 3)) or [] for row in batch]
@@ -174,7 +174,7 @@ def test_validation_cer_equals_the_scorers(micro: Whisper, tmp_path: Path) -> No
         assert result[f"val/{rate}"] == pytest.approx(expected, rel=1e-6)
 
 
-def test_a_step_in_parts_is_one_optimizer_step(micro: Whisper, tmp_path: Path) -> None:
+def test_a_step_in_micro_batches_is_one_optimizer_step(micro: Whisper, tmp_path: Path) -> None:
     module = WhisperModule(micro, OPTIM, micro_batch_sizes={100: 1})
     run = trainer(tmp_path, max_steps=2)
     run.fit(module, training(micro, 2, 2))
@@ -261,7 +261,7 @@ def test_each_epoch_has_an_order_of_its_own(micro: Whisper, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("times", [1, 2, 3])
-def test_a_step_that_does_not_fit_is_taken_again_in_halves_and_stays_the_step(
+def test_a_step_that_does_not_fit_is_repeated_in_halves_with_the_same_result(
     micro: Whisper, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, times: int
 ) -> None:
     undisturbed = WhisperModule(copy.deepcopy(micro), OPTIM)
@@ -271,7 +271,7 @@ def test_a_step_that_does_not_fit_is_taken_again_in_halves_and_stays_the_step(
     def too_much(model: Any, states: Any, labels: Any) -> torch.Tensor:
         seen.append(len(labels))
         if len(labels) > 4 // 2**times:
-            # After the forward pass, so that what it leaves must not count twice.
+            # After a backward pass, whose gradients must not count twice.
             clip_losses(model, states, labels).sum().backward()
             raise torch.OutOfMemoryError("too much")
         return clip_losses(model, states, labels)
@@ -312,13 +312,13 @@ def test_a_loss_that_is_not_finite_stops_the_run(micro: Whisper, tmp_path: Path)
     callbacks = [TrainingHistory(), ValidateEvery(1)]
     settings = {"check_val_every_n_epoch": None, "val_check_interval": ValidateEvery.NEVER, "num_sanity_val_steps": 0}
     run = trainer(tmp_path, max_steps=2, callbacks=callbacks, **settings)
-    told = r"the loss of step 1 is nan, at a learning rate of .*, on the clips .*; lower optim\.lr="
-    with pytest.raises(TrainingError, match=told):
+    message = r"the loss of step 1 is nan, at a learning rate of .*, on the clips .*; lower optim\.lr="
+    with pytest.raises(TrainingError, match=message):
         run.fit(WhisperModule(micro, OPTIM), training(micro, 4, 2), loader(micro, 4))
 
 
 def test_scoring_leaves_a_loaded_model_in_training_mode(micro: Whisper, tmp_path: Path) -> None:
-    """from_pretrained gives evaluation mode, in which dropout and gradient checkpointing would be off in the fit."""
+    """from_pretrained sets evaluation mode, in which dropout and gradient checkpointing would be off in training."""
     micro.save(tmp_path / "model")
     loaded = load_whisper(str(tmp_path / "model"), "ja", "transcribe")
     assert loaded.model.training

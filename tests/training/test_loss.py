@@ -19,7 +19,7 @@ LABELS = torch.tensor(
 
 
 @pytest.mark.parametrize("at_once", [1, 4, 1024])
-def test_losses_and_gradients_equal_stock_forwards(
+def test_losses_and_gradients_equal_the_stock_models(
     micro: Whisper, monkeypatch: pytest.MonkeyPatch, at_once: int
 ) -> None:
     monkeypatch.setattr(loss, "TOKENS_AT_ONCE", at_once)
@@ -34,7 +34,7 @@ def test_losses_and_gradients_equal_stock_forwards(
         torch.testing.assert_close(parameter.grad, other.grad, msg=name)
 
 
-def test_no_more_logits_are_made_at_once_than_a_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_logits_exist_for_one_chunk_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loss, "TOKENS_AT_ONCE", 8)
     made: list[int] = []
     projection = torch.nn.Linear(4, 16)

@@ -40,7 +40,7 @@ def test_norms_and_biases_do_not_decay(micro: Whisper) -> None:
     assert len(decayed["params"]) + len(spared["params"]) == len(trainable)
 
 
-def test_frozen_parameters_are_left_to_nobody() -> None:
+def test_frozen_parameters_are_in_no_group() -> None:
     model = nn.Linear(2, 2)
     model.weight.requires_grad_(False)
     assert [len(group["params"]) for group in parameter_groups(model, 0.1)] == [0, 1]
@@ -58,8 +58,8 @@ def test_the_scheduler_moves_the_learning_rate_once_a_step() -> None:
     assert rates == pytest.approx([0, 0.5, 1.0, 7 / 8])
 
 
-def test_a_changed_setting_holds_after_the_states_are_restored() -> None:
-    """A run that goes on with another learning rate, or more steps, must not keep those that its states bring along."""
+def test_a_changed_setting_applies_after_a_restore() -> None:
+    """A run resumed with another learning rate, or more steps, must not keep those of its saved states."""
 
     def make(lr: float, max_steps: int) -> tuple[Any, Any]:
         settings = {"lr": lr, "weight_decay": 0.1, "betas": (0.9, 0.98), "warmup_steps": 2, "schedule": "linear"}

@@ -186,8 +186,10 @@ class SpeechDataModule(pl.LightningDataModule):
 
     @property
     def steps_per_epoch(self) -> int:
-        """Optimizer steps that read each training clip once."""
-        return -(-len(self.clips["train"]) // self.global_batch_size)
+        """Optimizer steps of one epoch: those that read each training clip once, or fewer for limit_train_batches."""
+        steps = -(-len(self.clips["train"]) // self.global_batch_size)
+        limit = self.trainer.limit_train_batches if self.trainer else None
+        return min(limit, steps) if isinstance(limit, int) else int((limit or 1.0) * steps)
 
     @property
     def world_size(self) -> int:
@@ -202,25 +204,32 @@ class SpeechDataModule(pl.LightningDataModule):
     def train_dataloader(self) -> DataLoader[Batch]:
         """This process's share of the training batches, from the Trainer's current step on.
 
-        For a Trainer that counts steps alone (max_steps, and check_val_every_n_epoch=None), all steps are one epoch of
-        Lightning's; else its epoch reads each clip once.
+        For a Trainer without epochs (max_steps, and check_val_every_n_epoch=None), all steps are one epoch of
+        Lightning's; for others its epoch reads each clip once.
         """
-        dataset, trainer = self.dataset("train"), self.trainer
-        by_steps = trainer and trainer.max_steps > 0 and trainer.check_val_every_n_epoch is None
+        dataset = self.dataset("train")
         sampler = StepSampler(
             dataset.durations_s(),
             dataset.windows(),
             self.prepared.train_tokens,
             self.global_batch_size,
-            trainer.max_steps if trainer and by_steps and trainer.max_epochs in (None, -1) else None,
+            self._steps_without_epochs(),
             self.seed,
             self.group_by_length,
             self.full_window_share,
             self.world_size,
             self.rank,
             global_step=lambda: self.trainer.global_step if self.trainer else 0,
+            steps_per_epoch=self.steps_per_epoch,
         )
         return self._loader(dataset, sampler, persistent_workers=self.num_workers > 0)
+
+    def _steps_without_epochs(self) -> int | None:
+        """The steps of a Trainer that has no epochs; None for one that has."""
+        trainer = self.trainer
+        if not trainer or trainer.check_val_every_n_epoch is not None or trainer.max_epochs not in (None, -1):
+            return None
+        return trainer.max_steps if trainer.max_steps > 0 else None
 
     def val_dataloader(self) -> DataLoader[Batch]:
         """This process's share of the validation clips."""

@@ -68,12 +68,13 @@ class StepSampler(DistributedSampler[list[SampledClip]]):
     """The batches of one process in training, one per optimizer step: a DataLoader's `sampler`, with batch_size=None.
 
     lengths: seconds of each clip. windows: log-Mel frames that each clip is padded to. tokens: supervised tokens of
-    each. steps: iterate to this step of the training, epoch after epoch; None: to the end of the current epoch.
-    full_window_share: share of the steps whose clips are padded to the full window. global_step: returns the number of
-    steps done, at which every iteration begins. A global batch that the processes cannot share evenly, such as an
-    epoch's last, is filled up with clips of weight 0, so that all processes have the same number of clips.
+    each. steps: of the whole training, in one iteration; None for iterations of `steps_per_epoch`, by default those
+    that read each clip once. full_window_share: share of the steps whose clips are padded to the full window.
+    global_step: returns the number of steps done, from which an iteration continues. A global batch that the processes
+    cannot share evenly, such as an epoch's last, is filled up with clips of weight 0, so that all processes have the
+    same number of clips.
 
-    A DistributedSampler, which tells Lightning that the processes share the clips already.
+    As a DistributedSampler, it keeps Lightning from sharing the clips among the processes a second time.
     """
 
     def __init__(
@@ -89,6 +90,7 @@ class StepSampler(DistributedSampler[list[SampledClip]]):
         world_size: int = 1,
         rank: int = 0,
         global_step: Callable[[], int] = lambda: 0,
+        steps_per_epoch: int | None = None,
     ) -> None:
         super().__init__(cast(Any, lengths), world_size, rank, shuffle=False)
         self.lengths = lengths
@@ -102,22 +104,19 @@ class StepSampler(DistributedSampler[list[SampledClip]]):
         self.world_size = world_size
         self.rank = rank
         self.global_step = global_step
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Global batches of one epoch."""
-        return -(-len(self.lengths) // self.global_batch_size)
+        self.batches_per_pass = -(-len(lengths) // global_batch_size)
+        self.steps_per_epoch = steps_per_epoch or self.batches_per_pass
 
     def __len__(self) -> int:
         """Batches of the whole training or of an epoch, including those done: Lightning continues its count."""
         return self.steps_per_epoch if self.steps is None else self.steps
 
     def __iter__(self) -> Iterator[list[SampledClip]]:
-        first, per_epoch = self.global_step(), self.steps_per_epoch
-        last = (first // per_epoch + 1) * per_epoch if self.steps is None else self.steps
+        first = self.global_step()
+        last = (first // self.steps_per_epoch + 1) * self.steps_per_epoch if self.steps is None else self.steps
         batches: list[list[int]] = []
         for step in range(first, last):
-            epoch, index = divmod(step, per_epoch)
+            epoch, index = divmod(step, self.batches_per_pass)
             if index == 0 or not batches:
                 shape = (self.lengths, self.windows, self.global_batch_size)
                 batches = epoch_batches(*shape, self.seed, epoch, self.group_by_length)

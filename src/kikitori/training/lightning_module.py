@@ -20,6 +20,7 @@ from kikitori.metrics.error_rates import edits_and_lengths, score_clips
 from kikitori.model.loading import rebuild_whisper
 from kikitori.model.processor import Processor
 from kikitori.model.whisper import Whisper, encode
+from kikitori.model.window import describe_window
 from kikitori.runtime.errors import ConfigError, TrainingError
 from kikitori.training import optimizer
 from kikitori.training.batch_size_finder import find_micro_batch_sizes, micro_batches, split_on_oom
@@ -34,7 +35,7 @@ MAX_OOM_SPLIT = 4
 
 
 class WhisperModule(pl.LightningModule):
-    """Fine-tunes a Whisper.
+    """Fine-tunes a Whisper, which is then its `whisper`.
 
     make_optimizer: such as `adamw(lr=1e-4)`; None if nothing is trained. clip_norm: the norm to which gradients are
     clipped; None for no clipping. micro_batch_sizes: clips that a forward and backward pass computes at once, by the
@@ -84,15 +85,22 @@ class WhisperModule(pl.LightningModule):
 
         Raises ConfigError if it was made for another model.
         """
-        data = self._data()
-        if data is None:
-            return
+        if data := self._data():
+            self._take_over(data, stage)
+        # Again, because the model may have been configured since it was passed.
+        self.save_hyperparameters({"recipe": self.whisper.recipe}, logger=False)
+
+    def _take_over(self, data: SpeechDataModule, stage: str) -> None:
         processor = data.model_processor()
         check_same_inputs(processor, self.processor)
         if processor.window != self.processor.window:
             self.whisper.set_window(processor.window)
             self.processor = self.whisper.processor
-            self.save_hyperparameters({"recipe": self.whisper.recipe}, logger=False)
+            log.warning(
+                "the data module pads clips to %s, and the model was passed with other windows; to transcribe and save, "
+                "use the WhisperModule's `whisper`, which has these windows",
+                describe_window(processor.window),
+            )
         if stage == "fit" and self.micro_batch_sizes is None:
             self._found_sizes = find_micro_batch_sizes(self.trainer, self.whisper, data)
         if data.cache_encoder_outputs:
@@ -239,9 +247,7 @@ class WhisperModule(pl.LightningModule):
         if data is None or not trainer.max_epochs or trainer.max_epochs < 0:
             return trainer.estimated_stepping_batches
         # Lightning's estimate would start the training loader, before a checkpoint's step is restored.
-        share, per_epoch = trainer.limit_train_batches, data.steps_per_epoch
-        per_epoch = min(share, per_epoch) if isinstance(share, int) else int((share or 1.0) * per_epoch)
-        steps = per_epoch * trainer.max_epochs
+        steps = data.steps_per_epoch * trainer.max_epochs
         return min(steps, trainer.max_steps) if trainer.max_steps > 0 else steps
 
 
