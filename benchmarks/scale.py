@@ -180,7 +180,8 @@ def build(release: str) -> SpeechDataModule:
 def loader(data: SpeechDataModule) -> Any:
     """Returns the training loader of one epoch."""
     steps = -(-len(data.clips["train"]) // data.global_batch_size)
-    data.trainer = SimpleNamespace(max_steps=steps, world_size=1, global_rank=0, global_step=0)  # type: ignore[assignment]
+    trainer: Any = SimpleNamespace(max_steps=steps, world_size=1, global_rank=0, global_step=0)
+    data.trainer = trainer
     return data.train_dataloader()
 
 
