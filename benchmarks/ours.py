@@ -21,13 +21,13 @@ from kikitori.config.overrides import to_plain
 from kikitori.config.validation import check_config
 from kikitori.data.datamodule import SpeechDataModule
 from kikitori.metrics.error_rates import score_clips
-from kikitori.model import processor
+from kikitori.model.processor import make_processor
 from kikitori.model.whisper import encode
 from kikitori.pipelines import builders
 from kikitori.runtime.console import quiet_libraries
 from kikitori.runtime.paths import CONF, cache_folder
-from kikitori.training import batch_size_finder
 from kikitori.training import trainer as trainers
+from kikitori.training.batch_size_finder import find_micro_batch_sizes
 from kikitori.training.callbacks import Progress, ThroughputMonitor
 from kikitori.training.history import TrainingHistory
 from kikitori.training.lightning_module import WhisperModule
@@ -59,9 +59,7 @@ def compose_run(task: Task) -> DictConfig:
 
 
 def build_data(cfg: DictConfig, trainer: pl.Trainer | None = None) -> SpeechDataModule:
-    data = builders.build_data(to_plain(cfg), trainer)
-    data.splits = ["train", "validation"]
-    return data
+    return builders.build_data({**to_plain(cfg), "splits": ["train", "validation"]}, trainer)
 
 
 def prepare(task: Task) -> dict[str, Any]:
@@ -69,10 +67,10 @@ def prepare(task: Task) -> dict[str, Any]:
     torch.set_num_threads(1)
     quiet_libraries()
     cfg = compose_run(task)
-    data = build_data(cfg)
     config = WhisperConfig.from_pretrained(task.model)
     tokenizer = WhisperTokenizer.from_pretrained(task.model)
-    data.processor = processor.make_processor(tokenizer, config, cfg.model.language, cfg.model.task, "benchmark")
+    processor = make_processor(tokenizer, config, cfg.model.language, cfg.model.task, "benchmark")
+    data = build_data(cfg).with_processor(processor)
     waveform.decode(next(Path(task.release, "clips").iterdir()))  # one-time initialisation is not a cost per clip
     start = time.perf_counter()
     data.setup()
@@ -99,11 +97,11 @@ def train(task: Task) -> dict[str, Any]:
     trainer = trainers.build_trainer(settings, task.path, callbacks, [CSVLogger(task.path, name="", version="")])
     data = build_data(cfg, trainer)
     whisper = instantiate(cfg.model, _partial_=True, _convert_="all")().with_window(data.window)
-    data.processor = whisper.processor
+    data = data.with_processor(whisper.processor)
     data.setup()
     whisper.configure_generation(**builders.generation_settings(to_plain(cfg), data))
-    module = WhisperModule(whisper, instantiate(cfg.optim, _convert_="all"), cfg.trainer.gradient_clip_val)
-    module.micro_batch_sizes = batch_size_finder.find_micro_batch_sizes(trainer, module, data)
+    sizes = find_micro_batch_sizes(trainer, whisper, data)
+    module = WhisperModule(whisper, instantiate(cfg.optim, _convert_="all"), cfg.trainer.gradient_clip_val, sizes)
     trainer.fit(module, datamodule=data)
     measured = meter.measured(whisper.model.config, task.precision)
     module.to(DEVICE).train()

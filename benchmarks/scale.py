@@ -18,7 +18,6 @@ import threading
 import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from types import SimpleNamespace
 from typing import Any
 
 import stand_ins
@@ -29,7 +28,7 @@ from transformers import WhisperConfig
 from kikitori.config.overrides import to_plain
 from kikitori.corpora.common_voice import read_table
 from kikitori.data.datamodule import SpeechDataModule
-from kikitori.model import processor
+from kikitori.model.processor import make_processor
 from kikitori.pipelines.builders import build_data
 from kikitori.runs.provenance import git_state
 from kikitori.runtime.console import quiet_libraries
@@ -170,18 +169,13 @@ def build(release: str) -> SpeechDataModule:
     quiet_libraries()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("train", [f"data.release={release}", "data.allow_shared_speakers=true"])
-    data = build_data(to_plain(cfg))
-    data.splits = ["train"]
     tokenizer, config = stand_ins.tokenizer(), WhisperConfig()
-    data.processor = processor.make_processor(tokenizer, config, cfg.model.language, cfg.model.task, "benchmark")
-    return data
+    processor = make_processor(tokenizer, config, cfg.model.language, cfg.model.task, "benchmark")
+    return build_data({**to_plain(cfg), "splits": ["train"]}).with_processor(processor)
 
 
 def loader(data: SpeechDataModule) -> Any:
     """Returns the training loader of one epoch."""
-    steps = -(-len(data.clips["train"]) // data.global_batch_size)
-    trainer: Any = SimpleNamespace(max_steps=steps, world_size=1, global_rank=0, global_step=0)
-    data.trainer = trainer
     return data.train_dataloader()
 
 

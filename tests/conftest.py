@@ -63,6 +63,7 @@ def micro() -> "Whisper":
         language="ja",
         task="transcribe",
         max_label_tokens=64,
+        init_std=0.02,
     )
     whisper.configure_generation(max_new_tokens=12, num_beams=1)
     return whisper

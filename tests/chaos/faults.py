@@ -124,7 +124,7 @@ def forget_position() -> None:
 
     def start(self: Any, *arguments: Any, **how: Any) -> None:
         inner(self, *arguments, **how)
-        self.first_step = 0
+        self.global_step = lambda: 0
 
     sampler.StepSampler.__init__ = start  # type: ignore[method-assign]
 

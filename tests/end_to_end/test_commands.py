@@ -296,7 +296,7 @@ def test_prepare_builds_the_audio_cache_that_training_uses(cache: Path, monkeypa
     monkeypatch.setenv("KIKITORI_CACHE", str(cache))
     data.setup()
     assert {path.name: path.stat().st_mtime_ns for path in (cache / "store").glob("*.arrow")} == stores
-    assert {store.path.name for store in data.stores.values()} <= stores.keys()
+    assert {cached.path.name for cached in data.prepared.audio_caches.values()} <= stores.keys()
 
 
 def test_compare_ranks_real_runs_and_writes_their_page(run: tuple[Path, str, str], cache: Path) -> None:

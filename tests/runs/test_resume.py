@@ -7,7 +7,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from kikitori.config.overrides import config_options
-from kikitori.runs.resume import expand_resume, expand_resume_sweep
+from kikitori.runs.resume import changes, expand_resume, expand_resume_sweep
 from kikitori.runtime.errors import ConfigError, DataError
 from kikitori.runtime.files import write_json
 
@@ -112,3 +112,10 @@ def test_the_words_of_a_resumed_sweep_can_be_parsed(tmp_path: Path) -> None:
     resume = sweep(tmp_path / "a", "--config-dir", "mine", "-m", "+x=1")
     args = get_args_parser().parse_args(expand_resume_sweep("train", ["-m", resume, "optim.lr=1"]))
     assert (args.multirun, args.config_dir, args.overrides) == (True, "mine", ["+x=1", resume, "optim.lr=1"])
+
+
+def test_an_optimizer_of_an_earlier_version_is_the_same_recipe() -> None:
+    old = {"optim": {"_target_": "kikitori.optim.build", "_partial_": True, "lr": 1e-5}}
+    new = {"optim": {"_target_": "kikitori.adamw", "lr": 1e-5}}
+    assert changes(old, new) == {}
+    assert changes(old, {"optim": {**new["optim"], "lr": 1e-4}}) == {"optim.lr": "was 1e-05, is now 0.0001"}

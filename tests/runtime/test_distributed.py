@@ -56,7 +56,7 @@ def test_several_machines_are_refused_unless_their_processes_exist() -> None:
 
 def test_a_global_batch_that_does_not_divide_by_the_devices_is_refused() -> None:
     check_batch_size(24, devices=2, nodes=3)
-    with pytest.raises(ConfigError, match=r"data\.global_batch_size=20 does not divide by 6 = 2 devices x 3 nodes;"):
+    with pytest.raises(ConfigError, match=r"data\.global_batch_size=20 is not divisible by 6 = 2 devices x 3 nodes;"):
         check_batch_size(20, devices=2, nodes=3)
 
 

@@ -314,8 +314,9 @@ def test_only_the_command_line_may_set_the_setup_commands_of_a_slurm_job() -> No
         cfg = compose("train", line, return_hydra_config=True)
     hydra_guard.check(cfg)
     cfg.hydra.overrides.hydra = []
-    refused = r"hydra\.launcher\.setup: runs commands, which a configuration file may not do"
-    with pytest.raises(ConfigError, match=refused):
+    with pytest.raises(
+        ConfigError, match=r"hydra\.launcher\.setup: runs commands, which a configuration file may not do"
+    ):
         hydra_guard.check(cfg)
 
 

@@ -185,7 +185,7 @@ def test_code_and_pickles_next_to_a_good_model_are_ignored(micro: Whisper) -> No
 @pytest.mark.parametrize("made", PICKLES)
 def test_a_pickled_audio_cache_is_refused(made: Callable[[], bytes]) -> None:
     Path("evil.arrow").write_bytes(made())
-    with pytest.raises(DataError, match=r"evil\.arrow, a store of decoded clips, is damaged"):
+    with pytest.raises(DataError, match=r"evil\.arrow, a cache of decoded audio, is damaged"):
         AudioCache(Path("evil.arrow"))
 
 
@@ -195,7 +195,7 @@ def test_an_arrow_type_that_pyarrow_would_unpickle_is_refused() -> None:
     schema = pa.schema([pa.field("name", pa.string(), metadata=marked), pa.field("pcm", pa.large_binary())])
     with pa.ipc.new_file("evil.arrow", schema) as writer:
         writer.write_batch(pa.RecordBatch.from_pylist([{"name": "a", "pcm": b""}], schema))
-    with pytest.raises(DataError, match=r"evil\.arrow, a store of decoded clips, is damaged"):
+    with pytest.raises(DataError, match=r"evil\.arrow, a cache of decoded audio, is damaged"):
         AudioCache(Path("evil.arrow"))
 
 
@@ -203,7 +203,7 @@ def test_an_arrow_type_that_pyarrow_would_unpickle_is_refused() -> None:
 def test_a_pickled_encoder_cache_is_refused(made: Callable[[], bytes]) -> None:
     Path("evil.states").write_bytes(made())
     states = EncoderCache(Path("evil.states"), {"clip": 100}, 8, torch.float32)
-    with pytest.raises(DataError, match=r"evil\.states, a frozen encoder's states, is damaged"):
+    with pytest.raises(DataError, match=r"evil\.states, a cache of encoder outputs, is damaged"):
         states["clip"]
 
 

@@ -30,6 +30,20 @@ class ClipScore:
     wer_raw_length: int
 
 
+def score(references: Sequence[str], hypotheses: Sequence[str], language: str = "ja") -> dict[str, Any]:
+    """Error rates of hypotheses against references, as fractions: 0.25 is 25 %.
+
+    Returns cer and wer on normalised text, each with its 95 % bootstrap interval over clips (cer_ci95, wer_ci95),
+    cer_raw and wer_raw on the text as given, and the number of clips. language: Whisper's code, which decides how text
+    is normalised and split into words. Raises ValueError unless both are lists of the same length.
+    """
+    if isinstance(references, str) or isinstance(hypotheses, str):
+        raise ValueError("references and hypotheses must be lists of texts, not single texts")
+    if len(references) != len(hypotheses):
+        raise ValueError(f"{len(references)} references, but {len(hypotheses)} hypotheses; give one for each")
+    return summarise(score_clips(references, hypotheses, language))
+
+
 def score_clips(references: Sequence[str], hypotheses: Sequence[str], language: str) -> list[ClipScore]:
     """Counts the edits of each clip. WER of Japanese uses Sudachi's words; at spaces, a sentence would be one word."""
     columns: dict[str, list[int]] = {}

@@ -24,7 +24,7 @@ from kikitori.runtime.errors import KikitoriError, ModelError, one_line
 
 def load_whisper(
     name: str,
-    language: str = "ja",
+    language: str | None = None,
     task: str = "transcribe",
     revision: str | None = None,
     freeze: Literal["encoder", "none"] = "none",
@@ -33,17 +33,17 @@ def load_whisper(
 ) -> Whisper:
     """Loads a pretrained Whisper from the Hugging Face Hub or a folder, in fp32. Code in its repository is never run.
 
-    language: a code such as ja. task: transcribe or translate. revision: a commit, tag or branch on the Hub, None for
-    the main branch. freeze: the part that is not trained. config: fields of `WhisperConfig` to change, such as dropout
-    and SpecAugment.
+    language: Whisper's code, such as ja; None for the one that a fine-tuned model was saved with, or else ja.
+    task: transcribe or translate. revision: a commit, tag or branch on the Hub, None for the main branch.
+    freeze: the part that is not trained. config: fields of `WhisperConfig` to change, such as dropout and SpecAugment.
     Raises ModelError if the model cannot be loaded or does not support the language.
     """
-    arguments = {"builder": "load", "name": name, "language": language, "task": task, "revision": revision}
     _check_name(name, revision)
     safely: dict[str, Any] = {"revision": revision or "main", "trust_remote_code": False}
     try:
         # The small files first, so that a wrong language is reported before gigabytes are downloaded.
         tokenizer = WhisperTokenizer.from_pretrained(name, **safely)
+        language = language or _saved_language(name, safely) or "ja"
         saved_config = WhisperConfig.from_pretrained(name, **safely)
         processor = make_processor(tokenizer, saved_config, language, task, name)
         foreign = [key for key in ("quantization_config", "transformers_weights") if hasattr(saved_config, key)]
@@ -65,7 +65,16 @@ def load_whisper(
         raise ModelError(f"model.name={name} lacks {len(missing)} of Whisper's weights, such as {missing[0]}")
     if getattr(model.generation_config, "is_multilingual", True) is False:
         raise ModelError(f"model.name={name} is English-only and has no language tokens; use the multilingual model")
-    return _finish(model, processor, arguments, freeze, gradient_checkpointing)
+    recipe = {"builder": "load", "name": name, "language": language, "task": task, "revision": revision}
+    return _finish(model, processor, recipe, freeze, gradient_checkpointing)
+
+
+def _saved_language(name: str, safely: dict[str, Any]) -> str | None:
+    """The language of a fine-tuned model's generation config; a stock model has none."""
+    try:
+        return getattr(GenerationConfig.from_pretrained(name, revision=safely["revision"]), "language", None)
+    except OSError:  # no such file
+        return None
 
 
 def build_whisper(
@@ -77,15 +86,16 @@ def build_whisper(
     language: str = "ja",
     task: str = "transcribe",
     num_mel_bins: int = 80,
-    max_label_tokens: int = 448,
+    max_label_tokens: int = 128,
     freeze: Literal["encoder", "none"] = "none",
     gradient_checkpointing: bool = False,
+    init_std: float = 0.08,
     **config: Any,
 ) -> Whisper:
     """Builds a Whisper with random weights, its own window of whole seconds, and a byte-level tokenizer.
 
     It has the special tokens of the pretrained models, so that all other code treats it the same. The default sizes are
-    those of `model=micro`. Other arguments: see `load_whisper`.
+    those of `model=micro`: 1.1 M parameters, for clips of at most 3 s. Other arguments: see `load_whisper`.
     """
     sizes = {"d_model": d_model, "encoder_layers": encoder_layers, "decoder_layers": decoder_layers}
     sizes |= {"attention_heads": attention_heads, "num_mel_bins": num_mel_bins, "max_label_tokens": max_label_tokens}
@@ -108,6 +118,7 @@ def build_whisper(
         pad_token_id=tokenizer.eos_token_id,
         decoder_start_token_id=tokenizer.convert_tokens_to_ids(START),
         begin_suppress_tokens=None,
+        init_std=init_std,
         **config,
     )
     model = WhisperForConditionalGeneration(whisper_config)

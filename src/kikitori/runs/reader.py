@@ -111,15 +111,17 @@ def varying_keys(runs: Sequence[Run]) -> list[str]:
     return named if len(distinguished) == len({run.identity for run in runs}) else differing
 
 
-def find_runs(places: Sequence[str]) -> list[Run]:
-    """Every run in the given folders, sweeps and globs, once each.
+def find_runs(places: str | Path | Sequence[str | Path]) -> list[Run]:
+    """Every run in the given folders, sweeps and globs, once each; one place may be given without a list.
 
+    A run has its `status`, its `results` (the content of results.json), `score(split)` and `predictions(split)`.
     Raises DataError if a place does not exist or holds no run.
     """
+    given = [str(place) for place in ([places] if isinstance(places, str | Path) else places)]
     # A shell that expands `sweep/*` also lists sweep.json.
-    named = [place for place in places if not Path(place).expanduser().is_file()]
+    named = [place for place in given if not Path(place).expanduser().is_file()]
     if not named:
-        raise DataError(f"{places[0]} is a file; {USAGE}")
+        raise DataError(f"{given[0]} is a file; {USAGE}")
     folders = list(dict.fromkeys(folder.resolve() for place in named for folder in _run_folders(place)))
     sweeps: dict[Path, dict[Path, Any]] = {}
     for parent in {folder.parent for folder in folders}:

@@ -146,9 +146,7 @@ class TrialRunner:
             corpus = {key: value for key, value in to_plain(cfg.data).items() if key not in NOT_FOR_DECODING}
             needed = [corpus, cfg.data.limit.sample and cfg.seed, cfg.get("splits")]
             if needed not in self.prepared:
-                data = build_data(to_plain(cfg))
-                data.splits = cfg.get("splits") or data.splits
-                data.decode()
+                build_data(to_plain(cfg)).decode()
                 self.prepared.append(needed)
         if faults:
             raise ConfigError("\n".join(f"trial {number}: {fault}" for fault, number in faults.items()))
