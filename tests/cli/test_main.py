@@ -21,7 +21,7 @@ def test_a_launcher_without_a_sweep_is_refused() -> None:
 def test_going_on_needs_something_to_go_on_with(tmp_path: Path) -> None:
     assert "name it: hydra.run.dir=..." in refusal("train", "resume=auto")
     main._refuse(["train", "resume=auto", f"hydra.run.dir={tmp_path}"])
-    assert "goes on with a sweep; add -m" in refusal("train", f"resume_sweep={tmp_path}")
+    assert "resumes a sweep; add -m" in refusal("train", f"resume_sweep={tmp_path}")
     assert "holds no sweep.json" in refusal("train", "-m", f"resume_sweep={tmp_path}")
     (tmp_path / "sweep.json").write_text("{}")
     main._refuse(["train", "-m", f"resume_sweep='{tmp_path}'"])

@@ -1,4 +1,4 @@
-"""The command `kikitori`: hands the rest of the line to one of the commands below."""
+"""The command `kikitori`: picks the sub-command, checks its arguments, and shows errors without a traceback."""
 
 import atexit
 import gc
@@ -12,14 +12,18 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from hydra._internal.utils import get_args_parser
 from hydra.errors import CompactHydraException
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from kikitori import __version__
+from kikitori.config.names import did_you_mean, explain, outdated, unknown_option
 from kikitori.config.overrides import LINE
 from kikitori.config.secrets import secret_in
-from kikitori.runs.resume import expand_resume
-from kikitori.runtime import distributed
+from kikitori.runs.results import RESULTS, SWEEP, ended_before_scoring
+from kikitori.runs.resume import expand_resume, expand_resume_sweep
+from kikitori.runtime import distributed, processes
 from kikitori.runtime.errors import KikitoriError, Stopped
 
 USAGE = """\
@@ -30,16 +34,18 @@ kikitori: fine-tune Whisper on speech, Japanese first.
               kikitori train resume=outputs/my-run
   evaluate    score a checkpoint or a stock model
               kikitori evaluate checkpoint=outputs/my-run data=demo
-  prepare     decode a corpus once, and tell what would be left out
+  prepare     decode a corpus and list the clips that would be rejected
               kikitori prepare data=manifest data.manifest=recordings/metadata.csv
-  transcribe  read audio files to text
+  transcribe  transcribe audio files
               kikitori transcribe talk.mp3 --model outputs/my-run
   compare     rank runs and sweeps, with intervals; --report writes a page
               kikitori compare outputs/my-sweep --report report.html
 
-train, evaluate and prepare are Hydra applications: --help lists what can be chosen, --cfg job prints the configuration,
--m sweeps over comma-separated values. Completion: eval "$(kikitori train -sc install=bash)" (or zsh, fish).
-"""
+kikitori COMMAND --help lists the options of a command. For train, evaluate and
+prepare these are choices and keys of the configuration: model=whisper_base
+optim.lr=3e-5. -m sweeps over comma-separated values, --cfg job prints the
+composed configuration. kikitori --version prints the version.
+Completion: eval "$(kikitori train -sc install=bash)" (or zsh, fish)."""
 HYDRA_COMMANDS = ("train", "evaluate", "prepare")
 COMMANDS = (*HYDRA_COMMANDS, "transcribe", "compare")
 
@@ -47,59 +53,73 @@ COMMANDS = (*HYDRA_COMMANDS, "transcribe", "compare")
 def main() -> None:
     """Entry point of the console script."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    # Weights that are no safetensors are refused, not sent through a converter on the Hub.
+    # Weights that are not safetensors are refused, not sent through a converter on the Hub.
     os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"
-    # OpenMP's threads spin while they wait for each other, which slows a CPU that others use too up to 50 times; this
-    # short a spin costs a seventh on a quiet one. Read when torch is imported.
+    # OpenMP threads spin while they wait for each other, which slows a busy CPU down up to 50 times. With this shorter
+    # spin a quiet CPU is a seventh slower. The variable is read when torch is imported.
     os.environ.setdefault("GOMP_SPINCOUNT", "3000")
-    # What is imported stays, some 400,000 objects: the collector's rounds while they come and its last ones at the end
-    # took 1.5 of the 5.8 s of CPU time that a command took to import and end.
+    # The 400,000 imported objects live until the end. Garbage collection while they were created, and once more at
+    # exit, took 1.5 of the 5.8 s of CPU time in which a command started and ended.
     gc.set_threshold(10_000)
     atexit.register(gc.freeze)
-    distributed.die_with_parent()
+    processes.exit_with_launcher()
     arguments = sys.argv[1:]
-    # argparse takes the beginning of an option for it.
+    if arguments[:1] == ["help"]:
+        arguments = [*arguments[1:2], "--help"]
+    # argparse accepts abbreviated options.
     if any(len(a) > 2 and "--experimental-rerun".startswith(a.partition("=")[0]) for a in arguments):
-        sys.exit("kikitori: --experimental-rerun would load a pickle, which can run anything; give the overrides again")
+        sys.exit("kikitori: --experimental-rerun would load a pickle, which can run any code; pass the overrides again")
     if arguments[:1] == ["-sc"]:
         _complete()
+    elif "--version" in arguments:
+        print(f"kikitori {__version__}")
     elif not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE)
     elif arguments[0] not in COMMANDS:
-        sys.exit(f"kikitori: {arguments[0]!r} is none of {', '.join(COMMANDS)}; see kikitori --help")
+        suggestion = did_you_mean(arguments[0], COMMANDS)
+        sys.exit(f"kikitori: {arguments[0]!r} is none of {', '.join(COMMANDS)}{suggestion}")
     else:
-        if arguments[0] in HYDRA_COMMANDS:
-            try:
-                arguments = [arguments[0], *expand_resume(arguments[0], arguments[1:])]
-            except KikitoriError as error:
-                sys.exit(str(error))
-        _refuse(arguments)
-        os.environ[LINE] = json.dumps(arguments[1:])
-        # Hydra and argparse read sys.argv from its second word on.
-        sys.argv[1:] = arguments[1:]
-        # A sweep that goes on does so in its folder.
-        sys.argv += [f"hydra.sweep.dir={a.partition('=')[2]}" for a in arguments if a.startswith("resume_sweep=")]
-        _run(arguments[0])
+        _run(arguments[0], _prepare_line(arguments[0], arguments[1:]))
+
+
+def _prepare_line(command: str, words: list[str]) -> list[str]:
+    """The words after the command, checked, with `resume=FOLDER` and `resume_sweep=FOLDER` expanded."""
+    if command in HYDRA_COMMANDS:
+        _refuse_names(words)
+        try:
+            words = expand_resume_sweep(command, expand_resume(command, words))
+        except KikitoriError as error:
+            sys.exit(str(error))
+    _refuse([command, *words])
+    os.environ[LINE] = json.dumps(words)
+    # A resumed sweep runs in its own folder.
+    return [*words, *(f"hydra.sweep.dir={w.partition('=')[2]}" for w in words if w.startswith("resume_sweep="))]
+
+
+def _refuse_names(words: list[str]) -> None:
+    """Exits if an override has the name of an earlier version, or an option does not exist."""
+    if old := list(outdated(words)):
+        sys.exit(f"kikitori: {'; '.join(old)}")
+    options = [name for action in get_args_parser()._actions for name in action.option_strings]
+    if unknown := unknown_option(words, options):
+        sys.exit(f"kikitori: {unknown}")
 
 
 def _refuse(arguments: list[str]) -> None:
-    """End before Hydra writes the line to files, where it holds a secret or cannot mean what it says."""
+    """Exits before Hydra writes the command line to files if it holds a secret or contradicts itself."""
     for argument in arguments:
         key, _, value = argument.partition("=")
         if variable := secret_in(value):
-            sys.exit(
-                f"kikitori: {key} holds the value of {variable}, and a configuration is written to files; leave it out"
-            )
+            sys.exit(f"kikitori: {key} holds the value of {variable}, and overrides are written to files; leave it out")
     given = {key: value.strip("'\"") for key, _, value in (argument.partition("=") for argument in arguments)}
-    # A kept axis brings the mode along.
+    # A choice of `sweep` sets the mode.
     sweeps = "-m" in given or "--multirun" in given or given.get("hydra.mode") == "MULTIRUN" or "sweep" in given
     _refuse_folders(given, sweeps)
     for key in ("hydra/launcher", "hydra/sweeper"):
         if key in given and not sweeps:
-            told = f"kikitori: {key}={given[key]} is for a sweep"
-            sys.exit(f"{told}, and does nothing without -m; add it, for a single job, too")
+            sys.exit(f"kikitori: {key}={given[key]} applies to sweeps and does nothing without -m; add -m")
     if given.get("hydra/launcher") == "slurm" and not find_spec("submitit"):
-        sys.exit("kikitori: hydra/launcher=slurm needs a package more: pip install 'kikitori[slurm]'")
+        sys.exit("kikitori: hydra/launcher=slurm needs another package: pip install 'kikitori[slurm]'")
     if distributed.world_size() > 1 and "hydra.run.dir" not in given:
         sys.exit(
             f"kikitori: {distributed.world_size()} processes train this run, and each would make a folder of its own; "
@@ -108,27 +128,32 @@ def _refuse(arguments: list[str]) -> None:
 
 
 def _refuse_folders(given: dict[str, str], sweeps: bool) -> None:
-    """End where there is nothing in a folder to go on with, or something that would be written over."""
+    """Exits if there is nothing to resume in a folder, or if a run in it would be overwritten."""
     folder, resume = given.get("hydra.run.dir"), given.get("resume") == "auto"
     if resume and folder is None and not sweeps:
-        sys.exit("kikitori: resume=auto begins a run in a folder or goes on there; name it: hydra.run.dir=...")
-    if folder and not resume and Path(folder, "results.json").exists() and distributed.rank() == 0:
-        told = f"kikitori: hydra.run.dir={folder} already holds a run"
-        sys.exit(f"{told}; choose another folder, or add resume=auto to go on")
+        sys.exit("kikitori: resume=auto resumes or starts the run in a folder; name it: hydra.run.dir=...")
+    holds_run = folder and Path(folder, RESULTS).exists() and not ended_before_scoring(Path(folder))
+    if holds_run and not resume and distributed.rank() == 0:
+        message = f"kikitori: hydra.run.dir={folder} already holds a run"
+        sys.exit(f"{message}; choose another folder, or add resume=auto to resume it")
     sweep = given.get("resume_sweep")
-    if sweep is not None and not (sweeps and Path(sweep, "sweep.json").exists()):
-        why = "holds no sweep.json; give the folder of a sweep" if sweeps else "goes on with a sweep; add -m"
-        sys.exit(f"kikitori: resume_sweep={sweep} {why}")
+    if sweep is not None and not sweeps:
+        sys.exit(f"kikitori: resume_sweep={sweep} resumes a sweep; add -m and the sweep's other arguments")
+    if sweep is not None and not Path(sweep, SWEEP).exists():
+        sys.exit(f"kikitori: resume_sweep={sweep} holds no {SWEEP}; give the folder of a sweep")
 
 
-def _run(command: str) -> None:
-    """Run a command; an error that a user can mend is shown as its message, any other with its traceback.
+def _run(command: str, words: list[str]) -> None:
+    """Runs a command. An error that users can fix is shown as its message, any other with its traceback.
 
-    HYDRA_FULL_ERROR=1 makes Hydra hand its errors on instead of printing them; set by a user, it shows all tracebacks.
+    HYDRA_FULL_ERROR=1 makes Hydra raise its errors instead of printing them; if the user has set it, all tracebacks are
+    shown.
     """
     full = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    # A run has its own way to stop; these hold before it begins, and when it has saved and ends.
+    # Hydra and argparse read the words from here.
+    sys.argv[1:] = words
+    # For the time before a run handles signals by itself, and after it has saved.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _stop)
     try:
@@ -138,20 +163,23 @@ def _run(command: str) -> None:
             signal.signal(number, signal.SIG_IGN)
         print(error, file=sys.stderr)
         sys.exit(error.code)
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (KikitoriError, CompactHydraException, OmegaConfBaseException, YAMLError, OSError) as error:
         if full:
             raise
-        causes = [error, error.__cause__] if isinstance(error.__cause__, OmegaConfBaseException) else [error]
-        hint = "Keys depend on the choices made; --help after a choice, such as data=manifest, lists its own.\n"
-        message = "\n".join(map(str, causes)) + "\n" + hint * ("Could not override" in str(error))
-        sys.exit(message + "(HYDRA_FULL_ERROR=1 shows where)")
+        message = explain(error, command, words)
+        if message == str(error):
+            cause = f"{error.__cause__}\n" if isinstance(error.__cause__, OmegaConfBaseException) else ""
+            message = f"{message}\n{cause}(HYDRA_FULL_ERROR=1 shows where)"
+        sys.exit(message)
     finally:
         _end_workers()
 
 
 def _end_workers() -> None:
-    """End the loaders' workers that an error left: they ignore SIGTERM, and Python would wait for them for ever."""
-    # Torch raises an error where a worker is killed.
+    """Kills data loader workers that an error left behind; they ignore SIGTERM, so Python would wait forever."""
+    # Torch's handler raises an error when a worker is killed.
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     for worker in multiprocessing.active_children():
         worker.kill()
@@ -162,7 +190,7 @@ def _stop(number: int, _: Any) -> None:
 
 
 def _complete() -> None:
-    """Answer a shell that completes a line: the commands first, then Hydra's answer for the rest of the line."""
+    """Completes a command line for a shell: the command itself, then whatever Hydra proposes."""
     line = os.environ.get("COMP_LINE", "")
     program, _, rest = line.partition(" ")
     command, space, overrides = rest.partition(" ")

@@ -1,7 +1,7 @@
-"""What Hydra itself would do at a configuration's word, checked as soon as it is composed and before it acts on it.
+"""Checks the `hydra` node of a configuration right after it is composed, before Hydra acts on it.
 
-Hydra makes launchers, sweepers and callbacks, sets up logging (whose configuration names callables, and files that are
-written), sets environment variables and writes the configuration down, all before a command sees it.
+Before a command runs, Hydra instantiates launchers, sweepers and callbacks, sets up logging (whose configuration names
+callables and files), sets environment variables and writes the configuration to files.
 """
 
 from collections.abc import Iterator, Mapping
@@ -16,11 +16,12 @@ from omegaconf.errors import OmegaConfBaseException
 from omegaconf.resolvers import oc
 
 from kikitori.config import targets
+from kikitori.config.overrides import leaves
 from kikitori.config.secrets import secret_in
 from kikitori.runtime.errors import ConfigError
 
-# All that Hydra's own choices of logging hold, and no more: `()`, `ext://` and a class are calls, a file name is a file
-# that is written, a format in braces reads any attribute. None: any plain value.
+# Exactly what Hydra's own logging configurations contain: `()`, `ext://` and classes are calls, a file name is a file
+# that is written, and a format in braces reads any attribute. None: any plain value.
 OUTPUTS = ("logging.StreamHandler", "logging.FileHandler")
 STREAMS = ("ext://sys.stdout", "ext://sys.stderr")
 FILES = ("${hydra.runtime.output_dir}/${hydra.job.name}.log", "hydra-${hydra.job.name}.log")
@@ -31,18 +32,19 @@ LOGGING: dict[str, dict[str, tuple[str, ...] | None]] = {
     "loggers": dict.fromkeys(("level", "handlers", "propagate")),
 }
 OF_ALL_LOGGING: dict[str, tuple[str, ...] | None] = dict.fromkeys(("version", "disable_existing_loggers"))
-# Of a Slurm job, what becomes lines of its script or words of its command.
+# Settings of a Slurm job that become lines of its script or words of its command.
 SHELL = ("setup", "srun_args", "additional_parameters", "python")
 # `srun_args` of conf/hydra/launcher/slurm.yaml.
 OURS = ["--kill-on-bad-exit=1"]
 
 
 def guard_hydra() -> None:
-    """Check, in this process, every configuration that Hydra composes; for commands, whose process is theirs alone.
+    """Checks every configuration that Hydra composes in this process from now on.
 
-    Interpolations cannot read secrets from then on, nor can configurations be read out of packages, which would import
-    them.
+    Interpolations then cannot read secrets, and configurations cannot be read from packages, which would import them.
+    Only for commands: it changes Hydra for the whole process.
     """
+    targets.add_working_folder()
     OmegaConf.register_new_resolver("oc.env", without_secrets, replace=True)
     compose = ConfigLoaderImpl.load_configuration
     if hasattr(compose, "__wrapped__"):
@@ -52,6 +54,8 @@ def guard_hydra() -> None:
     def checked(*args: Any, **kwargs: Any) -> DictConfig:
         cfg: DictConfig = compose(*args, **kwargs)
         check(cfg)
+        if isinstance(cfg.get("splits"), str):  # splits=test means splits=[test]
+            cfg.splits = [cfg.splits]
         return cfg
 
     open_sources = ConfigRepository.initialize_sources
@@ -69,7 +73,7 @@ def guard_hydra() -> None:
 
 
 def without_secrets(*arguments: Any) -> str | None:
-    """The resolver ${oc.env:NAME,default}. Raises ConfigError where the value is a secret."""
+    """The resolver ${oc.env:NAME,default}. Raises ConfigError if the value is a secret."""
     value = oc.env(*arguments)
     if variable := secret_in(value or ""):
         raise ConfigError(f"holds the value of {variable}, and a configuration is written to files; leave it out")
@@ -77,7 +81,7 @@ def without_secrets(*arguments: Any) -> str | None:
 
 
 def check(cfg: DictConfig) -> None:
-    """Raise ConfigError with every problem of what is Hydra's in a composed configuration, or would be written down."""
+    """Raises ConfigError with all problems of Hydra's own node, and for secrets anywhere in the configuration."""
     found = [f"{key}: {fault}" for key, fault in _faults(cfg)]
     if found:
         count = f"{len(found)} problem{'s' * (len(found) > 1)}"
@@ -86,15 +90,15 @@ def check(cfg: DictConfig) -> None:
 
 def _faults(cfg: DictConfig) -> Iterator[tuple[str, str]]:
     written: Any = OmegaConf.to_container(cfg)
-    leaves = [(key, f"{key} {value}") for key, value in _leaves(written)]
-    # All at once first: a look through the environment for each of 300 values takes a while.
-    for key, text in leaves if secret_in("\n".join(text for _, text in leaves)) else []:
+    texts = [(key, f"{key} {value}") for key, value in leaves(written, into_lists=True)]
+    # All at once first: searching each of 300 values for all variables takes longer.
+    for key, text in texts if secret_in("\n".join(text for _, text in texts)) else []:
         if variable := secret_in(text):
             where = "a key" if secret_in(key) else key
             yield where, f"holds the value of {variable}, and a configuration is written to files; leave it out"
     hydra = written["hydra"]
     if hydra["callbacks"]:
-        yield "hydra.callbacks", "must be empty: they are calls, and kikitori has no use for them"
+        yield "hydra.callbacks", "must be empty: Hydra callbacks can run any code, and kikitori does not use them"
     for key in ("env_set", "env_copy"):
         if hydra["job"][key]:
             yield f"hydra.job.{key}", "must be empty; set variables in the environment itself: NAME=value kikitori ..."
@@ -110,23 +114,23 @@ def _resolved(hydra: DictConfig, node: str) -> Any:
         return {}
     try:
         return OmegaConf.to_container(hydra[node], resolve=True)
-    except OmegaConfBaseException:  # then Hydra cannot make it either, for it resolves all of it first
+    except OmegaConfBaseException:  # Hydra cannot instantiate it either, since it resolves the whole node first
         return OmegaConf.to_container(hydra[node])
 
 
 def _shell_faults(launcher: Mapping[str, Any], line: list[str]) -> Iterator[tuple[str, str]]:
-    """What would become a command in a Slurm job's script, unless the command line itself says it."""
+    """Reports settings that become commands in a Slurm job's script and are not on the command line."""
     given = {override.lstrip("+~").partition("=")[0] for override in line}
     for name, value in launcher.items():
         key = f"hydra.launcher.{name}"
         if name in SHELL and key not in given and value not in (None, [], {}, OURS):
-            yield key, "runs commands, which a file may not; give it on the command line"
-        if any("\n" in f"{part}{text}" for part, text in _leaves(value, str(name))):
-            yield key, "must be of one line; more of them would be commands in the job's script"
+            yield key, "runs commands, which a configuration file may not do; give it on the command line"
+        if any("\n" in f"{part}{text}" for part, text in leaves(value, str(name), into_lists=True)):
+            yield key, "must be one line; further lines would be commands in the job's script"
 
 
 def _logging_faults(node: Any, key: str) -> Iterator[tuple[str, str]]:
-    """Whatever of a logging configuration is not known to be harmless."""
+    """Reports everything in a logging configuration that is not known to be harmless."""
     for name, value in _parts(node, key):
         if name in LOGGING:
             for part, settings in _parts(value, f"{key}.{name}"):
@@ -152,11 +156,3 @@ def _parts(node: Any, key: str) -> Iterator[tuple[str, Any]]:
     if not isinstance(node, Mapping | None):
         raise ConfigError(f"{key}: must be a mapping, got {node!r}")
     yield from (node or {}).items()
-
-
-def _leaves(node: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(node, Mapping | list):
-        for name, value in node.items() if isinstance(node, Mapping) else enumerate(node):
-            yield from _leaves(value, f"{key}.{name}" if key else str(name))
-    else:
-        yield key, node

@@ -1,10 +1,10 @@
-"""Where things are: the configuration tree, the demo corpus, the cache, the run's folder."""
+"""Overrides of the command line, resolvers of the configuration, and its plain values."""
 
 import json
 import os
 import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,18 +13,19 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from kikitori.config.targets import RENAMED
+from kikitori.config import names
+from kikitori.config.documentation import help_text
 from kikitori.runtime.errors import ConfigError
 from kikitori.runtime.paths import CONF
 
 LONGEST_NAME = 180
-# The environment variable that holds the words of the command line, as JSON.
+# The environment variable that holds the arguments of the command line, as JSON.
 LINE = "KIKITORI_LINE"
 
 
 def swept_values(overrides: Sequence[str]) -> dict[str, str]:
-    """Of a job's overrides those that its sweep varies: on the command line, or by `hydra.sweeper.params`."""
-    # A job that Slurm runs has the sweep's line in its environment alone.
+    """The overrides of a job that its sweep varies, on the command line or in `hydra.sweeper.params`."""
+    # A Slurm job finds the sweep's command line in its environment only.
     line = json.loads(os.environ[LINE]) if LINE in os.environ else sys.argv[1:]
     given = OverridesParser.create().parse_overrides([a for a in line if "=" in a and not a.startswith("-")])
     keys = {override.get_key_element() for override in given if override.is_sweep_override()}
@@ -34,18 +35,18 @@ def swept_values(overrides: Sequence[str]) -> dict[str, str]:
 
 
 def overrides() -> list[str]:
-    """What the command line changed: with the command's name, enough to run it again."""
+    """The overrides of this run; with the command's name they are enough to repeat it."""
     return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
 
 
 def override(key: str, value: object) -> str:
-    """An override of any value, a path with any signs above all."""
+    """An override with its value quoted, for paths with special characters."""
     quoted = str(value).replace("\\", "\\\\").replace("'", "\\'")
     return f"{key}='{quoted}'"
 
 
 def config_options(hydra: DictConfig, command: str) -> list[str]:
-    """--config-path, --config-dir and --config-name where a command was given them."""
+    """The options --config-path, --config-dir and --config-name that a command was started with."""
     options: list[str] = []
     for source in hydra.runtime.config_sources:
         if source.provider == "command-line":
@@ -61,9 +62,9 @@ def options(command: str) -> list[str]:
 
 
 def sweep_name() -> str | None:
-    """The folder's name of the sweep that this run is part of; None for a single run.
+    """The name of the folder of this run's sweep; None for a single run.
 
-    A trial that a launcher starts as a process of its own finds the folder in KIKITORI_SWEEP.
+    A trial that runs in its own process finds the folder in KIKITORI_SWEEP.
     """
     folder = os.environ.get("KIKITORI_SWEEP", "")
     if not folder and HydraConfig.initialized() and HydraConfig.get().mode is RunMode.MULTIRUN:
@@ -72,39 +73,47 @@ def sweep_name() -> str | None:
 
 
 def swept(overrides: Sequence[str]) -> str:
-    """`swept_values` as a folder's name: optim.lr-1e-05_seed-0.
+    """The values that a sweep varies as the name of a folder: optim.lr-1e-05_seed-0.
 
-    A constant override, a path above all, has no place in a name; what a value holds besides letters, digits, dots and
-    signs becomes a hyphen.
+    Constant overrides, paths for example, are left out. Characters other than letters, digits, dots and signs become
+    hyphens.
     """
     named = [(key, re.sub(r"[^\w.+-]+", "-", value).strip("-")[-60:]) for key, value in swept_values(overrides).items()]
     name = "_".join(f"{key.replace('/', '.')}-{value}" for key, value in named)
-    # A file system takes 255 bytes; the job's number tells apart what is cut alike.
+    # File systems allow 255 bytes. The job's number in front keeps truncated names distinct.
     return name.encode()[:LONGEST_NAME].decode(errors="ignore")
 
 
 def tasks(devices: int | str) -> int:
-    """How many tasks Slurm is to start on a machine: one a device."""
+    """The number of Slurm tasks per machine: one per device."""
     if not isinstance(devices, int):
-        raise ConfigError(f"trainer.devices={devices}: Slurm must be told how many; pass trainer.devices=8")
+        raise ConfigError(f"trainer.devices={devices}: Slurm needs a number; pass trainer.devices=8")
     return devices
 
 
+OmegaConf.register_new_resolver("kikitori.help", help_text, replace=True)
 OmegaConf.register_new_resolver("kikitori.tasks", tasks, replace=True)
 OmegaConf.register_new_resolver("kikitori.swept", swept, replace=True)
 
 
 def to_plain(cfg: DictConfig) -> dict[str, Any]:
-    """A node as plain values, interpolations resolved."""
+    """A node as plain values, with interpolations resolved."""
     return cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
 
 
-def flatten(config: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
-    """Each leaf of a configuration with its dotted key."""
-    for key, value in config.items():
-        if isinstance(value, dict):
-            yield from flatten(value, f"{prefix}{key}.")
-        elif key == "_target_":
-            yield f"{prefix}{key}", RENAMED.get(value, value)
-        else:
-            yield f"{prefix}{key}", value
+def flatten(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yields dotted key and value of each leaf of a configuration, with names of earlier versions translated."""
+    for key, value in leaves(config):
+        name = key.rpartition(".")[2]
+        if name != "_partial_":  # optim.adamw had it in earlier versions
+            value = names.RENAMED_TARGETS.get(str(value), value) if name == "_target_" else value
+            yield names.RENAMED_KEYS.get(key, key), value
+
+
+def leaves(node: Any, prefix: str = "", into_lists: bool = False) -> Iterator[tuple[str, Any]]:
+    """Yields dotted key and value of each leaf; lists are leaves unless into_lists is set."""
+    if isinstance(node, Mapping) or (into_lists and isinstance(node, list)):
+        for key, value in node.items() if isinstance(node, Mapping) else enumerate(node):
+            yield from leaves(value, f"{prefix}.{key}" if prefix else str(key), into_lists)
+    else:
+        yield prefix, node

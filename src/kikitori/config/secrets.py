@@ -1,18 +1,18 @@
-"""Which values of the environment are secrets: they must reach no file and no server."""
+"""Secrets in the environment, which must not be written to files or sent to servers."""
 
 import os
 
 SECRET_NAMES = ("TOKEN", "KEY", "SECRET", "PASSWORD", "PASSWD", "CREDENTIAL")
-# Shorter values are no secrets but switches, and would be found in anything.
+# Shorter values are switches rather than secrets, and would be found in any text.
 SHORTEST = 8
 
 
 def secret_in(text: str) -> str | None:
-    """The environment variable whose secret value a text holds."""
+    """The environment variable whose secret value a text contains; None if there is none."""
     return next((name for name, value in os.environ.items() if value in text and _is_secret(name, value)), None)
 
 
 def _is_secret(name: str, value: str) -> bool:
-    # KEY_FILE names a secret's place, which a configuration may say.
+    # A path, as in KEY_FILE, is not a secret.
     named = any(part in name.upper() for part in SECRET_NAMES)
     return named and len(value) >= SHORTEST and not os.path.exists(value)

@@ -1,20 +1,22 @@
-"""Which callables a configuration may name. A `_target_` is a call, and a configuration may come from a stranger.
+"""The functions and classes that a `_target_` may name, since a configuration may come from an untrusted source.
 
-The names stand here as text and are compared as text, before anything is imported: importing a module runs it, and a
-path through an allowed one (kikitori.paths.os.system) reaches everything.
+Names are compared as text before anything is imported: importing a module runs its code, and a path through an allowed
+module (kikitori.runtime.paths.os.system) would reach everything.
 """
 
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from hydra.utils import instantiate as hydra_instantiate
 from omegaconf import OmegaConf
 
+from kikitori.config.names import RENAMED_TARGETS
 from kikitori.runtime.errors import ConfigError
 
 _SUBMITIT = "hydra_plugins.hydra_submitit_launcher.submitit_launcher"
-# What conf/, and what else of Hydra's own can be chosen with it, name; by the node that they may stand in.
+# The targets in conf/ and in Hydra's own choices, by the node that may contain them.
 TARGETS: dict[str, tuple[str, ...]] = {
     "data": tuple(f"kikitori.{name}" for name in ("CommonVoice", "Demo", "Hub", "Manifest")),
     "model": ("kikitori.build_whisper", "kikitori.load_whisper"),
@@ -39,30 +41,17 @@ TARGETS: dict[str, tuple[str, ...]] = {
         *(f"optuna.pruners.{name}Pruner" for name in ("Hyperband", "SuccessiveHalving")),
     ),
 }
-# Names that earlier versions wrote into run folders, and what they are now.
-RENAMED = {
-    "kikitori.datamodule.CommonVoice": "kikitori.CommonVoice",
-    "kikitori.datamodule.Demo": "kikitori.Demo",
-    "kikitori.datamodule.Hub": "kikitori.Hub",
-    "kikitori.datamodule.Manifest": "kikitori.Manifest",
-    "kikitori.optim.build": "kikitori.adamw",
-    "kikitori.pruning.PruneByStudy": "kikitori.OptunaPruning",
-    "kikitori.tracking.RunLogger": "kikitori.WandbRunLogger",
-    "kikitori.trainer.ddp": "kikitori.ddp",
-    "kikitori.whisper.build": "kikitori.build_whisper",
-    "kikitori.whisper.load": "kikitori.load_whisper",
-}
-# Further names, with commas between them. In the environment, which no file sets, and which a run's processes, the
-# trials of a sweep and Slurm's jobs inherit.
+# The environment variable with further names, separated by commas. No file can set it; the processes of a run, the
+# trials of a sweep and Slurm jobs inherit it.
 OWN = "KIKITORI_TARGETS"
-# Instructions to Hydra that nothing here needs: they change what a target is called with, or who makes what is in it.
+# Instructions to Hydra that are not needed here: they change the arguments of a target or how nested nodes are built.
 INSTRUCTIONS = ("_args_", "_convert_", "_recursive_")
 
 
 def instantiate(node: Any, **arguments: Any) -> Any:
-    """Hydra's `instantiate` of a node that names allowed targets alone. Raises ConfigError before it imports another.
+    """Hydra's `instantiate` for nodes with allowed targets. Raises ConfigError before any other target is imported.
 
-    What is checked is what is called: the node's interpolations are resolved once, before both.
+    The node's interpolations are resolved once, so that exactly what was checked is called.
     """
     plain = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
     for key, fault in faults(plain, names=allowed()):
@@ -71,9 +60,9 @@ def instantiate(node: Any, **arguments: Any) -> Any:
 
 
 def faults(node: Any, key: str = "", names: frozenset[str] | None = None) -> Iterator[tuple[str, str]]:
-    """(key, fault) of whatever would call what it may not, at any depth of plain values.
+    """Yields (key, fault) for every target that is not allowed, at any depth of plain values.
 
-    key: the node's own in the configuration. names: what may be called where that is not known.
+    key: of the node itself. names: the allowed targets if the key is unknown.
     """
     if isinstance(node, list | tuple):
         for index, item in enumerate(node):
@@ -83,18 +72,33 @@ def faults(node: Any, key: str = "", names: frozenset[str] | None = None) -> Ite
             place = f"{key}.{name}" if key else str(name)
             callable_here = allowed(key) if names is None else names
             if name == "_target_" and not (isinstance(value, str) and value in callable_here):
-                yield place, f"may be {_words(callable_here)}, got {value!r}; a class of your own: {OWN}=its.full.name"
+                new = (
+                    f", which is now {RENAMED_TARGETS[value]}"
+                    if isinstance(value, str) and value in RENAMED_TARGETS
+                    else ""
+                )
+                remedy = f"to use a class of your own, set {OWN}=its.full.name in the environment"
+                yield place, f"may be {_words(callable_here)}, got {value!r}{new}; {remedy}"
             elif name in INSTRUCTIONS:
-                yield place, "is not for a configuration to say; leave it out"
+                yield place, "is not supported in a configuration; leave it out"
             yield from faults(value, place, names)
 
 
 def allowed(key: str = "") -> frozenset[str]:
-    """The targets that the node at this key may name; those of all nodes without a key."""
+    """The targets that are allowed at this key; without a key, those of all nodes."""
     own = filter(None, os.environ.get(OWN, "").split(","))
     here = (names for place, names in TARGETS.items() if not key or f"{key}.".startswith(f"{place}."))
     return frozenset(own).union(*here)
 
 
+def add_working_folder() -> None:
+    """Makes modules in the working folder importable if the environment names classes of the user's own.
+
+    Last in the search path, so that no file there can replace a library.
+    """
+    if os.environ.get(OWN) and os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+
+
 def _words(names: frozenset[str]) -> str:
-    return " or ".join(sorted(names)) or "nowhere here"
+    return " or ".join(sorted(names)) or "nothing here"

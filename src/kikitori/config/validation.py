@@ -1,6 +1,6 @@
-"""Checks of a configuration before anything is loaded: every problem at once, each with its key, value and remedy.
+"""Checks a configuration before anything is loaded, and reports all problems at once with key, value and remedy.
 
-The schema of a node is the signature of its `_target_`: names and types are read from there, so that they stand once.
+The schema of a node is the signature of its `_target_`: argument names and types are read from there.
 """
 
 import inspect
@@ -14,6 +14,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from transformers import WhisperConfig
 
+from kikitori.config import names
+from kikitori.config.overrides import leaves
 from kikitori.config.secrets import secret_in
 from kikitori.config.targets import allowed, faults
 from kikitori.corpora.types import SPLITS
@@ -46,7 +48,19 @@ CHOICES = {
     "callbacks.checkpoint.monitor": ("val/cer", "val/wer", "val/loss"),
     "callbacks.checkpoint.mode": ("min", "max"),
 }
-# Types of keys that are no argument of a target of ours.
+# Arguments of Lightning's Trainer that kikitori replaces: the value that changes nothing, and the remedy.
+REPLACED = {
+    "trainer.accumulate_grad_batches": (
+        1,
+        "data.global_batch_size is the size of a step's batch; data.micro_batch_size splits it",
+    ),
+    "trainer.check_val_every_n_epoch": (None, "set validation.every_steps"),
+    "trainer.fast_dev_run": (False, "set trainer.max_steps=2 and data.limit.train=8, .validation=8, .test=8"),
+    "trainer.gradient_clip_algorithm": ("norm", "must be norm"),
+    "trainer.max_epochs": (None, "training is counted in optimizer steps; set trainer.max_steps"),
+    "trainer.val_check_interval": (None, "set validation.every_steps"),
+}
+# Types of keys that are not arguments of one of our functions.
 TYPES: dict[str, Any] = {
     **dict.fromkeys(("seed", "validation.every_steps", "trainer.max_steps", "trainer.log_every_n_steps"), int),
     "trainer.num_nodes": int,
@@ -58,6 +72,7 @@ TYPES: dict[str, Any] = {
     **dict.fromkeys(("data.limit.train", "data.limit.validation", "data.limit.test"), int | None),
     "data.limit.sample": bool,
     "checkpoint": str | None,
+    "splits": list[str],
     "resume": Literal["auto"] | None,
     "resume_accept": list[str],
     "resume_sweep": str | None,
@@ -67,7 +82,7 @@ TYPES: dict[str, Any] = {
 
 
 def check_config(cfg: DictConfig) -> None:
-    """Raise ConfigError with every problem of a composed configuration."""
+    """Raises ConfigError with all problems of a composed configuration."""
     found = list(_problems(cfg))
     if found:
         count = f"{len(found)} problem{'s' * (len(found) > 1)}"
@@ -82,14 +97,15 @@ def _problems(cfg: DictConfig) -> Iterator[str]:
     except OmegaConfBaseException as error:
         yield f"{error.full_key}: {error.msg}"
         return
-    flat = dict(_leaves(values))
+    flat = dict(leaves(values))
     for key, value in flat.items():
         if variable := secret_in(str(value)):
             yield f"{key}: holds the value of {variable}, and a configuration is written to files; leave it out"
-            return  # other faults would show it
+            return  # other problems would print it
+    yield from (f"{key}: is now {names.RENAMED_KEYS[key]}" for key in flat if key in names.RENAMED_KEYS)
     wrong_type = dict(faults(values)) | dict(_type_faults(values))
     wrong_type |= {
-        key: f"must be {_words(hint)}, got {flat[key]!r}"
+        key: f"must be {_describe(hint)}, got {flat[key]!r}"
         for key, hint in TYPES.items()
         if key in flat and not _fits(flat[key], hint)
     }
@@ -105,8 +121,12 @@ def _problems(cfg: DictConfig) -> Iterator[str]:
     yield from _uneven_batch(flat)
     if "data.window_edges_s" not in wrong_type:
         yield from _window_faults(flat)
-    yield from _not_ours(flat)
-    for split in values.get("splits", []):
+    for key, (neutral, remedy) in REPLACED.items():
+        if flat.get(key, neutral) != neutral:
+            yield f"{key}: {remedy}"
+    if flat.get("optim._target_") == "kikitori.adamw" and "optim._partial_" in flat:
+        yield "optim._partial_: leave it out; kikitori.adamw itself returns a function of the model and the steps"
+    for split in flat.get("splits", []) if "splits" not in wrong_type else []:
         if split not in SPLITS:
             yield f"splits: must be among {', '.join(SPLITS)}, got {split}"
     for key, choices in CHOICES.items():
@@ -117,80 +137,65 @@ def _problems(cfg: DictConfig) -> Iterator[str]:
 def _missing(cfg: DictConfig) -> list[str]:
     try:
         return sorted(OmegaConf.missing_keys(cfg))
-    except OmegaConfBaseException:  # an interpolation that fails, which is told by itself
+    except OmegaConfBaseException:  # an interpolation that fails, which is reported when it is resolved
         return []
 
 
 def _uneven_batch(flat: Mapping[str, Any]) -> Iterator[str]:
-    """The batch of a step that its devices cannot share evenly, where their number is known already."""
+    """Reports a batch that the devices cannot divide evenly, if their number is known already."""
     keys = ("trainer.devices", "trainer.num_nodes")
     numbers = [flat.get(key, 1) for key in keys]
     batch = flat.get("data.global_batch_size")
     known = isinstance(batch, int) and all(isinstance(n, int) and n > 0 for n in numbers)
-    # Whoever only evaluates takes no steps.
+    # An evaluation takes no steps.
     if known and "validation.every_steps" in flat and batch % (parts := prod(numbers)):
         yield f"data.global_batch_size: must be a multiple of {parts} ({' x '.join(keys)}), got {batch}"
 
 
 def _window_faults(flat: Mapping[str, Any]) -> Iterator[str]:
-    """What is asked of windows that cannot be, or would be without effect."""
+    """Reports settings of windows that are impossible or without effect."""
     edges, window = flat.get("data.window_edges_s", []), flat.get("data.window")
     if edges != sorted(set(edges)) or not all(edge > 0 for edge in edges):
-        yield f"data.window_edges_s: must ascend from above 0, got {edges}"
+        yield f"data.window_edges_s: must be ascending and above 0, got {edges}"
     if window == "bucketed" and not edges:
         yield "data.window_edges_s: data.window=bucketed needs at least one, such as [5,10]"
     if window == "full" and flat["data.full_window_share"]:
-        yield "data.full_window_share: is for data.window=bucketed; with full, every step is in the whole window"
+        yield "data.full_window_share: needs data.window=bucketed; with full, every step uses the full window"
     if flat.get("data.cache_encoder_outputs") is True and flat.get("model.freeze") != "encoder":
-        yield "data.cache_encoder_outputs: needs an encoder that is not trained; add model.freeze=encoder, to kikitori train"
+        yield "data.cache_encoder_outputs: needs a frozen encoder; add model.freeze=encoder (kikitori train only)"
     if flat.get("generation.max_tokens_per_s") == "auto" and "train" not in flat.get("splits", ["train"]):
-        yield "generation.max_tokens_per_s: auto asks the train split, which is not read; give a number"
-
-
-def _not_ours(flat: Mapping[str, Any]) -> Iterator[str]:
-    """Arguments of Lightning's Trainer that mean nothing where the module optimizes by itself."""
-    if flat.get("trainer.accumulate_grad_batches", 1) != 1:
-        yield "trainer.accumulate_grad_batches: data.global_batch_size is a step's; data.micro_batch_size goes through it in parts"
-    if flat.get("trainer.gradient_clip_algorithm", "norm") != "norm":
-        yield "trainer.gradient_clip_algorithm: must be norm"
-
-
-def _leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(node, Mapping):
-        for key, value in node.items():
-            yield from _leaves(value, f"{prefix}.{key}" if prefix else str(key))
-    else:
-        yield prefix, node
+        yield "generation.max_tokens_per_s: auto needs the train split, which is not in splits; give a number"
 
 
 def _type_faults(node: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """(key, fault) of every value that does not fit the parameter of its `_target_`, at any depth."""
+    """Yields (key, fault) for every value that its `_target_` does not take or that has another type, at any depth."""
     if not isinstance(node, Mapping):
         return
     for key, value in node.items():
         yield from _type_faults(value, f"{prefix}.{key}" if prefix else str(key))
-    # Another is told by `faults`, and must not be imported.
+    # Other targets must not be imported; `faults` reports them.
     if not isinstance(node.get("_target_"), str) or node["_target_"] not in allowed(prefix):
         return
     try:
         parameters, open_ended = _parameters(get_object(node["_target_"]))
-    except Exception as error:  # whatever importing a foreign module raises
+    except Exception as error:  # importing a user's module can raise anything
         yield f"{prefix}._target_", f"cannot be imported: {node['_target_']} ({error})"
         return
     for key, value in node.items():
         if key.startswith("_") or value == "???":
             continue
         if key not in parameters:
-            if not open_ended:
-                yield f"{prefix}.{key}", f"{node['_target_']} has no such argument; it has {', '.join(parameters)}"
+            if not open_ended and f"{prefix}.{key}" not in names.RENAMED_KEYS:
+                hint = names.did_you_mean(key, parameters) or f"; it has {', '.join(parameters)}"
+                yield f"{prefix}.{key}", f"{node['_target_']} has no such argument{hint}"
         elif not _fits(value, parameters[key]):
-            yield f"{prefix}.{key}", f"must be {_words(parameters[key])}, got {value!r}"
+            yield f"{prefix}.{key}", f"must be {_describe(parameters[key])}, got {value!r}"
 
 
 def _parameters(target: Callable[..., Any]) -> tuple[dict[str, Any], bool]:
-    """Name and type of each argument of a function or class, and whether it takes others besides.
+    """The name and type of each argument of a function or class, and whether it accepts further arguments.
 
-    Arguments that a class passes on through ** to its base are the base's; those named `config` are WhisperConfig's.
+    Arguments that a class passes to its base through ** are those of the base; **config stands for WhisperConfig.
     """
     functions = [target]
     if inspect.isclass(target):
@@ -213,7 +218,7 @@ def _parameters(target: Callable[..., Any]) -> tuple[dict[str, Any], bool]:
 
 
 def _fits(value: Any, hint: Any) -> bool:
-    """Whether a plain value is of an annotated type; annotations not known here fit everything."""
+    """Whether a plain value is of an annotated type; annotations that are not handled here accept everything."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
         return any(_fits(value, argument) for argument in arguments)
@@ -226,18 +231,19 @@ def _fits(value: Any, hint: Any) -> bool:
     if origin in (dict, Mapping):
         return isinstance(value, Mapping)
     if hint in (int, float, str, bool, type(None)):
-        allowed = (int, float) if hint is float else hint
-        return isinstance(value, allowed) and (hint is bool or not isinstance(value, bool))
+        types_of_hint = (int, float) if hint is float else hint
+        return isinstance(value, types_of_hint) and (hint is bool or not isinstance(value, bool))
     return True
 
 
-def _words(hint: Any) -> str:
+def _describe(hint: Any) -> str:
+    """A type in words."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
-        return " or ".join(_words(argument) for argument in arguments)
+        return " or ".join(_describe(argument) for argument in arguments)
     if origin is Literal:
         return "one of " + ", ".join(map(str, arguments))
-    names = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", type(None): "null"}
+    words = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", type(None): "null"}
     if origin is tuple:
         return f"a list of {len(arguments)}"
-    return names.get(hint, "a list" if origin in (list, Sequence) else "a mapping")
+    return words.get(hint, "a list" if origin in (list, Sequence) else "a mapping")

@@ -15,6 +15,7 @@ from kikitori.config.overrides import to_plain
 from kikitori.config.validation import check_config
 from kikitori.runs.record import fail, record
 from kikitori.runs.results import Results
+from kikitori.runs.summary import print_results
 from kikitori.runs.wandb_logger import closing_wandb
 from kikitori.runtime.console import quiet_libraries
 from kikitori.runtime.distributed import run_on_all_devices
@@ -52,18 +53,25 @@ def session(command: str, cfg: DictConfig, folder: Path) -> Iterator[Session]:
         torch.cuda.reset_peak_memory_stats()
     config = to_plain(cfg)
     results: Results = {"scores": {}, "cost": {}}
-    with handle_signals() as stop, closing_wandb(results), record(results, command, config, folder):
-        settings = _trainer_settings(command, config)
+    with handle_signals() as stop:
+        with closing_wandb(results), record(results, command, config, folder):
+            yield from _started(command, config, folder, results, stop)
+        if results.get("status") == "completed":  # in the main process only
+            print_results(results, folder)
 
-        def on_death(reason: str) -> None:
-            log.error(reason)
-            fail(results, folder, reason)
 
-        stop.on_forced_exit = on_death
-        devices, nodes = settings["devices"], settings.get("num_nodes", 1)
-        with run_on_all_devices(command, config, folder, devices, nodes, on_death):
-            pl.seed_everything(config["seed"], workers=True, verbose=False)
-            yield Session(config, folder, results, stop, settings)
+def _started(command: str, config: dict[str, Any], folder: Path, results: Results, stop: Stop) -> Iterator[Session]:
+    settings = _trainer_settings(command, config)
+
+    def on_death(reason: str) -> None:
+        log.error(reason)
+        fail(results, folder, reason)
+
+    stop.on_forced_exit = on_death
+    devices, nodes = settings["devices"], settings.get("num_nodes", 1)
+    with run_on_all_devices(command, config, folder, devices, nodes, on_death):
+        pl.seed_everything(config["seed"], workers=True, verbose=False)
+        yield Session(config, folder, results, stop, settings)
 
 
 def _trainer_settings(command: str, config: dict[str, Any]) -> dict[str, Any]:

@@ -11,9 +11,9 @@ from typing import Any
 
 from kikitori.config.overrides import options, overrides
 from kikitori.runs.provenance import git_state, versions
-from kikitori.runs.results import FINISHED, RESULTS, RESULTS_TABLE, Results
+from kikitori.runs.results import FINISHED, RESULTS, RESULTS_TABLE, Results, ended_before_scoring
 from kikitori.runs.resume import changes, refuse_changes
-from kikitori.runs.summary import markdown, print_results
+from kikitori.runs.summary import markdown
 from kikitori.runtime.distributed import is_main
 from kikitori.runtime.errors import ConfigError, Pruned, Stopped, TrainingError
 from kikitori.runtime.files import read_json, write_json
@@ -26,7 +26,7 @@ DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROF
 
 @contextmanager
 def record(results: Results, command: str, config: dict[str, Any], folder: Path) -> Iterator[None]:
-    """Keeps results.json of a new or resumed run, however the block ends; prints the table if it completes.
+    """Keeps results.json of a new or resumed run, however the block ends; writes results.md if it completes.
 
     results: filled in place. config: the resolved configuration. In processes other than the main one nothing is
     written. Raises ConfigError if the folder holds another run, or is in use by another process.
@@ -60,13 +60,14 @@ def record(results: Results, command: str, config: dict[str, Any], folder: Path)
                 log.error("%s cannot be written: %s", folder / RESULTS, error.strerror)
         if results["status"] == "completed":
             (folder / RESULTS_TABLE).write_text(markdown(results), encoding="utf-8")
-            print_results(results, folder)
 
 
 def _start(command: str, config: dict[str, Any], folder: Path) -> Results:
     """The first contents of results.json; a resumed run keeps its scores, costs and start time."""
     path = folder / RESULTS
     earlier = read_json(path) if path.exists() else {}
+    if earlier and not config.get("resume") and ended_before_scoring(folder):
+        earlier = {}  # a run that failed over a wrong path, for example, may be replaced
     if earlier and not config.get("resume"):
         raise ConfigError(f"hydra.run.dir={folder} already holds a run; choose another folder, or add resume=auto")
     if earlier.get("status") in FINISHED:

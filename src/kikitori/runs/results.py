@@ -4,14 +4,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from kikitori.runtime.errors import DataError
+from kikitori.runtime.files import read_json
+
 Results = dict[str, Any]
 
 # Files of a run's folder.
 RESULTS = "results.json"
 RESULTS_TABLE = "results.md"
 PROGRESS = "progress.json"
-# The record of a sweep, in the folder that holds its trials.
+# Files of a sweep's folder, next to the folders of its trials: its record, and the study of a search.
 SWEEP = "sweep.json"
+STUDY = "study.journal"
 
 # Statuses of runs that are not resumed.
 FINISHED = ("completed", "pruned")
@@ -22,6 +26,16 @@ FULL_WINDOW = "after_in_full_window"
 def predictions_file(folder: Path, split: str, stage: str) -> Path:
     """The file of a split's transcripts at a stage: before, after, evaluated or FULL_WINDOW."""
     return folder / "predictions" / f"{split}_{stage}.jsonl"
+
+
+def ended_before_scoring(folder: Path) -> bool:
+    """Whether the run in a folder failed before it had scores or a checkpoint, so that another run may replace it."""
+    try:
+        results = read_json(folder / RESULTS)
+    except DataError:
+        return False
+    has_checkpoint = any((folder / "checkpoints").glob("*.ckpt"))
+    return results.get("status") == "failed" and not results.get("scores") and not has_checkpoint
 
 
 def best_cer(results: Mapping[str, Any]) -> float | None:

@@ -1,0 +1,159 @@
+"""Old and misspelt names in configurations.
+
+A command line with an old name is refused with the new one. The record of an old run or sweep is translated when it is
+read, so that it can be resumed and compared. For a misspelt name the closest known ones are suggested.
+"""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from difflib import get_close_matches
+
+from kikitori.config.documentation import package, read_file, used_files
+from kikitori.runtime.paths import CONF
+
+# Values of `_target_`: modules, before configurations named what the package exports.
+RENAMED_TARGETS = {
+    "kikitori.datamodule.CommonVoice": "kikitori.CommonVoice",
+    "kikitori.datamodule.Demo": "kikitori.Demo",
+    "kikitori.datamodule.Hub": "kikitori.Hub",
+    "kikitori.datamodule.Manifest": "kikitori.Manifest",
+    "kikitori.optim.build": "kikitori.adamw",
+    "kikitori.pruning.PruneByStudy": "kikitori.OptunaPruning",
+    "kikitori.tracking.RunLogger": "kikitori.WandbRunLogger",
+    "kikitori.trainer.ddp": "kikitori.ddp",
+    "kikitori.whisper.build": "kikitori.build_whisper",
+    "kikitori.whisper.load": "kikitori.load_whisper",
+}
+RENAMED_KEYS = {
+    "accept": "resume_accept",
+    "data.batch": "data.micro_batch_size",
+    "data.cache_encoder": "data.cache_encoder_outputs",
+    "data.global_batch": "data.global_batch_size",
+    "sweep.resume": "resume_sweep",
+}
+# By group.
+RENAMED_CHOICES = {
+    "callbacks": {"best": "best_checkpoint"},
+    "experiment": {"article": "tutorial_100_clips", "hf_blog": "hf_fine_tune_whisper"},
+}
+
+
+def outdated(words: Iterable[str]) -> Iterator[str]:
+    """Yields one message for each override of a command line that uses an old name."""
+    for word in words:
+        key, _, value = word.lstrip("+~").partition("=")
+        new_key, _, new_value = translate(word).lstrip("+~").partition("=")
+        if new_key != key:
+            yield f"{key} is now {new_key}"
+        elif new_value != value:
+            yield f"{key}={value} is now {key}={new_value}"
+
+
+def translate(override: str) -> str:
+    """An override with the names of this version. Its value may be a list or a sweep of several, or a mapping."""
+    text = re.sub(
+        r"(_target_\s*[=:]\s*)([\w.]+)", lambda found: found[1] + RENAMED_TARGETS.get(found[2], found[2]), override
+    )
+    text = re.sub(r"(\$\{)([\w.]+)", lambda found: found[1] + RENAMED_KEYS.get(found[2], found[2]), text)
+    key, equals, value = text.partition("=")
+    name = key.lstrip("+~")
+    if name in RENAMED_CHOICES:
+        value = re.sub(r"[\w-]+", lambda word: RENAMED_CHOICES[name].get(word[0], word[0]), value)
+    return f"{key.removesuffix(name)}{RENAMED_KEYS.get(name, name)}{equals}{value}"
+
+
+def explain(error: Exception, command: str, words: Sequence[str]) -> str:
+    """The message of an error of Hydra's; for an unknown key or choice it suggests the closest known one."""
+    text = str(error)
+    where = re.match(rf"In '(?!{command}'|hydra/config')[^']+': ", text)
+    prefix = where[0] if where else ""
+    missing, options = getattr(error, "missing_cfg_file", None), getattr(error, "options", None)
+    if missing and options:
+        group, _, choice = missing.rpartition("/")
+        return prefix + unknown_choice(group, choice, options)
+    if unknown := re.search(r"Could not override '([^']+)'", text):
+        return prefix + unknown_key(unknown[1], command, words)
+    if existing := re.search(r"An item is already at '([^']+)'", text):
+        return f"+{existing[1]}: this key is there already; leave out the +"
+    return text
+
+
+def unknown_choice(group: str, choice: str, options: Sequence[str]) -> str:
+    """The message for a choice that a group does not have."""
+    if new := RENAMED_CHOICES.get(group, {}).get(choice):
+        return f"{group}={choice} is now {group}={new}"
+    return f"{group}={choice}: no such choice{did_you_mean(choice, options) or '.'} There are {', '.join(options)}"
+
+
+def unknown_key(key: str, command: str, words: Sequence[str]) -> str:
+    """The message for a key, or a group, that the configuration of a command does not have with these overrides."""
+    given = dict(word.lstrip("+").partition("=")[::2] for word in words)
+    groups = {group: entry.value for group, entry in read_file(CONF / f"{command}.yaml").groups.items()}
+    if key.startswith("hydra/sweeper/"):
+        return f"{key}: needs hydra/sweeper=optuna"
+    if (CONF / key).is_dir():
+        return f"{key}: kikitori {command} has no such group; it has {', '.join(groups)}"
+    every = _every_key()
+    if "." not in key and (close := get_close_matches(key, groups, n=1)):
+        return f"{key}: no such group; did you mean {close[0]}?"
+    if key in every:
+        owners = " or ".join(owner for owner in every[key] if owner.partition("=")[0] in groups)
+        return f"{key}: " + (
+            f"no such key here; it belongs to {owners}" if owners else f"not a key of kikitori {command}"
+        )
+    used = used_files([CONF], command, {group: given.get(group, default) for group, default in groups.items()})
+    known = {package(name, file) + key: entry.comment for name, file in used.items() for key, entry in file.leaves()}
+    if close := closest_keys(key, known):
+        return f"{key}: no such key; did you mean {' or '.join(close)}?"
+    if close := closest_keys(key, dict.fromkeys(every, "")):
+        return f"{key}: no such key; did you mean {close[0]}, of {' or '.join(every[close[0]])}?"
+    siblings = ", ".join(other for other in known if other.startswith(f"{key.rpartition('.')[0] or key}."))
+    return f"{key}: no such key; {f'there are {siblings}' if siblings else f'see kikitori {command} --help'}"
+
+
+def closest_keys(key: str, known: Mapping[str, str]) -> list[str]:
+    """Up to three known keys that a key may stand for: by its last part, by its spelling, or by their comments."""
+    last = key.rpartition(".")[2]
+    ends = {other: other.rpartition(".")[2] for other in known}
+    spelt, spelt_end = get_close_matches(key, known, cutoff=0.8), get_close_matches(last, ends.values(), cutoff=0.75)
+    meaning = last.replace("_", " ").lower()
+    for is_close in (
+        lambda other: ends[other] == last or ends[other].endswith(f"_{last}"),
+        lambda other: other in spelt or ends[other] in spelt_end,
+        lambda other: len(meaning) > 3 and known[other].lower().startswith(meaning),
+    ):
+        if found := list(filter(is_close, known)):
+            # Keys of the same node first.
+            return sorted(found, key=lambda other: other.partition(".")[0] != key.partition(".")[0])[:3]
+    return []
+
+
+def unknown_option(words: Sequence[str], options: Sequence[str]) -> str | None:
+    """The message for an option that does not exist, which often is a key: --max_steps 3."""
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        name, equals, value = word.partition("=")
+        # argparse accepts abbreviated options.
+        if not name.startswith("--") or any(option.startswith(name) for option in options):
+            continue
+        value = value if equals or following.startswith("-") or "=" in following else following
+        keys = closest_keys(name.lstrip("-").replace("-", "_"), dict.fromkeys(_every_key(), ""))
+        example = f": {keys[0]}={value or '...'}" if keys else ", such as optim.lr=3e-5"
+        return f"{name} is not an option; settings are given as key=value{example}"
+    return None
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """`; did you mean X?` for the closest known name, if one is close."""
+    close = get_close_matches(name, list(known), n=1)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def _every_key() -> dict[str, list[str]]:
+    """Every key of conf/, with the choices that have it (`data=demo`) or the root file (`train`)."""
+    found: dict[str, list[str]] = {}
+    for path in sorted(CONF.rglob("*.yaml"), key=lambda path: len(path.parts)):
+        name, file = path.relative_to(CONF).with_suffix("").as_posix(), read_file(path)
+        if not file.is_global:
+            for key, _ in file.leaves():
+                found.setdefault(package(name, file) + key, []).append("=".join(name.rsplit("/", 1)))
+    return found
