@@ -107,6 +107,14 @@ def test_the_title_names_the_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert "<h1>outputs/sweep-lr: 8 runs compared</h1>" in text
 
 
+def test_the_title_names_several_sweeps_and_not_their_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a", "b"):
+        write_run(tmp_path / name / "0-x")
+        write_sweep(tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    assert "<h1>a, b: 2 runs compared</h1>" in page(tmp_path)
+
+
 def test_the_title_names_a_few_runs_or_the_folder_of_many(tmp_path: Path) -> None:
     for name in ("a", "b", "c", "d"):
         write_run(tmp_path / "group" / name)

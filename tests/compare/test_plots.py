@@ -96,10 +96,10 @@ def test_costs_that_are_equal_are_no_trade_off(tmp_path: Path) -> None:
 def test_labels_do_not_lie_over_each_other() -> None:
     x, y = [0.0, 0.01, 0.02, 1.0, 0.0], [0.5, 0.51, 0.5, 1.0, 0.0]
     labels = place_labels(x, y, range(5))
-    places = {
-        i: [v + LABEL_OFFSET * d for v, d in zip((x[i], y[i]), LABEL_POSITIONS[c], strict=True)]
-        for i, c in labels.items()
-    }
+    places = {}
+    for i, corner in labels.items():
+        right, up = LABEL_POSITIONS[corner]
+        places[i] = (x[i] + LABEL_OFFSET * right, y[i] + LABEL_OFFSET * up)
     assert {0, 3, 4} <= labels.keys()
     assert all(math.dist(a, b) > LABEL_OFFSET for a, b in combinations(places.values(), 2))
     assert len(place_labels([1.0] * 50, [1.0] * 50, range(50))) <= 4

@@ -64,7 +64,7 @@ def test_results_md_and_the_terminal_have_the_same_title_and_costs_are_in_words(
 
 
 def test_costs_that_are_unknown_are_left_out() -> None:
-    assert cost_line({"evaluate_s": 3.0, "train_clips_per_s": None}) == "scoring 3 s"
+    assert cost_line({"evaluate_s": 3.0, "fit_s": None, "train_clips_per_s": None}) == "scoring 3 s"
 
 
 def test_durations_have_the_unit_that_suits_them() -> None:
@@ -110,6 +110,14 @@ def test_no_name_and_no_figure_is_cut_at_any_width(width: int, num_rows: int) ->
     for i in range(num_rows):
         assert f"{i}.5" in text
         assert f"[{i}.1, {i}.9]" in text
+
+
+def test_a_cell_wider_than_the_terminal_is_folded() -> None:
+    columns = {"run": ["a"], "reason": ["x" * 100 + "y"]}
+    text = drawn(Grid(["run"], [["reason"]], columns), 40)
+    assert widest(text.splitlines()) <= 40
+    assert text.count("x") == 100
+    assert "y" in text.splitlines()[-1]
 
 
 def test_long_names_are_listed_once_and_numbered_in_the_tables() -> None:
