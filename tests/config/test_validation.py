@@ -160,7 +160,10 @@ def test_an_unknown_choice_or_key_is_refused_when_composing(override: str) -> No
         ("callbacks.checkpoint.monitor=val/foo", "callbacks.checkpoint.monitor: must be one of val/cer"),
         ("trainer.max_steps=abc", "trainer.max_steps: must be a whole number, got 'abc'"),
         ("trainer.gradient_clip_val=0", "trainer.gradient_clip_val: must be above 0, got 0"),
-        ("+trainer.accumulate_grad_batches=2", "trainer.accumulate_grad_batches: data.global_batch_size is the size of a step's batch"),
+        (
+            "+trainer.accumulate_grad_batches=2",
+            "trainer.accumulate_grad_batches: data.global_batch_size is the size of a step's batch",
+        ),
         ("+trainer.gradient_clip_algorithm=value", "trainer.gradient_clip_algorithm: must be norm"),
         ("data.window=short", "data.window: must be one of full, bucketed or null, got 'short'"),
         ("data.window_edges_s=[5,3]", "data.window_edges_s: must be ascending and above 0, got [5, 3]"),
