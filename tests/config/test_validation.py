@@ -1,5 +1,6 @@
 """Every choice under conf/ composes, its keys are arguments of its target; a bad value is named with all others."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from kikitori.config.overrides import swept
+from kikitori.config.targets import add_working_folder
 from kikitori.config.validation import check_config
 from kikitori.runtime.errors import ConfigError
 from kikitori.runtime.paths import CONF
@@ -213,6 +215,46 @@ def test_a_slurm_job_has_a_task_a_device_and_arguments_that_submitit_knows(
     known = {*slurm._get_default_parameters(), *slurm.SlurmExecutor._equivalence_dict()}
     of_the_executor = {"_target_", "submitit_folder", "max_num_timeout"}
     assert {str(key) for key in launcher} - of_the_executor <= known
+
+
+def test_a_class_of_the_users_own_is_checked_like_any_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "own_callback.py").write_text("class Mine:\n    def __init__(self, a: int = 1):\n        pass\n")
+    monkeypatch.setenv("KIKITORI_TARGETS", "own_callback.Mine")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", list(sys.path))
+    add_working_folder()
+    assert sys.path[-1] == str(tmp_path)
+    mine = ["+callbacks.mine._target_=own_callback.Mine", "+callbacks.mine.b=1"]
+    with pytest.raises(ConfigError, match=r"callbacks\.mine\.b: own_callback\.Mine has no such argument; it has a"):
+        check_config(composed("train", "data=demo", *mine))
+
+
+@pytest.mark.parametrize(
+    ("override", "remedy"),
+    [
+        ("+trainer.max_epochs=3", "trainer.max_epochs: training is counted in optimizer steps; set trainer.max_steps"),
+        ("+trainer.val_check_interval=5", "trainer.val_check_interval: set validation.every_steps"),
+        ("+trainer.check_val_every_n_epoch=1", "trainer.check_val_every_n_epoch: set validation.every_steps"),
+        ("+trainer.fast_dev_run=true", "trainer.fast_dev_run: set trainer.max_steps=2 and data.limit.train=8"),
+        (
+            "+trainer.max_step=3",
+            "trainer.max_step: pytorch_lightning.Trainer has no such argument; did you mean max_steps?",
+        ),
+    ],
+)
+def test_an_argument_of_the_trainer_without_effect_is_refused_with_the_one_to_use(override: str, remedy: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        check_config(composed("train", "data=demo", override))
+    assert remedy in str(caught.value)
+
+
+def test_an_argument_of_the_trainer_at_its_neutral_value_is_accepted() -> None:
+    check_config(composed("train", "data=demo", "+trainer.accumulate_grad_batches=1", "+trainer.max_epochs=null"))
+
+
+def test_splits_must_be_a_list() -> None:
+    with pytest.raises(ConfigError, match=r"1 problem in the configuration\n  splits: must be a list, got 'test'"):
+        check_config(composed("evaluate", "data=demo", "splits=test"))
 
 
 def test_evaluate_refuses_an_unknown_split() -> None:
