@@ -2,54 +2,52 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/installed
+PYTEST := $(BIN)/python -m pytest -q
+# Without the tests that take minutes or need a server.
+DEFAULT := not long and not wandb_server and not slurm
+# Two workers, because many tests start processes of their own. Tests of one xdist_group share what is costly to set up.
+WORKERS := -n 2 --dist loadgroup
 
-# Advisories that do not concern this project, as --ignore-vuln ID, each with its reason in a comment here. There are none.
+# Advisories that do not affect this project, as --ignore-vuln ID, each with its reason in a comment here. There are none.
 EXCEPTIONS :=
 
-.PHONY: help demo test test-long test-slurm check audit bench format lock clean
+.PHONY: help demo test test-long test-slurm chaos lint check audit bench format lock clean
 
-help:
-	@echo "make demo     install, then fine-tune a small Whisper on spoken Japanese (3 minutes on 2 cores)"
-	@echo "make test     install, then run the tests"
-	@echo "make test-long  install, then run the tests that take minutes (the demo, sweeps, searches)"
-	@echo "make test-slurm  install, then run the tests that bring up a Slurm here (as root, with slurm-wlm and munge)"
-	@echo "make chaos    install, then break runs in every way that is known, and count (hours, as root for small disks)"
-	@echo "make check    install, then ruff, mypy and the fast tests"
-	@echo "make audit    ask for known vulnerabilities of the locked packages (needs the network)"
-	@echo "make bench    install, then time training and evaluation against the stock recipe (an hour on 2 cores)"
-	@echo "make format   let ruff format the code"
-	@echo "make lock     resolve the dependencies anew into requirements.lock (needs uv)"
-	@echo "make clean    remove .venv"
+help:  ## list the targets; times are those of 2 cores
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s  %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
-demo: $(STAMP)
+demo: $(STAMP)  ## fine-tune a small Whisper on spoken Japanese (3 minutes)
 	@echo "make: fine-tuning a Whisper from random weights on the demo corpus"
 	@$(BIN)/kikitori train experiment=demo
 
-test: $(STAMP)
+test: $(STAMP)  ## run the tests (5 minutes)
 	@echo "make: running the tests"
-	@$(BIN)/python -m pytest -q -m "not long and not wandb_server and not slurm"
+	@$(PYTEST) $(WORKERS) -m "$(DEFAULT)"
 
-test-long: $(STAMP)
+test-long: $(STAMP)  ## run the tests that take minutes (the demo, sweeps, searches)
 	@echo "make: running the tests that take minutes"
-	@$(BIN)/python -m pytest -q -s -m long
+	@$(PYTEST) -s -m long
 
-test-slurm: $(STAMP)
-	@echo "make: running the tests on a Slurm of two virtual nodes"
-	@$(BIN)/python -m pytest -q -s -m slurm
+test-slurm: $(STAMP)  ## run the tests on a local Slurm (root, slurm-wlm and munge)
+	@echo "make: running the tests on a Slurm with two virtual nodes"
+	@$(PYTEST) -s -m slurm
 
-chaos: $(STAMP)
-	@echo "make: breaking runs; docs/reliability.md gets the table"
+chaos: $(STAMP)  ## interrupt and damage runs, count what recovers (hours, root)
+	@echo "make: interrupting and damaging runs; the table goes to docs/reliability.md"
 	@$(BIN)/python tests/chaos/run.py --write
 
-check: $(STAMP)
-	@echo "make: ruff, mypy and the fast tests"
+lint: $(STAMP)  ## run ruff, its format check and mypy
+	@echo "make: ruff and mypy"
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
-	@$(BIN)/python -m pytest -q -m "not slow and not long and not wandb_server and not slurm"
 
-# In an environment of its own. Strict, because a package that cannot be asked about would pass for a sound one.
-audit: .venv/audit/installed
+check: lint  ## run lint and the fast tests, before a commit
+	@echo "make: running the fast tests"
+	@$(PYTEST) $(WORKERS) -m "$(DEFAULT) and not slow"
+
+# In a separate environment. Strict: otherwise a package that no advisory service knows would pass.
+audit: .venv/audit/installed  ## look up known vulnerabilities of the packages (online)
 	@.venv/audit/bin/pip-audit --strict --disable-pip --require-hashes --progress-spinner off -r requirements.lock $(EXCEPTIONS) \
-		|| (echo "make: not sound, or not known: read above. Nothing is known where no advisories can be reached"; exit 1)
+		|| (echo "make: vulnerable, or not checked because no advisories could be reached: see above"; exit 1)
 
 .venv/audit/installed: audit.lock
 	@echo "make: installing pip-audit into .venv/audit"
@@ -57,13 +55,13 @@ audit: .venv/audit/installed
 	@.venv/audit/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r audit.lock
 	@touch $@
 
-bench: $(STAMP)
+bench: $(STAMP)  ## time training and evaluation against the stock recipe (1 hour)
 	@$(BIN)/python benchmarks/speed.py
 
-format: $(STAMP)
+format: $(STAMP)  ## format the code with ruff
 	@$(BIN)/ruff check --fix . && $(BIN)/ruff format .
 
-lock:
+lock:  ## resolve the dependencies into requirements.lock (needs uv)
 	@echo "make: resolving pyproject.toml into requirements.lock"
 	@uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
 		--extra dev pyproject.toml --output-file requirements.lock
@@ -71,12 +69,12 @@ lock:
 		--no-annotate - --output-file audit.lock
 
 $(STAMP): requirements.lock pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "kikitori needs Python 3.11 or later; say make PYTHON=python3.12")'
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "kikitori needs Python 3.11 or later; run make PYTHON=python3.12")'
 	@echo "make: installing the locked packages into .venv (5 GB, a few minutes, once)"
 	@$(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
-clean:
+clean:  ## remove .venv
 	rm -rf .venv

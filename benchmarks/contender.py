@@ -1,4 +1,4 @@
-"""The program of a benchmark's child process: runs one phase of one contender and writes what it measured."""
+"""The program of a benchmark's child process: runs one phase of one contender and writes its measurements."""
 
 import json
 import os
@@ -10,7 +10,7 @@ from task import Task
 def main() -> None:
     task = Task(**json.loads(sys.argv[1]))
     if task.phase == "prepare" and hasattr(os, "sched_setaffinity"):
-        # Before torch is imported, whose threads would inherit nothing.
+        # Before torch is imported, because threads that already run would keep the old affinity.
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     import ours
     import recipe

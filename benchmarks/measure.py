@@ -1,4 +1,4 @@
-"""Instruments that all contenders are measured with: a clock over steps, memory, and the machine's own rate."""
+"""Measurements for all contenders: time of steps, memory, and the machine's matrix multiplication rate."""
 
 import ctypes
 import time
@@ -19,7 +19,7 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 class Part(NamedTuple):
-    """Clips that go through the model together: how many, log-Mel frames of their window, padded tokens of a label."""
+    """Clips that pass through the model together: their number, log-Mel frames of their window, padded label tokens."""
 
     clips: int
     frames: int
@@ -27,9 +27,9 @@ class Part(NamedTuple):
 
 
 class Meter:
-    """The clock of a training: told the end of each step, it times those after the warm-up, loading included.
+    """Times the training steps after the warm-up, loading included. Call `end_of_step` after each step.
 
-    Memory is the process's own (RSS), or the GPU's where there is one; that of the loader's workers is not in it.
+    Memory is that of the GPU, or without one the RSS of the process, without the loader's workers.
     """
 
     def __init__(self, warmup_steps: int, all_steps: int) -> None:
@@ -42,7 +42,7 @@ class Meter:
         self.peak_mb: float | None = None
 
     def end_of_step(self, parts: list[Part]) -> None:
-        """parts: what went through the model in this step."""
+        """Counts a step. parts: the clips that passed through the model in it."""
         self.step += 1
         if self.step > self.warmup_steps:
             self.parts.append(parts)
@@ -56,9 +56,10 @@ class Meter:
             self.peak_mb = peak_mb()
 
     def measured(self, config: WhisperConfig, precision: str) -> dict[str, Any]:
-        """What stands under `train` in the results.
+        """Returns the figures under `train` in the results.
 
-        Growth is from between two steps to the peak inside one: without weights, optimizer's state and libraries.
+        Growth is the peak inside a step less the memory between two steps, so it excludes weights, optimizer state and
+        libraries.
         """
         clips = sum(part.clips for parts in self.parts for part in parts)
         work = sum(part.clips * training(config, part.frames, part.tokens) for parts in self.parts for part in parts)
@@ -85,20 +86,20 @@ def _wait() -> None:
 
 
 def start_of_peak() -> float | None:
-    """Forget the peak so far. Returns the memory held now in MB; None where the system does not tell."""
+    """Resets the peak. Returns the memory in use in MB, or None if the system does not report it."""
     if DEVICE.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
         return torch.cuda.memory_allocated() / 1e6
     if not STATUS.exists():
         return None
-    # What was freed goes back to the system first, or it would hide in what is held.
+    # First return freed memory to the system, or it would count as in use.
     ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")
     return _status_mb("VmRSS")
 
 
 def peak_mb() -> float | None:
-    """The most memory held since `start_of_peak`, in MB; None where the system does not tell."""
+    """Returns the peak memory since `start_of_peak` in MB, or None if the system does not report it."""
     if DEVICE.type == "cuda":
         return torch.cuda.max_memory_allocated() / 1e6
     return _status_mb("VmHWM") if STATUS.exists() else None
@@ -112,10 +113,11 @@ def _status_mb(field: str) -> float:
 def activation_mb(
     loss: Callable[[int, int, int], Tensor], model: nn.Module, parts: list[list[Part]], precision: str
 ) -> float:
-    """MB that the forward pass of one clip keeps for the backward pass, over the parts that were trained on.
+    """Returns the mean MB per clip that the forward pass keeps for the backward pass, over the trained parts.
 
-    loss: the loss of (clips, frames, tokens) made-up clips. Two clips less one, so that what is kept once, such as the
-    weights in half precision, is not counted. Counted tensor by tensor, so that it hangs on no allocator.
+    loss: computes the loss of (clips, frames, tokens) synthetic clips. The difference between two clips and one
+    excludes what is kept once, such as the weights in half precision. Counted per tensor, so it does not depend on an
+    allocator.
     """
     clips: dict[tuple[int, int], int] = {}
     for part in (part for step in parts for part in step):
@@ -128,7 +130,7 @@ def activation_mb(
 
 
 def _kept_bytes(forward: Callable[[], Tensor], model: nn.Module, precision: str) -> int:
-    """Bytes of all storages that autograd saves in a forward pass, the model's own weights apart."""
+    """Returns the bytes of all storages that autograd saves in a forward pass, without the model's weights."""
     storages: dict[int, int] = {}
     weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
 
@@ -145,14 +147,14 @@ def _kept_bytes(forward: Callable[[], Tensor], model: nn.Module, precision: str)
 
 
 def autocast(precision: str) -> AbstractContextManager[Any]:
-    """The precision that a Trainer computes in."""
+    """Returns the autocast context of a Trainer's precision."""
     return torch.autocast(DEVICE.type, DTYPES[precision], enabled=precision != "32")
 
 
 def matrix_rate(dtype: torch.dtype) -> float:
-    """FLOP/s of a large product of square matrices here and now: what this machine could reach in this precision.
+    """Measures the FLOP/s of a large product of square matrices: the rate this machine can reach in this precision.
 
-    The best of some tries, because others' use of the machine only ever slows it.
+    The best of several tries, because other load on the machine can only slow it down.
     """
     size = 8192 if DEVICE.type == "cuda" else 2048
     a, b = (torch.randn(size, size, device=DEVICE).to(dtype) for _ in range(2))

@@ -1,4 +1,4 @@
-"""kikitori as a run has it, from its configuration on, without checkpoints and validation on the way."""
+"""The contender kikitori: a run from its configuration on, without checkpoints and intermediate validation."""
 
 import time
 from pathlib import Path
@@ -21,13 +21,13 @@ from kikitori.config.overrides import to_plain
 from kikitori.config.validation import check_config
 from kikitori.data.datamodule import SpeechDataModule
 from kikitori.metrics.error_rates import score_clips
-from kikitori.model import processor
+from kikitori.model.processor import make_processor
 from kikitori.model.whisper import encode
 from kikitori.pipelines import builders
 from kikitori.runtime.console import quiet_libraries
 from kikitori.runtime.paths import CONF, cache_folder
-from kikitori.training import batch_size_finder
 from kikitori.training import trainer as trainers
+from kikitori.training.batch_size_finder import find_micro_batch_sizes
 from kikitori.training.callbacks import Progress, ThroughputMonitor
 from kikitori.training.history import TrainingHistory
 from kikitori.training.lightning_module import WhisperModule
@@ -35,7 +35,7 @@ from kikitori.training.loss import clip_losses
 
 
 def compose_run(task: Task) -> DictConfig:
-    """The configuration of `kikitori train` with the tutorial's recipe."""
+    """Composes the configuration of `kikitori train` with the hyperparameters of the tutorial."""
     overrides = [
         f"data.window={task.contender}",
         f"data.global_batch_size={task.batch}",
@@ -52,28 +52,26 @@ def compose_run(task: Task) -> DictConfig:
     ]
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("train", overrides)
-    # Not among the overrides, whose grammar leaves no room for every path.
+    # Set directly, because the override grammar does not allow every path.
     cfg.data.release, cfg.model.name = task.release, task.model
     check_config(cfg)
     return cfg
 
 
 def build_data(cfg: DictConfig, trainer: pl.Trainer | None = None) -> SpeechDataModule:
-    data = builders.build_data(to_plain(cfg), trainer)
-    data.splits = ["train", "validation"]
-    return data
+    return builders.build_data({**to_plain(cfg), "splits": ["train", "validation"]}, trainer)
 
 
 def prepare(task: Task) -> dict[str, Any]:
-    """Rows, decoding, selection: all that stands before a first batch, on one core."""
+    """Reads, decodes and filters the corpus: everything before the first batch, on one core."""
     torch.set_num_threads(1)
     quiet_libraries()
     cfg = compose_run(task)
-    data = build_data(cfg)
     config = WhisperConfig.from_pretrained(task.model)
     tokenizer = WhisperTokenizer.from_pretrained(task.model)
-    data.processor = processor.make_processor(tokenizer, config, cfg.model.language, cfg.model.task, "benchmark")
-    waveform.decode(next(Path(task.release, "clips").iterdir()))  # what is made once is not a clip's cost
+    processor = make_processor(tokenizer, config, cfg.model.language, cfg.model.task, "benchmark")
+    data = build_data(cfg).with_processor(processor)
+    waveform.decode(next(Path(task.release, "clips").iterdir()))  # one-time initialisation is not a cost per clip
     start = time.perf_counter()
     data.setup()
     seconds = time.perf_counter() - start
@@ -83,7 +81,7 @@ def prepare(task: Task) -> dict[str, Any]:
 
 
 def train(task: Task) -> dict[str, Any]:
-    """Fit, then validate, with the callbacks of every run."""
+    """Trains, then validates, with the callbacks of every run."""
     quiet_libraries()
     cfg = compose_run(task)
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
@@ -99,16 +97,16 @@ def train(task: Task) -> dict[str, Any]:
     trainer = trainers.build_trainer(settings, task.path, callbacks, [CSVLogger(task.path, name="", version="")])
     data = build_data(cfg, trainer)
     whisper = instantiate(cfg.model, _partial_=True, _convert_="all")().with_window(data.window)
-    data.processor = whisper.processor
+    data = data.with_processor(whisper.processor)
     data.setup()
     whisper.configure_generation(**builders.generation_settings(to_plain(cfg), data))
-    module = WhisperModule(whisper, instantiate(cfg.optim, _convert_="all"), cfg.trainer.gradient_clip_val)
-    module.micro_batch_sizes = batch_size_finder.find_micro_batch_sizes(trainer, module, data)
+    sizes = find_micro_batch_sizes(trainer, whisper, data)
+    module = WhisperModule(whisper, instantiate(cfg.optim, _convert_="all"), cfg.trainer.gradient_clip_val, sizes)
     trainer.fit(module, datamodule=data)
     measured = meter.measured(whisper.model.config, task.precision)
     module.to(DEVICE).train()
     kept = activation_mb(lambda *shape: loss(module, *shape), whisper.model, meter.parts, task.precision)
-    score_clips(["一"], ["二"], data.language)  # Sudachi's dictionary is loaded once a run
+    score_clips(["一"], ["二"], data.language)  # loads Sudachi's dictionary, once per run
     start = time.perf_counter()
     (scores,) = trainer.validate(module, datamodule=data, verbose=False)
     seconds = time.perf_counter() - start
@@ -118,7 +116,7 @@ def train(task: Task) -> dict[str, Any]:
 
 
 class EndOfStep(pl.Callback):
-    """Tells the meter what went through the model in each step."""
+    """Passes the parts of each step to the meter."""
 
     def __init__(self, meter: Meter) -> None:
         self.meter = meter
@@ -129,7 +127,7 @@ class EndOfStep(pl.Callback):
 
 
 def loss(module: WhisperModule, clips: int, frames: int, tokens: int) -> Tensor:
-    """Of made-up clips."""
+    """Returns the loss of synthetic clips."""
     features = torch.zeros(clips, module.processor.num_mel_bins, frames, device=DEVICE)
     labels = torch.ones(clips, tokens, dtype=torch.int64, device=DEVICE)
     return clip_losses(module.model, encode(module.model, features), labels).sum()

@@ -1,8 +1,8 @@
-"""What most people run: the Hugging Face tutorial "Fine-Tune Whisper" around the stock Seq2SeqTrainer, in two versions.
+"""The usual alternative: the Hugging Face tutorial "Fine-Tune Whisper" with the stock Seq2SeqTrainer, in two versions.
 
 `recipe` is the tutorial as its users write it: https://huggingface.co/blog/fine-tune-whisper, and the articles that
-copied it. `fair` is the same trainer as somebody who knows it would set it up: arrays instead of lists out of the
-dataset, workers, no recomputation, labels with one start token.
+copied it. `fair` is the same trainer as an expert would set it up: arrays instead of lists from the dataset, workers,
+no recomputation, labels with one start token.
 """
 
 import csv
@@ -36,10 +36,10 @@ LANGUAGE = "ja"
 
 
 def prepare(task: Task) -> dict[str, Any]:
-    """The tutorial's `prepare_dataset`, mapped over both splits by one process."""
+    """Maps the tutorial's `prepare_dataset` over both splits, in one process."""
     processor = load_processor(task)
     tables = {split: rows(task, split) for split in ("train", "dev")}
-    log_mel_and_labels(dict(tables["train"][0]), processor)  # what is made once is not a clip's cost
+    log_mel_and_labels(dict(tables["train"][0]), processor)  # one-time initialisation is not a cost per clip
     start = time.perf_counter()
     for split, table in tables.items():
         dataset = Dataset.from_list(table)
@@ -56,7 +56,7 @@ def prepare(task: Task) -> dict[str, Any]:
 
 
 def rows(task: Task, split: str) -> list[dict[str, str]]:
-    """Path and sentence of the clips of a table."""
+    """Returns path and sentence of the clips of a table."""
     release = Path(task.release)
     with (release / f"{split}.tsv").open(encoding="utf-8", newline="") as table:
         reader = csv.DictReader(table, delimiter="\t", quoting=csv.QUOTE_NONE)
@@ -73,10 +73,10 @@ def load_processor(task: Task) -> WhisperProcessor:
 
 
 def log_mel_and_labels(row: dict[str, Any], processor: WhisperProcessor) -> dict[str, Any]:
-    """The tutorial's `prepare_dataset`, but for decoding.
+    """The tutorial's `prepare_dataset`, with another decoder.
 
-    The tutorial lets `datasets` decode by casting the column to Audio(sampling_rate=16000); today that needs torchcodec
-    and a system's ffmpeg, so the file is decoded and resampled here, with a resampling kernel that is made once.
+    The tutorial lets `datasets` decode by casting the column to Audio(sampling_rate=16000). That now needs torchcodec
+    and ffmpeg, so the file is decoded and resampled here, with a cached resampling kernel.
     """
     samples, rate = soundfile.read(row["path"], dtype="float32", always_2d=True)
     waveform = resampler(rate)(torch.from_numpy(samples.mean(axis=1))).numpy()
@@ -90,10 +90,10 @@ def resampler(rate: int) -> Resample:
 
 
 class TutorialCollator:
-    """The tutorial's DataCollatorSpeechSeq2SeqWithPadding, as it was copied.
+    """The tutorial's DataCollatorSpeechSeq2SeqWithPadding, as others copied it.
 
-    The check compares with the tokenizer's bos_token_id, which is <|endoftext|>: it never cuts, and training sees two
-    start tokens. (The tutorial itself was mended later; its copies were not.)
+    Its check compares with the tokenizer's bos_token_id, which is <|endoftext|>, so it never removes anything and
+    training sees two start tokens. (The tutorial was corrected later; its copies were not.)
     """
 
     def __init__(self, processor: WhisperProcessor) -> None:
@@ -112,7 +112,7 @@ class TutorialCollator:
 
 
 def fair_collator(features: list[dict[str, NDArray]]) -> dict[str, Tensor]:
-    """One stack, and labels without the start token, which the model puts there itself."""
+    """Stacks the features, and removes the start token from the labels, because the model inserts it itself."""
     labels = [torch.from_numpy(feature["labels"][1:]) for feature in features]
     return {
         "input_features": torch.from_numpy(np.stack([feature["input_features"] for feature in features])),
@@ -121,7 +121,7 @@ def fair_collator(features: list[dict[str, NDArray]]) -> dict[str, Tensor]:
 
 
 def train(task: Task) -> dict[str, Any]:
-    """Train, then evaluate, as Seq2SeqTrainer does."""
+    """Trains, then evaluates, with Seq2SeqTrainer."""
     fair = task.contender == "fair"
     processor = load_processor(task)
     datasets = {split: Dataset.from_file(str(stored(task, split))) for split in ("train", "dev")}
@@ -137,9 +137,9 @@ def train(task: Task) -> dict[str, Any]:
     def compute_metrics(prediction: Any) -> dict[str, float]:
         label_ids = prediction.label_ids
         label_ids[label_ids == -100] = processor.tokenizer.pad_token_id
-        texts["read"] = processor.tokenizer.batch_decode(prediction.predictions, skip_special_tokens=True)
-        texts["said"] = processor.tokenizer.batch_decode(label_ids, skip_special_tokens=True)
-        return {"wer": 100 * jiwer.wer(texts["said"], texts["read"])}
+        texts["hypotheses"] = processor.tokenizer.batch_decode(prediction.predictions, skip_special_tokens=True)
+        texts["references"] = processor.tokenizer.batch_decode(label_ids, skip_special_tokens=True)
+        return {"wer": 100 * jiwer.wer(texts["references"], texts["hypotheses"])}
 
     trainer = Seq2SeqTrainer(
         args=arguments(task, fair),
@@ -157,14 +157,20 @@ def train(task: Task) -> dict[str, Any]:
     start = time.perf_counter()
     trainer.evaluate()
     seconds = time.perf_counter() - start
-    cer = corpus_rate(edits_and_lengths(score_clips(texts["said"], texts["read"], LANGUAGE), "cer"))
+    cer = corpus_rate(edits_and_lengths(score_clips(texts["references"], texts["hypotheses"], LANGUAGE), "cer"))
     clips = len(datasets["dev"])
-    evaluated = {"clips": clips, "seconds": seconds, "clips_per_s": clips / seconds, "cer": cer, "texts": texts["read"]}
+    evaluated = {
+        "clips": clips,
+        "seconds": seconds,
+        "clips_per_s": clips / seconds,
+        "cer": cer,
+        "texts": texts["hypotheses"],
+    }
     return {"train": {**measured, "activation_mb_per_clip": kept}, "evaluate": evaluated}
 
 
 def arguments(task: Task, fair: bool) -> Seq2SeqTrainingArguments:
-    """The tutorial's, without saving, and without validation on the way."""
+    """Returns the tutorial's arguments, without saving and intermediate validation."""
     return Seq2SeqTrainingArguments(
         output_dir=str(task.path / "trainer"),
         per_device_train_batch_size=task.batch,
@@ -177,7 +183,7 @@ def arguments(task: Task, fair: bool) -> Seq2SeqTrainingArguments:
         bf16=task.precision == "bf16-mixed",
         use_cpu=DEVICE.type == "cpu",
         predict_with_generate=True,
-        # Start, language, task and no-timestamps count here.
+        # The four prefix tokens count here: start, language, task, no timestamps.
         generation_max_length=task.max_new_tokens + 4,
         logging_steps=25,
         save_strategy="no",
@@ -191,7 +197,7 @@ def arguments(task: Task, fair: bool) -> Seq2SeqTrainingArguments:
 
 
 class EndOfStep(TrainerCallback):
-    """Tells the meter what went through the model in each step."""
+    """Passes the parts of each step to the meter."""
 
     def __init__(self, model: WhisperForConditionalGeneration, meter: Meter) -> None:
         self.meter = meter
@@ -209,7 +215,7 @@ class EndOfStep(TrainerCallback):
 
 
 def loss(model: WhisperForConditionalGeneration, clips: int, frames: int, tokens: int) -> Tensor:
-    """Of made-up clips."""
+    """Returns the loss of synthetic clips."""
     features = torch.zeros(clips, model.config.num_mel_bins, frames, device=DEVICE)
     labels = torch.ones(clips, tokens, dtype=torch.int64, device=DEVICE)
     return model(input_features=features, labels=labels, use_cache=False).loss

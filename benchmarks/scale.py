@@ -1,12 +1,12 @@
-"""How kikitori's own cost grows with the number of clips: preparation, host memory, disk, and an epoch of batches.
+"""Measures how kikitori's cost grows with the number of clips: preparation, host memory, disk, an epoch of batches.
 
     python benchmarks/scale.py                                       # 100, 1,000 and 10,000 clips of the demo corpus
     python benchmarks/scale.py --release cv-corpus-27.0-2026-09-09/ja --largest     # and 100,000, of a release's clips
 
-The clips of a release are repeated under other names, each a little softer in places of its own, so that every one is
-decoded, none is another's duplicate, and nothing is shared between them. No model is run. Each size has three
-processes: one prepares it, one finds it prepared, one goes through an epoch. Memory is above the process's own before
-it reads the corpus, without the pages of the store, which the system takes back when it needs them.
+The clips of a release are repeated under other names, each slightly softer at different places, so that every one is
+decoded and none is a duplicate. No model is run. Each size has three processes: the first prepares the corpus, the
+second opens the prepared corpus, the third iterates over an epoch. Memory is the increase from before the corpus is
+read, without the memory-mapped pages of the audio cache, which the system reclaims when needed.
 """
 
 import argparse
@@ -18,7 +18,6 @@ import threading
 import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from types import SimpleNamespace
 from typing import Any
 
 import stand_ins
@@ -29,7 +28,7 @@ from transformers import WhisperConfig
 from kikitori.config.overrides import to_plain
 from kikitori.corpora.common_voice import read_table
 from kikitori.data.datamodule import SpeechDataModule
-from kikitori.model import processor
+from kikitori.model.processor import make_processor
 from kikitori.pipelines.builders import build_data
 from kikitori.runs.provenance import git_state
 from kikitori.runtime.console import quiet_libraries
@@ -42,13 +41,13 @@ SAMPLED_EVERY_S = 0.02
 MEASURES = (
     ("preparing: s", "prepare", "seconds"),
     ("preparing: clips/s", "prepare", "clips_per_s"),
-    ("preparing: MB at most", "prepare", "peak_mb"),
-    ("the store: MB on disk", "prepare", "disk_mb"),
+    ("preparing: peak MB", "prepare", "peak_mb"),
+    ("audio cache: MB on disk", "prepare", "disk_mb"),
     ("prepared, to the first batch: s", "again", "seconds"),
-    ("prepared, to the first batch: MB at most", "again", "peak_mb"),
+    ("prepared, to the first batch: peak MB", "again", "peak_mb"),
     ("an epoch: clips/s", "epoch", "clips_per_s"),
-    ("an epoch: MB at most", "epoch", "peak_mb"),
-    ("an epoch: MB of a worker's own", "epoch", "worker_mb"),
+    ("an epoch: peak MB", "epoch", "peak_mb"),
+    ("an epoch: private MB of a worker", "epoch", "worker_mb"),
 )
 
 
@@ -57,8 +56,8 @@ def main() -> None:
         print(json.dumps(PHASES[sys.argv[1]](sys.argv[2], sys.argv[3])))
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--release", default=str(DEMO), help="a Common Voice language folder; else the demo corpus")
-    parser.add_argument("--largest", action="store_true", help=f"measure {LARGEST:,} clips, too")
+    parser.add_argument("--release", default=str(DEMO), help="a Common Voice language folder; default: the demo corpus")
+    parser.add_argument("--largest", action="store_true", help=f"also measure {LARGEST:,} clips")
     parser.add_argument("--output", default="outputs/bench", help="folder of scale.md and scale.json")
     options = parser.parse_args()
     output = Path(options.output)
@@ -77,7 +76,7 @@ def main() -> None:
 
 
 def repeat(release: Path, folder: Path, size: int) -> None:
-    """A language folder with so many clips in its training table, made of a release's."""
+    """Writes a language folder with `size` training clips, which repeat those of a release."""
     rows = list(read_table(release / "train.tsv", release / "clips", "train", "ja"))
     (folder / "clips").mkdir(parents=True)
     lines = ["client_id\tpath\tsentence"]
@@ -92,10 +91,10 @@ def repeat(release: Path, folder: Path, size: int) -> None:
 
 
 def variant(mp3: bytes, number: int) -> bytes:
-    """An mp3 that sounds a little different for each number, 0 the same: whole frames are 1.5 dB softer.
+    """Returns an mp3 that sounds slightly different for each number: some frames are 1.5 dB softer. 0 changes nothing.
 
-    Frames of its later two thirds have the number's bits. What changes is a frame's global_gain, some bits behind its
-    header (ISO 11172-3, 2.4.1.7, and 13818-3), so that decoders find nothing amiss.
+    The frames of its last two thirds encode the bits of the number. Only the global_gain of a frame changes, some bits
+    after its header (ISO 11172-3, 2.4.1.7, and 13818-3), so the file stays valid.
     """
     data, frames = bytearray(mp3), frames_of(mp3)
     for bit, at in enumerate(frames[len(frames) // 3 :]):
@@ -109,7 +108,7 @@ def variant(mp3: bytes, number: int) -> bytes:
 
 
 def frames_of(mp3: bytes) -> list[int]:
-    """Where the frames of an mp3 begin: at what looks like the header of the last one, but for bit rate and padding."""
+    """Returns the offsets of an mp3's frames: headers equal to the last one, except for bit rate and padding."""
     last = max(mp3.rfind(bytes((0xFF, kind))) for kind in (0xF2, 0xF3, 0xFA, 0xFB))
 
     def header(at: int) -> tuple[int, int, int, int]:
@@ -119,7 +118,7 @@ def frames_of(mp3: bytes) -> list[int]:
 
 
 def child(phase: str, scratch: Path) -> dict[str, Any]:
-    """What one phase measured in a process of its own."""
+    """Runs one phase in a separate process; returns its measurements."""
     command = [sys.executable, __file__, phase, str(scratch / "ja"), str(scratch)]
     environment = {**os.environ, "KIKITORI_CACHE": str(scratch / "cache"), "TOKENIZERS_PARALLELISM": "false"}
     done = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)
@@ -127,7 +126,7 @@ def child(phase: str, scratch: Path) -> dict[str, Any]:
 
 
 def prepare(release: str, _: str) -> dict[str, Any]:
-    """Read, decode and select all clips."""
+    """Reads, decodes and filters all clips."""
     data = build(release)
     with Grown() as grown:
         data.setup()
@@ -138,7 +137,7 @@ def prepare(release: str, _: str) -> dict[str, Any]:
 
 
 def again(release: str, _: str) -> dict[str, Any]:
-    """The same where the store is there, as each run but the first has it, up to the first batch."""
+    """Does the same with an existing audio cache, as in every run but the first, up to the first batch."""
     data = build(release)
     with Grown() as grown:
         data.setup()
@@ -147,7 +146,7 @@ def again(release: str, _: str) -> dict[str, Any]:
 
 
 def epoch(release: str, _: str) -> dict[str, Any]:
-    """Every batch of an epoch, from the loader's workers."""
+    """Loads every batch of an epoch from the loader's workers."""
     data = build(release)
     with Grown() as grown:
         data.setup()
@@ -166,28 +165,24 @@ PHASES = {"prepare": prepare, "again": again, "epoch": epoch}
 
 
 def build(release: str) -> SpeechDataModule:
-    """The data of `kikitori train data.release=...`, of its training split alone, for a Whisper of 80 Mels."""
+    """Builds the data module of `kikitori train data.release=...` with the training split only, for 80 Mel bins."""
     quiet_libraries()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("train", [f"data.release={release}", "data.allow_shared_speakers=true"])
-    data = build_data(to_plain(cfg))
-    data.splits = ["train"]
     tokenizer, config = stand_ins.tokenizer(), WhisperConfig()
-    data.processor = processor.make_processor(tokenizer, config, cfg.model.language, cfg.model.task, "benchmark")
-    return data
+    processor = make_processor(tokenizer, config, cfg.model.language, cfg.model.task, "benchmark")
+    return build_data({**to_plain(cfg), "splits": ["train"]}).with_processor(processor)
 
 
 def loader(data: SpeechDataModule) -> Any:
-    """The training loader over one epoch."""
-    steps = -(-len(data.clips["train"]) // data.global_batch_size)
-    data.trainer = SimpleNamespace(max_steps=steps, world_size=1, global_rank=0, global_step=0)  # type: ignore[assignment]
+    """Returns the training loader of one epoch."""
     return data.train_dataloader()
 
 
 class Grown:
-    """Seconds, and the most memory of its own that the process had inside the block above what it had before, in MB.
+    """Measures the seconds of a block, and the peak increase of anonymous memory in it, in MB.
 
-    The system keeps a peak only of all memory, in which the store's pages count, so this looks every 20 ms.
+    The system's own peak includes the pages of the audio cache, so this samples every 20 ms.
     """
 
     def __enter__(self) -> "Grown":
@@ -213,12 +208,12 @@ class Grown:
 
 
 def anonymous_mb() -> float:
-    """The process's memory that no file stands behind."""
+    """Returns the process's anonymous memory: memory that is not backed by a file."""
     return _kib("/proc/self/status", "RssAnon") * 1024 / 1e6
 
 
 def own_mb(pid: int) -> float:
-    """What a process shares with no other: a forked worker's copies of its parent's pages, and its own."""
+    """Returns a process's private memory: its own pages, and a forked worker's copies of its parent's pages."""
     return _kib(f"/proc/{pid}/smaps_rollup", "Private_Dirty") * 1024 / 1e6
 
 
@@ -230,7 +225,7 @@ def _kib(file: str, field: str) -> int:
 
 
 def table(sizes: list[dict[str, Any]]) -> list[list[str]]:
-    """A column a size."""
+    """Returns the table, with one column per size."""
     drawn = [["clips", *(f"{size['clips']:,}" for size in sizes)]]
     for label, phase, key in MEASURES:
         drawn.append([label, *(f"{size[phase][key]:,.1f}" for size in sizes)])

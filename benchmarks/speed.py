@@ -1,10 +1,10 @@
-"""kikitori against what one would run instead: the same clips, seeds, batch and number of steps, taking turns.
+"""Compares kikitori with the alternatives on the same clips, seeds, batch size and number of steps, taking turns.
 
     python benchmarks/speed.py                                          # random weights, joined clips of the demo
     python benchmarks/speed.py --model openai/whisper-base --release cv-corpus-27.0-2026-09-09/ja --batch 16 --steps 8
 
-Each contender of a round is a process of its own (two: one prepares, one trains and evaluates); every other round goes
-backwards. The terminal shows a table; --output gets it as speed.md, and all figures of all rounds as speed.json.
+Each contender has two processes per round: one prepares, one trains and evaluates. Every other round has the reverse
+order. The terminal shows a table; the output folder gets it as speed.md, and the figures of all rounds as speed.json.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from kikitori.runs.provenance import git_state
 from kikitori.runtime.console import quiet_libraries
 from kikitori.runtime.files import write_json
 
-# Random weights never end a transcript by themselves: so many tokens as one of Common Voice's has.
+# Random weights never end a transcript, so it is cut at the length of a Common Voice transcript.
 TOKENS_OF_RANDOM_WEIGHTS = 24
 TOKENS = 225
 
@@ -47,24 +47,26 @@ def main() -> None:
                 if options.model is None:
                     measured["evaluate"]["cer"] = None
                 results["rounds"].append({"round": number, "contender": name, **measured})
-                # After each, so that whoever interrupts a long run keeps what it measured.
+                # After each contender, so that an interrupted benchmark keeps its measurements.
                 results["summary"] = tables.summarise(results["rounds"])
                 write_json(output / "speed.json", results)
-    table, told = tables.rows(results["summary"]), notes(options, results["machine"])
-    (output / "speed.md").write_text(tables.markdown(table, told), encoding="utf-8")
-    tables.show(table, told)
-    print(f"in {output}: speed.md, speed.json")
+    table, footnotes = tables.rows(results["summary"]), notes(options, results["machine"])
+    (output / "speed.md").write_text(tables.markdown(table, footnotes), encoding="utf-8")
+    tables.show(table, footnotes)
+    print(f"wrote {output}/speed.md and {output}/speed.json")
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", help="a folder or Hub name; else random weights of whisper-base's shape")
-    parser.add_argument("--release", help="a Common Voice language folder; else the demo's clips, joined")
-    parser.add_argument("--batch", type=int, default=16, help="clips of a step, and of an evaluation's batch")
-    parser.add_argument("--steps", type=int, default=4, help=f"timed steps, after {WARMUP_STEPS} to warm up")
+    parser.add_argument("--model", help="a folder or Hub name; default: random weights with the shape of whisper-base")
+    parser.add_argument("--release", help="a Common Voice language folder; default: joined clips of the demo")
+    parser.add_argument("--batch", type=int, default=16, help="clips per step and per evaluation batch")
+    parser.add_argument("--steps", type=int, default=4, help=f"timed steps, after a warm-up of {WARMUP_STEPS}")
     parser.add_argument("--eval-clips", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--precision", choices=("32", "bf16-mixed", "16-mixed"), help="else as kikitori takes it")
+    parser.add_argument(
+        "--precision", choices=("32", "bf16-mixed", "16-mixed"), help="default: that of kikitori on this machine"
+    )
     parser.add_argument("--only", nargs="+", choices=CONTENDERS, default=list(CONTENDERS))
     parser.add_argument("--output", default="outputs/bench", help="folder of speed.md and speed.json")
     options = parser.parse_args()
@@ -73,7 +75,7 @@ def parse() -> argparse.Namespace:
 
 
 def first_task(options: argparse.Namespace, scratch: Path) -> Task:
-    """What all contenders share; stand-ins are made where no model or no release is given."""
+    """Returns the settings that all contenders share; creates stand-ins if no model or release is given."""
     clips = options.steps * options.batch
     release = options.release or stand_ins.common_voice(scratch / "release", clips, options.eval_clips)
     return Task(
@@ -93,7 +95,7 @@ def first_task(options: argparse.Namespace, scratch: Path) -> Task:
 
 
 def machine() -> dict[str, Any]:
-    """What the figures hang on."""
+    """Returns the facts that the figures depend on."""
     packages = ("torch", "transformers", "accelerate", "datasets", "pytorch-lightning")
     return {
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else processor(),
@@ -105,7 +107,7 @@ def machine() -> dict[str, Any]:
 
 
 def processor() -> str:
-    """The CPU's name, as Linux knows it."""
+    """Returns the name of the CPU."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
@@ -113,25 +115,26 @@ def processor() -> str:
 
 
 def notes(options: argparse.Namespace, found: dict[str, Any]) -> list[str]:
-    """What must be known to read the table."""
-    told = [
+    """Returns the footnotes of the table."""
+    lines = [
         f"{found['device']}, {found['threads']} threads, load {found['load_before']:.1f} before; "
         f"precision {options.precision}, batch {options.batch}, {options.steps} steps, {options.eval_clips} clips "
-        f"evaluated; mean [least, greatest] of {options.rounds} rounds, ratios within a round.",
+        f"evaluated; mean [min, max] of {options.rounds} rounds, ratios within a round.",
         "recipe: the tutorial with recomputation. fair: the same trainer without it, with workers and arrays. "
         "full, bucketed: kikitori with that data.window.",
-        "A step's growth: from between two steps to the peak inside one. What is kept: counted tensor by tensor.",
-        "FLOPs are the model's in the window that was heard, by arithmetic (benchmarks/flops.py); recomputation is not "
-        "counted.",
+        "Growth of a step: its peak less the memory between two steps. Kept for the backward pass: counted per tensor.",
+        "FLOPs are computed for the window of each clip (benchmarks/flops.py), without recomputation.",
     ]
     if options.model is None:
-        told.append(
-            "Random weights: no CER, for such a model reads noise; transcripts are cut at "
-            f"{TOKENS_OF_RANDOM_WEIGHTS} tokens, because it never ends one."
+        lines.append(
+            "Random weights: no CER, because the transcripts are meaningless; they are cut at "
+            f"{TOKENS_OF_RANDOM_WEIGHTS} tokens, because such a model never ends one."
         )
     if options.release is None:
-        told.append("The clips are the demo's, joined to last as long as Common Voice's (see benchmarks/stand_ins.py).")
-    return told
+        lines.append(
+            "The clips are joined demo clips with the durations of Common Voice (see benchmarks/stand_ins.py)."
+        )
+    return lines
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Stand-ins for weights and speech where none are at hand: a Whisper from random weights, a corpus of joined clips.
+"""Stand-ins for weights and speech: a Whisper with random weights, a corpus of joined clips.
 
-They cost what the real ones cost; what such a model reads is noise.
+They cost as much as real ones; the transcripts are meaningless.
 """
 
 import csv
@@ -25,20 +25,20 @@ from kikitori.runtime.paths import DEMO
 BASE = {"d_model": 512, "encoder_layers": 6, "decoder_layers": 6, "encoder_attention_heads": 8}
 BASE |= {"decoder_attention_heads": 8, "encoder_ffn_dim": 2048, "decoder_ffn_dim": 2048, "vocab_size": 51865}
 END_ID = 50257
-# Kana, and what stands around it; Chinese characters. Whisper's tokens of Japanese are about one a character.
+# Kana, CJK punctuation and Chinese characters. Whisper uses about one token per Japanese character.
 CHARACTERS = [chr(code) for block in (range(0x3000, 0x3100), range(0x4E00, 0xA000)) for code in block]
 
-# Seconds of a clip are log-normal. Their mean is that of all Japanese clips of Common Voice 17 (avgDurationSecs in
+# The duration of clips is log-normal. Their mean is that of all Japanese clips of Common Voice 17 (avgDurationSecs in
 # github.com/common-voice/cv-dataset), the spread of their logarithm that of 60 clips sampled from release 6.1, which
-# have 4 characters a second.
+# have 4 characters per second.
 MEAN_S, LOG_SPREAD = 4.811, 0.322
-# The demo's voices say 10 characters a second without a pause: so that transcripts are as long, half a clip is speech.
+# The demo has 10 characters per second without pauses. With speech in half of a clip, transcripts are similarly long.
 SPEECH_SHARE = 0.5
 RATE = 48_000
 
 
 def whisper_base(folder: Path) -> Path:
-    """A folder with whisper-base's shape, from random weights, as kikitori and transformers load it."""
+    """Writes a model folder with the shape of whisper-base and random weights, for kikitori and transformers."""
     torch.manual_seed(0)
     ids = {"bos_token_id": END_ID, "eos_token_id": END_ID, "pad_token_id": END_ID, "decoder_start_token_id": END_ID + 1}
     config = WhisperConfig(**BASE, **ids, begin_suppress_tokens=None)
@@ -46,8 +46,8 @@ def whisper_base(folder: Path) -> Path:
     WhisperForConditionalGeneration(config).save_pretrained(raw)
     tokenizer().save_pretrained(raw)
     WhisperFeatureExtractor().save_pretrained(raw)
-    # Loaded and saved once by kikitori, which writes the generation settings that every Whisper has, and one more: with
-    # it, a Seq2SeqTrainer would not be heard on the length of what it generates.
+    # Loading and saving with kikitori writes the generation settings that every Whisper has, and max_new_tokens. That
+    # one is removed, because it would override the length that Seq2SeqTrainer passes.
     whisper = load_whisper(str(raw), "ja", "transcribe")
     whisper.model.generation_config.max_new_tokens = None
     whisper.save(folder / "whisper-base")
@@ -55,26 +55,26 @@ def whisper_base(folder: Path) -> Path:
 
 
 def tokenizer() -> WhisperTokenizer:
-    """Whisper's special tokens at their places, and a token for each Japanese character before them."""
+    """Returns a tokenizer with Whisper's special tokens at their ids, after one token per Japanese character."""
     merges = list(dict.fromkeys(merge for character in CHARACTERS for merge in merges_of(character)))
     symbols = [*sorted(ByteLevel.alphabet()), *("".join(merge) for merge in merges)]
     symbols += [f"filler{i}" for i in range(END_ID - len(symbols))]
     vocabulary = {symbol: i for i, symbol in enumerate([*symbols, END])}
-    made = WhisperTokenizer(vocab=vocabulary, merges=merges, pad_token=END)
-    made.add_special_tokens({"extra_special_tokens": SPECIAL_TOKENS})
-    assert made.convert_tokens_to_ids([END, START]) == [END_ID, END_ID + 1]
-    return made
+    tokens = WhisperTokenizer(vocab=vocabulary, merges=merges, pad_token=END)
+    tokens.add_special_tokens({"extra_special_tokens": SPECIAL_TOKENS})
+    assert tokens.convert_tokens_to_ids([END, START]) == [END_ID, END_ID + 1]
+    return tokens
 
 
 def merges_of(character: str) -> Iterator[tuple[str, str]]:
-    """What joins a character's three bytes, first two of them, then all."""
+    """Yields the merges that join the three bytes of a character: first two of them, then all."""
     ((first, second, third), _) = ByteLevel(add_prefix_space=False).pre_tokenize_str(character)[0]
     yield first, second
     yield first + second, third
 
 
 def common_voice(folder: Path, train_clips: int, eval_clips: int) -> Path:
-    """A Common Voice language folder whose clips are the demo's, joined and cut, and last as long as Common Voice's."""
+    """Writes a Common Voice language folder of joined and cut demo clips with the durations of Common Voice clips."""
     draw = np.random.default_rng(0)
     sources = demo_rows()
     (folder / "clips").mkdir(parents=True, exist_ok=True)
@@ -93,14 +93,14 @@ def common_voice(folder: Path, train_clips: int, eval_clips: int) -> Path:
 
 
 def demo_rows() -> list[tuple[Path, str]]:
-    """File and sentence of the demo's training clips."""
+    """Returns file and sentence of the demo's training clips."""
     with (DEMO / "train.tsv").open(encoding="utf-8", newline="") as table:
         rows = csv.DictReader(table, delimiter="\t", quoting=csv.QUOTE_NONE)
         return [(DEMO / "clips" / row["path"], row["sentence"]) for row in rows]
 
 
 def joined(sources: list[tuple[Path, str]], draw: np.random.Generator, seconds: float) -> tuple[Tensor, str]:
-    """(samples,) at 16 kHz of so many seconds: clips drawn at random until half is speech, with pauses after each."""
+    """Joins random clips until half of `seconds` is speech, with a pause after each; returns (samples,) at 16 kHz."""
     length = round(seconds * SAMPLE_RATE)
     clips: list[Tensor] = []
     sentences: list[str] = []

@@ -1,10 +1,10 @@
-"""What starts cost: each command until it ends, and what a trial of a sweep repeats, by the real command line.
+"""Measures start-up times: each real command until it ends, and the part that each trial of a sweep repeats.
 
-    python benchmarks/startup.py        # three runs of each, the medians; some minutes
-    python benchmarks/startup.py 5      # of five
+    python benchmarks/startup.py        # medians of three runs; takes some minutes
+    python benchmarks/startup.py 5      # medians of five runs
 
-CPU time is of all processes and hardly depends on what else the machine does; wall time does. The scores and steps
-of the trial are as few as can be, so that what is left is what every trial pays, however little it trains.
+CPU time includes all child processes and hardly depends on other load; wall time does. The trial has as few scores and
+steps as possible, so that its time is the fixed cost of every trial.
 """
 
 import json
@@ -22,7 +22,7 @@ SEEDS = "seed=0,1,2,3,4,5"
 
 
 def seconds(line: list[str], folder: Path, code: int = 0) -> tuple[float, float]:
-    """Wall and CPU seconds of a command, its children's among them. code: what it must end with."""
+    """Returns the wall and CPU seconds of a command, children included. code: the expected exit code."""
     environment = {**os.environ, "KIKITORI_CACHE": str(folder / "cache"), "HYDRA_FULL_ERROR": "0"}
     words = [sys.executable, "-m", "kikitori", *line]
     with (folder / "output.log").open("w") as output:
@@ -37,7 +37,7 @@ def seconds(line: list[str], folder: Path, code: int = 0) -> tuple[float, float]
 
 
 def measured(name: str, line: list[str], folder: Path, runs: int, code: int = 0) -> None:
-    """Print the medians of some runs; # in a line is the number of the run."""
+    """Prints the medians of some runs. # in a line is replaced by the number of the run."""
     lines = [[word.replace("#", str(i)) for word in line] for i in range(runs)]
     wall, cpu = zip(*(seconds(words, folder, code) for words in lines), strict=True)
     print(f"| {name} | {median(wall):.2f} | {median(cpu):.2f} |", flush=True)
@@ -47,7 +47,7 @@ def main() -> None:
     runs = int(sys.argv[1]) if len(sys.argv) > 1 else 3
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        # Decodes the clips, and brings the packages from the disk into memory.
+        # Decodes the clips, and loads the packages into the page cache.
         seconds(["train", *TRIAL, "hydra.run.dir=warm"], folder)
         print("| command | wall s | CPU s |\n| --- | ---: | ---: |")
         for line in ("--help", "train --help", "transcribe --help", "compare warm"):
@@ -57,7 +57,7 @@ def main() -> None:
         measured("train", ["train", *TRIAL, "hydra.run.dir=trial-#"], folder, runs)
         costs = [json.loads(path.read_text())["cost"] for path in folder.glob("trial-*/results.json")]
         for key in ("prepare_s", "evaluate_s", "fit_s"):
-            print(f"| of that {key} | {median(cost[key] for cost in costs):.2f} | |")
+            print(f"| {key} of it | {median(cost[key] for cost in costs):.2f} | |")
         measured("train -m, 6 trials", ["train", "-m", *TRIAL, SEEDS, "hydra.sweep.dir=sweep-#"], folder, runs)
 
 

@@ -1,4 +1,4 @@
-"""The figures of all rounds as one table: in a terminal, and in Markdown."""
+"""Formats the figures of all rounds as one table, for a terminal and in Markdown."""
 
 from collections.abc import Callable, Mapping, Sequence
 from statistics import mean
@@ -9,25 +9,25 @@ from rich.table import Table
 
 Rounds = Sequence[Mapping[str, Any]]
 DASH = "–"
-# (label, phase, key, factor from the stored unit, digits after the point, whether it is compared with the recipe)
+# (label, phase, key, factor from the stored unit, decimals, whether to compare with the recipe)
 MEASURES = (
     ("prepared clips/s, one core", "prepare", "clips_per_s", 1.0, 1, True),
-    ("stored kB a clip", "prepare", "bytes", 1e-3, 0, False),
+    ("stored kB per clip", "prepare", "bytes", 1e-3, 0, False),
     ("trained clips/s", "train", "clips_per_s", 1.0, 2, True),
     ("peak memory, GB", "train", "peak_mb", 1e-3, 2, False),
-    ("a step's growth, MB a clip", "train", "growth_mb_per_clip", 1.0, 0, False),
-    ("kept for the backward pass, MB a clip", "train", "activation_mb_per_clip", 1.0, 0, False),
+    ("growth of a step, MB per clip", "train", "growth_mb_per_clip", 1.0, 0, False),
+    ("kept for the backward pass, MB per clip", "train", "activation_mb_per_clip", 1.0, 0, False),
     ("achieved GFLOP/s", "train", "flops_per_s", 1e-9, 0, False),
     ("of the machine's matrix rate, %", "train", "utilisation", 100.0, 0, False),
     ("evaluated clips/s", "evaluate", "clips_per_s", 1.0, 2, True),
     ("CER after the run, %", "evaluate", "cer", 100.0, 1, False),
 )
-# The peer that ratios are taken to.
+# The contender that ratios compare with.
 PEER = "recipe"
 
 
 def summarise(rounds: Rounds) -> dict[str, dict[str, Any]]:
-    """By contender and `phase/key`: mean, least, greatest over the rounds, and the same of its ratio to the recipe."""
+    """Returns mean, min and max over the rounds, by contender and `phase/key`, and those of the ratio to the recipe."""
     summary: dict[str, dict[str, Any]] = {}
     peers = {row["round"]: row for row in rounds if row["contender"] == PEER}
     for name in dict.fromkeys(row["contender"] for row in rounds):
@@ -37,7 +37,7 @@ def summarise(rounds: Rounds) -> dict[str, dict[str, Any]]:
             values = [row[phase][key] for row in rows if row[phase][key] is not None]
             figures[f"{phase}/{key}"] = _spread(values)
             if compared:
-                # A round that goes backwards, or was interrupted, may have no peer yet.
+                # A round in reverse order, or an interrupted one, may not have its peer yet.
                 pairs = [(row, peers[row["round"]]) for row in rows if row["round"] in peers]
                 ratios = [row[phase][key] / peer[phase][key] for row, peer in pairs]
                 figures[f"{phase}/{key}/ratio"] = _spread(ratios)
@@ -49,7 +49,7 @@ def _spread(values: Sequence[float]) -> dict[str, float] | None:
 
 
 def rows(summary: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
-    """Header first: a row a measure, a column a contender; ratios in a row of their own below what they compare."""
+    """Returns the header, then one row per measure with one column per contender; ratios have a separate row below."""
     found = [["", *summary]]
     for label, phase, key, factor, digits, compared in MEASURES:
         figures = [summary[name][f"{phase}/{key}"] for name in summary]
@@ -61,7 +61,7 @@ def rows(summary: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
 
 
 def _cell(figure: Mapping[str, float] | None, show: Callable[[float], str]) -> str:
-    """The mean, and least to greatest where the rounds differ."""
+    """Formats the mean, with [min, max] if the rounds differ."""
     if figure is None:
         return DASH
     middle, low, high = (show(figure[key]) for key in ("mean", "low", "high"))
@@ -69,14 +69,14 @@ def _cell(figure: Mapping[str, float] | None, show: Callable[[float], str]) -> s
 
 
 def markdown(table: Sequence[Sequence[str]], notes: Sequence[str]) -> str:
-    """The table and what must be known to read it."""
+    """Formats the table and its footnotes."""
     rule = ["---", *["---:"] * (len(table[0]) - 1)]
     lines = ["| " + " | ".join(cell.strip() for cell in row) + " |" for row in (table[0], rule, *table[1:])]
     return "\n".join([*lines, "", *(f"- {note}" for note in notes), ""])
 
 
 def show(table: Sequence[Sequence[str]], notes: Sequence[str]) -> None:
-    """In the terminal."""
+    """Prints the table and its footnotes in the terminal."""
     drawn = Table(*table[0])
     for column in drawn.columns[1:]:
         column.justify = "right"

@@ -1,7 +1,6 @@
 """A benchmark task, and the child process that runs it: one per contender, phase and round.
 
-A process of its own gives fresh memory figures, and nothing that one contender warmed up or left behind helps or harms
-the next.
+Separate processes give separate memory figures, and no contender profits or suffers from what another left behind.
 """
 
 import json
@@ -15,17 +14,17 @@ from typing import Any, Literal
 # The program of the child process.
 CHILD = Path(__file__).with_name("contender.py")
 CONTENDERS = ("recipe", "fair", "full", "bucketed")
-# The step after which the clock runs: it allocates the optimizer's state, and starts the loader's workers.
+# Untimed first steps, which allocate the optimizer state and start the loader's workers.
 WARMUP_STEPS = 1
 
 
 @dataclass(frozen=True)
 class Task:
-    """The same for all contenders but for their name.
+    """The settings of a task, equal for all contenders except `contender` and `folder`.
 
-    model: a folder or Hub name. release: a Common Voice language folder. folder: where the contender's files go.
-    train_clips, eval_clips: the first so many of the train and dev tables. steps: timed, after WARMUP_STEPS.
-    precision: as Lightning names it. max_new_tokens: of a transcript, the prefix apart.
+    model: a folder or Hub name. release: a Common Voice language folder. folder: for the contender's files.
+    train_clips, eval_clips: number of first clips of the train and dev tables to use. steps: timed steps, after
+    WARMUP_STEPS. precision: as Lightning names it. max_new_tokens: of a transcript, without the prefix.
     """
 
     contender: str
@@ -43,32 +42,32 @@ class Task:
 
     @property
     def all_steps(self) -> int:
-        """Steps of the training, the warm-up included."""
+        """The number of training steps, warm-up included."""
         return WARMUP_STEPS + self.steps
 
     @property
     def path(self) -> Path:
-        """Where this contender's files go."""
+        """The folder of this contender's files."""
         return Path(self.folder)
 
 
 def run(task: Task) -> dict[str, Any]:
-    """Prepare, then train and evaluate, each in a process of its own. Returns what both measured.
+    """Prepares, then trains and evaluates, each in a separate process. Returns the measurements of both.
 
-    Raises RuntimeError with the end of what the process printed, where one fails.
+    Raises RuntimeError with the last lines of the output if one fails.
     """
     return {**child(replace(task, phase="prepare")), **child(replace(task, phase="train"))}
 
 
 def child(task: Task) -> dict[str, Any]:
-    """One phase. Preparation has one core to itself, so that clips a second are those of a core."""
+    """Runs one phase. Preparation runs on one core, so that its clips per second are those of a core."""
     task.path.mkdir(parents=True, exist_ok=True)
     environment = {
         **os.environ,
-        # As the command `kikitori` has it. A longer spin, which is OpenMP's own, would slow only who has workers.
+        # As in the command `kikitori`. OpenMP's default, a longer spin, would slow only contenders with workers.
         "GOMP_SPINCOUNT": "3000",
         "TOKENIZERS_PARALLELISM": "false",
-        # Of several GPUs one, or the stock Trainer would share its batch among all.
+        # One GPU only, or the stock Trainer would split its batch over all of them.
         "CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0],
         "HF_DATASETS_CACHE": str(task.path / "datasets"),
         "KIKITORI_CACHE": str(task.path / "cache"),
@@ -79,5 +78,5 @@ def child(task: Task) -> dict[str, Any]:
         failed = subprocess.run(command, env=environment, stdout=output, stderr=subprocess.STDOUT).returncode
     if failed:
         tail = "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-15:])
-        raise RuntimeError(f"{task.contender} could not {task.phase}:\n{tail}")
+        raise RuntimeError(f"{task.contender} failed to {task.phase}:\n{tail}")
     return json.loads((task.path / f"{task.phase}.json").read_text(encoding="utf-8"))

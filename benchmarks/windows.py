@@ -1,10 +1,10 @@
-"""How models that were trained in windows of one kind read in those of the other: a table of the runs of some sweeps.
+"""Compares models trained in bucketed and in full windows, evaluated in both: a table of the runs of some sweeps.
 
     python benchmarks/windows.py outputs/train-sweep/2026-11-23/10-00-00 ...
 
-A row is a way to train, over all its seeds and over validation and test: CER in the model's own windows and in the
-whole one, each with its 95 % interval, and against training and reading in the whole window. Intervals are bootstrap
-over clips, whose edits are summed over the seeds, and pair the clips where two rates are compared.
+A row is a way to train, over all its seeds and over validation and test: the CER in the model's own windows and in the
+full window, each with its 95 % interval, and the differences to training and evaluating in the full window. Intervals
+are bootstrapped over clips, whose edits are summed over the seeds; differences are paired by clip.
 """
 
 import sys
@@ -47,11 +47,11 @@ def main() -> None:
     Console(width=160).print(table)
 
 
-HEADINGS = ("read as trained", "against full", "read in the whole window", "against full")
+HEADINGS = ("windows as trained", "against full", "full window", "against full")
 
 
 def edits(folders: list[Path], stage: str) -> NDArray[np.int64]:
-    """(clips, 2): edits and length of each clip, summed over the seeds."""
+    """Returns (clips, 2): edits and length of each clip, summed over the seeds."""
     counts: dict[str, NDArray[np.int64]] = defaultdict(lambda: np.zeros(2, dtype=np.int64))
     for folder in folders:
         for row in (row for split in SPLITS for row in read_lines(predictions_file(folder, split, stage))):

@@ -1,4 +1,4 @@
-"""The benchmarks' arithmetic, and one run of each program on the smallest of models."""
+"""The arithmetic of the benchmarks, and one run of each program on a very small model."""
 
 import json
 import math
@@ -31,7 +31,7 @@ def model(**changes: object) -> WhisperForConditionalGeneration:
 
 
 @pytest.mark.parametrize(("frames", "tokens"), [(100, 7), (60, 1)])
-def test_the_flops_of_a_training_step_are_those_that_torch_counts(frames: int, tokens: int) -> None:
+def test_the_flops_of_a_training_step_equal_torchs_count(frames: int, tokens: int) -> None:
     whisper = model(max_source_positions=frames // 2)
     with FlopCounterMode(display=False) as counter:
         batch = {"input_features": torch.zeros(3, 80, frames), "labels": torch.ones(3, tokens, dtype=torch.int64)}
@@ -39,7 +39,7 @@ def test_the_flops_of_a_training_step_are_those_that_torch_counts(frames: int, t
     assert counter.get_total_flops() == 3 * flops.training(whisper.config, frames, tokens)
 
 
-def test_what_is_kept_for_the_backward_pass_is_counted_once_a_storage() -> None:
+def test_activation_memory_counts_each_storage_once() -> None:
     layers = torch.nn.Sequential(torch.nn.Linear(10, 20), torch.nn.Sigmoid(), torch.nn.Linear(20, 1))
 
     def loss(clips: int, frames: int, tokens: int) -> torch.Tensor:
@@ -66,7 +66,7 @@ def test_a_ratio_is_taken_within_its_round() -> None:
     assert ["peak memory, GB", "–", "–"] in table
 
 
-def test_stand_in_clips_last_as_long_as_common_voices(tmp_path: Path) -> None:
+def test_stand_in_clips_have_the_duration_of_common_voice_clips(tmp_path: Path) -> None:
     stand_ins.common_voice(tmp_path / "ja", 40, 1)
     corpus = read(str(tmp_path / "ja"), "ja", ["train"], tmp_path)
     assert not corpus.rejects
@@ -76,7 +76,7 @@ def test_stand_in_clips_last_as_long_as_common_voices(tmp_path: Path) -> None:
     assert 3 < characters / sum(seconds) < 7
 
 
-def test_variants_of_a_recording_are_decoded_to_other_samples() -> None:
+def test_variants_of_a_recording_decode_to_different_samples() -> None:
     mp3 = min((DEMO / "clips").iterdir()).read_bytes()
     assert scale.variant(mp3, 0) == mp3
     variants = [decode(scale.variant(mp3, number)) for number in range(64)]
@@ -109,7 +109,7 @@ def test_every_contender_is_timed_in_one_run(tmp_path: Path, monkeypatch: pytest
 
 
 @pytest.mark.long
-def test_scale_decodes_every_repeated_clip_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scale_decodes_every_repeated_clip_separately(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scale, "SIZES", (20, 600))
     monkeypatch.setattr(sys, "argv", ["scale.py", "--output", str(tmp_path)])
     scale.main()

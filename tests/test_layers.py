@@ -1,6 +1,7 @@
 """The packages of kikitori: imports go down, no cycles, and no folder grows past a handful of files."""
 
 import ast
+from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -26,6 +27,7 @@ MODULES = {
 }
 
 
+@cache
 def imported(path: Path) -> set[str]:
     """Modules of kikitori that a file imports, at its top or inside a function, such as `data.collate`."""
     found = set()
@@ -38,6 +40,7 @@ def imported(path: Path) -> set[str]:
     return found
 
 
+@cache
 def libraries(path: Path) -> set[str]:
     """Top-level names of everything that a file imports."""
     nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))

@@ -1,4 +1,4 @@
-"""What is installed is what was locked: each package by the digests of its files, from no place that a lock names."""
+"""Lock files pin each package by version and file digests, and name no source."""
 
 import re
 from pathlib import Path
@@ -12,20 +12,20 @@ REQUIREMENT = re.compile(
 
 
 def requirements(text: str) -> list[str]:
-    """One requirement a line, comments and line ends folded."""
+    """Return one line per requirement, without comments and line continuations."""
     lines = re.sub(r"\\\n\s*", " ", text).splitlines()
     return [re.sub(r" +", " ", line).strip() for line in lines if line.strip() and not line.startswith("#")]
 
 
-def strange(text: str) -> list[str]:
+def invalid(text: str) -> list[str]:
     return [line for line in requirements(text) if not REQUIREMENT.fullmatch(line)]
 
 
 @pytest.mark.parametrize(("lock", "least"), [("requirements.lock", 100), ("audit.lock", 20)])
-def test_every_line_of_a_lock_is_a_package_of_one_version_with_its_digests(lock: str, least: int) -> None:
+def test_every_line_of_a_lock_is_one_version_of_a_package_with_its_digests(lock: str, least: int) -> None:
     text = (TOP / lock).read_text(encoding="utf-8")
     assert len(requirements(text)) >= least
-    assert strange(text) == []
+    assert invalid(text) == []
 
 
 HASH = f"--hash=sha256:{'a' * 64}"
@@ -42,14 +42,14 @@ HASH = f"--hash=sha256:{'a' * 64}"
         *(f"torch==2.11.0 ; python_version > '3' @ https://example.org {HASH}", f"{HASH}", "--no-binary torch"),
     ],
 )
-def test_the_check_tells_another_line(line: str) -> None:
+def test_the_check_finds_any_other_line(line: str) -> None:
     good = f"numpy==2.4.6 ; sys_platform != 'win32' \\\n    {HASH} \\\n    {HASH}\n"
-    assert strange(good) == []
-    assert strange(good + line + "\n") == [line]
+    assert invalid(good) == []
+    assert invalid(good + line + "\n") == [line]
 
 
-def test_the_audit_fails_where_it_cannot_ask() -> None:
-    """Without --strict, pip-audit calls packages sound that it found nowhere."""
+def test_the_audit_fails_if_advisories_cannot_be_reached() -> None:
+    """Without --strict, pip-audit reports no problem for packages that it cannot look up."""
     (recipe,) = re.findall(r"^audit:.*\n((?:\t.*\n)+)", (TOP / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
     assert "--strict" in recipe
     assert "exit 1" in recipe

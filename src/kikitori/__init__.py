@@ -1,15 +1,22 @@
 """kikitori (聞き取り): fine-tune Whisper on speech, Japanese first.
 
-Names below are imported when they are first used, so that `import kikitori` and the command line start fast.
+The names below are imported when they are first used, so that `import kikitori` and the command line start fast.
+Models: `load_whisper`, `build_whisper`, `Whisper`. Data: `CommonVoice`, `Demo`, `Manifest`, `Hub`, `SpeechDataModule`.
+Training with Lightning: `WhisperModule`, `adamw`, `ddp`. Results: `transcribe`, `score`, `find_runs`.
 """
 
+import os
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from kikitori.data.datamodule import CommonVoice, Demo, Hub, Manifest, SpeechDataModule
+    from kikitori.inference.transcribe import transcribe
+    from kikitori.metrics.error_rates import score
     from kikitori.model.loading import build_whisper, load_whisper
     from kikitori.model.whisper import Whisper
+    from kikitori.runs.reader import find_runs
     from kikitori.runs.wandb_logger import WandbRunLogger
     from kikitori.sweeps.pruning import OptunaPruning
     from kikitori.training.lightning_module import WhisperModule
@@ -31,6 +38,9 @@ _EXPORTS = {
     "WhisperModule": "kikitori.training.lightning_module",
     "adamw": "kikitori.training.optimizer",
     "ddp": "kikitori.training.trainer",
+    "transcribe": "kikitori.inference.transcribe",
+    "score": "kikitori.metrics.error_rates",
+    "find_runs": "kikitori.runs.reader",
     "WandbRunLogger": "kikitori.runs.wandb_logger",
     "OptunaPruning": "kikitori.sweeps.pruning",
 }
@@ -48,8 +58,16 @@ __all__ = [
     "adamw",
     "build_whisper",
     "ddp",
+    "find_runs",
     "load_whisper",
+    "score",
+    "transcribe",
 ]
+
+# OpenMP's threads spin while they wait for each other: on a CPU that other programs use too, training is several times
+# slower. torch reads this when it is imported, so it must be set before; a setting of the user's stays.
+if "torch" not in sys.modules and "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 
 
 def __getattr__(name: str) -> Any:

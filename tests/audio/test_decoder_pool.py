@@ -30,7 +30,7 @@ def decoder() -> Iterator[Decoder]:
     one.close()
 
 
-def refusal(decoder: Decoder | Decoders, source: Path | bytes) -> str:
+def rejection(decoder: Decoder | Decoders, source: Path | bytes) -> str:
     with pytest.raises(AudioError) as error:
         decoder(source)
     return str(error.value.args[0])
@@ -43,16 +43,16 @@ def alive(pid: int) -> bool:
         return False
 
 
-def test_samples_are_those_that_soundfile_reads_at_once(decoder: Decoder, tmp_path: Path) -> None:
+def test_samples_equal_those_that_soundfile_reads_in_one_block(decoder: Decoder, tmp_path: Path) -> None:
     stereo = np.stack([tone(9.0, rate=48_000), tone(9.0, 500, rate=48_000)], axis=1)
     files = [encoded(stereo, form, 48_000) for form in FORMATS]
-    # Speech, in which a seek of the decoder is heard.
+    # Speech, whose samples would change if the decoder sought.
     files.append(b"".join(path.read_bytes() for path in sorted((DEMO / "clips").iterdir())[:12]))
     for data in files:
         (tmp_path / "clip").write_bytes(data)
         with soundfile.SoundFile(io.BytesIO(data)) as file:
             expected = file.read(dtype="float32", always_2d=True).mean(axis=1)
-        assert len(expected) > 3 * decoder_process.BLOCK  # it takes several
+        assert len(expected) > 3 * decoder_process.BLOCK_VALUES  # it needs several blocks
         for source in (data, tmp_path / "clip"):
             samples, rate = decoder(source)
             assert (rate, samples.dtype) == (file.samplerate, np.float32)
@@ -61,17 +61,15 @@ def test_samples_are_those_that_soundfile_reads_at_once(decoder: Decoder, tmp_pa
 
 
 @pytest.mark.parametrize("start", FAULTS)
-def test_a_recording_that_takes_its_decoder_down_is_refused_and_the_next_is_decoded(
-    start: bytes, tmp_path: Path
-) -> None:
+def test_a_recording_that_crashes_its_decoder_is_rejected_and_the_next_is_decoded(start: bytes, tmp_path: Path) -> None:
     (tmp_path / "bad.mp3").write_bytes(start + GOOD)
     with fragile_decoders(tmp_path / "python"), Decoders(1) as decoders:
         for source in (tmp_path / "bad.mp3", start + GOOD):
-            assert refusal(decoders, source) == FAULTS[start][1]
+            assert rejection(decoders, source) == FAULTS[start][1]
             assert len(decoders(GOOD)[0]) == 8_000
 
 
-def test_several_threads_share_the_decoders_and_a_death_stops_no_other(tmp_path: Path) -> None:
+def test_several_threads_share_the_decoders_and_a_crash_affects_one_recording(tmp_path: Path) -> None:
     rows = [(b"SEGV" if i % 5 == 2 else b"") + encoded(tone(0.1 + i / 1000)) for i in range(40)]
 
     def length(data: bytes) -> int | str:
@@ -85,35 +83,35 @@ def test_several_threads_share_the_decoders_and_a_death_stops_no_other(tmp_path:
     assert lengths == [FAULTS[b"SEGV"][1] if i % 5 == 2 else 1600 + 16 * i for i in range(40)]
 
 
-def test_a_decoder_that_the_machine_killed_costs_no_clip(decoder: Decoder) -> None:
-    for _ in range(3):  # at first while it starts
+def test_a_decoder_killed_from_outside_costs_no_clip(decoder: Decoder) -> None:
+    for _ in range(3):  # the first time while it starts
         os.kill(decoder._process.pid, signal.SIGKILL)
         assert len(decoder(GOOD)[0]) == 8_000
 
 
-def test_what_is_no_regular_file_is_missing_and_never_opened(decoder: Decoder, tmp_path: Path) -> None:
+def test_a_path_that_is_no_regular_file_is_missing_and_never_opened(decoder: Decoder, tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "link").symlink_to("pipe")
     (tmp_path / "circle").symlink_to("circle")
     began = time.monotonic()
     for name in ("folder", "pipe", "link", "circle", "gone", "/dev/zero", "/dev/stdin"):
-        assert refusal(decoder, tmp_path / name) == "missing"
+        assert rejection(decoder, tmp_path / name) == "missing"
     assert time.monotonic() - began < 5
 
 
-def test_a_file_whose_header_lies_about_its_length_takes_no_memory(decoder: Decoder, tmp_path: Path) -> None:
+def test_a_header_with_a_false_length_does_not_allocate_memory(decoder: Decoder, tmp_path: Path) -> None:
     flac = bytearray(encoded(tone(), "flac"))
-    flac[21] |= 0x0F  # of STREAMINFO: 36 bits of samples
+    flac[21] |= 0x0F  # STREAMINFO: 36 bits with the number of samples
     flac[22:26] = b"\xff" * 4
-    assert "68719476735 samples a channel, over 518400000" in refusal(decoder, bytes(flac))
+    assert "68719476735 samples per channel, over 518400000" in rejection(decoder, bytes(flac))
     with (tmp_path / "hole.wav").open("wb") as file:
         file.truncate(2**40)
-    assert "1024.0 GB, over 2 GB" in refusal(decoder, tmp_path / "hole.wav")
+    assert "1024.0 GB, over 2 GB" in rejection(decoder, tmp_path / "hole.wav")
 
 
-@pytest.mark.parametrize("asked", ["b'SPIN'", "GOOD"])
-def test_a_decoder_ends_with_the_process_that_started_it(asked: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("call", ["b'SPIN'", "GOOD"])
+def test_a_decoder_ends_with_the_process_that_started_it(call: str, tmp_path: Path) -> None:
     write_clip(tmp_path / "good.wav")
     lines = ["from pathlib import Path", "from kikitori.audio.decoder_pool import Decoder", "decoder = Decoder()"]
     lines += [
@@ -121,7 +119,7 @@ def test_a_decoder_ends_with_the_process_that_started_it(asked: str, tmp_path: P
         "decoder(GOOD)",
         "print(decoder._process.pid, flush=True)",
     ]
-    lines += [f"decoder({asked})", "import time; time.sleep(60)"]
+    lines += [f"decoder({call})", "import time; time.sleep(60)"]
     with fragile_decoders(tmp_path / "python"):
         parent = subprocess.Popen([sys.executable, "-c", "\n".join(lines)], stdout=subprocess.PIPE, text=True)
     assert parent.stdout is not None
@@ -137,7 +135,7 @@ def test_a_decoder_ends_with_the_process_that_started_it(asked: str, tmp_path: P
     assert not alive(pid)
 
 
-def test_a_decoder_that_cannot_start_is_no_clips_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_decoder_that_cannot_start_is_not_an_error_of_a_clip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "soundfile.py").write_text("raise ImportError('no libsndfile')")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
     with (
@@ -152,15 +150,13 @@ def test_a_decoder_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:
     data = bytearray(encoded(tone(2.0), "mp3"))
     data[400:900] = np.random.default_rng(0).bytes(500)
     decode(bytes(data))
-    assert "mpg123" in capfd.readouterr().err  # what is not to be seen
+    assert "mpg123" in capfd.readouterr().err  # libsndfile does print in this process
     with Decoders(1) as decoders:
         decoders(bytes(data))
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_system_without_files_in_memory_takes_one_on_the_disk(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_system_without_files_in_memory_uses_one_on_the_disk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     write_clip(tmp_path / "a.wav")
     with Decoders(1) as decoders:
         samples, rate = decoders(tmp_path / "a.wav")

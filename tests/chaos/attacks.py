@@ -1,6 +1,6 @@
-"""What a stranger may hand in: the tables of the fast tests, run once more and counted.
+"""Untrusted input: runs the security tests again and counts them.
 
-Their kinds are fixed, so that neither count nor seed says anything: each row is the whole of its table.
+Their cases are fixed, so count and seed are ignored: each row counts all cases of its files.
 """
 
 import os
@@ -14,37 +14,40 @@ TESTS = Path(__file__).parents[1]
 
 
 def archives(count: int, seed: int, folder: Path) -> dict[str, Any]:
-    """Links, devices, pipes, paths that lead out, bombs, names that only look so, downloads cut short."""
-    return _row("a hostile archive: nothing outside, nothing without bound", folder, "test_archive.py")
+    """Links, devices, pipes, paths that lead outside, archive bombs, look-alike names, truncated downloads."""
+    fault = "hostile archives: nothing is written outside the folder or without limit"
+    return _row(fault, folder, "corpora/test_archive.py")
 
 
 def paths_of_tables(count: int, seed: int, folder: Path) -> dict[str, Any]:
-    """What a table may name instead of a recording below it."""
-    return _row("a path of a table: inside clips/, never waited for, counted", folder, "test_hostile_paths.py")
+    """Paths in a table that are not recordings in its folder."""
+    fault = "hostile paths in a table: only files in clips/ are read, none blocks, each is counted"
+    return _row(fault, folder, "security/test_hostile_paths.py")
 
 
 def targets(count: int, seed: int, folder: Path) -> dict[str, Any]:
     """Callables in a configuration, from the command line and from files."""
-    return _row("a foreign `_target_`, or what else Hydra would call: refused, not called", folder, "test_targets.py")
+    fault = "foreign `_target_` values and other calls through Hydra: refused, not called"
+    return _row(fault, folder, "security/test_targets.py")
 
 
 def pickles(count: int, seed: int, folder: Path) -> dict[str, Any]:
-    """A pickle, or a module, wherever a file is read."""
-    fault = "a pickle where a file is read: not executed, told or passed over"
+    """Pickles and modules in place of every file that kikitori reads."""
+    fault = "pickles in place of input files: not executed, but reported or skipped"
     return _row(fault, folder, "security/test_untrusted_files.py", "security/test_hostile.py")
 
 
 def secrets(count: int, seed: int, folder: Path) -> dict[str, Any]:
     """Canaries in the environment, and the speakers of the corpus."""
-    fault = "a secret or a speaker in a file or a line: runs, resumed, failing, compared"
+    fault = "secrets and speakers: in no file and no output of runs, resumed or failing runs and comparisons"
     return _row(fault, folder, "security/test_secrets.py")
 
 
 def _row(fault: str, folder: Path, *files: str) -> dict[str, Any]:
-    """Run the tests of these files in a process of their own, and count them."""
+    """Run the tests of some files in a separate process, and count them."""
     folder.mkdir(parents=True, exist_ok=True)
     report = folder / "report.xml"
-    # Not this run's cache, and no modules that its own path would put in front.
+    # Without this run's cache.
     kept = {key: value for key, value in os.environ.items() if not key.startswith("KIKITORI_")}
     line = [sys.executable, "-m", "pytest", "-q", f"--junitxml={report}", f"--basetemp={folder / 'tests'}"]
     done = subprocess.run([*line, *(str(TESTS / file) for file in files)], capture_output=True, text=True, env=kept)
@@ -53,6 +56,6 @@ def _row(fault: str, folder: Path, *files: str) -> dict[str, Any]:
     cases = list(ElementTree.parse(report).iter("testcase"))
     skipped = sum(case.find("skipped") is not None for case in cases)
     bad = [c.get("name") for c in cases if c.find("failure") is not None or c.find("error") is not None]
-    notes = [f"{skipped} skipped"] * bool(skipped) + [f"not {name}" for name in bad]
+    notes = [f"{skipped} skipped"] * bool(skipped) + [f"missed: {name}" for name in bad]
     runs = len(cases) - skipped
     return {"fault": fault, "runs": runs, "good": runs - len(bad), "notes": "; ".join(notes)}

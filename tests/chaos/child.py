@@ -1,8 +1,8 @@
-"""A run of the real command in a process that was forked with everything imported.
+"""Runs the real command in a process that was forked with everything imported.
 
 The parent is multiprocessing's fork server, which has loaded torch, Lightning and transformers and never computed
-anything. So a run starts in no time; from there on it is the command: its arguments, environment, folder, output and
-exit code. What breaks it is put in place between the fork and the command; the package itself knows of no tests.
+anything, so a run starts at once. From there on it is the command: its arguments, environment, folder, output and exit
+code. Faults are installed between the fork and the command; the package contains no code for tests.
 """
 
 import atexit
@@ -16,7 +16,7 @@ import traceback
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-# What a run imports sooner or later.
+# Modules that a run imports at some point.
 PRELOADED = [
     *("kikitori.cli.main", "kikitori.cli.train", "kikitori.pipelines.train", "kikitori.data.datamodule"),
     "kikitori.sweeps.optuna_sweeper",
@@ -29,9 +29,9 @@ PRELOADED = [
 def command(
     arguments: Sequence[str], folder: str, environment: Mapping[str, str], output: str, faults: Mapping[str, Any]
 ) -> None:
-    """Be `kikitori <arguments>`, started in `folder`; never returns."""
+    """Run `kikitori <arguments>` in `folder` and exit; never returns."""
     threads = len(os.listdir(f"/proc/{os.getppid()}/task"))
-    assert threads == 1, f"the fork server has {threads} threads, so that its children are not like fresh processes"
+    assert threads == 1, f"the fork server has {threads} threads, so its children differ from fresh processes"
     os.setsid()
     os.chdir(folder)
     os.environ.update(environment)
@@ -40,7 +40,7 @@ def command(
     os.dup2(descriptor, 2)
     os.close(descriptor)
     sys.stdout, sys.stderr = (open(number, "w", buffering=1, closefd=False) for number in (1, 2))  # noqa: SIM115
-    # A process of the command line has the kernel's defaults; the fork server ignores SIGINT.
+    # A process started in a shell has the kernel's defaults; the fork server ignores SIGINT.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     multiprocessing.set_start_method(None, force=True)
     sys.argv = ["kikitori", *arguments]
@@ -61,7 +61,7 @@ def command(
         code = 130
     except BaseException:
         traceback.print_exc()
-    # As the interpreter ends.
+    # As the interpreter does at exit.
     threading._shutdown()
     atexit._run_exitfuncs()
     sys.stdout.flush()
@@ -70,7 +70,7 @@ def command(
 
 
 def inject(faults: Mapping[str, Any]) -> None:
-    """Put faults in place: by the name of a function of `faults.py`, with its arguments."""
+    """Install faults: names of functions of `faults.py`, with their arguments."""
     for name, arguments in faults.items():
         getattr(importlib.import_module("faults"), name)(**arguments)
 

@@ -1,4 +1,4 @@
-"""Checkpoints that a disk, a copy or a clock has spoilt: passed over, named, and never loaded in silence."""
+"""Checkpoints damaged by a disk, a copy or a clock: skipped with a warning that names them."""
 
 import os
 import random
@@ -17,27 +17,27 @@ def damaged_checkpoint(count: int, seed: int, folder: Path) -> dict[str, Any]:
         kind = damage(path, rng, number)
         before = newest(run)
         if before is None or before == path:
-            raise Miss(f"{path.name}, {kind}, is taken for {before}")
+            raise Miss(f"{path.name}, {kind}, is accepted: {before}")
         process = finish(run, *variant)
-        said = process.said()
-        warned = [line for line in said.splitlines() if path.name in line and "resuming from" not in line]
+        printed = process.printed()
+        warned = [line for line in printed.splitlines() if path.name in line and "resuming from" not in line]
         if not warned:
-            raise Miss(f"{path.name}, {kind}, is not named: {last_lines(said)}")
-        if f"resuming from {before.name}" not in said:
-            raise Miss(f"not gone on from {before.name}")
+            raise Miss(f"{path.name}, {kind}, is not named: {last_lines(printed)}")
+        if f"resuming from {before.name}" not in printed:
+            raise Miss(f"not resumed from {before.name}")
         must_equal(run, variant)
         return kind
 
-    def told(found: list[str]) -> str:
+    def note(found: list[str]) -> str:
         kinds = sorted({kind.split(" at ")[0] for kind in found})
         return ", ".join(f"{sum(k.startswith(kind) for k in found)} {kind}" for kind in kinds)
 
-    row = "the newest checkpoint truncated, or one byte of it flipped: the one before is taken, with a warning"
-    return rows_of(row, count, seed, folder, one, told)
+    row = "newest checkpoint truncated or one bit of it flipped: the one before is used, with a warning"
+    return rows_of(row, count, seed, folder, one, note)
 
 
 def damage(path: Path, rng: random.Random, number: int) -> str:
-    """Spoil a file; says how."""
+    """Damage a file; returns a description of the damage."""
     content = bytearray(path.read_bytes())
     at = rng.randrange(len(content))
     if number % 2:
@@ -52,21 +52,22 @@ def clock_set_back(count: int, seed: int, folder: Path) -> dict[str, Any]:
     def one(number: int, rng: random.Random, place: Path) -> None:
         variant, run = variant_of(number), place / "run"
         interrupted(run, variant)
-        right = newest(run)
-        assert right is not None
-        # The newest looks like the oldest, and all of them like the future.
-        paths = sorted(run.glob("checkpoints/*"), key=lambda path: path.name.startswith(right.name))
+        expected = newest(run)
+        assert expected is not None
+        # By its time stamp the newest is the oldest, and all lie in the future.
+        paths = sorted(run.glob("checkpoints/*"), key=lambda path: path.name.startswith(expected.name))
         for age, path in enumerate(paths):
             time = 4e9 - 1000 * age - rng.random()
             os.utime(path, (time, time))
-        if newest(run) != right:
-            raise Miss(f"{newest(run)} is taken for the newest, which is {right.name}")
+        if newest(run) != expected:
+            raise Miss(f"{newest(run)} is used as the newest, which is {expected.name}")
         process = finish(run, *variant)
-        if f"resuming from {right.name}" not in process.said():
-            raise Miss(f"not gone on from {right.name}")
+        if f"resuming from {expected.name}" not in process.printed():
+            raise Miss(f"not resumed from {expected.name}")
         must_equal(run, variant)
 
-    return rows_of("a clock set back between checkpoints: the newest is that of most steps", count, seed, folder, one)
+    row = "clock set back between checkpoints: the newest is the one with the most steps"
+    return rows_of(row, count, seed, folder, one)
 
 
 def folder_moved(count: int, seed: int, folder: Path) -> dict[str, Any]:
@@ -77,4 +78,4 @@ def folder_moved(count: int, seed: int, folder: Path) -> dict[str, Any]:
         finish(place / "after", *variant)
         must_equal(place / "after", variant)
 
-    return rows_of("a stopped run's folder moved, and gone on with there", count, seed, folder, one)
+    return rows_of("folder of an interrupted run moved, then resumed there", count, seed, folder, one)

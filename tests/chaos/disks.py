@@ -1,4 +1,4 @@
-"""Disks that are full, and folders that may not be written to: the old checkpoint stays whole."""
+"""Full disks and read-only folders: the old checkpoint stays intact."""
 
 import os
 import random
@@ -11,14 +11,12 @@ from harness import Miss, Process, finish, last_lines, must_equal, newest, rows_
 
 
 def disk_full(count: int, seed: int, folder: Path) -> dict[str, Any]:
-    row = (
-        "a disk that fills up before a save: the old checkpoint whole, a non-zero exit, gone on with once there is room"
-    )
+    row = "disk full at a save: the old checkpoint is intact, exit code not 0, resumed once there is space"
     folder.mkdir(parents=True, exist_ok=True)
     probe = folder / "probe"
     probe.mkdir(exist_ok=True)
     if (why := mount(probe)) is not None:
-        return {"fault": row, "runs": 0, "good": 0, "notes": f"left out: {why}"}
+        return {"fault": row, "runs": 0, "good": 0, "notes": f"skipped: {why}"}
     unmount(probe)
 
     def one(number: int, rng: random.Random, place: Path) -> None:
@@ -42,9 +40,9 @@ def disk_full(count: int, seed: int, folder: Path) -> dict[str, Any]:
 
 
 def mount(folder: Path) -> str | None:
-    """A disk of 8 MB, or why there is none."""
+    """Mount a disk of 8 MB; returns the reason if that fails."""
     if os.geteuid() != 0 or not shutil.which("mount"):
-        return "only root may mount a small disk"
+        return "only root can mount a small disk"
     done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", folder], capture_output=True, text=True)
     return done.stderr.strip() or "mount failed" if done.returncode else None
 
@@ -57,30 +55,30 @@ def folder_locked(count: int, seed: int, folder: Path) -> dict[str, Any]:
     def one(number: int, rng: random.Random, place: Path) -> None:
         variant, run, saved = variant_of(number), place / "run", place / "saved"
         lock = {"folder": str(run / "checkpoints"), "save": rng.randrange(2, 7)}
-        faults = {"like_any_user": {}, "note_saves": {"path": str(saved)}, "no_more_writing": lock}
+        faults = {"drop_root_permissions": {}, "note_saves": {"path": str(saved)}, "make_read_only": lock}
         process = train(run, *variant, faults=faults)
         check(process, run, saved, "ermission denied")
         (run / "checkpoints").chmod(0o755)
         finish(run, *variant)
         must_equal(run, variant)
 
-    row = "a folder that may not be written to any more: the old checkpoint whole, a non-zero exit"
+    row = "checkpoint folder made read-only: the old checkpoint is intact, exit code not 0"
     return rows_of(row, count, seed, folder, one)
 
 
 def check(process: Process, run: Path, saved: Path, words: str) -> None:
-    """It ended with an error that says why, and the newest checkpoint is the last that was saved."""
+    """Check that it ended with an error that gives the reason, and that the last checkpoint saved is the newest."""
     if process.poll() in (0, None):
         raise Miss(f"it ended with {process.poll()}")
     steps = list(map(int, saved.read_text().split())) if saved.exists() else []
     if not steps:
-        raise Miss(f"it ended before it saved: {last_lines(process.said())}")
+        raise Miss(f"it ended before it saved: {last_lines(process.printed())}")
     found = newest(run)
     if found is None:
         raise Miss("no checkpoint is left")
     if (at := steps_of(found)) < max(steps):
-        raise Miss(f"the newest checkpoint is of step {at}, and one was saved at {max(steps)}")
-    if words not in process.said():
-        raise Miss(f"it does not say why: {last_lines(process.said())}")
-    if "Traceback" in process.said():
-        raise Miss(f"it ended with a traceback: {last_lines(process.said())}")
+        raise Miss(f"the newest checkpoint is of step {at}, although one was saved at {max(steps)}")
+    if words not in process.printed():
+        raise Miss(f"its message does not contain {words!r}: {last_lines(process.printed())}")
+    if "Traceback" in process.printed():
+        raise Miss(f"it ended with a traceback: {last_lines(process.printed())}")

@@ -1,4 +1,4 @@
-"""What can go wrong inside a run: put in place after the fork, before the command begins."""
+"""Faults inside a run, installed after the fork and before the command starts."""
 
 import ctypes
 import faulthandler
@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-# The calls into C that a save makes on its files.
+# The C functions that a save calls on its files.
 ON_FILES = {
     "write",
     "write_record",
@@ -27,7 +27,7 @@ ON_FILES = {
 
 
 def kill_at_step(step: int) -> None:
-    """kill -9 as a training step begins."""
+    """kill -9 at the start of a training step."""
     at_step(step, kill)
 
 
@@ -64,7 +64,7 @@ def around_save(begin: Callable[[int], Any], end: Callable[[int, Any], Any]) -> 
 
 
 def note_saves(path: str) -> None:
-    """Write a line a checkpoint that has been saved whole: the step it is of."""
+    """Append the step of each checkpoint that was saved completely."""
     around_save(lambda number: None, lambda number, trainer: append(path, str(trainer.global_step)))
 
 
@@ -74,7 +74,7 @@ def append(path: str, line: str) -> None:
 
 
 def kill_in_save(save: int, call: int, before: bool, count: str | None = None) -> None:
-    """kill -9 inside a save, before or after so many calls that touch a file; count: a file to count them in."""
+    """kill -9 during a save, before or after its `call`-th file operation. count: a file to write the operations to."""
     calls = [0]
 
     def profile(frame: Any, event: str, function: Any) -> None:
@@ -98,7 +98,7 @@ def kill_in_save(save: int, call: int, before: bool, count: str | None = None) -
 
 
 def kill_after(save: int, microseconds: int) -> None:
-    """kill -9 from another process, so many microseconds after a save began."""
+    """kill -9 from another process, `microseconds` after the start of a save."""
     parent = os.getpid()
     read, write = os.pipe()
     if os.fork() == 0:
@@ -112,9 +112,9 @@ def kill_after(save: int, microseconds: int) -> None:
 
 
 def forget_random_states() -> None:
-    from kikitori.runtime import rng
+    from kikitori.training import history
 
-    rng.set_random_state = lambda state: None
+    history.set_random_state = lambda state: None
 
 
 def forget_position() -> None:
@@ -124,7 +124,7 @@ def forget_position() -> None:
 
     def start(self: Any, *arguments: Any, **how: Any) -> None:
         inner(self, *arguments, **how)
-        self.first_step = 0
+        self.global_step = lambda: 0
 
     sampler.StepSampler.__init__ = start  # type: ignore[method-assign]
 
@@ -136,7 +136,7 @@ def forget_scheduler() -> None:
 
 
 def note_phases(path: str) -> None:
-    """Write a line whenever a step of training, validation or scoring begins: which, and of how many steps."""
+    """Append a line at the start of each step of training, validation and scoring: its hook and the global step."""
     from kikitori.training.lightning_module import WhisperModule
 
     def note(name: str) -> None:
@@ -153,7 +153,7 @@ def note_phases(path: str) -> None:
 
 
 def nan_at(step: int) -> None:
-    """The losses of a training step are not numbers."""
+    """Make the losses of a training step NaN."""
     from kikitori.training import lightning_module
 
     inner, poisoned = lightning_module.clip_losses, [False]
@@ -168,24 +168,24 @@ def raise_at(step: int) -> None:
     at_step(step, fail)
 
 
-def like_any_user() -> None:
-    """Permissions hold for this process, as they do for every user but root."""
+def drop_root_permissions() -> None:
+    """Subject this process to file permissions, which root bypasses."""
     libc, header = ctypes.CDLL(None), (ctypes.c_uint32 * 2)(0x20080522, 0)
     capabilities = (ctypes.c_uint32 * 6)()
     libc.capget(header, capabilities)
     for field in range(3):  # effective, permitted, inheritable: without CAP_DAC_OVERRIDE
         capabilities[field] &= ~(1 << 1)
     if libc.capset(header, capabilities):
-        raise OSError("this process cannot give up what root may do")
+        raise OSError("this process cannot drop root's capabilities")
 
 
-def no_more_writing(folder: str, save: int) -> None:
-    """As a save begins, its folder may not be written to any more."""
+def make_read_only(folder: str, save: int) -> None:
+    """Make a folder read-only at the start of a save."""
     around_save(lambda number: os.chmod(folder, 0o555) if number == save else None, lambda number, trainer: None)
 
 
 def fill_disk(folder: str, save: int, leave: int) -> None:
-    """As a save begins, the disk of a folder is full but for so many bytes."""
+    """Fill the disk of a folder at the start of a save, except for `leave` bytes."""
 
     def fill(number: int) -> None:
         if number == save:
@@ -196,7 +196,7 @@ def fill_disk(folder: str, save: int, leave: int) -> None:
 
 
 def slow_training(seconds: float) -> None:
-    """Training steps take longer."""
+    """Slow down training steps."""
     from kikitori.training.lightning_module import WhisperModule
 
     inner = WhisperModule.training_step
@@ -209,27 +209,28 @@ def slow_training(seconds: float) -> None:
 
 
 def other_ranks(faults: dict[str, Any]) -> None:
-    """Faults of the other processes of a run on several devices, which it starts by its own Python."""
+    """Install faults in the other processes of a multi-device run, by replacing the Python that starts them."""
     os.environ["KIKITORI_CHAOS_RANKS"] = json.dumps(faults)
     sys.executable = str(Path(__file__).with_name("rank.py"))
 
 
 def show_threads() -> None:
-    """At SIGUSR1 every process of the run prints where it is: for whoever looks why one does not end."""
+    """Print the stack traces of a process at SIGUSR1, to debug one that does not end."""
     faulthandler.register(signal.SIGUSR1, all_threads=True)
 
 
 def no_network(path: str) -> None:
-    """From the first step on whoever looks up a name or connects to another machine gets an error, and is noted."""
+    """Make name look-ups and connections to other machines fail from the first step on, and log them."""
     gone: list[bool] = []
 
     def watch(event: str, arguments: tuple[Any, ...]) -> None:
         if not gone or event not in ("socket.connect", "socket.getaddrinfo"):
             return
         where = arguments[1] if event == "socket.connect" else arguments[0]
-        if not isinstance(where, str | bytes) or event == "socket.getaddrinfo":  # a path: a socket of this machine
+        local = event == "socket.connect" and isinstance(where, str | bytes)
+        if not local:
             append(path, f"{event} {where}")
-            raise OSError("the network is gone")
+            raise OSError("no network, as this test wants")
 
     sys.addaudithook(watch)
     at_step(1, lambda: gone.append(True))

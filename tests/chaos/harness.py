@@ -1,7 +1,8 @@
-"""Starts runs of the real command, breaks them, and says whether the end is the one of a run that nothing befell.
+"""Starts runs of the real command, interrupts or damages them, and compares the result with an uninterrupted run.
 
-A row of the table is a function `name(count, seed, folder) -> dict(fault, runs, good, notes)`. Most hand `rows_of` a
-function of one run: it gets its own random numbers and an empty folder, and raises Miss where the promise was not kept.
+A row of the table is a function `name(count, seed, folder) -> dict(fault, runs, good, notes)`. Most rows pass a
+function of one run to `rows_of`. It gets a random generator and an empty folder of its own, and raises Miss if the run
+does not recover as promised.
 """
 
 import hashlib
@@ -33,8 +34,8 @@ from kikitori.training import checkpoints
 HERE = Path(__file__).parent
 SOURCE = HERE.parents[1] / "src"
 STEPS, EVERY = 25, 5
-# The smallest training that has all parts of one: several checkpoints, a best one that changes, dropout, a warm-up, an
-# epoch that is no whole number of steps, all three splits scored.
+# The smallest training with all parts: several checkpoints, a best one that changes, dropout, a warm-up, an epoch that
+# is not a whole number of steps, and scores of all three splits.
 SMALL = [
     *("experiment=demo", "model.d_model=16", "model.encoder_layers=1", "model.decoder_layers=1", "model.dropout=0.1"),
     *("data.limit={train: 7, validation: 3, test: 2}", "data.global_batch_size=4", "data.window_edges_s=[1.6,2,2.5]"),
@@ -42,13 +43,13 @@ SMALL = [
     *("generation.max_new_tokens=6", "score.train_clips=2", "score.full_window_clips=2", "logger=none"),
     *("callbacks.checkpoint.monitor=val/loss", "data.num_workers=0"),
 ]
-# What is varied: how clips are heard, and who prepares them.
+# Variants: the window that clips are padded to, and the number of loader workers.
 VARIANTS = [[f"data.window={window}", f"data.num_workers={n}"] for window in ("full", "bucketed") for n in (0, 2)]
 FULL = VARIANTS[0]
-# One in so many runs is a plain process, as a person starts it; the others are forked with everything imported.
+# Every tenth run is a plain process, as a user starts it; the others are forked with everything imported.
 PLAIN = 10
-# Nothing here takes a fraction of it: what does, hangs.
-PATIENCE_S = 120.0
+# Far longer than any run takes: a run that exceeds it hangs.
+TIMEOUT_S = 120.0
 ENVIRONMENT = {
     "NO_COLOR": "1",
     "OMP_NUM_THREADS": "1",
@@ -57,7 +58,7 @@ ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "WANDB_MODE": "offline",
     "CUDA_VISIBLE_DEVICES": "",
-    # pyarrow's allocator starts a thread when it is imported, which a fork would lose.
+    # pyarrow's allocator starts a thread on import, which a fork would lose.
     "JE_ARROW_MALLOC_CONF": "background_thread:false",
 }
 
@@ -65,22 +66,22 @@ Faults = Mapping[str, Any]
 
 
 class Miss(Exception):  # noqa: N818
-    """A promise that was not kept."""
+    """A run that did not recover from its fault as promised."""
 
 
 class Settings:
-    """Where the harness works, how many runs at once, and which run of a row alone is wanted."""
+    """The harness's folder, the number of concurrent runs, and the only run of a row to execute, if one is selected."""
 
     folder = Path()
     jobs = 2
     only: int | None = None
 
 
-def begin(folder: Path, jobs: int = 2, only: int | None = None) -> None:
-    """Set the harness up in an empty folder."""
+def set_up(folder: Path, jobs: int = 2, only: int | None = None) -> None:
+    """Prepare the harness in an empty folder and start the fork server."""
     Settings.folder, Settings.jobs, Settings.only = folder.resolve(), jobs, only
     folder.mkdir(parents=True, exist_ok=True)
-    # Others than root read the clips that root decoded.
+    # Processes without root's permissions read the clips that root decoded.
     (folder / "cache").mkdir(exist_ok=True)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     multiprocessing.set_forkserver_preload([*child.PRELOADED, "child", "faults"])
@@ -94,19 +95,19 @@ def begin(folder: Path, jobs: int = 2, only: int | None = None) -> None:
 
 
 def environment() -> dict[str, str]:
-    """What all runs are started with."""
+    """Environment variables of every run."""
     paths = {"KIKITORI_CACHE": str(Settings.folder / "cache"), "PYTHONPATH": os.pathsep.join([str(SOURCE), str(HERE)])}
     return ENVIRONMENT | paths
 
 
 class Process:
-    """A run that goes on: forked, or a plain command."""
+    """A running training: forked, or a plain command."""
 
     _starting = threading.Lock()
 
     def __init__(self, folder: Path, arguments: list[str], plain: bool, faults: Faults, own: dict[str, str]) -> None:
         self.folder, self.output = folder, folder.parent / f"{folder.name}.out"
-        # By it the processes that a run started are known, whatever session they are in.
+        # Marks all processes that the run starts, in whatever session they are.
         self.mark = f"{folder}#{time.monotonic_ns()}"
         settings = environment() | own | {"KIKITORI_CHAOS": self.mark}
         self.began = time.monotonic()
@@ -134,8 +135,8 @@ class Process:
         """The exit code, negative where a signal ended it; None while it runs."""
         return self._plain.poll() if self._plain else self._forked.exitcode
 
-    def wait(self, seconds: float = PATIENCE_S) -> int:
-        """The exit code; a run that takes longer is killed, and missed its promise."""
+    def wait(self, seconds: float = TIMEOUT_S) -> int:
+        """Wait for the exit code. A run that takes longer is killed, and raises Miss."""
         end = time.monotonic() + seconds
         while self.poll() is None:
             if time.monotonic() > end:
@@ -150,24 +151,24 @@ class Process:
         return code
 
     def until(self, seconds: float) -> None:
-        """Wait until so many seconds after its start, or until it ends."""
-        while self.poll() is None and (left := self.began + seconds - time.monotonic()) > 0:
-            time.sleep(min(left, 0.02))
+        """Wait until `seconds` after its start, or until it ends."""
+        while self.poll() is None and (remaining := self.began + seconds - time.monotonic()) > 0:
+            time.sleep(min(remaining, 0.02))
 
     def send(self, number: int) -> None:
         if self.poll() is None:
             os.kill(self.pid, number)
 
     def kill(self) -> None:
-        """End it and all that it started."""
-        for pid in [self.pid, *self.left()]:
+        """Kill it and all processes that it started."""
+        for pid in [self.pid, *self.descendants()]:
             with_pid(pid, signal.SIGKILL)
 
-    def left(self) -> list[int]:
-        """The processes that it started and that still run."""
-        return [pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if self._started(pid)]
+    def descendants(self) -> list[int]:
+        """Ids of the processes that it started and that still run."""
+        return [pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if self._is_descendant(pid)]
 
-    def _started(self, pid: int) -> bool:
+    def _is_descendant(self, pid: int) -> bool:
         if pid == self.pid:
             return False
         try:
@@ -177,8 +178,8 @@ class Process:
             return False
         return state != "Z" and (int(session) == self.pid or marked)
 
-    def said(self) -> str:
-        """All that it and the runs of this folder before it wrote to the terminal."""
+    def printed(self) -> str:
+        """Everything that it and earlier runs of this folder wrote to the terminal."""
         return self.output.read_text(errors="replace") if self.output.exists() else ""
 
 
@@ -188,9 +189,9 @@ def with_pid(pid: int, number: int) -> None:
 
 
 def line(folder: Path, arguments: Sequence[str]) -> list[str]:
-    """The words that begin the training of `SMALL` in a folder, or go on with it: the one place that knows them.
+    """Return the arguments that start the training of `SMALL` in a folder, or resume it.
 
-    A run that was killed in its first moments left nothing to go on with, and `resume=auto` begins it again.
+    A run that was killed in its first moments left nothing to resume, and `resume=auto` starts it again.
     """
     if (folder / "results.json").exists():
         return ["train", f"resume={folder}"]
@@ -198,22 +199,22 @@ def line(folder: Path, arguments: Sequence[str]) -> list[str]:
 
 
 def start(folder: Path, *arguments: str, plain: bool = False, faults: Faults | None = None, **own: str) -> Process:
-    """Start the training of `SMALL` in a folder, or go on with the one that is there."""
+    """Start the training of `SMALL` in a folder, or resume the one that is there."""
     return Process(folder, line(folder, arguments), plain, faults or {}, own)
 
 
 def train(folder: Path, *arguments: str, **how: Any) -> Process:
-    """A training to its end, however that is."""
+    """Train until the process ends, with whatever exit code."""
     process = start(folder, *arguments, **how)
     process.wait()
     return process
 
 
 def finish(folder: Path, *arguments: str, **how: Any) -> Process:
-    """A training that must end well from here."""
+    """Train to the end; raise Miss if the exit code is not 0."""
     process = train(folder, *arguments, **how)
     if code := process.poll():
-        raise Miss(f"a run that nothing disturbed any more ended with {code}: {last_lines(process.said())}")
+        raise Miss(f"a run without further faults ended with {code}: {last_lines(process.printed())}")
     return process
 
 
@@ -225,7 +226,7 @@ def last_lines(text: str, lines: int = 3) -> str:
 
 
 def canonical(value: Any, digest: Any) -> None:
-    """Feed a value to a digest: equal values give equal bytes, and other values other ones."""
+    """Update a digest with a value: equal values give equal bytes, different values different bytes."""
     if isinstance(value, torch.Tensor):
         array = value.detach().cpu().contiguous()
         digest.update(f"tensor {array.dtype} {tuple(array.shape)} ".encode())
@@ -252,23 +253,23 @@ def sha256(value: Any) -> str:
 
 
 def state(checkpoint: Path) -> dict[str, str]:
-    """sha256 of each part of a checkpoint that the next step depends on."""
+    """Return the sha256 of each part of a checkpoint that the next step depends on."""
     saved = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    recorder = saved["callbacks"]["Recorder"]
+    history = saved["callbacks"]["Recorder"]
     parts = {
         "step": saved["global_step"],
         "weights": saved["state_dict"],
         "optimizer": saved["optimizer_states"],
         "scheduler": saved["lr_schedulers"],
-        "random states": [process["random"] for process in recorder["processes"]],
-        "order of clips": [process["order"] for process in recorder["processes"]],
-        "losses": [process["losses"] for process in recorder["processes"]],
+        "random states": [process["random"] for process in history["processes"]],
+        "order of clips": [process["order"] for process in history["processes"]],
+        "losses": [process["losses"] for process in history["processes"]],
     }
     return {name: sha256(part) for name, part in parts.items()}
 
 
 def steps_of(checkpoint: Path) -> int:
-    """The steps that a checkpoint holds; it must be whole."""
+    """Return the step of a checkpoint, which must be intact."""
     return int(torch.load(checkpoint, map_location="cpu", weights_only=True)["global_step"])
 
 
@@ -278,79 +279,79 @@ def results(folder: Path) -> dict[str, Any]:
 
 
 def completed(folder: Path) -> bool:
-    """Whether nothing is left to do: a run may be killed after its last word."""
+    """Return whether the run is complete: it may be killed after its last output."""
     return results(folder).get("status") == "completed"
 
 
 def outcome(folder: Path) -> dict[str, str]:
-    """sha256 of what a completed run leaves: its last state, its losses and scores, and the model that is kept."""
-    kept = results(folder)
-    if kept.get("status") != "completed":
-        raise Miss(f"results.json says {kept.get('status')}: {kept.get('error')}")
+    """Return the sha256 of what a completed run leaves: last state, losses, scores and the saved model."""
+    written = results(folder)
+    if written.get("status") != "completed":
+        raise Miss(f"results.json has status {written.get('status')}: {written.get('error')}")
     model = (folder / "model" / "model.safetensors").read_bytes()
     last = newest(folder)
     if last is None:
         raise Miss("a completed run left no checkpoint")
     return state(last) | {
-        "history": sha256(kept["history"]),
-        "scores": sha256(kept["scores"]),
+        "history": sha256(written["history"]),
+        "scores": sha256(written["scores"]),
         "model": hashlib.sha256(model).hexdigest(),
     }
 
 
 def differing(folder: Path, variant: list[str]) -> list[str]:
-    """The parts in which a completed run differs from the one of its variant that nothing befell."""
-    mine, whole = outcome(folder), undisturbed(variant).outcome
-    return [part for part in whole if mine[part] != whole[part]]
+    """Return the parts in which a completed run differs from the uninterrupted run of its variant."""
+    found, expected = outcome(folder), reference(variant).outcome
+    return [part for part in expected if found[part] != expected[part]]
 
 
 def must_equal(folder: Path, variant: list[str]) -> None:
     if parts := differing(folder, variant):
-        raise Miss(f"its {', '.join(parts)} are not those of a run that nothing befell")
+        raise Miss(f"{', '.join(parts)} differ from those of an uninterrupted run")
 
 
 def label(variant: tuple[str, ...]) -> str:
-    """A folder's name for a variant; Hydra reads an equals sign as its own."""
+    """Return a folder name for a variant, without equals signs, which Hydra would parse."""
     return "-".join(word.rpartition("=")[2] for word in variant)
 
 
-class Undisturbed(NamedTuple):
-    """A run that nothing befell: what it leaves, and how long it took forked."""
+class Reference(NamedTuple):
+    """An uninterrupted run: what it leaves, and its duration when forked."""
 
     outcome: dict[str, str]
     seconds: float
 
 
-_making = threading.Lock()
+_reference_lock = threading.Lock()
 
 
-def undisturbed(variant: list[str]) -> Undisturbed:
-    """The run of a variant that nothing befalls: made once."""
-    with _making:
-        return _undisturbed(tuple(variant))
+def reference(variant: list[str]) -> Reference:
+    """Return the uninterrupted run of a variant, trained once."""
+    with _reference_lock:
+        return _reference(tuple(variant))
 
 
 @cache
-def _undisturbed(variant: tuple[str, ...]) -> Undisturbed:
-    folder = Settings.folder / "undisturbed" / label(variant)
+def _reference(variant: tuple[str, ...]) -> Reference:
+    folder = Settings.folder / "reference" / label(variant)
     folder.parent.mkdir(exist_ok=True)
     if not (Settings.folder / "cache" / "store").exists():
-        # The fork server imports, the clips are decoded: once, and not to be measured.
+        # The fork server imports and the clips are decoded, once; neither must be measured.
         train(folder.with_name("first"), *variant)
     begun = time.monotonic()
     finish(folder, *variant)
-    return Undisturbed(outcome(folder), time.monotonic() - begun)
+    return Reference(outcome(folder), time.monotonic() - begun)
 
 
 def interrupted(folder: Path, variant: list[str], step: int = 3 * EVERY + 2) -> None:
-    """A run in a folder that was killed as it began a step: by default after its third validation."""
+    """Train in a folder and kill the run at the beginning of a step: by default after its third validation."""
     process = train(folder, *variant, faults={"kill_at_step": {"step": step}})
     if process.poll() != -signal.SIGKILL:
-        raise Miss(f"the run that was to be killed ended with {process.poll()}: {last_lines(process.said())}")
+        raise Miss(f"the run that should have been killed ended with {process.poll()}: {last_lines(process.printed())}")
 
 
 def newest(folder: Path) -> Path | None:
-    """The checkpoint that a run of this folder would go on from: production's own choice."""
+    """Return the checkpoint that kikitori would resume from in this folder."""
     return checkpoints.latest_valid(folder / "checkpoints")
 
 
@@ -369,11 +370,11 @@ def rows_of(
     seed: int,
     folder: Path,
     one: Callable[[int, random.Random, Path], Any],
-    told: Callable[[list[Any]], str] = lambda found: "",
+    note: Callable[[list[Any]], str] = lambda found: "",
 ) -> dict[str, Any]:
-    """Run `one(number, random numbers, folder)` so many times, several at once, and count those that kept the promise.
+    """Call `one(number, rng, folder)` `count` times, several at once, and count the runs that succeed.
 
-    told: makes the row's note of what the good ones returned. The folders of the others stay.
+    note: makes the row's note from the values that successful runs returned. The folders of the other runs are kept.
     """
     name = one.__qualname__.split(".")[0]
     runs = range(count) if Settings.only is None else [Settings.only]
@@ -395,7 +396,7 @@ def rows_of(
     with ThreadPoolExecutor(Settings.jobs) as pool:
         list(pool.map(run, runs))
     missed = sorted({f"missed: {failure.why[:150]}" for failure in failures})
-    notes = [told(found) if found else "", *missed]
+    notes = [note(found) if found else "", *missed]
     return {
         "fault": fault,
         "runs": len(runs),
@@ -413,18 +414,18 @@ def is_plain(number: int) -> bool:
 
 
 def wait_until(holds: Callable[[], Any], seconds: float, what: str) -> Any:
-    """What `holds` returns once it is true. Raises Miss where that takes longer than so many seconds."""
+    """Return the value of `holds()` once it is true. Raises Miss after `seconds`."""
     end = time.monotonic() + seconds
-    while not (held := holds()):
+    while not (value := holds()):
         if time.monotonic() > end:
             raise Miss(f"{what}: not within {seconds:.0f} s")
         time.sleep(0.002)
-    return held
+    return value
 
 
 @contextmanager
 def temporary_folder_elsewhere() -> Iterator[str]:
-    """A folder of another file system than the runs'."""
+    """Yield a folder on another file system than the runs."""
     where = "/dev/shm" if Path("/dev/shm").is_dir() else None
     with tempfile.TemporaryDirectory(dir=where) as folder:
         yield folder

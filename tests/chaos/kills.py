@@ -1,4 +1,4 @@
-"""kill -9: at any moment, and inside a save; and that the test of equality can fail."""
+"""kill -9 at any moment and during a save, and a check that the equality test can fail."""
 
 import random
 import signal
@@ -17,37 +17,37 @@ from harness import (
     is_plain,
     must_equal,
     newest,
+    reference,
     rows_of,
     start,
     steps_of,
     temporary_folder_elsewhere,
     train,
-    undisturbed,
     variant_of,
     wait_until,
 )
 
-# What a plain process takes longer: it imports.
+# A plain process takes longer, because it imports everything.
 IMPORT_S = 3.5
-# After so many kills in one run it is left alone.
+# The most kills of one run.
 KILLS = 3
 
 
 def forked_like_plain(count: int, seed: int, folder: Path) -> dict[str, Any]:
-    """The harness itself: a forked run is what the command is."""
+    """Check the harness itself: a forked run equals a plain one."""
 
     def one(number: int, rng: random.Random, place: Path) -> None:
         variant = variant_of(number)
         finish(place / "run", *variant, plain=True)
         must_equal(place / "run", variant)
 
-    return rows_of("none: the plain command, against runs forked by the harness", count, seed, folder, one)
+    return rows_of("none: plain commands compared with the forked runs of this test", count, seed, folder, one)
 
 
 def killed_at_any_moment(count: int, seed: int, folder: Path) -> dict[str, Any]:
     def one(number: int, rng: random.Random, place: Path) -> int:
         variant, plain, kills = variant_of(number), is_plain(number), 0
-        seconds = undisturbed(variant).seconds + IMPORT_S * plain
+        seconds = reference(variant).seconds + IMPORT_S * plain
         started = []
         for _ in range(KILLS):
             process = start(place / "run", *variant, plain=plain)
@@ -65,12 +65,12 @@ def killed_at_any_moment(count: int, seed: int, folder: Path) -> dict[str, Any]:
         if process.poll() and not completed(place / "run"):
             raise Miss(f"a run ended with {process.poll()} before it was killed")
         must_equal(place / "run", variant)
-        wait_until(lambda: not any(process.left() for process in started), 20, "what a killed run started ends")
+        wait_until(lambda: not any(process.descendants() for process in started), 20, "the end of its processes")
         return kills
 
-    told = "{} kills; weights, optimizer, scheduler, random states, order of clips, history, scores and model equal"
-    row = "kill -9 at any moment, up to thrice, and gone on with"
-    return rows_of(row, count, seed, folder, one, lambda found: told.format(sum(found)))
+    note = "{} kills; weights, optimizer, scheduler, random states, order of clips, history, scores and model equal"
+    row = "kill -9 at a random moment, up to three times, then resumed"
+    return rows_of(row, count, seed, folder, one, lambda found: note.format(sum(found)))
 
 
 def killed_in_a_save(count: int, seed: int, folder: Path) -> dict[str, Any]:
@@ -89,25 +89,26 @@ def killed_in_a_save(count: int, seed: int, folder: Path) -> dict[str, Any]:
             faults = {"note_saves": {"path": str(saved)}, **fault}
             process = train(place / "run", *variant, faults=faults, **environment)
             if process.poll() == 0:
-                # Its saves took fewer calls than those that were counted: nothing befell it.
+                # Its saves took fewer calls than the counted ones, so it was not killed.
                 return "not hit"
             if process.poll() != -signal.SIGKILL:
-                raise Miss(f"the run that was to be killed ended with {process.poll()}")
-            whole = max(map(int, saved.read_text().split()), default=0) if saved.exists() else 0
-            check_newest(place / "run", whole)
+                raise Miss(f"the run that should have been killed ended with {process.poll()}")
+            saved_step = max(map(int, saved.read_text().split()), default=0) if saved.exists() else 0
+            check_newest(place / "run", saved_step)
             finish(place / "run", *variant, **environment)
         must_equal(place / "run", variant)
         return "killed"
 
-    def told(found: list[str]) -> str:
-        where = f"at any of some {max(calls[0])} calls on files of some {len(calls[0])} saves, or within 10 ms"
-        return f"{found.count('killed')} killed {where}; {found.count('not hit')} ended before their moment"
+    def note(found: list[str]) -> str:
+        where = f"at one of about {max(calls[0])} file operations of about {len(calls[0])} saves, or within 10 ms"
+        return f"{found.count('killed')} killed {where}; {found.count('not hit')} finished before the kill"
 
-    return rows_of("kill -9 inside a save, half with TMPDIR on another disk", count, seed, folder, one, told)
+    row = "kill -9 during a save, half of the runs with TMPDIR on another disk"
+    return rows_of(row, count, seed, folder, one, note)
 
 
 def calls_of_saves(folder: Path, variant: list[str]) -> list[int]:
-    """How many calls on files each save of an undisturbed run takes."""
+    """Count the file operations of each save of an uninterrupted run."""
     folder.mkdir(parents=True, exist_ok=True)
     counted = folder / "calls"
     fault = {"save": 0, "call": 0, "before": True, "count": str(counted)}
@@ -116,16 +117,16 @@ def calls_of_saves(folder: Path, variant: list[str]) -> list[int]:
 
 
 def check_newest(folder: Path, step: int) -> None:
-    """The newest checkpoint is whole, and no older than the last that was saved."""
+    """Check that the newest checkpoint is intact and no older than the last one saved."""
     found = newest(folder)
     if found is None and step > 0:
-        raise Miss(f"no checkpoint is left, and one was saved at step {step}")
+        raise Miss(f"no checkpoint is left, although one was saved at step {step}")
     if found is not None and (at := steps_of(found)) < step:
-        raise Miss(f"{found.name} is of step {at}, and one was saved at step {step}")
+        raise Miss(f"{found.name} is of step {at}, although one was saved at step {step}")
 
 
 def negative_controls(count: int, seed: int, folder: Path) -> dict[str, Any]:
-    """A state that is not restored is noticed: else the equality above would say nothing."""
+    """Check that the equality test fails if a state is not restored."""
     forgotten = {
         "forget_random_states": {"random states", "weights"},
         "forget_position": {"order of clips", "weights"},
@@ -138,8 +139,8 @@ def negative_controls(count: int, seed: int, folder: Path) -> dict[str, Any]:
         finish(place / "run", *variant, faults={fault: {}})
         found = set(differing(place / "run", variant))
         if not parts <= found:
-            raise Miss(f"{fault}, and only {sorted(found)} differ")
+            raise Miss(f"{fault}: only {sorted(found)} differ")
         return fault.removeprefix("forget_").replace("_", " ")
 
-    row = "random states, position in the data, or scheduler not restored: the test of equality fails"
+    row = "random states, position in the data or scheduler not restored: the equality test fails"
     return rows_of(row, count, seed, folder, one, lambda found: ", ".join(sorted(set(found))))

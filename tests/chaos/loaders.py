@@ -1,4 +1,4 @@
-"""A loader's process that is killed, and a loss that is no number."""
+"""Killed data loader workers and non-finite losses."""
 
 import random
 import signal
@@ -33,13 +33,13 @@ def loader_killed(count: int, seed: int, folder: Path) -> dict[str, Any]:
         with_pid(int(rng.choice(children)), signal.SIGKILL)
         if (code := process.wait()) == 0:
             raise Miss("it ended with 0")
-        said = last_lines(process.said())
-        if "DataLoader worker" not in said or "killed" not in said or "resume=" not in said:
-            raise Miss(f"it ended with {code} and does not say why: {said}")
+        printed = last_lines(process.printed())
+        if "DataLoader worker" not in printed or "killed" not in printed or "resume=" not in printed:
+            raise Miss(f"it ended with {code} and its message does not name the worker: {printed}")
         finish(run, *variant)
         must_equal(run, variant)
 
-    row = "a loader's process killed -9: an error that says so, gone on with"
+    row = "kill -9 of a data loader worker: the error names it, then resumed"
     return rows_of(row, count, seed, folder, one)
 
 
@@ -50,14 +50,14 @@ def loss_not_finite(count: int, seed: int, folder: Path) -> dict[str, Any]:
         process = train(run, *variant, faults={"nan_at": {"step": step}})
         if process.poll() != 1:
             raise Miss(f"it ended with {process.poll()}")
-        if f"step {step}" not in process.said() or ".mp3" not in process.said():
-            raise Miss(f"it does not name step {step} and its clips: {last_lines(process.said())}")
+        if f"step {step}" not in process.printed() or ".mp3" not in process.printed():
+            raise Miss(f"it does not name step {step} and its clips: {last_lines(process.printed())}")
         for path in run.glob("checkpoints/*.ckpt"):
             saved = torch.load(path, map_location="cpu", weights_only=True)
             if saved["global_step"] >= step or not all(bool(w.isfinite().all()) for w in saved["state_dict"].values()):
-                raise Miss(f"{path.name} is of step {saved['global_step']}, and step {step} had no finite loss")
+                raise Miss(f"{path.name} is of step {saved['global_step']}; the loss of step {step} was not finite")
         finish(run, *variant)
         must_equal(run, variant)
 
-    row = "a loss that is no number: stopped at that step, which is named with its clips; no checkpoint of it"
+    row = "non-finite loss: training stops at that step and names it and its clips; no checkpoint contains it"
     return rows_of(row, count, seed, folder, one)

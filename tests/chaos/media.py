@@ -1,6 +1,6 @@
-"""Hostile recordings, tables and moments, many at a time: `python tests/chaos/media.py --short` tries some of each.
+"""Damaged recordings, hostile tables and killed processes: `python tests/chaos/media.py --short` tries some of each.
 
-Each scenario takes how many to try, a seed and an empty folder, and tells how many went as they should.
+Each scenario takes a number of tries, a seed and an empty folder, and returns the number that passed.
 """
 
 import argparse
@@ -45,7 +45,7 @@ RULES = FilterRules(
     allow_shared_speakers=False,
     allow_shared_clips=False,
 )
-TOLD = b"client_id\tpath\tsentence\tlocale\n"
+HEADER = b"client_id\tpath\tsentence\tlocale\n"
 
 
 class Outcome(TypedDict):
@@ -76,17 +76,17 @@ def copied(paths: Sequence[Path], folder: Path) -> list[Clip]:
     return clips_of(folder)
 
 
-def left(folder: Path) -> dict[str, str]:
-    """The stores in a folder by the digests of their bytes, and what was left of unfinished ones."""
-    kept = [path for path in folder.glob("*") if path.suffix != ".lock"]
-    return {path.name: sha256(path.read_bytes()).hexdigest() for path in kept}
+def digests(folder: Path) -> dict[str, str]:
+    """Return the digests of all files in a folder of audio caches, unfinished files included."""
+    paths = [path for path in folder.glob("*") if path.suffix != ".lock"]
+    return {path.name: sha256(path.read_bytes()).hexdigest() for path in paths}
 
 
 def builds_at_once(count: int, seed: int, folder: Path) -> Outcome:
-    """Eight processes ask for one store at the same moment."""
+    """Eight processes build the same audio cache at the same moment."""
     clips = copied(demo_clips(40, seed), folder / "clips")
     path = built(clips, folder / "reference").path
-    expected = left(path.parent)
+    expected = digests(path.parent)
     good = 0
     for number in range(count):
         store = folder / f"store-{number}"
@@ -101,17 +101,19 @@ def builds_at_once(count: int, seed: int, folder: Path) -> Outcome:
             process.start()
         for process in jobs:
             process.join()
-        good += all(process.exitcode == 0 for process in jobs) and left(store) == expected
-    return Outcome(fault="8 processes build one store at once", runs=count, good=good, notes="one store, equal bytes")
+        good += all(process.exitcode == 0 for process in jobs) and digests(store) == expected
+    return Outcome(
+        fault="8 processes build the same audio cache at once", runs=count, good=good, notes="one cache, equal bytes"
+    )
 
 
 def builds_killed(count: int, seed: int, folder: Path) -> Outcome:
-    """A process that builds a store is killed at any moment, and another builds it after it."""
+    """A process that builds an audio cache is killed at a random moment, and another builds the cache afterwards."""
     clips = copied(demo_clips(150, seed), folder / "clips")
     began = time.monotonic()
     path = built(clips, folder / "reference").path
     takes_s = time.monotonic() - began
-    expected = left(path.parent)
+    expected = digests(path.parent)
     moments = random.Random(seed)
     good = partial = whole = 0
     for number in range(count):
@@ -121,16 +123,18 @@ def builds_killed(count: int, seed: int, folder: Path) -> Outcome:
         time.sleep(moments.uniform(0, 1.5 * takes_s))
         os.kill(process.pid, signal.SIGKILL)
         process.join()
-        found = left(store)
+        found = digests(store)
         named = {name: digest for name, digest in found.items() if name.endswith(".arrow")}
         partial += found != named
         whole += named == expected
-        good += named in ({}, expected) and len(built(clips, store).decoded) == len(clips) and left(store) == expected
-    notes = f"killed within {1.5 * takes_s:.2f} s; {partial} left an unfinished file, {whole} were done before"
-    return Outcome(fault="the process that builds a store is killed", runs=count, good=good, notes=notes)
+        good += (
+            named in ({}, expected) and len(built(clips, store).decoded) == len(clips) and digests(store) == expected
+        )
+    notes = f"killed within {1.5 * takes_s:.2f} s; {partial} left an unfinished file, {whole} had finished"
+    return Outcome(fault="the process that builds an audio cache is killed", runs=count, good=good, notes=notes)
 
 
-# How a file is damaged: its bytes and a source of chance give other bytes.
+# A kind of damage: changes the bytes of a file at random.
 Damage = Callable[[bytearray, random.Random], bytes]
 
 
@@ -150,11 +154,11 @@ def header(data: bytearray, chance: random.Random) -> bytes:
     return bytes(data)
 
 
-def length_lies(data: bytearray, chance: random.Random) -> bytes:
-    """Any four bytes among the first become what a length may be that is none."""
+def wrong_length(data: bytearray, chance: random.Random) -> bytes:
+    """Overwrites four of the first 60 bytes with an impossible length."""
     at = chance.randrange(4, 60)
-    lie = chance.choice([0, 1, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, chance.randrange(2**32)])
-    data[at : at + 4] = lie.to_bytes(4, chance.choice(["little", "big"]))
+    length = chance.choice([0, 1, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, chance.randrange(2**32)])
+    data[at : at + 4] = length.to_bytes(4, chance.choice(["little", "big"]))
     return bytes(data)
 
 
@@ -186,11 +190,11 @@ def only_a_head(data: bytearray, chance: random.Random) -> bytes:
     return bytes(data[: chance.choice([4, 12, 40])]) + chance.randbytes(chance.randrange(3_000))
 
 
-DAMAGE: list[Damage] = [bits, cut, header, length_lies, swapped, noise, zeros, doubled, only_a_head]
+DAMAGE: list[Damage] = [bits, cut, header, wrong_length, swapped, noise, zeros, doubled, only_a_head]
 
 
 def fuzzed(count: int, seed: int, folder: Path) -> None:
-    """So many damaged files, of every format and kind of damage in turn."""
+    """Write `count` damaged files, each format and kind of damage in turn."""
     chance = random.Random(seed)
     forms = sorted(FORMATS)
     for number in range(count):
@@ -205,7 +209,7 @@ def fuzzed(count: int, seed: int, folder: Path) -> None:
 
 
 def fuzzed_media(count: int, seed: int, folder: Path) -> Outcome:
-    """Damaged files between good ones: each is decoded or refused with a reason, and no good one is touched."""
+    """Damaged files among good ones: each is decoded or rejected with a reason, and the good ones are unaffected."""
     good = copied(demo_clips(40, seed), folder / "good")
     expected = built(good, folder / "reference")
     copied([clip.source for clip in good if isinstance(clip.source, Path)], folder / "clips")
@@ -213,7 +217,7 @@ def fuzzed_media(count: int, seed: int, folder: Path) -> Outcome:
     clips = clips_of(folder / "clips")
     store = built(clips, folder / "store")
     kept, rejects = select(clips, store.decoded, None, RULES)
-    told = {reject.name: reject for reject in rejects}
+    rejected = {reject.name: reject for reject in rejects}
     used = {clip.name for clip in kept}
     fine = 0
     for clip in clips:
@@ -221,28 +225,31 @@ def fuzzed_media(count: int, seed: int, folder: Path) -> Outcome:
         if clip.name in expected.decoded:
             unharmed = facts == expected.decoded[clip.name] and np.array_equal(samples, expected.pcm(clip.name))
             if not unharmed:
-                raise AssertionError(f"{clip.name}, a good clip, was decoded otherwise beside damaged ones")
+                raise AssertionError(f"{clip.name}, a good clip, was decoded differently among damaged ones")
             continue
         sane = not facts.error and facts.samples == len(samples) and 0 <= facts.peak <= 1
-        fine += (clip.name in used and sane) or (clip.name in told and bool(told[clip.name].detail))
+        fine += (clip.name in used and sane) or (clip.name in rejected and bool(rejected[clip.name].detail))
     reasons = Counter(reject.reason for reject in rejects)
-    notes = f"{len(used) - len(good)} decoded; refused: {', '.join(f'{n} {why}' for why, n in reasons.most_common())}"
-    return Outcome(fault="damaged recordings", runs=count, good=fine, notes=f"{notes}; {len(good)} good ones unharmed")
+    notes = f"{len(used) - len(good)} decoded; rejected: {', '.join(f'{n} {why}' for why, n in reasons.most_common())}"
+    return Outcome(
+        fault="damaged recordings", runs=count, good=fine, notes=f"{notes}; {len(good)} good ones unaffected"
+    )
 
 
 def frames(data: bytes) -> list[int]:
-    """Where the frames of a demo clip begin."""
+    """Return the offsets of the frames of a demo clip."""
     return [at for at in range(len(data) - 1) if data[at : at + 2] == data[:2]]
 
 
-# What a case should be: kept ("") or left out for a reason; the cells of its row; and its file, or a maker of one.
+# A case: the expected reason for its rejection ("" if it is kept), the cells of its row, and its file or a function
+# that creates it.
 Case = tuple[str, dict[str, str], bytes | Callable[[Path], object] | None]
 
 
 def cuts(count: int, seed: int) -> tuple[list[Case], float]:
-    """A demo clip cut in so many places, every second one where a frame ends, and its duration in seconds.
+    """Cut a demo clip in `count` places, every second one at the end of a frame; returns them and its duration in s.
 
-    What is lost at a frame's end is at least 0.15 s: less cannot be told from what decoders leave out.
+    A cut at the end of a frame loses at least 0.15 s: a shorter loss cannot be distinguished from decoder padding.
     """
     chance = random.Random(seed)
     data = demo_clips(1, seed)[0].read_bytes()
@@ -254,7 +261,7 @@ def cuts(count: int, seed: int) -> tuple[list[Case], float]:
 
 
 def cases(seed: int) -> list[Case]:
-    """Each kind of bad audio and text once, and what stands exactly at a limit."""
+    """Return one case of each kind of bad audio and text, and the values at each limit."""
     sounds = (tone(1.0, 3_000 + 10 * number) for number in range(999))
 
     def sound(form: str = "wav") -> bytes:
@@ -307,16 +314,16 @@ def cases(seed: int) -> list[Case]:
 
 
 def bad_audio_and_text(count: int, seed: int, folder: Path) -> Outcome:
-    """`count` cuts of a demo clip, and each kind of bad audio and text, between good clips."""
+    """`count` truncated demo clips and one clip of each kind of bad audio and text, among good clips."""
     clips = folder / "ja" / "clips"
     clips.mkdir(parents=True)
     cut_rows, seconds = cuts(count, seed)
-    told: list[Case] = [*cases(seed), *cut_rows]
+    bad_rows: list[Case] = [*cases(seed), *cut_rows]
     listed = ["clip\tduration[ms]"]
     lines: list[bytes] = []
     expected: dict[str, str] = {}
     bad = 0
-    for number, (reason, cells, made) in enumerate(told):
+    for number, (reason, cells, made) in enumerate(bad_rows):
         good = f"good {number:03d}.wav"
         write_clip(clips / good, hertz=200 + 10 * number, seconds=1.0)
         name = cells.get("path", f"case {number:03d}")
@@ -324,7 +331,7 @@ def bad_audio_and_text(count: int, seed: int, folder: Path) -> Outcome:
             (clips / name).write_bytes(made)
         elif made is not None:
             made(clips / name)
-        if number >= len(told) - count:
+        if number >= len(bad_rows) - count:
             listed.append(f"{name}\t{1000 * seconds:.0f}")
         expected |= {good: "", name: reason}
         bad += 1
@@ -334,7 +341,7 @@ def bad_audio_and_text(count: int, seed: int, folder: Path) -> Outcome:
         ):
             line = f"speaker {len(lines)}\t{path}\t{sentence}\t{locale}\n"
             lines.append(line.encode(errors="surrogateescape"))
-    (folder / "ja" / "train.tsv").write_bytes(TOLD + b"".join(lines))
+    (folder / "ja" / "train.tsv").write_bytes(HEADER + b"".join(lines))
     (folder / "ja" / "clip_durations.tsv").write_text("\n".join(listed))
     for number, table in enumerate(("dev", "test")):
         write_tsv(folder / "ja" / f"{table}.tsv", [common_voice_row(number, path="good 000.wav")])
@@ -342,14 +349,14 @@ def bad_audio_and_text(count: int, seed: int, folder: Path) -> Outcome:
         found = outcomes(folder)
     wrong = {name: (reason, found.get(name)) for name, reason in expected.items() if found.get(name) != reason}
     reasons = Counter(reason for _, reason in found.items() if reason)
-    notes = f"left out: {', '.join(f'{n} {why}' for why, n in reasons.most_common())}"
+    notes = f"rejected: {', '.join(f'{n} {why}' for why, n in reasons.most_common())}"
     good_too = sum(name.startswith("good") for name in wrong)
-    notes += f"; {len(told) - good_too} of {len(told)} good ones kept" + (f"; WRONG: {wrong}" if wrong else "")
+    notes += f"; {len(bad_rows) - good_too} of {len(bad_rows)} good ones kept" + (f"; WRONG: {wrong}" if wrong else "")
     return Outcome(fault="bad audio and text", runs=bad, good=bad - len(wrong), notes=notes)
 
 
 def outcomes(folder: Path) -> dict[str, str]:
-    """Of each row of training, why it is left out: "" where it is kept."""
+    """Return the reason why each training row is rejected, or "" if it is kept."""
     corpus = common_voice.read(str(folder / "ja"), "ja", ["train"], folder / "cache")
     processor = build_whisper(
         16, 1, 1, 2, window_s=30, language="ja", task="transcribe", max_label_tokens=448
@@ -357,7 +364,7 @@ def outcomes(folder: Path) -> dict[str, str]:
     rows = [clip for clip in corpus.clips if clip.split == "train"]
     kept, rejects = select(rows, built(rows, folder / "store").decoded, processor, RULES)
     unread: list[Reject] = [reject for reject in corpus.rejects if reject.split == "train"]
-    # What cannot be read is named as it can be printed.
+    # Names that are not UTF-8 are shown escaped and quoted.
     found = {reject.name.strip("'"): str(reject.reason) for reject in [*unread, *rejects]}
     return found | {clip.name: "" for clip in kept}
 
@@ -372,7 +379,7 @@ SCENARIOS: dict[Callable[[int, int, Path], Outcome], tuple[int, int]] = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
-    parser.add_argument("--short", action="store_true", help="some of each, as in the default tests")
+    parser.add_argument("--short", action="store_true", help="a few of each, as in the default tests")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", choices=[scenario.__name__ for scenario in SCENARIOS])
     arguments = parser.parse_args()
@@ -382,8 +389,8 @@ def main() -> None:
             with tempfile.TemporaryDirectory() as folder:
                 began = time.monotonic()
                 outcome = scenario(counts[arguments.short], arguments.seed, Path(folder))
-            told = f"{outcome['fault']}: {outcome['good']} of {outcome['runs']} ({outcome['notes']})"
-            print(f"{told}, {time.monotonic() - began:.0f} s", flush=True)
+            line = f"{outcome['fault']}: {outcome['good']} of {outcome['runs']} ({outcome['notes']})"
+            print(f"{line}, {time.monotonic() - began:.0f} s", flush=True)
             failed |= outcome["good"] < outcome["runs"]
     sys.exit(failed)
 

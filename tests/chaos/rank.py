@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Python for the other processes of a run on several devices: with faults, then as asked for."""
+"""Python executable for the other processes of a multi-device run: installs faults, then runs the given module."""
 
 import json
 import os

@@ -1,10 +1,10 @@
-"""Breaks the real `kikitori train` in every way that is known, counts what came of it, and prints the table.
+"""Interrupts and damages the real `kikitori train` in many ways, counts the runs that recover, prints a table.
 
-    python tests/chaos/run.py                    the whole, hours
-    python tests/chaos/run.py --short            a few of each, minutes
+    python tests/chaos/run.py                    all rows, hours
+    python tests/chaos/run.py --short            a few runs of each row, minutes
     python tests/chaos/run.py --only killed_at_any_moment --seed 7 --run 12 --keep    one run again
 
-`make chaos` runs the whole and writes the table into docs/reliability.md.
+`make chaos` runs all rows and writes the table into docs/reliability.md.
 """
 
 import argparse
@@ -21,18 +21,17 @@ from pathlib import Path
 from typing import Any
 
 if __name__ == "__main__":
-    # What the tests share.
+    # pytest has this from its configuration.
     sys.path.insert(0, str(Path(__file__).parents[1] / "helpers"))
 
 import harness
 
-HERE = Path(__file__).parent
-# Where what the tests share is, too.
-sys.path.append(str(HERE.parent))
-TABLE = HERE.parents[1] / "docs" / "reliability.md"
+from kikitori.runs.provenance import git_state
+
+TABLE = Path(__file__).parents[2] / "docs" / "reliability.md"
 BEGIN, END = "<!-- chaos: begin -->", "<!-- chaos: end -->"
 MODULES = ["kills", "damage", "signals", "disks", "devices", "loaders", "tracker", "media", "attacks"]
-# How often each is done, in short and in long; others once and 20 times.
+# Runs of a row with --short and without; 1 and 20 where not listed.
 COUNTS = {
     "forked_like_plain": (1, 8),
     "killed_at_any_moment": (2, 200),
@@ -45,14 +44,14 @@ COUNTS = {
     "fuzzed_media": (60, 500),
     "tracker_gone": (2, 10),
     "tracker_gone_pairs": (1, 5),
-    "told_to_stop": (4, 100),
+    "stop_signals": (4, 100),
 }
 
 Row = Callable[[int, int, Path], dict[str, Any]]
 
 
 def rows() -> dict[str, Row]:
-    """Every row of the table: the public functions of (count, seed, folder) of the modules that there are."""
+    """Return all rows of the table: the public functions of (count, seed, folder) in the modules."""
     found = {}
     for name in MODULES:
         if not find_spec(name):
@@ -68,16 +67,17 @@ def rows() -> dict[str, Row]:
 
 
 def table(done: list[dict[str, Any]]) -> str:
-    lines = ["| fault | kept its promise | notes | minutes |", "| --- | ---: | --- | ---: |"]
+    lines = ["| fault | passed | notes | minutes | commit |", "| --- | ---: | --- | ---: | --- |"]
+    commit = (git_state() or {}).get("commit", "")[:7]
     for row in done:
-        kept = f"{row['good']} of {row['runs']}" + ("" if row["good"] == row["runs"] else " **missed**")
+        passed = f"{row['good']} of {row['runs']}" + ("" if row["good"] == row["runs"] else " **missed**")
         notes = row.get("notes", "").replace("|", "/").replace("\n", " ")
-        lines.append(f"| {row['fault']} | {kept} | {notes} | {row['seconds'] / 60:.1f} |")
+        lines.append(f"| {row['fault']} | {passed} | {notes} | {row['seconds'] / 60:.1f} | {commit} |")
     return "\n".join(lines)
 
 
 def write(text: str) -> None:
-    """Put the table between its markers."""
+    """Replace the text between the markers."""
     page = TABLE.read_text(encoding="utf-8")
     before, _, rest = page.partition(BEGIN)
     _, _, after = rest.partition(END)
@@ -87,23 +87,23 @@ def write(text: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--short", action="store_true", help="a few runs of each row")
-    parser.add_argument("--only", nargs="+", default=[], metavar="ROW", help="these rows alone")
-    parser.add_argument("--count", type=int, help="so many runs of each row")
-    parser.add_argument("--run", type=int, help="this run of the row alone")
+    parser.add_argument("--only", nargs="+", default=[], metavar="ROW", help="only these rows")
+    parser.add_argument("--count", type=int, help="runs of each row")
+    parser.add_argument("--run", type=int, help="only this run of each row")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--jobs", type=int, default=2, help="runs at once")
-    parser.add_argument("--folder", type=Path, help="where runs land; a new temporary one")
-    parser.add_argument("--keep", action="store_true", help="keep the folder, however it ends")
-    parser.add_argument("--write", action="store_true", help=f"put the table into docs/{TABLE.name}")
+    parser.add_argument("--jobs", type=int, default=2, help="concurrent runs")
+    parser.add_argument("--folder", type=Path, help="folder of the runs; default: a new temporary one")
+    parser.add_argument("--keep", action="store_true", help="keep the folder even if nothing is missed")
+    parser.add_argument("--write", action="store_true", help=f"write the table to docs/{TABLE.name}")
     chosen = parser.parse_args()
     every = rows()
     if unknown := set(chosen.only) - set(every):
-        parser.error(f"no such row: {', '.join(sorted(unknown))}; there are {', '.join(every)}")
+        parser.error(f"unknown rows: {', '.join(sorted(unknown))}; choose from {', '.join(every)}")
     folder = (chosen.folder or Path(tempfile.mkdtemp(prefix="kikitori-chaos-"))).resolve()
-    # What production says of damaged checkpoints is wanted from the runs, not from whoever looks at them here.
+    # Warnings about damaged checkpoints are expected from the runs, not from the checks in this process.
     logging.getLogger("kikitori").setLevel(logging.ERROR)
-    harness.begin(folder, chosen.jobs, chosen.run)
-    print(f"chaos: seed {chosen.seed}, {chosen.jobs} runs at once, in {folder}", flush=True)
+    harness.set_up(folder, chosen.jobs, chosen.run)
+    print(f"chaos: seed {chosen.seed}, {chosen.jobs} concurrent runs, in {folder}", flush=True)
     done = []
     for name, function in every.items():
         if chosen.only and name not in chosen.only:

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT, in every phase of a run: saved, with the exit code that says so, and gone on with."""
+"""SIGTERM and SIGINT in every phase of a run: a checkpoint is saved, the exit code is right, and the run resumes."""
 
 import random
 import signal
@@ -25,7 +25,7 @@ from harness import (
     wait_until,
 )
 
-# What notes the begin of a step of each phase, and how often it is noted before.
+# The hook that marks the start of a step of each phase.
 PHASES = {
     "training": "training_step",
     "validation": "validation_step",
@@ -35,48 +35,48 @@ PHASES = {
 END_S = 30.0
 
 
-def told_to_stop(count: int, seed: int, folder: Path) -> dict[str, Any]:
+def stop_signals(count: int, seed: int, folder: Path) -> dict[str, Any]:
     def one(number: int, rng: random.Random, place: Path) -> tuple[str, float]:
         variant, run = variant_of(number // 4), place / "run"
         phase = list(PHASES)[number % 4]
-        told = signal.SIGINT if number % 5 == 4 else signal.SIGTERM
+        sent = signal.SIGINT if number % 5 == 4 else signal.SIGTERM
         twice = number % 3 == 2
         noted = place / "phases"
         plain = is_plain(number)
         process = start(run, *variant, plain=plain, faults={"note_phases": {"path": str(noted)}})
         steps = at_phase(process, noted, phase, rng)
         begun = time.monotonic()
-        process.send(told)
+        process.send(sent)
         if twice:
             time.sleep(rng.uniform(0, 0.2))
-            process.send(told)
+            process.send(sent)
         code = process.wait(END_S)
         took = time.monotonic() - begun
         if code == 0 and completed(run):
             return phase, took
-        expected = {128 + told, -told} if plain and told == signal.SIGINT else {128 + told}
+        expected = {128 + sent, -sent} if plain and sent == signal.SIGINT else {128 + sent}
         if code not in expected:
-            raise Miss(f"{told.name} in {phase}: it ended with {code}: {last_lines(process.said())}")
-        kept = results(run)
-        if (kept.get("status"), kept.get("error")) != ("failed", f"stopped by {told.name}"):
-            raise Miss(f"{told.name} in {phase}: results.json says {kept.get('status')}, {kept.get('error')}")
+            raise Miss(f"{sent.name} in {phase}: it ended with {code}: {last_lines(process.printed())}")
+        written = results(run)
+        if (written.get("status"), written.get("error")) != ("failed", f"stopped by {sent.name}"):
+            raise Miss(f"{sent.name} in {phase}: results.json has {written.get('status')}, {written.get('error')}")
         if phase in ("training", "validation"):
-            # A validation is begun again with the step before it.
+            # An interrupted validation is repeated, with the step before it.
             check_saved(run, steps - (phase == "validation"))
-        wait_until(lambda: not process.left(), 20, "what it started ends")
+        wait_until(lambda: not process.descendants(), 20, "the end of its processes")
         finish(run, *variant, plain=plain)
         must_equal(run, variant)
         return phase, took
 
-    def told(found: list[tuple[str, float]]) -> str:
-        return f"at most {max(took for _, took in found):.1f} s to the end; gone on with, equal"
+    def note(found: list[tuple[str, float]]) -> str:
+        return f"ended within {max(took for _, took in found):.1f} s; resumed, equal"
 
-    row = "SIGTERM (or SIGINT) in training, validation, scoring before and after, once or twice within 200 ms"
-    return rows_of(f"{row}: saved, exit 143 (130)", count, seed, folder, one, told)
+    row = "SIGTERM or SIGINT during training, validation or scoring, once or twice within 200 ms"
+    return rows_of(f"{row}: checkpoint saved, exit code 143 or 130", count, seed, folder, one, note)
 
 
 def at_phase(process: Process, noted: Path, phase: str, rng: random.Random) -> int:
-    """Wait for a random moment of a phase; the step that training has reached then."""
+    """Wait for a random moment of a phase; return the step that training has reached then."""
     kind, after = PHASES[phase], STEPS if phase == "scoring after" else 0
     step = {"training": rng.randrange(1, STEPS), "validation": EVERY * rng.randrange(1, STEPS // EVERY)}.get(
         phase, after
@@ -84,7 +84,7 @@ def at_phase(process: Process, noted: Path, phase: str, rng: random.Random) -> i
 
     def there() -> str | None:
         if process.poll() is not None:
-            raise Miss(f"it ended with {process.poll()} before {phase}: {last_lines(process.said())}")
+            raise Miss(f"it ended with {process.poll()} before {phase}: {last_lines(process.printed())}")
         lines = noted.read_text().splitlines() if noted.exists() else []
         return next((line for line in lines if line == f"{kind} {step}"), None)
 
@@ -94,8 +94,8 @@ def at_phase(process: Process, noted: Path, phase: str, rng: random.Random) -> i
 
 
 def check_saved(run: Path, step: int) -> None:
-    """A checkpoint is there of the steps that were done when the signal came."""
+    """Check that a checkpoint contains the steps that were complete when the signal was sent."""
     found = newest(run)
     at = steps_of(found) if found else 0
     if at < step:
-        raise Miss(f"step {step} was done, and the newest checkpoint is of step {at}")
+        raise Miss(f"step {step} was complete, but the newest checkpoint is of step {at}")

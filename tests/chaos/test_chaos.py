@@ -1,4 +1,4 @@
-"""A few of each row of docs/reliability.md: what `make chaos` counts by the hundred."""
+"""A few runs of each row of docs/reliability.md, of which `make chaos` counts hundreds."""
 
 from pathlib import Path
 
@@ -6,10 +6,10 @@ import harness
 import pytest
 from run import BEGIN, COUNTS, END, TABLE, rows, table
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("chaos")]
 
-# Left to `make chaos`: they wait, or start several processes that import everything, or have faster tests of their own
-# (test_checkpoints.py, test_saving.py, test_store.py).
+# Only in `make chaos`: they wait, start several processes that import everything, or are covered by faster tests
+# (training/test_interrupted_training.py, training/test_checkpoint_files.py, data/test_audio_cache.py).
 LONG = {
     "forked_like_plain",
     "clock_set_back",
@@ -18,9 +18,9 @@ LONG = {
     "folder_locked",
     "loss_not_finite",
     "process_killed",
-    "process_stopped",
+    "process_hangs",
     "process_raises",
-    "process_told_to_stop",
+    "process_terminated",
     "tracker_gone",
     "tracker_gone_pairs",
 }
@@ -28,19 +28,19 @@ LONG = {
 
 @pytest.fixture(scope="module", autouse=True)
 def _place(tmp_path_factory: pytest.TempPathFactory) -> None:
-    harness.begin(tmp_path_factory.mktemp("chaos"))
+    harness.set_up(tmp_path_factory.mktemp("chaos"))
 
 
 @pytest.mark.parametrize(
     "name",
     sorted(name for name, row in rows().items() if name not in LONG and row.__module__ not in ("attacks", "media")),
 )
-def test_every_run_keeps_its_promise(name: str, tmp_path: Path) -> None:
+def test_every_run_recovers(name: str, tmp_path: Path) -> None:
     row = rows()[name](COUNTS.get(name, (1, 20))[0], 1, tmp_path)
     assert row["good"] == row["runs"], row["notes"]
 
 
-def test_a_promise_that_was_not_kept_is_counted_and_named(tmp_path: Path) -> None:
+def test_a_run_that_does_not_recover_is_counted_and_named(tmp_path: Path) -> None:
     def one(number: int, rng: object, place: Path) -> None:
         if number == 1:
             raise harness.Miss("it ended with 1")
@@ -50,6 +50,6 @@ def test_a_promise_that_was_not_kept_is_counted_and_named(tmp_path: Path) -> Non
     assert "2 of 3 **missed**" in table([{**row, "seconds": 60.0}])
 
 
-def test_the_page_has_a_place_for_the_table() -> None:
+def test_the_page_has_one_pair_of_markers_for_the_table() -> None:
     page = TABLE.read_text(encoding="utf-8")
     assert page.count(BEGIN) == page.count(END) == 1

@@ -1,4 +1,4 @@
-"""Weights & Biases gone: from the start, amid the run, or half of it; the run neither waits nor loses anything."""
+"""Weights & Biases unreachable, from the start or during the run: the run neither waits nor loses anything."""
 
 import csv
 import json
@@ -26,7 +26,7 @@ from harness import (
 )
 
 KEY = {"WANDB_API_KEY": "0123456789abcdef0123456789abcdef01234567", "WANDB_MODE": "online"}
-# Long enough that some seconds at the start are less than a twentieth.
+# Long enough that a few seconds at the start are less than 5 %.
 LONG = ["trainer.max_steps=4000", "validation.every_steps=500"]
 
 
@@ -52,7 +52,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _is_silent(self) -> bool:
         server: Any = self.server
-        return server.says_nothing or server.begun.is_set()
+        return server.never_answers or server.begun.is_set()
 
     def _answer(self, reply: dict[str, Any]) -> None:
         if self._is_silent():
@@ -66,9 +66,9 @@ class _Handler(BaseHTTPRequestHandler):
 
 @contextmanager
 def silent_server(after_the_start: bool) -> Iterator[str]:
-    """The address of a W&B that accepts everything and never answers: from the first word, or once a run has begun."""
+    """Yield the URL of a W&B server that accepts all requests and never answers: at once, or once a run has started."""
     server: Any = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
-    server.says_nothing, server.begun = not after_the_start, threading.Event()
+    server.never_answers, server.begun = not after_the_start, threading.Event()
     server.daemon_threads, server.block_on_close = True, False
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
@@ -83,15 +83,15 @@ def tracker_gone(count: int, seed: int, folder: Path) -> dict[str, Any]:
         with silent_server(after_the_start=number % 2 == 1) as address:
             process = trained(place / "gone", WANDB_BASE_URL=address, **KEY)
             if process.poll() != 0:
-                raise Miss(f"it ended with {process.poll()}: {last_lines(process.said())}")
+                raise Miss(f"it ended with {process.poll()}: {last_lines(process.printed())}")
         check(process)
         return time.monotonic() - process.began
 
-    def told(found: list[float]) -> str:
-        return f"exit 0, no metric lost, at most {max(found):.0f} s in all"
+    def note(found: list[float]) -> str:
+        return f"exit code 0, no metric lost, at most {max(found):.0f} s in total"
 
-    row = "Weights & Biases accepts everything and answers nothing: from the start, and once the run has begun"
-    return rows_of(row, count, seed, folder, one, told)
+    row = "Weights & Biases accepts all requests and never answers, from the start or once the run has started"
+    return rows_of(row, count, seed, folder, one, note)
 
 
 def tracker_gone_pairs(count: int, seed: int, folder: Path) -> dict[str, Any]:
@@ -105,14 +105,14 @@ def tracker_gone_pairs(count: int, seed: int, folder: Path) -> dict[str, Any]:
                 took[name] = time.monotonic() - begun
                 check(process)
         if took["gone"] > 1.05 * took["offline"]:
-            raise Miss(f"{took['gone']:.1f} s, and offline {took['offline']:.1f} s")
+            raise Miss(f"{took['gone']:.1f} s, but offline {took['offline']:.1f} s")
         return took["gone"] / took["offline"] - 1
 
-    def told(found: list[float]) -> str:
-        return f"{100 * sorted(found)[len(found) // 2]:+.1f} % in the median, {100 * max(found):+.1f} % at most"
+    def note(found: list[float]) -> str:
+        return f"{100 * sorted(found)[len(found) // 2]:+.1f} % median, {100 * max(found):+.1f} % at most"
 
-    row = "such a run against an offline one: at most 5 % slower"
-    return rows_of(row, count, seed, folder, one, told)
+    row = "such a run compared with an offline run: at most 5 % slower"
+    return rows_of(row, count, seed, folder, one, note)
 
 
 def network_gone(count: int, seed: int, folder: Path) -> dict[str, Any]:
@@ -120,26 +120,25 @@ def network_gone(count: int, seed: int, folder: Path) -> dict[str, Any]:
         variant, noted = variant_of(number), place / "noted"
         finish(place / "run", *variant, faults={"no_network": {"path": str(noted)}}, HF_HUB_OFFLINE="0")
         if noted.exists():
-            raise Miss(f"it asked for the network: {noted.read_text().splitlines()[0]}")
+            raise Miss(f"it tried to use the network: {noted.read_text().splitlines()[0]}")
         must_equal(place / "run", variant)
 
-    return rows_of(
-        "the network, and the Hub with it, gone from the first step on: nobody asks", count, seed, folder, one
-    )
+    row = "no network, and so no Hub, from the first step on: nothing tries to use it"
+    return rows_of(row, count, seed, folder, one)
 
 
 def trained(run: Path, *arguments: str, **environment: str) -> Process:
-    """A plain run that tells W&B: what sends is a process of its own."""
+    """Train in a plain process with the W&B logger, whose sender is a separate process."""
     process = start(run, *FULL, "logger=wandb", "trainer.log_every_n_steps=5", *arguments, plain=True, **environment)
     process.wait(400)
     return process
 
 
 def check(process: Process) -> None:
-    """Every metric is in the run's folder, and one line tells how the rest can be sent."""
+    """Check that every metric is in the run's folder, and that the command that syncs it is printed."""
     run = process.folder
     if not completed(run):
-        raise Miss(f"results.json says {results(run).get('status')}")
+        raise Miss(f"results.json has status {results(run).get('status')}")
     with (run / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
     config = results(run)["config"]
@@ -147,8 +146,8 @@ def check(process: Process) -> None:
     expected = {"train/loss": steps // 5, "val/loss": steps // every, "val/cer": steps // every}
     found = {key: sum(bool(row.get(key)) for row in rows) for key in expected}
     if found != expected or len(results(run)["history"]) != steps // every:
-        raise Miss(f"metrics.csv has {found}, and {expected} were told")
-    if "wandb sync " not in process.said():
-        raise Miss("nothing tells how the run can be sent later")
+        raise Miss(f"metrics.csv has {found} rows, expected {expected}")
+    if "wandb sync " not in process.printed():
+        raise Miss("no `wandb sync` command is printed")
     if not list(run.glob("wandb/*run-2*/*.wandb")):
-        raise Miss("nothing is kept that could be sent later")
+        raise Miss("no W&B file is left that could be synced later")

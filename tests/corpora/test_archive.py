@@ -23,18 +23,18 @@ def good(archive: Path, mode: str = "w:gz") -> Path:
 
 
 def refused(archive: Path, **caps: int) -> str:
-    """The message of the refusal, after a look that nothing was left, inside the target's folder or beside it."""
+    """Returns the error message, after checking that nothing is left in the target's folder or next to it."""
     target = archive.parent / "inside" / "target"
     before = {path for path in archive.parent.rglob("*") if path.parent.name != "inside"} | {target.parent}
-    with pytest.raises(DataError) as refusal:
+    with pytest.raises(DataError) as error:
         unpack(archive, target, **caps)
     assert {path for path in archive.parent.rglob("*") if path.name != "target.lock"} == before
-    assert str(archive) in str(refusal.value)
-    return str(refusal.value)
+    assert str(archive) in str(error.value)
+    return str(error.value)
 
 
 @pytest.mark.parametrize("mode", ["w:gz", "w:bz2", "w:xz", "w"])
-def test_a_good_archive_appears_whole(tmp_path: Path, mode: str) -> None:
+def test_a_good_archive_appears_complete(tmp_path: Path, mode: str) -> None:
     unpack(good(tmp_path / "a.tar", mode), tmp_path / "out" / "target")
     files = {str(p.relative_to(tmp_path / "out")): p.read_bytes() for p in tmp_path.glob("out/**/*.mp3")}
     assert files == {"target/cv/a.mp3": NOISE, "target/cv/b.mp3": NOISE[::-1]}
@@ -65,7 +65,7 @@ def test_paths_outside_the_archive_are_refused(tmp_path: Path, name: str) -> Non
     assert "outside itself" in refused(write_tar(tmp_path / "a.tar.gz", members))
 
 
-def test_too_many_files_are_refused_and_as_many_as_allowed_are_not(tmp_path: Path) -> None:
+def test_more_files_than_allowed_are_refused(tmp_path: Path) -> None:
     assert "over 2 files" in refused(good(tmp_path / "a.tar.gz"), max_files=2)
     unpack(tmp_path / "a.tar.gz", tmp_path / "target", max_files=3)
 
@@ -74,13 +74,13 @@ def test_too_many_bytes_are_refused(tmp_path: Path) -> None:
     assert "5999 bytes" in refused(good(tmp_path / "a.tar.gz"), max_bytes=5999)
 
 
-def test_what_compresses_a_thousandfold_is_refused(tmp_path: Path) -> None:
+def test_an_archive_that_expands_a_thousandfold_is_refused(tmp_path: Path) -> None:
     bomb = write_tar(tmp_path / "a.tar.gz", [(member("zeros"), bytes(2**23))])
-    bomb.write_bytes(bomb.read_bytes()[:-8])  # without its checksum, so that a look at all of it says something else
+    bomb.write_bytes(bomb.read_bytes()[:-8])  # its checksum, so that unpacking all gives another error
     assert "unpacks to over" in refused(bomb)
 
 
-def test_zeros_behind_the_last_file_are_not_read_without_end(tmp_path: Path) -> None:
+def test_zeros_after_the_last_file_are_read_up_to_the_limit(tmp_path: Path) -> None:
     tar = io.BytesIO()
     with tarfile.open(fileobj=tar, mode="w") as writer:
         writer.addfile(member("empty"))
@@ -88,7 +88,7 @@ def test_zeros_behind_the_last_file_are_not_read_without_end(tmp_path: Path) -> 
     assert "unpacks to over" in refused(tmp_path / "a.tar.gz")
 
 
-def test_a_name_of_a_million_letters_is_not_read(tmp_path: Path) -> None:
+def test_a_name_of_a_million_letters_is_refused(tmp_path: Path) -> None:
     members = [(member("././@LongLink", tarfile.GNUTYPE_LONGNAME), b"x" * (MAX_HEADER_BYTES + 1))]
     assert "a header of" in refused(write_tar(tmp_path / "a.tar.gz", members))
 
@@ -99,14 +99,14 @@ def every_cut(archive: Path) -> list[int]:
 
 
 @pytest.mark.parametrize("mode", ["w:gz", "w:bz2", "w:xz"])
-def test_a_download_that_was_cut_short_anywhere_is_refused(tmp_path: Path, mode: str) -> None:
+def test_a_download_truncated_anywhere_is_refused(tmp_path: Path, mode: str) -> None:
     whole = good(tmp_path / "whole.tar", mode).read_bytes()
     for cut in every_cut(tmp_path / "whole.tar"):
         (tmp_path / "a.tar.gz").write_bytes(whole[:cut])
         assert "download the archive again" in refused(tmp_path / "a.tar.gz")
 
 
-def test_a_plain_tar_cut_between_two_files_is_refused(tmp_path: Path) -> None:
+def test_a_plain_tar_truncated_between_two_files_is_refused(tmp_path: Path) -> None:
     whole = good(tmp_path / "whole.tar", "w").read_bytes()
     for cut in (512, 1024, 1024 + 3072, 1024 + 3072 + 100):  # the folder, a.mp3's header, a.mp3, half a header
         (tmp_path / "a.tar").write_bytes(whole[:cut])
@@ -115,7 +115,7 @@ def test_a_plain_tar_cut_between_two_files_is_refused(tmp_path: Path) -> None:
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(place=st.integers(18, 6000), bit=st.integers(0, 7))
-def test_a_flipped_bit_never_passes_for_other_content(tmp_path: Path, place: int, bit: int) -> None:
+def test_a_flipped_bit_never_gives_other_content(tmp_path: Path, place: int, bit: int) -> None:
     data = bytearray(good(tmp_path / "flipped.tar.gz").read_bytes())
     data[place] ^= 1 << bit
     (tmp_path / "flipped.tar.gz").write_bytes(data)
@@ -128,19 +128,19 @@ def test_a_flipped_bit_never_passes_for_other_content(tmp_path: Path, place: int
         assert {(target / "cv" / n).read_bytes() for n in ("a.mp3", "b.mp3")} == {NOISE, NOISE[::-1]}
 
 
-@pytest.mark.parametrize("content", [b"", b"\x1f\x8b", b"no archive, but a page that says: please log in", NOISE])
-def test_what_is_no_archive_is_refused(tmp_path: Path, content: bytes) -> None:
+@pytest.mark.parametrize("content", [b"", b"\x1f\x8b", b"no archive, but a login page", NOISE])
+def test_a_file_that_is_no_archive_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.tar.gz").write_bytes(content)
     assert "download the archive again" in refused(tmp_path / "a.tar.gz")
 
 
 def test_an_unwritable_folder_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(DataError, match=r"file/releases.*check the room there"):
+    with pytest.raises(DataError, match=r"file/releases.*check the free space there"):
         unpack(good(tmp_path / "a.tar.gz"), tmp_path / "file" / "releases" / "target")
 
 
-def test_what_a_killed_job_left_is_removed_and_what_is_there_is_kept(tmp_path: Path) -> None:
+def test_leftovers_of_a_killed_job_are_removed_and_an_unpacked_archive_is_kept(tmp_path: Path) -> None:
     (tmp_path / "out" / ".target-killed").mkdir(parents=True)
     unpack(good(tmp_path / "a.tar.gz"), tmp_path / "out" / "target")
     assert not (tmp_path / "out" / ".target-killed").exists()
@@ -149,7 +149,7 @@ def test_what_a_killed_job_left_is_removed_and_what_is_there_is_kept(tmp_path: P
     assert (tmp_path / "out" / "target" / "cv" / "a.mp3").is_file()
 
 
-def test_jobs_that_start_together_unpack_one_folder(tmp_path: Path) -> None:
+def test_jobs_that_start_together_unpack_once(tmp_path: Path) -> None:
     archive = good(tmp_path / "a.tar.gz")
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda _: unpack(archive, tmp_path / "out" / "target"), range(4)))
@@ -181,7 +181,7 @@ def test_jobs_that_start_together_unpack_one_folder(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_a_name_that_only_looks_like_a_way_out_stays_inside(tmp_path: Path, name: str) -> None:
+def test_a_name_that_only_looks_like_a_path_outside_stays_inside(tmp_path: Path, name: str) -> None:
     members = [(member("cv/a.mp3"), NOISE), (member(name), b"escaped")]
     before = set(tmp_path.rglob("*"))
     unpack(write_tar(tmp_path / "a.tar.gz", members), tmp_path / "inside" / "target")
@@ -191,9 +191,7 @@ def test_a_name_that_only_looks_like_a_way_out_stays_inside(tmp_path: Path, name
 
 
 @pytest.mark.parametrize("headers", [{"path": "../escaped"}, {"path": "/tmp/escaped"}, {"path": "a/../../escaped"}])
-def test_a_path_that_an_extended_header_puts_in_another_ones_place_is_refused(
-    tmp_path: Path, headers: dict[str, str]
-) -> None:
+def test_a_path_outside_in_an_extended_header_is_refused(tmp_path: Path, headers: dict[str, str]) -> None:
     hidden = member("cv/harmless.mp3")
     hidden.pax_headers = headers
     with tarfile.open(tmp_path / "a.tar.gz", "w:gz", format=tarfile.PAX_FORMAT) as tar:
@@ -202,8 +200,8 @@ def test_a_path_that_an_extended_header_puts_in_another_ones_place_is_refused(
     assert "outside itself" in refused(tmp_path / "a.tar.gz")
 
 
-def test_a_file_with_holes_counts_as_large_as_it_would_be(tmp_path: Path) -> None:
-    """Sparse files of GNU's: a header of 512 bytes says a terabyte."""
+def test_a_sparse_file_counts_with_its_full_size(tmp_path: Path) -> None:
+    """A GNU sparse file: a header of 512 bytes declares a terabyte."""
     hole = member("cv/hole")
     hole.pax_headers = {"GNU.sparse.major": "0", "GNU.sparse.minor": "1", "GNU.sparse.map": f"{2**40},0"}
     hole.pax_headers |= {"GNU.sparse.size": str(2**40), "GNU.sparse.name": "cv/hole"}
@@ -212,8 +210,8 @@ def test_a_file_with_holes_counts_as_large_as_it_would_be(tmp_path: Path) -> Non
     assert "unpacks to over" in refused(tmp_path / "a.tar.gz")
 
 
-def test_a_link_that_is_there_already_is_not_written_through(tmp_path: Path) -> None:
-    """A file, then another of the same name: no second one leads elsewhere."""
+def test_a_second_file_of_the_same_name_replaces_the_first(tmp_path: Path) -> None:
+    """Of several members with one name, none is written elsewhere."""
     members = [(member("cv/a"), b"1"), (member("cv/a"), b"22"), (member("cv/./a"), b"333")]
     unpack(write_tar(tmp_path / "a.tar.gz", members), tmp_path / "target")
     assert (tmp_path / "target" / "cv" / "a").read_bytes() == b"333"
@@ -222,7 +220,7 @@ def test_a_link_that_is_there_already_is_not_written_through(tmp_path: Path) -> 
     assert "cannot be unpacked" in refused(write_tar(tmp_path / "other" / "b.tar.gz", members))
 
 
-def test_nothing_is_unpacked_with_rights_that_it_should_not_have(tmp_path: Path) -> None:
+def test_set_uid_bits_and_foreign_owners_are_dropped(tmp_path: Path) -> None:
     strange = member("cv/strange")
     strange.mode, strange.uid, strange.uname = 0o6777, 12345, "somebody"
     unpack(write_tar(tmp_path / "a.tar.gz", [(strange, b"")]), tmp_path / "target")

@@ -6,7 +6,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from recordings import RELEASES, common_voice_row, write_clip, write_common_voice, write_tsv
 
-from kikitori.corpora.common_voice import read
+from kikitori.corpora import common_voice
 from kikitori.corpora.types import Clip, Corpus, Reject
 from kikitori.runtime.errors import DataError
 
@@ -18,13 +18,13 @@ def release(tmp_path: Path, **tables: int) -> Path:
 
 
 def reading(folder: Path, *train_splits: str, language: str = "ja") -> Corpus:
-    return read(str(folder), language, train_splits or ["train"], folder.parent / "cache")
+    return common_voice.read(str(folder), language, train_splits or ["train"], folder.parent / "cache")
 
 
 def message(folder: Path, *train_splits: str, language: str = "ja") -> str:
-    with pytest.raises(DataError) as refusal:
+    with pytest.raises(DataError) as error:
         reading(folder, *train_splits, language=language)
-    return str(refusal.value)
+    return str(error.value)
 
 
 def counts(corpus: Corpus) -> dict[str, int]:
@@ -32,7 +32,7 @@ def counts(corpus: Corpus) -> dict[str, int]:
 
 
 def train_rows(tmp_path: Path, table: bytes) -> tuple[list[Clip], list[Reject]]:
-    """What is read of a training table of these bytes, beside other tables that are good."""
+    """Returns the clips and rejects of a training table with these bytes, in a release whose other tables are good."""
     folder = release(tmp_path)
     (folder / "train.tsv").write_bytes(table)
     corpus = reading(folder)
@@ -44,7 +44,7 @@ def table_of(*sentences: bytes) -> bytes:
     return b"\n".join([b"client_id\tpath\tsentence\tlocale", *rows]) + b"\n"
 
 
-def test_the_three_forms_of_a_release_hold_the_same(tmp_path: Path) -> None:
+def test_the_three_forms_of_a_release_give_the_same_corpus(tmp_path: Path) -> None:
     folder = release(tmp_path)
     with tarfile.open(tmp_path / "cv-corpus-27.0-ja.tar.gz", "w:gz") as tar:
         tar.add(folder.parent, folder.parent.name)
@@ -72,7 +72,7 @@ def test_the_columns_of_every_release_are_read(tmp_path: Path, columns: str) -> 
     ]
 
 
-def test_windows_line_ends_and_a_byte_order_mark_are_no_part_of_a_cell(tmp_path: Path) -> None:
+def test_windows_line_ends_and_a_byte_order_mark_are_not_part_of_a_cell(tmp_path: Path) -> None:
     table = b"\xef\xbb\xbf" + table_of("一".encode(), "二".encode()).replace(b"\n", b"\r\n")
     clips, rejects = train_rows(tmp_path, table)
     assert [(clip.speaker, clip.text) for clip in clips] == [("speaker 0", "一"), ("speaker 1", "二")]
@@ -112,7 +112,7 @@ def test_a_path_that_is_absolute_or_leaves_clips_is_a_reject(tmp_path: Path, pat
     assert [(r.name, r.reason) for r in corpus.rejects] == [(path, "outside the corpus")]
 
 
-def test_links_that_go_round_in_a_circle_are_left_to_decoding(tmp_path: Path) -> None:
+def test_a_loop_of_links_counts_as_a_missing_file(tmp_path: Path) -> None:
     folder = release(tmp_path)
     (folder / "clips" / "clip_0.mp3").unlink()
     (folder / "clips" / "clip_0.mp3").symlink_to("clip_0.mp3")
@@ -133,12 +133,12 @@ def test_every_row_is_a_clip_or_a_reject_whatever_its_bytes(tmp_path: Path, rows
         text.encode()
 
 
-def test_several_tables_make_the_training_split(tmp_path: Path) -> None:
+def test_several_tables_can_make_the_training_split(tmp_path: Path) -> None:
     folder = release(tmp_path, other=4)
     assert counts(reading(folder, "train", "other")) == {"train": 7, "validation": 2, "test": 1}
 
 
-def test_the_listed_durations_are_those_of_the_clips_and_what_is_not_told_is_not_checked(tmp_path: Path) -> None:
+def test_listed_durations_are_read_and_missing_or_malformed_ones_are_none(tmp_path: Path) -> None:
     folder = release(tmp_path)
     assert {clip.duration_s for clip in reading(folder).clips} == {None}
     lines = [
@@ -168,9 +168,9 @@ def test_identity_changes_with_the_audio_alone(tmp_path: Path) -> None:
 
 
 def test_a_missing_release_is_named_with_the_remedy(tmp_path: Path) -> None:
-    said = message(tmp_path / "no-such.tar.gz")
-    assert f"data.release={tmp_path / 'no-such.tar.gz'}" in said
-    assert "Mozilla Data Collective" in said
+    error = message(tmp_path / "no-such.tar.gz")
+    assert f"data.release={tmp_path / 'no-such.tar.gz'}" in error
+    assert "Mozilla Data Collective" in error
 
 
 def test_a_release_of_another_language_is_named_with_the_remedy(tmp_path: Path) -> None:
@@ -181,24 +181,24 @@ def test_a_release_of_another_language_is_named_with_the_remedy(tmp_path: Path) 
     assert "no language folder at all" in message(tmp_path / "empty")
 
 
-def test_a_missing_table_is_named_with_those_there_are(tmp_path: Path) -> None:
-    said = message(release(tmp_path), "nonesuch")
-    assert "nonesuch.tsv does not exist" in said
-    assert "dev.tsv, test.tsv, train.tsv. See data.train_splits" in said
+def test_a_missing_table_is_named_with_the_existing_ones(tmp_path: Path) -> None:
+    error = message(release(tmp_path), "nonesuch")
+    assert "nonesuch.tsv does not exist" in error
+    assert "dev.tsv, test.tsv, train.tsv. See data.train_splits" in error
 
 
 @pytest.mark.parametrize("header", [b"client_id\tpath\ttext\tlocale\n", b"", "größe\tpath\n".encode("latin-1")])
-def test_a_table_without_a_sentence_column_is_named_with_those_it_has(tmp_path: Path, header: bytes) -> None:
+def test_a_table_without_a_sentence_column_is_named_with_its_columns(tmp_path: Path, header: bytes) -> None:
     folder = release(tmp_path)
     (folder / "dev.tsv").write_bytes(header)
-    said = message(folder)
-    assert "dev.tsv has no column" in said
-    assert "sentence" in said
-    assert "data=manifest" in said
-    said.encode()
+    error = message(folder)
+    assert "dev.tsv has no column" in error
+    assert "sentence" in error
+    assert "data=manifest" in error
+    error.encode()
 
 
-def test_a_cell_larger_than_a_table_may_hold_names_table_and_line(tmp_path: Path) -> None:
+def test_a_cell_over_the_size_limit_is_reported_with_table_and_line(tmp_path: Path) -> None:
     folder = release(tmp_path)
     (folder / "train.tsv").write_bytes(table_of(b"one", b"x" * 200_000))
     assert "train.tsv cannot be read beyond line 2: field larger" in message(folder)

@@ -1,3 +1,4 @@
+import json
 import os
 import tarfile
 from collections.abc import Callable
@@ -6,11 +7,12 @@ from pathlib import Path
 import datasets
 import huggingface_hub
 import pytest
+from commands import kikitori
 from recordings import encoded, tone, write_clip, write_csv, write_tar
 
 from kikitori.audio.decoder_process import AudioError
 from kikitori.audio.waveform import decode
-from kikitori.corpora.hub import read
+from kikitori.corpora import hub
 from kikitori.corpora.types import Corpus
 from kikitori.runtime.errors import DataError
 
@@ -26,7 +28,7 @@ def _own_datasets_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: p
 
 
 def write_audiofolder(folder: Path, **columns: list) -> Path:
-    """Two recordings a split beside a metadata.csv; `columns` add to or replace what stands in it."""
+    """Writes two recordings per split and a metadata.csv, with `columns` added or replaced."""
     for split in SPLITS:
         for i in range(2):
             write_clip(folder / split / f"{i}.wav", hertz=300 + 100 * i + 10 * len(split))
@@ -37,7 +39,7 @@ def write_audiofolder(folder: Path, **columns: list) -> Path:
 
 
 def write_parquet(folder: Path, audio: Callable[[int], dict | None]) -> Path:
-    """A dataset as `push_to_hub` writes it: the recordings' bytes inside of parquet files."""
+    """Writes a dataset like `push_to_hub`: the bytes of the recordings are in parquet files."""
     features = datasets.Features({"audio": datasets.Audio(), "sentence": datasets.Value("string")})
     rows = datasets.Dataset.from_dict({"audio": [audio(i) for i in range(3)], "sentence": ["零", "一", None]})
     folder.mkdir(parents=True)
@@ -48,16 +50,16 @@ def write_parquet(folder: Path, audio: Callable[[int], dict | None]) -> Path:
 
 def reading(folder: Path | str, text: str = "transcription", **changes: object) -> Corpus:
     arguments = {"config": None, "revision": None, "splits": SPLITS, "audio_column": "audio", "speaker_column": None}
-    return read(str(folder), text_column=text, **{**arguments, **changes})  # type: ignore[arg-type]
+    return hub.read(str(folder), text_column=text, **{**arguments, **changes})  # type: ignore[arg-type]
 
 
 def message(folder: Path | str, text: str = "transcription", **changes: object) -> str:
-    with pytest.raises(DataError) as refusal:
+    with pytest.raises(DataError) as error:
         reading(folder, text, **changes)
-    return str(refusal.value)
+    return str(error.value)
 
 
-def test_a_folder_of_recordings_is_read_as_its_metadata_tells(tmp_path: Path) -> None:
+def test_a_folder_of_recordings_is_read_with_its_metadata(tmp_path: Path) -> None:
     folder = write_audiofolder(tmp_path / "corpus")
     corpus = reading(folder, speaker_column="who")
     assert [(c.name, c.split, c.text, c.speaker) for c in corpus.clips][:3] == [
@@ -69,45 +71,63 @@ def test_a_folder_of_recordings_is_read_as_its_metadata_tells(tmp_path: Path) ->
     assert corpus.rejects == []
 
 
-def test_recordings_inside_of_parquet_are_read(tmp_path: Path) -> None:
-    sounds = [encoded(tone(hertz=300 + 100 * i), "mp3") for i in range(3)]
-    folder = write_parquet(tmp_path / "corpus", lambda i: {"bytes": sounds[i], "path": None})
+def test_recordings_in_parquet_files_are_read(tmp_path: Path) -> None:
+    recordings = [encoded(tone(hertz=300 + 100 * i), "mp3") for i in range(3)]
+    folder = write_parquet(tmp_path / "corpus", lambda i: {"bytes": recordings[i], "path": None})
     corpus = reading(folder, "sentence")
     assert [c.text for c in corpus.clips] == ["零", "一", ""] * 3
-    assert [c.source() for c in corpus.clips] == sounds * 3  # type: ignore[operator]
+    assert [c.source() for c in corpus.clips] == recordings * 3  # type: ignore[operator]
     assert len(decode(corpus.clips[0].source())) == 8_000  # type: ignore[operator]
 
 
-def test_recordings_inside_of_tar_files_are_read(tmp_path: Path) -> None:
-    sound = encoded(tone(), "wav")
+def test_recordings_in_tar_files_are_read(tmp_path: Path) -> None:
+    recording = encoded(tone(), "wav")
     for split in SPLITS:
-        members = [(tarfile.TarInfo("0.wav"), sound), (tarfile.TarInfo("0.txt"), "零".encode())]
+        members = [(tarfile.TarInfo("0.wav"), recording), (tarfile.TarInfo("0.txt"), "零".encode())]
         (tmp_path / "corpus").mkdir(exist_ok=True)
         write_tar(tmp_path / "corpus" / f"{split}.tar", members, "w")
     corpus = reading(tmp_path / "corpus", "txt", audio_column="wav")
-    assert [(c.text, c.source()) for c in corpus.clips] == [("零", sound)] * 3  # type: ignore[operator]
+    assert [(c.text, c.source()) for c in corpus.clips] == [("零", recording)] * 3  # type: ignore[operator]
 
 
-def test_a_recording_without_bytes_is_one_bad_clip(tmp_path: Path) -> None:
-    sound = encoded(tone(), "wav")
+def test_a_row_without_audio_is_one_bad_clip(tmp_path: Path) -> None:
+    recording = encoded(tone(), "wav")
     gone = tmp_path / "corpus" / "gone.wav"
-    rows = [{"bytes": sound, "path": None}, None, {"bytes": b"", "path": str(gone)}]
+    rows = [{"bytes": recording, "path": None}, None, {"bytes": b"", "path": str(gone)}]
     corpus = reading(write_parquet(tmp_path / "corpus", lambda i: rows[i]), "sentence")
-    assert [c.source() for c in corpus.clips[:2]] == [sound, b""]  # type: ignore[operator]
+    assert [c.source() for c in corpus.clips[:2]] == [recording, b""]  # type: ignore[operator]
     assert corpus.clips[2].source() == gone  # type: ignore[operator]
 
 
 @pytest.mark.parametrize("place", ["outside.wav", "corpus/link.wav", "corpus/../outside.wav"])
-def test_a_row_names_no_file_outside_its_dataset(tmp_path: Path, place: str) -> None:
+def test_a_file_outside_of_the_dataset_is_never_read(tmp_path: Path, place: str) -> None:
     rows: list[dict | None] = [{"bytes": b"", "path": str(tmp_path / place)}] * 3
     write_parquet(tmp_path / "corpus", lambda i: rows[i])
     write_clip(tmp_path / "outside.wav")
     (tmp_path / "corpus" / "link.wav").symlink_to(tmp_path / "outside.wav")
-    with pytest.raises(DataError, match="names a file outside the dataset"):
+    with pytest.raises(AudioError, match="names a file outside the dataset"):
         reading(tmp_path / "corpus", "sentence").clips[0].source()  # type: ignore[operator]
 
 
-def test_a_row_that_names_a_pipe_or_a_folder_does_not_wait_for_it(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_prepare_leaves_out_a_row_that_names_a_file_outside_of_its_dataset(tmp_path: Path) -> None:
+    inside = {"bytes": encoded(tone()), "path": None}
+    outside = {"bytes": b"", "path": str(write_clip(tmp_path / "outside.wav"))}
+    write_parquet(tmp_path / "corpus", lambda i: outside if i == 1 else inside)
+    line = ["data=hub", "data.name=corpus", "data.text_column=sentence", "data.max_reject_rate=1", "hydra.run.dir=run"]
+    done = kikitori(
+        *("prepare", *line, "data.allow_shared_clips=true"),
+        cache=tmp_path,
+        HF_HOME=str(tmp_path / "hf"),
+        HF_HUB_OFFLINE="1",
+    )
+    assert done.returncode == 0, done.stderr
+    rejects = [json.loads(row) for row in (tmp_path / "run" / "rejects.jsonl").read_text().splitlines()]
+    found = [(row["name"], row["detail"]) for row in rejects if row["reason"] == "outside the corpus"]
+    assert found == [(f"{split}/000001", "names a file outside the dataset") for split in SPLITS]
+
+
+def test_a_row_that_names_a_pipe_or_a_folder_does_not_block(tmp_path: Path) -> None:
     names = ["pipe.wav", "folder.wav", "pipe.wav"]
     write_parquet(tmp_path / "corpus", lambda i: {"bytes": b"", "path": str(tmp_path / "corpus" / names[i])})
     os.mkfifo(tmp_path / "corpus" / "pipe.wav")
@@ -117,7 +137,7 @@ def test_a_row_that_names_a_pipe_or_a_folder_does_not_wait_for_it(tmp_path: Path
             decode(clip.source())  # type: ignore[operator]
 
 
-def test_identity_is_the_same_on_a_second_reading_and_another_for_other_audio(tmp_path: Path) -> None:
+def test_identity_stays_on_a_second_reading_and_changes_with_the_audio(tmp_path: Path) -> None:
     folder = write_audiofolder(tmp_path / "corpus")
     first, second = reading(folder), reading(folder)
     assert [c.identity for c in first.clips] == [c.identity for c in second.clips]
@@ -126,23 +146,23 @@ def test_identity_is_the_same_on_a_second_reading_and_another_for_other_audio(tm
     assert reading(folder).clips[0].identity != first.clips[0].identity
 
 
-def test_splits_and_configuration_go_by_the_datasets_own_names(tmp_path: Path) -> None:
+def test_splits_are_mapped_to_the_datasets_own_names(tmp_path: Path) -> None:
     corpus = reading(
         write_audiofolder(tmp_path / "c"), splits={"train": "test", "validation": "train", "test": "train"}
     )
     assert [c.text for c in corpus.clips if c.text] == ["test 零", "train 零", "train 零"]
 
 
-def test_mozillas_own_repository_is_refused_with_the_remedy() -> None:
-    said = message("mozilla-foundation/common_voice_11_0", "sentence", config="ja")
-    assert "data.name=mozilla-foundation/common_voice_11_0" in said
-    assert "data=common_voice data.release=" in said
+def test_mozillas_former_repository_is_refused_with_the_remedy() -> None:
+    error = message("mozilla-foundation/common_voice_11_0", "sentence", config="ja")
+    assert "data.name=mozilla-foundation/common_voice_11_0" in error
+    assert "data=common_voice data.release=" in error
 
 
-def test_a_dataset_out_of_reach_is_named() -> None:
-    said = message("nobody-at-all/no-such-dataset", config="ja")
-    assert "data.name=nobody-at-all/no-such-dataset, configuration ja, split train cannot be loaded" in said
-    assert "HF_TOKEN" in said
+def test_an_unreachable_dataset_is_named() -> None:
+    error = message("nobody-at-all/no-such-dataset", config="ja")
+    assert "data.name=nobody-at-all/no-such-dataset, configuration ja, split train cannot be loaded" in error
+    assert "HF_TOKEN" in error
 
 
 def test_a_missing_split_is_named(tmp_path: Path) -> None:
@@ -151,14 +171,14 @@ def test_a_missing_split_is_named(tmp_path: Path) -> None:
     assert "data.splits.test: not set" in message(folder, splits={**SPLITS, "test": None})
 
 
-def test_a_missing_column_is_named_with_those_there_are(tmp_path: Path) -> None:
+def test_a_missing_column_is_named_with_the_existing_ones(tmp_path: Path) -> None:
     folder = write_audiofolder(tmp_path / "corpus")
-    said = message(folder, "sentence", speaker_column="client_id")
-    assert "no column client_id or sentence; it has: audio, transcription, who" in said
-    assert "data.text_column" in said
+    error = message(folder, "sentence", speaker_column="client_id")
+    assert "no column client_id or sentence; it has: audio, transcription, who" in error
+    assert "data.text_column" in error
 
 
-def test_a_column_that_holds_no_text_or_no_audio_is_named(tmp_path: Path) -> None:
+def test_a_column_without_text_or_audio_is_named(tmp_path: Path) -> None:
     folder = write_audiofolder(tmp_path / "corpus", label=[1, 2])
     assert "data.text_column=label of" in message(folder, "label")
     assert "holds int, not text" in message(folder, "label")

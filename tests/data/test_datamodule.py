@@ -4,12 +4,10 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
-from data_modules import ALL, LOADING, common_voice
+from data_modules import ALL, LOADING, common_voice, trainer_of
 from recordings import common_voice_row, encoded, tone, write_clip, write_common_voice, write_csv, write_tsv
 
 from kikitori.data.collate import check_label_contract
@@ -78,12 +76,10 @@ def test_bad_clips_of_every_kind_are_counted_and_the_good_ones_kept(tmp_path: Pa
 
 def test_the_order_of_the_clips_does_not_depend_on_the_number_of_workers(tmp_path: Path, micro: Whisper) -> None:
     write_common_voice(tmp_path / "ja", SPLITS)
-    alone: Any = SimpleNamespace(max_steps=5, world_size=1, global_rank=0, global_step=0)
     seen = []
     for workers in (0, 1, 3):
-        data = common_voice(tmp_path / "ja", micro, num_workers=workers, full_window_share=0.5)
+        data = common_voice(tmp_path / "ja", micro, num_workers=workers, full_window_share=0.5, trainer=trainer_of(5))
         data.setup()
-        data.trainer = alone
         seen.append([batch["clips"] for batch in data.train_dataloader()])
     assert seen[0] == seen[1] == seen[2]
     assert len(seen[0]) == 5
@@ -91,10 +87,9 @@ def test_the_order_of_the_clips_does_not_depend_on_the_number_of_workers(tmp_pat
 
 def test_a_share_of_the_steps_hears_the_whole_window(tmp_path: Path, micro: Whisper) -> None:
     write_common_voice(tmp_path / "ja", SPLITS)
-    heard = micro.with_window(Window((0.7, 0.9), 0.1))
-    data = common_voice(tmp_path / "ja", heard, full_window_share=0.5)
+    short = micro.with_window(Window((0.7, 0.9), 0.1))
+    data = common_voice(tmp_path / "ja", short, full_window_share=0.5, trainer=trainer_of(4))
     data.setup()
-    data.trainer = SimpleNamespace(max_steps=4, world_size=1, global_rank=0, global_step=0)  # type: ignore[assignment]
     frames = [batch["input_features"][0].shape[2] for batch in data.train_dataloader()]
     assert frames == [70, 100, 70, 100]
     assert {batch["input_features"][0].shape[2] for batch in data.val_dataloader()} == {70}
@@ -113,10 +108,9 @@ def test_clips_to_be_scored_come_the_longest_first(tmp_path: Path, micro: Whispe
 
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_batches_are_whole_and_keep_the_label_contract(tmp_path: Path, micro: Whisper, num_workers: int) -> None:
-    data = common_voice(write_common_voice(tmp_path / "ja", SPLITS), micro, num_workers=num_workers)
+    folder = write_common_voice(tmp_path / "ja", SPLITS)
+    data = common_voice(folder, micro, num_workers=num_workers, trainer=trainer_of(3))
     data.setup()
-    alone: Any = SimpleNamespace(max_steps=3, world_size=1, global_rank=0, global_step=0)
-    data.trainer = alone
     batches = list(data.train_dataloader())
     assert [tuple(b["input_features"][0].shape) for b in batches][-1] == (2, 80, 100)
     assert sorted(name for b in batches for name in b["clips"]) == sorted(f"clip_{i}.mp3" for i in range(10))
@@ -139,19 +133,17 @@ def test_a_score_of_some_clips_takes_the_same_seeded_sample_in_order(tmp_path: P
 
 @pytest.mark.parametrize("processes", [1, 2, 3, 5, 10])
 def test_several_processes_score_every_clip_once(tmp_path: Path, micro: Whisper, processes: int) -> None:
-    data = common_voice(write_common_voice(tmp_path / "ja", SPLITS), micro)
-    data.setup()
-    data.processes, read = processes, []
-    for data.rank in range(processes):
+    folder, read = write_common_voice(tmp_path / "ja", SPLITS), []
+    for rank in range(processes):
+        data = common_voice(folder, micro, trainer=trainer_of(world_size=processes, rank=rank))
         read += [name for batch in data.score_dataloader("train") for name in batch["clips"]]
     assert sorted(read) == sorted(f"clip_{i}.mp3" for i in range(10))
 
 
 def test_more_processes_than_clips_are_refused(tmp_path: Path, micro: Whisper) -> None:
-    data = common_voice(write_common_voice(tmp_path / "ja", SPLITS), micro)
-    data.setup()
-    data.processes = 3
-    with pytest.raises(DataError, match="2 clips of the test split are to be scored by 3 processes; take fewer"):
+    folder = write_common_voice(tmp_path / "ja", SPLITS)
+    data = common_voice(folder, micro, trainer=trainer_of(world_size=3))
+    with pytest.raises(DataError, match="2 clips of the test split cannot be shared by 3 processes; use fewer"):
         data.score_dataloader("test")
 
 
@@ -159,7 +151,7 @@ def test_a_splits_digest_tells_other_audio_and_other_words(tmp_path: Path, micro
     def digest(name: str, rows: dict[str, int]) -> str:
         data = common_voice(write_common_voice(tmp_path / name, rows), micro)
         data.setup()
-        return data.digest("train")
+        return data.prepared.digest("train")
 
     assert digest("a", SPLITS) == digest("b", SPLITS)
     assert digest("c", {**SPLITS, "train": 9}) != digest("a", SPLITS)
@@ -178,13 +170,19 @@ def test_too_many_bad_clips_stop_the_run_every_time_it_is_asked(tmp_path: Path, 
     data = common_voice(write_bad_corpus(tmp_path / "ja"), micro, max_reject_rate=0.45)
     for _ in range(2):
         assert f"{len(BAD)} of {len(BAD) + 16} clips would be left out" in message(data)
-        assert not data.clips
+        with pytest.raises(DataError):
+            assert data.clips
+        assert len(data.rejects) == len(BAD)
 
 
-def test_rows_that_cannot_be_read_are_judged_before_any_audio_is(tmp_path: Path, micro: Whisper) -> None:
+def test_too_many_unreadable_rows_stop_a_run_before_it_decodes_any_audio(
+    tmp_path: Path, micro: Whisper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KIKITORI_CACHE", str(tmp_path / "cache"))
     data = common_voice(write_bad_corpus(tmp_path / "ja"), micro)
     assert f"4 of {len(BAD) + 16} clips would be left out" in message(data)
-    assert not data.stores
+    assert [reject["reason"] for reject in data.reject_rows()].count("malformed row") == 2
+    assert not (tmp_path / "cache").exists()
 
 
 def test_bad_rows_of_a_large_corpus_do_not_count_against_the_few_clips_of_a_limit(

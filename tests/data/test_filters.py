@@ -120,7 +120,7 @@ def test_as_many_rejects_as_allowed_pass_and_one_more_stops_with_the_reasons() -
 
 def test_a_clip_in_two_splits_is_refused_unless_allowed() -> None:
     splits: dict[Split, list[Row]] = {"train": [row("a"), row("b")], "test": [row("c", "test", digest="b")]}
-    with pytest.raises(DataError, match=r"1 clips stand in two splits, such as b\..*data.allow_shared_clips=true"):
+    with pytest.raises(DataError, match=r"1 clips are in two splits, such as b\..*data.allow_shared_clips=true"):
         check_split_leakage(splits, RULES)
     check_split_leakage(splits, dataclasses.replace(RULES, allow_shared_clips=True))
     check_split_leakage({"train": splits["train"], "test": [row("c", "test")]}, RULES)
@@ -131,7 +131,7 @@ def test_a_speaker_in_two_splits_is_refused_unless_allowed() -> None:
         "train": [row("a", speaker="x"), row("b", speaker="x"), row("c")],
         "validation": [row("d", "validation", speaker="x"), row("e", "validation")],
     }
-    with pytest.raises(DataError, match=r"1 speakers stand in two splits.*data.allow_shared_speakers=true") as error:
+    with pytest.raises(DataError, match=r"1 speakers are in two splits.*data.allow_shared_speakers=true") as error:
         check_split_leakage(splits, RULES)
     assert "x" not in str(error.value).split("speakers")[0]
     check_split_leakage(splits, dataclasses.replace(RULES, allow_shared_speakers=True))

@@ -65,7 +65,7 @@ def drawn(clips: int, global_batch_size: int, steps: int, processes: int, first:
     windows = [(200, 300, 400)[i % 3] for i in range(clips)]
     tokens = [i % 5 + 1 for i in range(clips)]
     data = (lengths, windows, tokens, global_batch_size, steps, 3, True, share, processes)
-    samplers = [StepSampler(*data, rank=rank, first_step=first) for rank in range(processes)]
+    samplers = [StepSampler(*data, rank=rank, global_step=lambda: first) for rank in range(processes)]
     batches = [list(sampler) for sampler in samplers]
     assert {len(b) for b in batches} == {steps - first}
     assert {len(sampler) for sampler in samplers} == {steps}

@@ -1,4 +1,4 @@
-"""The commands as a person runs them: real processes, the demo corpus, a model of a few thousand parameters."""
+"""The commands as users run them: real processes, the demo corpus, a model of a few thousand parameters."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from wandb_offline import OfflineRun
 from kikitori.data.datamodule import Demo
 from kikitori.runtime.paths import DEMO
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("commands")]
 
 
 LOADING: dict[str, Any] = {
@@ -47,7 +47,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def run(cache: Path) -> tuple[Path, str, str]:
-    """A finished run's folder, what it printed, and what it complained of."""
+    """The folder of a completed run, its stdout and its stderr."""
     done = kikitori("train", *SMALL, "logger=both", "hydra.run.dir=run", cache=cache)
     assert done.returncode == 0, done.stderr
     return cache / "run", done.stdout, done.stderr
@@ -57,19 +57,26 @@ def results(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "results.json").read_text(encoding="utf-8"))
 
 
-def test_a_run_folder_holds_all_that_was_promised(run: tuple[Path, str, str]) -> None:
+def test_a_run_folder_contains_all_documented_files(run: tuple[Path, str, str]) -> None:
     folder = run[0]
     names = {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
-    promised = {"results.json", "results.md", "metrics.csv", "rejects.jsonl", ".hydra/config.yaml", "model/config.json"}
-    promised |= {f"predictions/{s}_{w}.jsonl" for s in ("train", "validation", "test") for w in ("before", "after")}
-    promised |= {"checkpoints/last.ckpt", "model/model.safetensors"}
-    assert promised <= names
+    documented = {
+        "results.json",
+        "results.md",
+        "metrics.csv",
+        "rejects.jsonl",
+        ".hydra/config.yaml",
+        "model/config.json",
+    }
+    documented |= {f"predictions/{s}_{w}.jsonl" for s in ("train", "validation", "test") for w in ("before", "after")}
+    documented |= {"checkpoints/last.ckpt", "model/model.safetensors"}
+    assert documented <= names
     assert any(name.startswith("checkpoints/step-") for name in names)
     assert any(name.startswith("wandb/offline-run-") for name in names)
     assert any(name.startswith("tensorboard/events.") for name in names)
 
 
-def test_results_json_has_what_everything_else_relies_on(run: tuple[Path, str, str]) -> None:
+def test_results_json_has_the_facts_that_other_commands_read(run: tuple[Path, str, str]) -> None:
     r = results(run[0])
     assert r["status"] == "completed"
     assert {"kikitori", "torch", "transformers"} <= r["versions"].keys()
@@ -97,16 +104,16 @@ def test_predictions_add_up_to_the_scores(run: tuple[Path, str, str]) -> None:
     assert {"clip", "reference", "hypothesis"} <= rows[0].keys()
 
 
-def test_the_table_and_the_folder_are_printed_last_and_no_bars_in_a_pipe(run: tuple[Path, str, str]) -> None:
-    folder, printed, complained = run
+def test_the_table_and_the_folder_are_printed_last_and_a_pipe_gets_no_progress_bars(run: tuple[Path, str, str]) -> None:
+    folder, printed, errors = run
     lines = printed.rstrip().splitlines()
     assert lines[-1] == f"Everything is in {folder}"
     assert lines[-2].startswith("└")
-    assert "\r" not in printed + complained
-    assert "it/s" not in printed + complained
+    assert "\r" not in printed + errors
+    assert "it/s" not in printed + errors
 
 
-def test_no_speaker_is_named_in_a_run_folder(run: tuple[Path, str, str]) -> None:
+def test_a_run_folder_contains_no_speaker_id(run: tuple[Path, str, str]) -> None:
     speakers = {line.split("\t")[0] for line in (DEMO / "train.tsv").read_text().splitlines()[1:]}
     assert len(speakers) == 5
     for path in run[0].rglob("*"):
@@ -115,7 +122,7 @@ def test_no_speaker_is_named_in_a_run_folder(run: tuple[Path, str, str]) -> None
 
 
 @pytest.mark.parametrize("checkpoint", ["run", "run/model"])
-def test_evaluate_gives_a_run_its_own_scores_again(run: tuple[Path, str, str], cache: Path, checkpoint: str) -> None:
+def test_evaluate_reproduces_the_scores_of_a_run(run: tuple[Path, str, str], cache: Path, checkpoint: str) -> None:
     overrides = ["data=demo", "data.limit={validation: 4, test: 5}", "data.eval_batch_size=64"]
     overrides += ["trainer.accelerator=cpu", f"checkpoint={checkpoint}"]
     target = f"evaluated-{checkpoint.replace('/', '-')}"
@@ -135,7 +142,9 @@ def test_evaluate_scores_a_lightning_checkpoint(run: tuple[Path, str, str], cach
     assert results(cache / "evaluated-ckpt")["scores"]["evaluated"]["test"] == expected
 
 
-def test_transcribe_and_the_pipeline_read_what_the_run_read(run: tuple[Path, str, str], cache: Path) -> None:
+def test_transcribe_and_the_transformers_pipeline_give_the_hypotheses_of_the_run(
+    run: tuple[Path, str, str], cache: Path
+) -> None:
     folder = run[0]
     row = json.loads((folder / "predictions/test_after.jsonl").read_text().splitlines()[0])
     clip = DEMO / "clips" / row["clip"]
@@ -147,7 +156,7 @@ def test_transcribe_and_the_pipeline_read_what_the_run_read(run: tuple[Path, str
     assert reader({"raw": samples, "sampling_rate": rate})["text"].strip() == row["hypothesis"]
 
 
-def test_transcribe_reads_folders_and_long_recordings_and_tells_what_it_cannot(
+def test_transcribe_reads_folders_and_long_recordings_and_names_unreadable_files(
     run: tuple[Path, str, str], cache: Path
 ) -> None:
     folder = cache / "recordings"
@@ -171,41 +180,46 @@ def test_transcribe_reads_folders_and_long_recordings_and_tells_what_it_cannot(
 
 @pytest.fixture(scope="module")
 def bucketed(cache: Path) -> Path:
-    """A finished run whose clips were heard in windows of their own, and every other step in the whole one."""
+    """A completed run with bucketed windows, and the full window in every other step."""
     window = ["data.window=bucketed", "data.window_edges_s=[1.5,2,2.5]", "data.window_margin_s=0.2"]
     window += ["data.full_window_share=0.5", "score.full_window_clips=3", "data.micro_batch_size=3"]
     done = kikitori("train", *SMALL, *window, "logger=none", "hydra.run.dir=bucketed", cache=cache)
     assert done.returncode == 0, done.stderr
-    assert "In the whole window, as stock tools read: validation CER" in done.stdout
+    assert "In the full window, as stock tools read: validation CER" in done.stdout
     return cache / "bucketed"
 
 
-def test_a_bucketed_run_tells_how_stock_tools_read_its_model(bucketed: Path) -> None:
+def test_a_bucketed_run_reports_the_scores_in_the_full_window(bucketed: Path) -> None:
     scores = results(bucketed)["scores"]
     assert {s: v["clips"] for s, v in scores["after_in_full_window"].items()} == {"validation": 3, "test": 3}
     card = (bucketed / "model" / "README.md").read_text(encoding="utf-8")
     assert "the first of 1.5, 2, 2.5 s that holds the clip and 0.2 s of silence" in card
     cer = scores["after_in_full_window"]["test"]["cer"]
-    assert f"test CER {100 * cer:.1f} [" in card.split("pads every clip to the full window of 3 s; there this model scores")[1]
+    assert (
+        f"test CER {100 * cer:.1f} ["
+        in card.split("pads every clip to the full window of 3 s; there this model scores")[1]
+    )
 
 
 @pytest.mark.parametrize("window", ["null", "full"])
-def test_evaluate_reads_a_model_in_its_own_windows_or_in_others(bucketed: Path, cache: Path, window: str) -> None:
+def test_evaluate_uses_the_windows_of_the_model_or_those_of_the_configuration(
+    bucketed: Path, cache: Path, window: str
+) -> None:
     overrides = ["data=demo", "data.limit={validation: 4, test: 5}", "trainer.accelerator=cpu", f"data.window={window}"]
-    done = kikitori("evaluate", *overrides, "checkpoint=bucketed", f"hydra.run.dir=heard-{window}", cache=cache)
+    done = kikitori("evaluate", *overrides, "checkpoint=bucketed", f"hydra.run.dir=window-{window}", cache=cache)
     assert done.returncode == 0, done.stderr
-    found, run = results(cache / f"heard-{window}"), results(bucketed)
+    found, run = results(cache / f"window-{window}"), results(bucketed)
     if window == "null":
         assert found["scores"]["evaluated"]["test"] == run["scores"]["after"]["test"]
     assert ("0.2 s of silence" in found["model"]["window"]) == (window == "null")
     pipeline_reads = pipeline("automatic-speech-recognition", model=str(bucketed / "model"), device="cpu")
-    for row in map(json.loads, (cache / f"heard-{window}/predictions/test_evaluated.jsonl").read_text().splitlines()):
+    for row in map(json.loads, (cache / f"window-{window}/predictions/test_evaluated.jsonl").read_text().splitlines()):
         samples, _ = soundfile.read(DEMO / "clips" / row["clip"], dtype="float32")
         stock = pipeline_reads({"raw": samples, "sampling_rate": 16_000})["text"].strip()
         assert window == "null" or row["hypothesis"] == stock
 
 
-def test_transcribe_reads_in_the_windows_of_the_model(bucketed: Path, cache: Path) -> None:
+def test_transcribe_uses_the_windows_of_the_model(bucketed: Path, cache: Path) -> None:
     rows = map(json.loads, (bucketed / "predictions/test_after.jsonl").read_text().splitlines())
     expected = {row["clip"]: row["hypothesis"] for row in rows}
     clips = [str(DEMO / "clips" / clip) for clip in expected]
@@ -214,8 +228,8 @@ def test_transcribe_reads_in_the_windows_of_the_model(bucketed: Path, cache: Pat
     assert texts == {Path(clip).name: text for clip, text in expected.items()}
 
 
-def test_a_frozen_encoder_hears_each_clip_once_and_the_scores_are_the_same(cache: Path) -> None:
-    """Two processes write the file together, and train as one does that hears each clip anew."""
+def test_a_frozen_encoder_encodes_each_clip_once_and_the_scores_are_the_same(cache: Path) -> None:
+    """Two processes write the cache together, and train as one process that encodes each clip in every step."""
     window = ["data.window=bucketed", "data.window_edges_s=[1.5,2,2.5]", "data.window_margin_s=0.2"]
     frozen = ["model.freeze=encoder", "data.full_window_share=0.5", "logger=none", "optim.lr=1e-3", *window]
     done = []
@@ -228,7 +242,7 @@ def test_a_frozen_encoder_hears_each_clip_once_and_the_scores_are_the_same(cache
         assert run.returncode == 0, run.stderr
         done.append(results(cache / folder))
     uncached, once = done
-    # Train in its own windows and in the whole one, validation and test.
+    # Train in its own windows and in the full one, validation, and test.
     assert len(list((cache / "encoder").glob("*.states"))) == 4
     assert not list((cache / "encoder").glob("*.partial"))
     assert once["scores"] == uncached["scores"]
@@ -244,7 +258,7 @@ def test_a_run_is_never_overwritten(run: tuple[Path, str, str], cache: Path) -> 
     assert {name: (run[0] / name).read_bytes() for name in before} == before
 
 
-def test_a_secret_on_the_line_is_written_nowhere(cache: Path) -> None:
+def test_a_secret_on_the_command_line_is_written_nowhere(cache: Path) -> None:
     line = ["data=hub", "data.name=hf_abcdefgh", "hydra.run.dir=secret"]
     done = kikitori("train", *line, cache=cache, HF_TOKEN="hf_abcdefgh")
     assert done.returncode == 1
@@ -253,14 +267,14 @@ def test_a_secret_on_the_line_is_written_nowhere(cache: Path) -> None:
     assert not (cache / "secret").exists()
 
 
-def test_a_bad_configuration_is_told_without_a_traceback(cache: Path) -> None:
+def test_a_bad_configuration_is_reported_without_a_traceback(cache: Path) -> None:
     done = kikitori("train", "data.global_batch_size=x", "optim.lr=-1", "hydra.run.dir=bad", cache=cache)
     assert done.returncode == 1
     assert "ConfigError: 3 problems in the configuration" in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_a_run_that_fails_says_so_in_its_folder(cache: Path) -> None:
+def test_a_failed_run_records_its_error_in_its_folder(cache: Path) -> None:
     done = kikitori(
         "train", *SMALL, "data.limit.test=null", "data.max_duration_s=0.5", "hydra.run.dir=fails", cache=cache
     )
@@ -273,7 +287,7 @@ def test_a_run_that_fails_says_so_in_its_folder(cache: Path) -> None:
     assert [reject["reason"] for reject in rejects] == ["too long"] * 12
 
 
-def test_prepare_builds_the_store_that_training_uses(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prepare_builds_the_audio_cache_that_training_uses(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     done = kikitori("prepare", "data=demo", "hydra.run.dir=prepared", cache=cache)
     assert done.returncode == 0, done.stderr
     assert "480" in done.stdout
@@ -282,7 +296,7 @@ def test_prepare_builds_the_store_that_training_uses(cache: Path, monkeypatch: p
     monkeypatch.setenv("KIKITORI_CACHE", str(cache))
     data.setup()
     assert {path.name: path.stat().st_mtime_ns for path in (cache / "store").glob("*.arrow")} == stores
-    assert {store.path.name for store in data.stores.values()} <= stores.keys()
+    assert {cached.path.name for cached in data.prepared.audio_caches.values()} <= stores.keys()
 
 
 def test_compare_ranks_real_runs_and_writes_their_page(run: tuple[Path, str, str], cache: Path) -> None:
@@ -302,7 +316,7 @@ def test_a_multirun_gives_every_job_a_folder_named_after_its_keys(cache: Path) -
     assert done.returncode == 0, done.stderr
     finished = sorted(path.parent for path in (cache / "sweep").rglob("results.json"))
     assert [folder.name for folder in finished] == ["0-optim.lr-0.001", "1-optim.lr-0.0001"]
-    # Each job logs into a run of its own.
+    # Each job logs to its own W&B run.
     assert [len(list(folder.glob("wandb/offline-run-*"))) for folder in finished] == [1, 1]
     assert [OfflineRun(folder).run.run_group for folder in finished] == ["sweep", "sweep"]
     split = ["data=demo", "data.limit.test=5", "splits=[test]", "trainer.accelerator=cpu"]
@@ -330,7 +344,7 @@ def test_the_shell_completes_commands_choices_and_keys(cache: Path) -> None:
     assert "optim.lr=" in completed("kikitori train optim.l")
 
 
-def test_an_unknown_command_is_named(cache: Path) -> None:
+def test_an_unknown_command_is_refused_by_name(cache: Path) -> None:
     done = kikitori("trane", cache=cache)
     assert done.returncode == 1
     assert "'trane' is none of train, evaluate, prepare, transcribe, compare" in done.stderr

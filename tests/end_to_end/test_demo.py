@@ -1,4 +1,4 @@
-"""The demo at its full length: learns from nothing in minutes, and by hearing."""
+"""The full demo: in minutes it learns from random weights, and from audio alone."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from kikitori.runtime.paths import DEMO
 
 
 @pytest.mark.long
-def test_the_demo_reads_unseen_sentences_and_only_by_hearing(tmp_path: Path) -> None:
+def test_the_demo_transcribes_unseen_sentences_from_their_audio_alone(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "kikitori", "train", "experiment=demo", "logger=none", "hydra.run.dir=run"]
     subprocess.run(command, check=True, cwd=tmp_path, env={**os.environ, "KIKITORI_CACHE": str(tmp_path)})
     results = json.loads((tmp_path / "run/results.json").read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""What a trial sends to Weights & Biases, read back from the file of an offline run."""
+"""The data that a trial sends to Weights & Biases, read from the file of an offline run."""
 
 import json
 import shlex
@@ -15,7 +15,7 @@ from wandb_offline import OfflineRun
 from kikitori.audio.waveform import decode, to_int16
 from kikitori.runtime.paths import DEMO
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("wandb")]
 
 SECRETS = {"WANDB_API_KEY": "0123456789abcdef0123456789abcdef01234567", "HF_TOKEN": "hf_thisMustStayHere"}
 NAMED = [
@@ -31,7 +31,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def trial(cache: Path) -> tuple[Path, str]:
-    """The folder of a finished trial of a sweep, and what it printed."""
+    """The folder of a completed trial of a sweep, and its stdout."""
     line = [*SMALL, *NAMED, "logger=both", "hydra.run.dir=sweep/3-optim.lr-0.001"]
     done = kikitori("train", *line, cache=cache, KIKITORI_SWEEP=str(cache / "sweep"), **SECRETS)
     assert done.returncode == 0, done.stderr
@@ -57,14 +57,14 @@ def test_a_trial_is_a_run_of_its_sweep(sent: OfflineRun, trial: tuple[Path, str]
     assert sent.exit_code == 0
 
 
-def test_the_configuration_says_how_to_run_it_again(sent: OfflineRun, results: dict[str, Any]) -> None:
+def test_the_configuration_is_enough_to_repeat_the_run(sent: OfflineRun, results: dict[str, Any]) -> None:
     assert {key: sent.config[key] for key in results["config"]} == results["config"]
     assert sent.config["overrides"][: len(SMALL)] == SMALL
     assert sent.config["git"] == results["git"]
     assert sent.config["versions"] == results["versions"]
 
 
-def test_the_history_holds_scores_and_what_a_step_costs(sent: OfflineRun, results: dict[str, Any]) -> None:
+def test_the_history_has_scores_and_the_cost_of_steps(sent: OfflineRun, results: dict[str, Any]) -> None:
     assert sent.logged("val/cer") == pytest.approx([row["val/cer"] for row in results["history"]])
     for key in ("train/loss", "train/grad_norm", "train/clips_per_s", "train/audio_hours_per_s"):
         assert len(sent.logged(key)) == 2
@@ -72,11 +72,11 @@ def test_the_history_holds_scores_and_what_a_step_costs(sent: OfflineRun, result
     learning_rates = [key for row in sent.history for key in row if key.startswith("lr-")]
     assert learning_rates
     hours, clips = sent.logged("train/audio_hours_per_s"), sent.logged("train/clips_per_s")
-    # The demo's sentences take some two seconds each.
+    # The demo's sentences take about two seconds each.
     assert all(1 < 3600 * h / c < 4 for h, c in zip(hours, clips, strict=True))
 
 
-def test_csv_and_tensorboard_have_the_cost_of_a_step_too(trial: tuple[Path, str]) -> None:
+def test_csv_and_tensorboard_have_the_cost_of_steps_too(trial: tuple[Path, str]) -> None:
     header = (trial[0] / "metrics.csv").read_text().splitlines()[0]
     events = b"".join(path.read_bytes() for path in (trial[0] / "tensorboard").glob("events.*"))
     for key in ("train/grad_norm", "train/clips_per_s", "train/audio_hours_per_s"):
@@ -95,7 +95,9 @@ def test_the_summary_has_the_best_cer_and_the_scores_of_each_split(sent: Offline
     assert sent.summary["status"] == "completed"
 
 
-def test_the_table_plays_validation_clips_worst_regressions_first(sent: OfflineRun, trial: tuple[Path, str]) -> None:
+def test_the_table_plays_validation_clips_with_the_worst_regressions_first(
+    sent: OfflineRun, trial: tuple[Path, str]
+) -> None:
     columns, rows, files = sent.table("validation_sample")
     assert columns == ["audio", "reference", "before", "after", "CER % before", "CER % after", "change"]
     changes = [row[-1] for row in rows]
@@ -110,30 +112,32 @@ def test_the_table_plays_validation_clips_worst_regressions_first(sent: OfflineR
         samples, rate = soundfile.read(files[audio["path"]], dtype="int16")
         assert rate == 16_000
         np.testing.assert_array_equal(samples, to_int16(decode(DEMO / "clips" / clip["clip"])))
-        # What `wandb sync` will send lies in the run's folder, where it will still be found.
+        # `wandb sync` finds the file later, because it is in the run's folder.
         assert files[audio["path"]].is_relative_to(trial[0])
 
 
-def test_the_commonest_errors_are_listed(sent: OfflineRun) -> None:
+def test_the_most_common_errors_are_listed(sent: OfflineRun) -> None:
     columns, rows, _ = sent.table("validation_errors")
     assert columns == ["kind", "reference", "hypothesis", "count"]
     assert {row[0] for row in rows} <= {"substitute", "delete", "insert"}
     assert rows[0][-1] == max(row[-1] for row in rows)
 
 
-def test_the_best_model_is_kept_on_request(sent: OfflineRun, results: dict[str, Any], trial: tuple[Path, str]) -> None:
+def test_the_best_model_is_uploaded_on_request(
+    sent: OfflineRun, results: dict[str, Any], trial: tuple[Path, str]
+) -> None:
     (model,) = sent.artifacts["model"]
     assert {"best", "shown"} <= set(model.aliases)
     assert json.loads(model.metadata)["val/cer"] == pytest.approx(results["checkpoint"]["value"])
     assert {content.path for content in model.manifest.contents} == {p.name for p in (trial[0] / "model").iterdir()}
 
 
-def test_one_printed_line_syncs_an_offline_run(trial: tuple[Path, str], sent: OfflineRun) -> None:
+def test_the_command_that_syncs_an_offline_run_is_printed(trial: tuple[Path, str], sent: OfflineRun) -> None:
     (line,) = [line for line in trial[1].splitlines() if "wandb sync " in line]
     assert shlex.split(line.partition("wandb sync ")[2]) == [str(sent.path.parent)]
 
 
-def test_neither_secrets_nor_speakers_nor_the_machine_are_told(trial: tuple[Path, str], sent: OfflineRun) -> None:
+def test_secrets_speakers_and_machine_details_are_not_sent(trial: tuple[Path, str], sent: OfflineRun) -> None:
     speakers = {line.split("\t")[0] for line in (DEMO / "train.tsv").read_text().splitlines()[1:]}
     private = [value.encode() for value in (*speakers, *SECRETS.values())]
     assert len(private) == 7
@@ -147,7 +151,7 @@ def test_neither_secrets_nor_speakers_nor_the_machine_are_told(trial: tuple[Path
 
 
 def test_a_failed_trial_is_marked_failed(cache: Path) -> None:
-    # All clips are too long: it fails before a model is loaded.
+    # All clips are too long, so it fails before a model is loaded.
     line = [*SMALL, "logger=wandb", "data.max_duration_s=0.5", "hydra.run.dir=fails"]
     done = kikitori("train", *line, cache=cache)
     assert done.returncode == 1
@@ -158,7 +162,7 @@ def test_a_failed_trial_is_marked_failed(cache: Path) -> None:
     assert f"wandb sync {cache}/fails/wandb/offline-run-" in done.stdout
 
 
-def test_speech_stays_here_where_that_is_asked_for(cache: Path) -> None:
+def test_audio_is_not_sent_if_the_configuration_excludes_it(cache: Path) -> None:
     line = [*SMALL, "logger=wandb", "logger.wandb.audio=false", "hydra.run.dir=silent"]
     done = kikitori("train", *line, cache=cache)
     assert done.returncode == 0, done.stderr
@@ -180,7 +184,7 @@ def test_wandb_can_be_disabled(cache: Path) -> None:
 
 @pytest.mark.long
 @pytest.mark.parametrize("after_the_start", [False, pytest.param(True, marks=pytest.mark.long)])
-def test_a_server_that_is_gone_costs_a_warning(cache: Path, after_the_start: bool) -> None:
+def test_an_unreachable_server_causes_only_a_warning(cache: Path, after_the_start: bool) -> None:
     folder = f"gone-{after_the_start}"
     with silent_server(after_the_start) as address:
         where = {**SECRETS, "WANDB_MODE": "online", "WANDB_BASE_URL": address}

@@ -1,7 +1,7 @@
-"""A trial online, against a real server on loopback.
+"""Online trials with a real W&B server on loopback.
 
-Needs the package `openwandb`, whose licence is non-commercial: it is no dependency, so install it by hand where that
-suits you. It keeps neither a run's group nor its exit code, so those are tested on an offline run's file.
+They need the package `openwandb`. Its licence is non-commercial, so it is not a dependency: install it by hand if that
+licence suits you. It stores neither a run's group nor its exit code, so test_wandb.py tests those on an offline run.
 """
 
 import base64
@@ -23,13 +23,13 @@ from commands import SMALL, kikitori
 
 pytestmark = pytest.mark.wandb_server
 
-# The key that the server's documentation gives for its first user, and that user's team.
+# The API key of the server's first user in its documentation, and that user's team.
 KEY, ENTITY = "local" + 40 * "0", "default"
 STARTS_WITHIN_S = 60
 
 
 class Server:
-    """A running server: what `kikitori` needs to find it, and what it keeps of a run."""
+    """A running server: the environment variables that point to it, and the files it stores of a run."""
 
     def __init__(self, port: int) -> None:
         self.url = f"http://127.0.0.1:{port}"
@@ -52,7 +52,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def server(cache: Path) -> Iterator[Server]:
-    pytest.importorskip("openwandb", reason="no openwandb here; its licence keeps it out of the dependencies")
+    pytest.importorskip("openwandb", reason="openwandb is not installed; its licence excludes it from the dependencies")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -75,12 +75,12 @@ def wait_for(server: Server) -> None:
             server.get("api/v1/debug/headers")
             return
         except OSError:
-            assert time.monotonic() < end, "the server does not answer"
+            assert time.monotonic() < end, "the server did not answer"
             time.sleep(0.2)
 
 
 def check(server: Server, folder: Path) -> None:
-    """The server has the configuration, history, summary and table of a run."""
+    """Check that the server has the configuration, history, summary and table of a run."""
     run_id = (folder / "wandb/run-id").read_text()
     results: dict[str, Any] = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     config = yaml.safe_load(server.file(run_id, "config.yaml"))
@@ -111,7 +111,7 @@ def test_an_online_trial_arrives(server: Server, cache: Path) -> None:
     check(server, cache / "online")
 
 
-def test_an_offline_trial_arrives_by_the_line_it_printed(server: Server, cache: Path) -> None:
+def test_an_offline_trial_arrives_by_the_command_that_it_printed(server: Server, cache: Path) -> None:
     line = [*SMALL, "logger=wandb", "trainer.log_every_n_steps=2", "hydra.run.dir=offline"]
     done = kikitori("train", *line, cache=cache)
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""The real command, run as a person runs it, on a model of a few thousand parameters."""
+"""Runs the real command, with settings for a model of a few thousand parameters."""
 
 import os
 import subprocess
@@ -13,7 +13,7 @@ SMALL = [
 
 
 def kikitori(*arguments: str, cache: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run the command in a folder of its own; never through a shell."""
+    """Run the command in the cache folder, without a shell."""
     command = [sys.executable, "-m", "kikitori", *arguments]
     settings = {"KIKITORI_CACHE": str(cache), "WANDB_MODE": "offline", "NO_COLOR": "1", **environment}
     return subprocess.run(command, capture_output=True, text=True, cwd=cache, env={**os.environ, **settings})

@@ -1,6 +1,7 @@
-"""Data modules with every setting given."""
+"""Data modules of the tests: every setting given, and a Trainer of one process or several."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from kikitori.data.datamodule import CommonVoice
@@ -34,3 +35,9 @@ LOADING: dict[str, Any] = {
 def common_voice(folder: Path, whisper: Whisper | None, **changes: Any) -> CommonVoice:
     processor = whisper.processor if whisper else None
     return CommonVoice(str(folder), ["train"], processor=processor, **{**LOADING, **changes})
+
+
+def trainer_of(steps: int = 1, world_size: int = 1, rank: int = 0) -> Any:
+    """What a data module reads of a Trainer that counts steps alone, as that of `kikitori train`."""
+    counts = {"max_steps": steps, "max_epochs": -1, "check_val_every_n_epoch": None, "global_step": 0}
+    return SimpleNamespace(**counts, world_size=world_size, global_rank=rank)

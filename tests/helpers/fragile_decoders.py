@@ -1,7 +1,7 @@
-"""Recordings that take their decoder down, whatever libsndfile is mended of: the decoder's Python reads them as orders.
+"""Recordings that crash their decoder process: its soundfile is patched to execute the first bytes of a recording.
 
-No such file is known of this libsndfile, so the process is given a library that has the faults. Nothing of kikitori's
-is changed: a `sitecustomize` on PYTHONPATH is run by each Python that starts.
+No file is known that crashes this version of libsndfile. kikitori itself is not changed: each Python that starts runs
+the `sitecustomize` on its PYTHONPATH.
 """
 
 import os
@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-# Opening a recording that begins with one of these does it. The limit of time is a second instead of a minute.
+# Opening a recording that begins with one of these keys executes its code. The time limit is 1 s instead of 60 s.
+# The second value is the error that the decoder must report.
 FAULTS = {
     b"SEGV": ("ctypes.string_at(0)", "the decoder was killed by SIGSEGV"),
     b"ABRT": ("os.abort()", "the decoder was killed by SIGABRT"),
@@ -21,25 +22,25 @@ FAULTS = {
 }
 FRAGILE = """\
 import sys
-if sys.argv[:1] == ["-m"]:  # so it is while `python -m` starts
+if sys.argv[:1] == ["-m"]:  # true only while `python -m` starts
     import ctypes, os, signal, soundfile
     alarm, init = signal.alarm, soundfile.SoundFile.__init__
-    def opened(self, file, *more, **named):
+    def patched_init(self, file, *more, **named):
         fault = FAULTS.get(file.getvalue()[:4]) if hasattr(file, "getvalue") else None
         if fault:
             exec(fault)
         init(self, file, *more, **named)
     signal.alarm = lambda seconds: alarm(min(seconds, 1))
-    soundfile.SoundFile.__init__ = opened
+    soundfile.SoundFile.__init__ = patched_init
 """
 
 
 @contextmanager
 def fragile_decoders(folder: Path) -> Iterator[None]:
-    """Let decoders that start in this block have the faults."""
+    """Patches the decoders that start during the block."""
     folder.mkdir(parents=True, exist_ok=True)
-    orders = {start: order for start, (order, _) in FAULTS.items()}
-    (folder / "sitecustomize.py").write_text(f"FAULTS = {orders!r}\n{FRAGILE}")
+    faults = {start: code for start, (code, _) in FAULTS.items()}
+    (folder / "sitecustomize.py").write_text(f"FAULTS = {faults!r}\n{FRAGILE}")
     before = os.environ.get("PYTHONPATH", "")
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(folder), before]))
     try:

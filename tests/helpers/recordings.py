@@ -1,4 +1,4 @@
-"""Recordings for the tests of the data path: tones in every format, and the folders that corpora come in."""
+"""Test recordings: tones in every format, and corpora in every layout."""
 
 import csv
 import io
@@ -18,7 +18,7 @@ FORMATS = {
     "ogg": {"format": "OGG", "subtype": "VORBIS"},
     "opus": {"format": "OGG", "subtype": "OPUS"},
 }
-# What releases of Common Voice call their columns.
+# The columns of Common Voice's tables, by release.
 RELEASES = {
     "5": "client_id path sentence up_votes down_votes age gender accent locale segment",
     "11": "client_id path sentence up_votes down_votes age gender accents locale segment",
@@ -28,34 +28,34 @@ RELEASES = {
 
 
 def tone(seconds: float = 0.5, hertz: float = 300.0, rate: int = 16_000, amplitude: float = 0.3) -> NDArray[np.float64]:
-    """A tone with a little noise, so that no two of another pitch are alike and nothing compresses to nothing."""
+    """Returns a tone with a little noise, so that different pitches give different samples and none compresses away."""
     times = np.arange(round(seconds * rate)) / rate
     noise = np.random.default_rng(round(hertz)).standard_normal(len(times))
     return amplitude * (np.sin(2 * np.pi * hertz * times) + 0.02 * noise)
 
 
 def encoded(samples: NDArray, form: str = "wav", rate: int = 16_000) -> bytes:
-    """The bytes of a file in one of FORMATS."""
+    """Returns the bytes of a file in one of FORMATS."""
     file = io.BytesIO()
     soundfile.write(file, samples, rate, **FORMATS[form])
     return file.getvalue()
 
 
 def write_clip(path: Path, hertz: float = 300.0, seconds: float = 0.5) -> Path:
-    """A recording in the format that its name ends in."""
+    """Writes a recording in the format that the suffix names."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(encoded(tone(seconds, hertz), path.suffix[1:]))
     return path
 
 
 def common_voice_row(number: int, **cells: str) -> dict[str, str]:
-    """The cells of one clip: a speaker of its own, a path and a sentence."""
+    """Returns the cells of one clip, with its own speaker, path and sentence."""
     row = {"client_id": f"speaker {number}", "path": f"clip_{number}.mp3", "sentence": f"文 {number}", "locale": "ja"}
     return row | cells
 
 
 def write_tsv(table: Path, rows: Iterable[Mapping[str, str]], columns: str = RELEASES["5"], end: str = "\n") -> Path:
-    """A table as Common Voice writes them: separated by tabs, nothing quoted."""
+    """Writes a table as Common Voice does: separated by tabs, without quotation marks."""
     table.parent.mkdir(parents=True, exist_ok=True)
     names = columns.split()
     lines = ["\t".join(names), *("\t".join(row.get(name, "") for name in names) for row in rows)]
@@ -64,7 +64,7 @@ def write_tsv(table: Path, rows: Iterable[Mapping[str, str]], columns: str = REL
 
 
 def write_common_voice(folder: Path, clips: Mapping[str, int], columns: str = RELEASES["5"]) -> Path:
-    """A language folder with so many good clips a table; every clip has its own pitch and speaker."""
+    """Writes a language folder; `clips` gives the number of clips per table. Each has its own pitch and speaker."""
     number = 0
     for table, count in clips.items():
         rows = [common_voice_row(number + i) for i in range(count)]
@@ -76,7 +76,7 @@ def write_common_voice(folder: Path, clips: Mapping[str, int], columns: str = RE
 
 
 def write_csv(table: Path, rows: Sequence[Mapping[str, str]]) -> Path:
-    """A table as spreadsheets write them: separated by commas, quoted where needed."""
+    """Writes a table as spreadsheets do: separated by commas, quoted where needed."""
     table.parent.mkdir(parents=True, exist_ok=True)
     with table.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]))
@@ -86,7 +86,7 @@ def write_csv(table: Path, rows: Sequence[Mapping[str, str]]) -> Path:
 
 
 def write_tar(archive: Path, members: Iterable[tuple[tarfile.TarInfo, bytes]], mode: str = "w:gz") -> Path:
-    """An archive of exactly these members, honest or not."""
+    """Writes an archive of exactly these members, whether valid or not."""
     with tarfile.open(archive, mode) as tar:
         for header, content in members:
             header.size = len(content)

@@ -1,6 +1,5 @@
 """Four clips, their loaders and a quiet Trainer, for tests that train some steps."""
 
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +9,9 @@ import torch
 from kikitori.data.collate import collate
 from kikitori.data.sampler import SampledClip, StepSampler
 from kikitori.model.whisper import Whisper
-from kikitori.training import optimizer
+from kikitori.training.optimizer import adamw
 
-OPTIM = partial(optimizer.adamw, lr=1e-3, weight_decay=0.1, betas=(0.9, 0.98), warmup_steps=1, schedule="linear")
+OPTIM = adamw(lr=1e-3, weight_decay=0.1, betas=(0.9, 0.98), warmup_steps=1, schedule="linear")
 
 
 TEXTS = ["犬", "赤い犬", "猫", "白い猫と犬"]

@@ -1,4 +1,4 @@
-"""Reads the file of an offline W&B run, as `wandb sync` does: LevelDB's log format around protobuf records."""
+"""Reads the file of an offline W&B run, as `wandb sync` does: protobuf records in LevelDB's log format."""
 
 import json
 import struct
@@ -14,7 +14,7 @@ FULL, LAST = 1, 4
 
 
 def records(path: Path) -> Iterator[Record]:
-    """A record is one chunk, or several where it crosses a block; a block's last bytes may be too few for a header."""
+    """Yield the records. One that crosses a block has several chunks; a block's end may be too short for a header."""
     content, at, part = path.read_bytes(), 7, b""
     assert content[:4] == b":W&B"
     while at + HEADER.size <= len(content):
@@ -31,7 +31,7 @@ def records(path: Path) -> Iterator[Record]:
 
 
 class OfflineRun:
-    """What an offline run would send: its record, config, history, summary, artifacts by type, and exit code."""
+    """The data that `wandb sync` would send: run record, config, history, summary, artifacts by type, exit code."""
 
     def __init__(self, folder: Path) -> None:
         (path,) = folder.glob("wandb/offline-run-*/*.wandb")
@@ -67,7 +67,7 @@ class OfflineRun:
         return [row[key] for row in self.history if key in row]
 
     def table(self, name: str) -> tuple[list[str], list[list[Any]], dict[str, Path]]:
-        """Columns and rows of a table, and the files that its cells name."""
+        """Return the columns and rows of a table, and the files that its cells name."""
         (artifact,) = [a for a in self.artifacts["run_table"] if a.name.endswith(name)]
         files = {content.path: Path(content.local_path) for content in artifact.manifest.contents}
         table = json.loads(files[f"{name}.table.json"].read_text(encoding="utf-8"))

@@ -9,7 +9,7 @@ from kikitori.metrics.error_rates import score_clips
 JAPANESE = st.text("あいうえおがー。、 aA", max_size=12)
 
 
-def test_spans_name_what_became_of_each_character() -> None:
+def test_spans_name_the_edit_of_each_character() -> None:
     assert spans("音楽がすき", "音学すきだ") == [
         ("equal", "音", "音"),
         ("substitute", "楽", "学"),
@@ -20,15 +20,15 @@ def test_spans_name_what_became_of_each_character() -> None:
 
 
 @given(JAPANESE, JAPANESE)
-def test_spans_make_both_texts_again(reference: str, hypothesis: str) -> None:
-    pieces = spans(reference, hypothesis)
-    assert "".join(piece.reference for piece in pieces) == reference
-    assert "".join(piece.hypothesis for piece in pieces) == hypothesis
-    assert all((piece.reference == piece.hypothesis) == (piece.kind == "equal") for piece in pieces)
+def test_spans_join_to_both_texts(reference: str, hypothesis: str) -> None:
+    parts = spans(reference, hypothesis)
+    assert "".join(part.reference for part in parts) == reference
+    assert "".join(part.hypothesis for part in parts) == hypothesis
+    assert all((part.reference == part.hypothesis) == (part.kind == "equal") for part in parts)
 
 
 @given(st.lists(st.tuples(JAPANESE, JAPANESE), max_size=5), st.sampled_from(["ja", "de"]))
-def test_errors_add_up_to_the_edits_that_are_scored(pairs: list[tuple[str, str]], language: str) -> None:
+def test_errors_add_up_to_the_edits_of_the_score(pairs: list[tuple[str, str]], language: str) -> None:
     references, hypotheses = [list(texts) for texts in zip(*pairs, strict=True)] if pairs else ([], [])
     errors = error_types(references, hypotheses, language)
     scores = score_clips(references, hypotheses, language)
@@ -37,7 +37,7 @@ def test_errors_add_up_to_the_edits_that_are_scored(pairs: list[tuple[str, str]]
     assert errors["characters"] == sum(score.cer_length for score in scores)
 
 
-def test_errors_are_counted_on_normalised_text_commonest_first() -> None:
+def test_errors_are_counted_on_normalised_text_most_frequent_first() -> None:
     found: dict[str, Any] = error_types(["はい。", "パン", "パイ"], ["はい", "バン", "バイト"], "ja")
     assert found == {
         "rows": [("substitute", "パ", "バ", 2), ("insert", "", "ト", 1)],

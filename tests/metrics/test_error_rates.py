@@ -8,13 +8,13 @@ from kikitori.metrics.error_rates import change, corpus_rate, edits_and_lengths,
 COUNTED = [
     # One character of eleven is substituted; 音楽 is one of six words (わたし は 音楽 が すき です).
     ("わたしは音楽がすきです。", "わたしは音学がすきです。", (1, 11), (1, 6), (1, 12), (1, 7)),
-    # Only a full stop is missing: no error on normalised text, one of twelve characters and of seven words on raw.
+    # Only a full stop is missing: no error on normalised text; on raw text one of twelve characters, of seven words.
     ("わたしは音楽がすきです。", "わたしは音楽がすきです", (0, 11), (0, 6), (1, 12), (1, 7)),
     # Two insertions.
     ("はい", "はいはい", (2, 2), (1, 1), (2, 2), (1, 1)),
-    # All is deleted.
+    # Everything is deleted.
     ("犬", "", (1, 1), (1, 1), (1, 1), (1, 1)),
-    # Nothing to hear, something heard: edits without length.
+    # An empty reference and a hypothesis: edits without length.
     ("。", "犬", (1, 0), (1, 0), (1, 1), (1, 1)),
 ]
 
@@ -28,7 +28,7 @@ def test_edits_equal_those_counted_by_hand(reference, hypothesis, cer, wer, cer_
     assert (score.wer_raw_edits, score.wer_raw_length) == wer_raw
 
 
-def test_a_corpus_rate_is_all_edits_over_all_length_not_a_mean_of_rates() -> None:
+def test_a_corpus_rate_is_all_edits_over_all_lengths_not_a_mean_of_rates() -> None:
     scores = score_clips(["あ", "いうえおかきくけこ"], ["ん", "いうえおかきくけこ"], "ja")
     assert corpus_rate(edits_and_lengths(scores, "cer")) == pytest.approx(1 / 10)
 
@@ -39,7 +39,7 @@ def test_a_decomposed_kana_is_no_error() -> None:
     assert score.cer_raw_edits == 2
 
 
-def test_the_interval_holds_the_rate_and_shrinks_with_more_clips() -> None:
+def test_the_interval_contains_the_rate_and_shrinks_with_more_clips() -> None:
     few = summarise(score_clips(["あいう", "えおか"] * 5, ["あいう", "えおん"] * 5, "ja"))
     many = summarise(score_clips(["あいう", "えおか"] * 500, ["あいう", "えおん"] * 500, "ja"))
     low, high = few["cer_ci95"]
@@ -48,7 +48,7 @@ def test_the_interval_holds_the_rate_and_shrinks_with_more_clips() -> None:
     assert few["clips"] == 10
 
 
-def test_the_paired_interval_is_narrower_than_the_rates_own_when_all_clips_gain_alike() -> None:
+def test_the_paired_interval_is_narrower_than_the_rates_own_when_all_clips_improve_alike() -> None:
     references = ["あ" * n for n in range(2, 42)]
     before = score_clips(references, ["ん" * 2 + r[2:] for r in references], "ja")
     after = score_clips(references, ["ん" + r[1:] for r in references], "ja")

@@ -6,20 +6,20 @@ from kikitori.metrics.normalizer import normalise, segmenter, split_words
 
 GOLDEN = [
     # text, normalised, why
-    ("わたしは音楽がすきです。", "わたしは音楽がすきです", "punctuation goes"),
+    ("わたしは音楽がすきです。", "わたしは音楽がすきです", "punctuation is removed"),
     ("か\u3099", "が", "a decomposed kana is composed"),
-    ("か゛", "が", "so is one with a voicing mark that stands apart"),
+    ("か゛", "が", "so is a kana followed by a separate voicing mark"),
     ("ｶﾞｷﾞ", "ガギ", "half-width kana become full-width"),
     ("ＡＢＣ１２３", "abc123", "full-width letters and digits become half-width, lower case"),
-    ("パン、バン、ハン", "パンバンハン", "voicing marks are letters and stay"),
+    ("パン、バン、ハン", "パンバンハン", "voicing marks are part of a letter and stay"),
     ("コーヒー", "コーヒー", "the long vowel is a letter"),
     ("人々・時々", "人々時々", "the repetition mark is a letter, the middle dot is not"),
-    ("「はい」と　言った！？", "はいと言った", "brackets, ideographic space and full-width marks go"),
+    ("「はい」と　言った！？", "はいと言った", "brackets, ideographic space and full-width marks are removed"),
     ("50％〜60%", "5060", "percent and wave dash are symbols"),
     ("㍻３１年①", "平成31年1", "compatibility characters are spelt out"),
     ("〇〇さん", "〇〇さん", "the ideographic zero is a number"),
-    ("a\u200bb", "ab", "invisible characters go"),
-    ("……", "", "a transcript of marks alone is empty"),
+    ("a\u200bb", "ab", "invisible characters are removed"),
+    ("……", "", "a transcript of punctuation only is empty"),
 ]
 
 
@@ -43,12 +43,12 @@ def test_a_language_without_spaces_counts_characters_as_words() -> None:
     assert normalise("می\u200cخواهم", "fa") == "میخواهم"
 
 
-def test_words_are_sudachis_in_mode_c() -> None:
+def test_words_are_those_of_sudachi_in_mode_c() -> None:
     assert split_words("国家公務員です。") == ["国家公務員", "です", "。"]
 
 
 @given(st.text(alphabet="私は音楽がすきですー々ガパ。、 0a", max_size=30))
-def test_words_lose_nothing_but_white_space(text: str) -> None:
+def test_words_contain_everything_except_white_space(text: str) -> None:
     assert "".join(split_words(text)) == "".join(text.split())
 
 

@@ -19,7 +19,7 @@ def noise(seconds: float, amplitude: float, seed: int = 0) -> torch.Tensor:
 @pytest.mark.parametrize("mels", [80, 128])
 @pytest.mark.parametrize("seconds", [0.3, 0.999, 1.0, 2.345, 5.0, 11.7, 20.0, 29.9, 29.99, 30.0, 31.0])
 @pytest.mark.parametrize("amplitude", [0.3, 1e-6])
-def test_log_mel_equals_the_reference_extractor_to_the_bit(mels: int, seconds: float, amplitude: float) -> None:
+def test_log_mel_is_bit_equal_to_the_reference_extractor(mels: int, seconds: float, amplitude: float) -> None:
     waveform = noise(seconds, amplitude)
     expected = EXTRACTORS[mels](waveform.numpy(), sampling_rate=SAMPLE_RATE).input_features[0]
     assert torch.equal(log_mel(waveform, mels, 3000), torch.from_numpy(expected))
@@ -49,7 +49,7 @@ def test_log_mel_equals_the_reference_at_any_length_and_level(samples: int, leve
 
 
 @given(st.lists(st.integers(-32768, 32767), max_size=200))
-def test_int16_survives_the_trip_through_float(values: list[int]) -> None:
+def test_int16_survives_conversion_to_float_and_back(values: list[int]) -> None:
     pcm = np.array(values, dtype=np.int16)
     assert np.array_equal(to_int16(to_float(pcm)), pcm)
 

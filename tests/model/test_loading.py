@@ -5,6 +5,7 @@ import huggingface_hub
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 from transformers import GenerationConfig, WhisperConfig, WhisperForConditionalGeneration, WhisperProcessor
 from transformers.models.whisper.tokenization_whisper import LANGUAGES
@@ -14,21 +15,22 @@ from kikitori.model.processor import byte_tokenizer
 from kikitori.model.whisper import Whisper, encode
 from kikitori.model.window import FULL, Window
 from kikitori.runtime.errors import ModelError
+from kikitori.runtime.paths import CONF
 
 MICRO = {"d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "attention_heads": 2, "window_s": 1}
 
 
-def test_the_byte_tokenizer_reads_back_what_it_wrote() -> None:
+def test_the_byte_tokenizer_decodes_what_it_encoded() -> None:
     tokenizer = byte_tokenizer()
     text = "音楽が、すきです。Ａ ー\n🎵"
     assert tokenizer.decode(tokenizer(text, add_special_tokens=False)["input_ids"]) == text
 
 
-def test_the_byte_tokenizer_keeps_whispers_special_token_contract() -> None:
+def test_the_byte_tokenizer_has_whispers_special_tokens() -> None:
     tokenizer = byte_tokenizer()
     tokenizer.set_prefix_tokens(language="ja", task="transcribe")
     start = tokenizer.convert_tokens_to_ids("<|startoftranscript|>")
-    # Stock code finds a language by its place after the start token.
+    # Stock code finds a language by its position after the start token.
     assert tokenizer.prefix_tokens[1] == start + 1 + list(LANGUAGES).index("ja")
     assert tokenizer.eos_token_id == tokenizer.pad_token_id == tokenizer.convert_tokens_to_ids("<|endoftext|>")
 
@@ -49,7 +51,7 @@ def test_real_whisper_base_has_the_known_prefix(whisper_base: Whisper) -> None:
     ]
 
 
-def test_a_saved_model_reads_and_generates_as_before(micro: Whisper, tmp_path: Path) -> None:
+def test_a_saved_model_encodes_and_generates_as_before(micro: Whisper, tmp_path: Path) -> None:
     micro.save(tmp_path / "model")
     again = load_whisper(str(tmp_path / "model"), "ja", "transcribe")
     features = torch.randn(2, 80, 100)
@@ -68,13 +70,13 @@ def test_the_saved_generation_config_keeps_language_and_task(micro: Whisper, tmp
     assert WhisperProcessor.from_pretrained(tmp_path).feature_extractor.nb_max_frames == 100
 
 
-def test_weights_are_fp32_even_where_the_file_is_half_precision(micro: Whisper, tmp_path: Path) -> None:
+def test_weights_are_fp32_even_if_the_file_is_half_precision(micro: Whisper, tmp_path: Path) -> None:
     micro.save(tmp_path)
     WhisperForConditionalGeneration.from_pretrained(tmp_path).half().save_pretrained(tmp_path)
     assert load_whisper(str(tmp_path), "ja", "transcribe").model.dtype == torch.float32
 
 
-def test_a_frozen_encoder_takes_no_gradient(micro: Whisper) -> None:
+def test_a_frozen_encoder_gets_no_gradient(micro: Whisper) -> None:
     frozen = build_whisper(**MICRO, language="ja", task="transcribe", freeze="encoder").model
     assert not any(p.requires_grad for p in frozen.model.encoder.parameters())
     assert all(p.requires_grad for p in frozen.model.decoder.parameters())
@@ -100,7 +102,7 @@ def test_a_recipe_rebuilds_the_same_architecture(micro: Whisper) -> None:
     assert again.processor.prefix == micro.processor.prefix
 
 
-def test_transformers_switches_reach_the_model() -> None:
+def test_fields_of_whisper_config_reach_the_model() -> None:
     config = build_whisper(**MICRO, language="ja", task="transcribe", dropout=0.1, apply_spec_augment=True).model.config
     assert (config.dropout, config.apply_spec_augment) == (0.1, True)
 
@@ -111,8 +113,8 @@ def test_a_model_that_cannot_be_loaded_is_named_with_the_remedy(name: str) -> No
         load_whisper(name, "ja", "transcribe")
 
 
-def test_an_unknown_language_is_named() -> None:
-    with pytest.raises(ModelError, match="does not know the language 'xx'"):
+def test_an_unsupported_language_is_named() -> None:
+    with pytest.raises(ModelError, match="does not support the language 'xx'"):
         build_whisper(**MICRO, language="xx", task="transcribe")
 
 
@@ -140,12 +142,12 @@ def test_a_truncated_weights_file_is_refused(micro: Whisper, tmp_path: Path) -> 
 def test_an_english_only_model_is_refused(micro: Whisper, tmp_path: Path) -> None:
     micro.model.generation_config.is_multilingual = False
     micro.save(tmp_path)
-    with pytest.raises(ModelError, match="knows English only"):
+    with pytest.raises(ModelError, match="is English-only"):
         load_whisper(str(tmp_path), "en", "transcribe")
 
 
 @pytest.mark.parametrize("training", [False, True])
-def test_the_encoder_equals_the_stock_one_in_the_whole_window(training: bool) -> None:
+def test_the_encoder_equals_the_stock_one_in_the_full_window(training: bool) -> None:
     torch.manual_seed(0)
     whisper = build_whisper(**MICRO, language="ja", task="transcribe", dropout=0.1 if training else 0.0)
     whisper.model.train(training)
@@ -167,8 +169,8 @@ def test_specaugment_masks_as_in_the_stock_model(micro: Whisper) -> None:
     assert not torch.equal(encode(micro.model, features.clone()), expected)
 
 
-def test_a_shorter_window_is_encoded_at_the_first_positions(micro: Whisper) -> None:
-    """As a stock model with a shorter window would."""
+def test_a_shorter_window_is_encoded_with_the_first_positional_embeddings(micro: Whisper) -> None:
+    """Like in a stock model with a shorter window."""
     features = torch.randn(2, 80, 60)
     short = WhisperForConditionalGeneration(
         WhisperConfig(**{**micro.model.config.to_dict(), "max_source_positions": 30})
@@ -179,7 +181,7 @@ def test_a_shorter_window_is_encoded_at_the_first_positions(micro: Whisper) -> N
     assert torch.equal(encode(micro.model, features), short.model.encoder(features).last_hidden_state)
 
 
-def test_a_saved_model_knows_the_windows_that_it_was_trained_with(micro: Whisper, tmp_path: Path) -> None:
+def test_a_saved_model_and_a_recipe_keep_the_window(micro: Whisper, tmp_path: Path) -> None:
     window = Window((0.4, 0.8), 0.1)
     micro.with_window(window).save(tmp_path)
     loaded = load_whisper(str(tmp_path), "ja", "transcribe")
@@ -188,7 +190,41 @@ def test_a_saved_model_knows_the_windows_that_it_was_trained_with(micro: Whisper
     assert rebuild_whisper(micro.with_window(window).recipe).processor.window == window
 
 
-def test_a_stock_model_hears_every_clip_in_its_whole_window(micro: Whisper) -> None:
+def test_a_copy_with_another_window_shares_the_model_and_leaves_the_original_unchanged(
+    micro: Whisper, tmp_path: Path
+) -> None:
+    recipe = micro.recipe
+    copy = micro.with_window(Window((0.5,), 0.1))
+    assert copy.model is micro.model
+    assert (micro.processor.window, micro.recipe) == (FULL, recipe)
+    copy.save(tmp_path / "copy")
+    micro.save(tmp_path / "original")
+    windows = [load_whisper(str(tmp_path / name)).processor.window for name in ("copy", "original")]
+    assert windows == [Window((0.5,), 0.1), FULL]
+
+
+def test_generation_settings_are_those_of_the_model_for_all_copies(micro: Whisper) -> None:
+    copy = micro.with_window(Window((0.5,), 0.1))
+    copy.configure_generation(max_new_tokens=7, num_beams=2, max_tokens_per_s=3.0)
+    expected = {"max_new_tokens": 7, "num_beams": 2, "max_tokens_per_s": 3.0}
+    assert micro.recipe["generation"] == copy.recipe["generation"] == expected
+    rebuilt = rebuild_whisper(copy.recipe)
+    assert rebuilt.recipe == copy.recipe
+    assert rebuilt.model.generation_config.num_beams == 2
+
+
+def test_the_default_sizes_are_those_of_the_micro_model() -> None:
+    conf = OmegaConf.load(CONF / "model" / "micro.yaml")
+    sizes = ("d_model", "encoder_layers", "decoder_layers", "attention_heads", "window_s")
+    assert {key: build_whisper().arguments[key] for key in sizes} == {key: conf[key] for key in sizes}
+
+
+def test_a_folder_that_holds_no_model_is_named_as_such(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"cannot be loaded: the folder has no config\.json"):
+        load_whisper(str(tmp_path))
+
+
+def test_a_stock_model_pads_every_clip_to_its_full_window(micro: Whisper) -> None:
     assert micro.processor.window == FULL
     assert micro.processor.log_mel(torch.zeros(400)).shape == (80, 100)
 
@@ -201,7 +237,7 @@ def test_the_encoder_of_real_weights_equals_the_stock_one(whisper_base: Whisper)
         assert torch.equal(encode(whisper_base.model, features), expected)
 
 
-def test_what_nobody_could_say_in_a_clips_time_is_not_written(micro: Whisper, tmp_path: Path) -> None:
+def test_the_number_of_new_tokens_is_limited_by_the_clips_duration(micro: Whisper, tmp_path: Path) -> None:
     assert micro.max_new_tokens_for([0.5, 9.0]) == [12, 12]
     micro.configure_generation(max_new_tokens=40, num_beams=1, max_tokens_per_s=8.1)
     assert micro.max_new_tokens_for([0.0, 0.5, 9.0]) == [9, 13, 40]
@@ -213,9 +249,9 @@ def test_what_nobody_could_say_in_a_clips_time_is_not_written(micro: Whisper, tm
 
 
 def hub(micro: Whisper, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The Hub's cache as it would be after a download: one name with two revisions, told apart by every file."""
+    """Writes the Hub's cache as after a download: one name with two revisions that differ in every file."""
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(cache))
-    for commit, branch, window_s in (("a" * 40, "main", 1), ("b" * 40, "tried", 2)):
+    for commit, branch, window_s in (("a" * 40, "main", 1), ("b" * 40, "other", 2)):
         whisper = build_whisper(
             **{**MICRO, "window_s": window_s}, language="ja", task="transcribe", max_label_tokens=64
         )
@@ -229,7 +265,7 @@ def hub(micro: Whisper, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (folder / "refs" / branch).write_text(commit)
 
 
-@pytest.mark.parametrize(("revision", "window_s"), [(None, 1), ("main", 1), ("tried", 2), ("a" * 40, 1), ("b" * 40, 2)])
+@pytest.mark.parametrize(("revision", "window_s"), [(None, 1), ("main", 1), ("other", 2), ("a" * 40, 1), ("b" * 40, 2)])
 def test_a_pinned_revision_reaches_model_tokenizer_and_generation_config(
     micro: Whisper, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, revision: str | None, window_s: int
 ) -> None:
@@ -240,7 +276,7 @@ def test_a_pinned_revision_reaches_model_tokenizer_and_generation_config(
     assert loaded.model.model.encoder.embed_positions.weight.shape[0] == 50 * window_s
     assert loaded.model.generation_config.max_new_tokens == 10 * window_s
     assert loaded.processor.tokenizer.model_max_length == 100 * window_s
-    # A checkpoint goes on from the same.
+    # A checkpoint's recipe names the same revision.
     assert loaded.recipe["revision"] == revision
     assert rebuild_whisper(loaded.recipe).processor.window_s == window_s
 
@@ -256,14 +292,14 @@ def test_an_unknown_revision_is_named_and_none_is_for_a_folder(
         load_whisper(str(tmp_path / "model"), "ja", "transcribe", revision="main")
 
 
-def test_weights_are_written_and_read_as_safetensors_alone(micro: Whisper, tmp_path: Path) -> None:
+def test_weights_are_saved_and_loaded_as_safetensors_only(micro: Whisper, tmp_path: Path) -> None:
     micro.save(tmp_path / "model")
     assert [path.name for path in (tmp_path / "model").glob("*model*") if path.suffix != ".json"] == [
         "model.safetensors"
     ]
     torch.save(load_file(tmp_path / "model" / "model.safetensors"), tmp_path / "model" / "pytorch_model.bin")
     (tmp_path / "model" / "model.safetensors").unlink()
-    with pytest.raises(ModelError, match=r"read as safetensors alone: a pytorch_model\.bin may run code"):
+    with pytest.raises(ModelError, match=r"Only safetensors are loaded: a pytorch_model\.bin may run code"):
         load_whisper(str(tmp_path / "model"), "ja", "transcribe")
 
 
@@ -274,16 +310,14 @@ def test_weights_are_written_and_read_as_safetensors_alone(micro: Whisper, tmp_p
         ("transformers_weights", "adapter_model.bin"),
     ],
 )
-def test_a_config_that_asks_for_other_loaders_is_refused(
-    micro: Whisper, tmp_path: Path, key: str, value: object
-) -> None:
+def test_a_config_that_needs_another_loader_is_refused(micro: Whisper, tmp_path: Path, key: str, value: object) -> None:
     change_config(micro, tmp_path, {key: value})
     with pytest.raises(ModelError, match=f"config.json has {key}"):
         load_whisper(str(tmp_path), "ja", "transcribe")
 
 
 @pytest.mark.parametrize("key", ["attn_implementation", "_attn_implementation"])
-def test_an_attention_that_would_be_fetched_is_not(micro: Whisper, tmp_path: Path, key: str) -> None:
+def test_an_attention_named_by_config_json_is_not_downloaded(micro: Whisper, tmp_path: Path, key: str) -> None:
     change_config(micro, tmp_path, {key: "stranger/kernel"})
     assert load_whisper(str(tmp_path), "ja", "transcribe").model.config._attn_implementation == "sdpa"
 
@@ -295,9 +329,7 @@ def change_config(micro: Whisper, folder: Path, changes: dict[str, object]) -> N
 
 
 @pytest.mark.parametrize("key", ["trust_remote_code", "config", "attn_implementation", "gguf_file", "subfolder"])
-def test_a_recipe_hands_transformers_nothing_that_kikitori_did_not_write(
-    micro: Whisper, tmp_path: Path, key: str
-) -> None:
+def test_a_recipe_passes_no_unknown_argument_to_transformers(micro: Whisper, tmp_path: Path, key: str) -> None:
     micro.save(tmp_path)
     recipe = load_whisper(str(tmp_path), "ja", "transcribe").recipe
     with pytest.raises(ModelError, match=f"recipe has {key}, which"):

@@ -152,3 +152,18 @@ def test_what_ties_a_trial_to_its_search_is_no_choice(tmp_path: Path) -> None:
     assert both[0].identity == both[1].identity
     assert varying_keys(both) == []
     assert both[0].command == "kikitori train data=demo seed=0"
+
+
+def test_the_configured_model_does_not_describe_an_evaluated_checkpoint(tmp_path: Path) -> None:
+    trained = {"model": {"name": "base", "language": "ja"}, "optim": {"lr": 0.1}}
+    write_run(tmp_path / "a", config=trained, overrides=["model=whisper_base", "model.name=base", "optim.lr=0.1"])
+    stock = {"model": {"name": "small", "language": "ja"}, "checkpoint": None}
+    write_run(tmp_path / "b", config=stock, overrides=["model=whisper_small"], command="evaluate")
+    scored = {"model": {"name": "small", "language": "en", "task": "transcribe"}, "checkpoint": "outputs/a"}
+    given = ["checkpoint=outputs/a", "model=whisper_small", "model.language=en"]
+    write_run(tmp_path / "c", config=scored, overrides=given, command="evaluate")
+    trained_run, stock_run, scored_run = find_runs([str(tmp_path)])
+    assert trained_run.choices["model.name"] == "base"
+    assert (stock_run.choices["model"], stock_run.choices["model.name"]) == ("whisper_small", "small")
+    assert scored_run.choices["checkpoint"] == "outputs/a"
+    assert [key for key in scored_run.choices if key.startswith("model")] == ["model.language", "model.task"]

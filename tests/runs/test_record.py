@@ -76,5 +76,5 @@ def test_a_finished_run_is_not_resumed(tmp_path: Path, status: str) -> None:
 
 
 def test_two_processes_do_not_run_in_one_folder(tmp_path: Path) -> None:
-    with FileLock(tmp_path / ".lock"), pytest.raises(ConfigError, match="is being run by another process"):
+    with FileLock(tmp_path / ".lock"), pytest.raises(ConfigError, match="is in use by another process"):
         begin(tmp_path)

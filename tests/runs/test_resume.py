@@ -7,7 +7,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from kikitori.config.overrides import config_options
-from kikitori.runs.resume import expand_resume
+from kikitori.runs.resume import changes, expand_resume, expand_resume_sweep
 from kikitori.runtime.errors import ConfigError, DataError
 from kikitori.runtime.files import write_json
 
@@ -38,9 +38,11 @@ def test_a_foreign_configuration_tree_is_found_again(tmp_path: Path) -> None:
     folder = run(tmp_path / "a", "experiment=mine", options=config_options(hydra, "train"))
     line = expand_resume("train", [f"resume={folder}"])
     assert line[:4] == ["--config-path", "/theirs/conf", "--config-dir", "/mine"]
-    assert expand_resume("train", ["--config-dir", "/other", f"resume={folder}"])[:2] == [
-        "experiment=mine",
+    # argparse accepts no option between two overrides.
+    assert expand_resume("train", ["--config-dir", "/other", f"resume={folder}"])[:3] == [
         "--config-dir",
+        "/other",
+        "experiment=mine",
     ]
 
 
@@ -60,3 +62,60 @@ def test_what_cannot_be_gone_on_with_is_told(tmp_path: Path) -> None:
     (folder / "results.json").write_text("{")
     with pytest.raises(DataError, match=r"results\.json cannot be read"):
         expand_resume("train", [f"resume={folder}"])
+
+
+def sweep(folder: Path, *words: object, command: str = "train") -> str:
+    folder.mkdir(exist_ok=True)
+    write_json(folder / "sweep.json", {"command": ["kikitori", command, *words], "trials": []})
+    return f"resume_sweep={folder}"
+
+
+def test_a_sweep_is_resumed_with_the_command_that_started_it(tmp_path: Path) -> None:
+    words = ["-m", "experiment=demo", "optim.lr=1e-3,3e-4", "~callbacks.x", "sweep=size"]
+    resume = sweep(tmp_path / "a", *words, "sweep.resume=/old", "hydra.sweep.dir=/old")
+    assert expand_resume_sweep("train", ["-m", resume]) == [*words, resume]
+    assert expand_resume_sweep("train", [resume]) == [*words, resume]
+
+
+def test_overrides_given_now_replace_those_of_the_sweep(tmp_path: Path) -> None:
+    resume = sweep(tmp_path / "a", "--multirun", "optim.lr=1e-3,3e-4", "hydra.launcher.parallel=1")
+    line = expand_resume_sweep("train", ["-m", "hydra.launcher.parallel=4", resume])
+    assert line == ["--multirun", "-m", "optim.lr=1e-3,3e-4", "hydra.launcher.parallel=4", resume]
+
+
+def test_a_sweep_keeps_its_configuration_folder_unless_another_is_given(tmp_path: Path) -> None:
+    words = ["--config-dir", "mine", "-m", "+x=1", "~callbacks.y"]
+    resume = sweep(tmp_path / "a", *words)
+    assert expand_resume_sweep("train", [resume]) == [*words, resume]
+    other = ["-m", "--config-dir", "other", resume]
+    assert expand_resume_sweep("train", other) == [*other[:3], "+x=1", "~callbacks.y", resume]
+
+
+@pytest.mark.parametrize("line", [["-m", "seed=1,2"], ["resume_sweep=null"], ["resume_sweep="], ["resume_sweep=gone"]])
+def test_lines_without_a_sweep_to_resume_are_unchanged(line: list[str]) -> None:
+    assert expand_resume_sweep("train", line) == line
+
+
+def test_a_sweep_of_another_command_or_a_damaged_one_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="holds a sweep of kikitori evaluate, not of train"):
+        expand_resume_sweep("train", [sweep(tmp_path / "a", "-m", command="evaluate")])
+    with pytest.raises(DataError, match=r"sweep\.json holds no command; start a sweep in another folder"):
+        expand_resume_sweep("train", [sweep(tmp_path / "b", {"a": 1})])
+    (tmp_path / "b" / "sweep.json").write_text("{")
+    with pytest.raises(DataError, match=r"sweep\.json cannot be read"):
+        expand_resume_sweep("train", [f"resume_sweep='{tmp_path}/b'"])
+
+
+def test_the_words_of_a_resumed_sweep_can_be_parsed(tmp_path: Path) -> None:
+    from hydra._internal.utils import get_args_parser
+
+    resume = sweep(tmp_path / "a", "--config-dir", "mine", "-m", "+x=1")
+    args = get_args_parser().parse_args(expand_resume_sweep("train", ["-m", resume, "optim.lr=1"]))
+    assert (args.multirun, args.config_dir, args.overrides) == (True, "mine", ["+x=1", resume, "optim.lr=1"])
+
+
+def test_an_optimizer_of_an_earlier_version_is_the_same_recipe() -> None:
+    old = {"optim": {"_target_": "kikitori.optim.build", "_partial_": True, "lr": 1e-5}}
+    new = {"optim": {"_target_": "kikitori.adamw", "lr": 1e-5}}
+    assert changes(old, new) == {}
+    assert changes(old, {"optim": {**new["optim"], "lr": 1e-4}}) == {"optim.lr": "was 1e-05, is now 0.0001"}

@@ -1,4 +1,4 @@
-"""A run that is told to stop does so at a step that all its processes agree on."""
+"""Stop signals: a run stops at a step that all its processes agree on."""
 
 import os
 import signal
@@ -18,7 +18,7 @@ from kikitori.runtime.signals import Stop, handle_signals
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_ends_what_has_nothing_to_save(number: int, code: int) -> None:
+def test_a_signal_outside_of_training_ends_the_run_at_once(number: int, code: int) -> None:
     before = signal.getsignal(number)
     with pytest.raises(Stopped) as caught, handle_signals():
         os.kill(os.getpid(), number)
@@ -27,7 +27,7 @@ def test_a_signal_ends_what_has_nothing_to_save(number: int, code: int) -> None:
     assert signal.getsignal(number) == before
 
 
-def test_training_goes_on_until_it_asks_and_a_second_signal_changes_nothing() -> None:
+def test_training_continues_until_its_next_check_and_a_second_signal_has_no_effect() -> None:
     with handle_signals() as stop:
         assert not stop.should_stop_at(1)
         stop.is_polled = True
@@ -39,7 +39,7 @@ def test_training_goes_on_until_it_asks_and_a_second_signal_changes_nothing() ->
             stop.raise_stopped()
 
 
-def test_a_signal_in_the_last_step_is_not_forgotten() -> None:
+def test_a_signal_in_the_last_step_still_stops_the_run() -> None:
     with pytest.raises(Stopped), handle_signals() as stop, stop.polled():
         os.kill(os.getpid(), signal.SIGTERM)
 
@@ -59,12 +59,12 @@ with signals.handle_signals() as stop:
 @pytest.mark.parametrize(
     ("block", "least_s"),
     [
-        # As in a collective of processes that are gone: the main thread never gets to Python's handlers.
+        # As in a collective operation whose other processes died: Python's handlers never run in the main thread.
         ("print('on', flush=True); c.pthread_mutex_lock(mutex); c.pthread_mutex_lock(mutex)", 0.5),
         ("with stop.polled(), stop.saving: print('on', flush=True); time.sleep(2); print('saved', flush=True)", 2.0),
     ],
 )
-def test_a_run_that_does_not_end_is_ended_but_not_while_it_saves(block: str, least_s: float) -> None:
+def test_a_run_that_does_not_end_in_time_is_ended_but_not_while_it_saves(block: str, least_s: float) -> None:
     line = [sys.executable, "-c", HANGS.format(block=block)]
     process = subprocess.Popen(line, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
@@ -78,25 +78,25 @@ def test_a_run_that_does_not_end_is_ended_but_not_while_it_saves(block: str, lea
 
 
 @given(st.integers(1, 4), st.data())
-def test_all_processes_stop_at_one_step_whoever_is_told_and_when(processes: int, data: Any) -> None:
-    """Any order of events that training allows: nobody ends a step before all have begun it."""
+def test_all_processes_stop_at_the_same_step_whichever_gets_the_signal_and_when(processes: int, data: Any) -> None:
+    """In any order of events that training allows: no process ends a step before all have begun it."""
     with pytest.MonkeyPatch.context() as patch:
         store = torch.distributed.HashStore()
         patch.setattr(torch.distributed, "is_initialized", lambda: True)
         patch.setattr(signals, "_store", lambda: store)
         stops, begun, ended = [Stop() for _ in range(processes)], [0] * processes, [0] * processes
         stopped_at: dict[int, int] = {}
-        told = data.draw(st.lists(st.tuples(st.integers(0, 30), st.integers(0, processes - 1)), min_size=1))
+        signalled = data.draw(st.lists(st.tuples(st.integers(0, 30), st.integers(0, processes - 1)), min_size=1))
         for moment in range(1000):
-            for when, who in told:
+            for when, process in signalled:
                 if when == moment:
-                    stops[who].number = signal.SIGTERM
-            able = [
+                    stops[process].number = signal.SIGTERM
+            ready = [
                 p for p in range(processes) if p not in stopped_at and (begun[p] == ended[p] or min(begun) >= begun[p])
             ]
-            if not able:
+            if not ready:
                 break
-            p = data.draw(st.sampled_from(able))
+            p = data.draw(st.sampled_from(ready))
             if begun[p] > ended[p]:
                 ended[p] += 1
             elif stops[p].should_stop_at(ended[p]):

@@ -1,6 +1,6 @@
-"""The commands, as real processes, in a folder where everything is a stranger's: none of it is executed.
+"""The commands, as real processes, in a folder full of hostile files: none of them is executed.
 
-Each trap would make the folder named by TRAP; each command says what is wrong, or does its work without it.
+An executed file would create the folder `sprung`. Each command reports the hostile file or works without it.
 """
 
 import json
@@ -34,7 +34,7 @@ class Trap:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder to work in, with modules that Python would import from it, were it asked to look there."""
+    """A working folder with modules that Python would import if the folder were on its path."""
     folder = tmp_path_factory.mktemp("hostile")
     code = f"import os\nos.makedirs({str(folder / 'sprung')!r}, exist_ok=True)\n"
     for name in ("hydra_plugins/evil.py", "wandb.py", "sitecustomize.py", "kikitori.py", "random.py"):
@@ -44,7 +44,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def kikitori(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """As the console script does, not looking for modules in the folder itself."""
+    """Run the command as the console script does, without the working folder on the path."""
     settings = {"KIKITORI_CACHE": str(folder / "cache"), "NO_COLOR": "1"}
     line = [sys.executable, "-P", "-m", "kikitori", *arguments]
     done = subprocess.run(line, capture_output=True, text=True, cwd=folder, env={**os.environ, **settings})
@@ -55,7 +55,7 @@ def kikitori(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def run(folder: Path) -> Path:
-    """A trial of a sweep, which is a process of its own, and on two devices a second one."""
+    """A trial of a sweep: a separate process, and a second one for the second device."""
     devices = ["trainer=ddp", "trainer.devices=2", "data.num_workers=0"]
     done = kikitori(folder, "train", "-m", *SMALL, *devices, "hydra.sweep.dir=sweep", "seed=1")
     assert done.returncode == 0, done.stderr
@@ -63,11 +63,11 @@ def run(folder: Path) -> Path:
     return found.parent
 
 
-def test_a_trial_and_its_processes_import_nothing_from_where_they_run(run: Path) -> None:
+def test_a_trial_and_its_processes_import_nothing_from_the_working_folder(run: Path) -> None:
     assert json.loads((run / "results.json").read_text(encoding="utf-8"))["status"] == "completed"
 
 
-def test_a_run_whose_checkpoints_are_pickles_begins_anew(folder: Path, run: Path) -> None:
+def test_a_run_whose_checkpoints_are_pickles_starts_from_step_0(folder: Path, run: Path) -> None:
     results = json.loads((run / "results.json").read_text(encoding="utf-8"))
     results["status"] = "failed"
     (run / "results.json").write_text(json.dumps(results), encoding="utf-8")
@@ -75,10 +75,10 @@ def test_a_run_whose_checkpoints_are_pickles_begins_anew(folder: Path, run: Path
         path.write_bytes(pickle.dumps(Trap(folder / "sprung")))
     done = kikitori(folder, "train", f"resume={run}")
     assert done.returncode == 0, done.stderr
-    assert "is passed over" in done.stdout + done.stderr
+    assert "is skipped" in done.stdout + done.stderr
 
 
-def test_a_pickle_to_evaluate_or_to_transcribe_with_is_refused(folder: Path) -> None:
+def test_evaluate_and_transcribe_refuse_a_pickle_as_a_model(folder: Path) -> None:
     (folder / "evil.ckpt").write_bytes(pickle.dumps(Trap(folder / "sprung")))
     done = kikitori(folder, "evaluate", "data=demo", "checkpoint=evil.ckpt", "hydra.run.dir=evaluated")
     assert done.returncode == 1
@@ -92,7 +92,7 @@ def test_a_pickle_to_evaluate_or_to_transcribe_with_is_refused(folder: Path) -> 
     assert "ModelError: model.name=model cannot be loaded" in done.stderr
 
 
-def test_a_run_to_compare_whose_files_are_pickles_is_told(folder: Path) -> None:
+def test_compare_reports_a_run_whose_files_are_pickles(folder: Path) -> None:
     for name in ("results.json", "sweep.json", "metrics.csv"):
         (folder / "strange").mkdir(exist_ok=True)
         (folder / "strange" / name).write_bytes(pickle.dumps(Trap(folder / "sprung")))
@@ -101,7 +101,7 @@ def test_a_run_to_compare_whose_files_are_pickles_is_told(folder: Path) -> None:
     assert "results.json is damaged or cut off" in done.stderr
 
 
-def test_a_pickle_to_run_again_is_refused(folder: Path) -> None:
+def test_a_pickled_configuration_is_refused(folder: Path) -> None:
     (folder / "config.pickle").write_bytes(pickle.dumps(Trap(folder / "sprung")))
     done = kikitori(folder, "train", "--experimental-rerun", "config.pickle")
     assert done.returncode == 1

@@ -1,4 +1,4 @@
-"""What a table names: whatever stands there, only files inside clips/ are read, none is waited for, each is counted."""
+"""Hostile paths in a table: only files inside clips/ are read, none blocks, and each is counted."""
 
 import os
 import signal
@@ -20,8 +20,8 @@ from kikitori.data.filters import FilterRules, select
 from kikitori.runtime.console import progress_bar
 
 OUTSIDE = "outside.wav"
-# Each leads to a good recording outside, if it is followed.
-LEAVES = {
+# Each leads to a good recording outside clips/.
+OUTSIDE_PATHS = {
     "absolute": "{root}/outside.wav",
     "climbing": "../../outside.wav",
     "climbing behind a folder": "folder.mp3/../../../outside.wav",
@@ -29,7 +29,7 @@ LEAVES = {
     "link to a folder": "root/outside.wav",
     "link to a link": "link2.wav",
 }
-NOTHING = {
+ABSENT = {
     "home": "~/outside.wav",
     "variable": "$HOME/outside.wav",
     "file address": "file://{root}/outside.wav",
@@ -42,17 +42,17 @@ NOTHING = {
     "overlong name": "x" * 5000 + ".mp3",
     "overlong path": "x/" * 3000 + "a.mp3",
     "circle of links": "circle.mp3",
-    "nobody's link": "dangling.mp3",
+    "dangling link": "dangling.mp3",
 }
 MALFORMED = {"NUL": "clip_0.mp3\0.wav", "empty": ""}
-NO_FILES = {"pipe": "pipe.mp3", "folder": "folder.mp3", "clips itself": ".", "socket": "socket.mp3"}
+NOT_REGULAR = {"pipe": "pipe.mp3", "folder": "folder.mp3", "clips itself": ".", "socket": "socket.mp3"}
 DEVICES = {"endless device": "zero.mp3", "empty device": "null.mp3"}
 
 
 @pytest.fixture(autouse=True)
-def _no_reader_hangs() -> Iterator[None]:
+def _no_reader_blocks() -> Iterator[None]:
     def ring(*_: object) -> None:
-        raise TimeoutError("a reader hangs")
+        raise TimeoutError("a reader blocks")
 
     before = signal.signal(signal.SIGALRM, ring)
     signal.alarm(30)
@@ -63,7 +63,7 @@ def _no_reader_hangs() -> Iterator[None]:
 
 @pytest.fixture
 def corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A release whose clips/ holds one of each; the recording outside is a good one."""
+    """A release whose clips/ has one of each kind; the recording outside is a good one."""
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     write_clip(tmp_path / OUTSIDE)
@@ -80,8 +80,8 @@ def corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return clips
 
 
-def told(clips: Path, path: str, read: Callable[[Path, str], Corpus]) -> str:
-    """The reason why the row with this path is left out, between two that are not."""
+def reject_reason(clips: Path, path: str, read: Callable[[Path, str], Corpus]) -> str:
+    """Return the reason why the row with this path is rejected; the rows before and after it are kept."""
     found = read(clips, path)
     with progress_bar() as progress:
         store = build_audio_cache(found.clips, clips.parents[1] / "store", progress, workers=1)
@@ -93,7 +93,7 @@ def told(clips: Path, path: str, read: Callable[[Path, str], Corpus]) -> str:
     return reject.reason
 
 
-def by_table(clips: Path, path: str) -> Corpus:
+def read_with_path(clips: Path, path: str) -> Corpus:
     rows = [common_voice_row(0), common_voice_row(7, path=path), common_voice_row(1)]
     write_tsv(clips.parent / "train.tsv", rows)
     return common_voice.read(str(clips.parent), "ja", ["train"], clips.parents[1] / "cache")
@@ -102,30 +102,30 @@ def by_table(clips: Path, path: str) -> Corpus:
 @pytest.mark.parametrize(
     ("path", "reason"),
     [
-        *((path, "outside the corpus") for path in LEAVES.values()),
-        *((path, "missing") for path in NOTHING.values()),
+        *((path, "outside the corpus") for path in OUTSIDE_PATHS.values()),
+        *((path, "missing") for path in ABSENT.values()),
         *((path, "malformed row") for path in MALFORMED.values()),
-        *((path, "missing") for path in NO_FILES.values()),
+        *((path, "missing") for path in NOT_REGULAR.values()),
     ],
-    ids=[*LEAVES, *NOTHING, *MALFORMED, *NO_FILES],
+    ids=[*OUTSIDE_PATHS, *ABSENT, *MALFORMED, *NOT_REGULAR],
 )
-def test_a_path_of_a_table_stays_inside_clips_and_is_counted(corpus: Path, path: str, reason: str) -> None:
-    found = told(corpus, path.format(root=corpus.parents[1]), by_table)
+def test_a_path_in_a_table_stays_inside_clips_and_is_counted(corpus: Path, path: str, reason: str) -> None:
+    found = reject_reason(corpus, path.format(root=corpus.parents[1]), read_with_path)
     assert found == reason or (len(path) > 4000 and found == "undecodable")
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root makes devices")
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can create devices")
 @pytest.mark.parametrize("path", DEVICES.values(), ids=DEVICES)
 def test_a_device_inside_clips_is_not_read(corpus: Path, path: str) -> None:
     try:
         os.mknod(corpus / path, stat.S_IFCHR | 0o666, os.makedev(1, 5 if "zero" in path else 3))
     except PermissionError:
-        pytest.skip("no devices can be made here")
-    assert told(corpus, path, by_table) == "missing"
+        pytest.skip("devices cannot be created here")
+    assert reject_reason(corpus, path, read_with_path) == "missing"
 
 
-@pytest.mark.parametrize("path", [*LEAVES.values(), *NO_FILES.values()], ids=[*LEAVES, *NO_FILES])
-def test_a_path_of_a_table_of_ones_own_stays_below_it(corpus: Path, path: str) -> None:
+@pytest.mark.parametrize("path", [*OUTSIDE_PATHS.values(), *NOT_REGULAR.values()], ids=[*OUTSIDE_PATHS, *NOT_REGULAR])
+def test_a_path_in_a_manifest_stays_below_its_folder(corpus: Path, path: str) -> None:
     table = corpus / "all.csv"
     table.write_text(f"path,text,split\n{path.format(root=corpus.parents[1])},文,train\n", encoding="utf-8")
     found = manifest.read(str(table), "path", "text", "split", None)
@@ -135,9 +135,9 @@ def test_a_path_of_a_table_of_ones_own_stays_below_it(corpus: Path, path: str) -
     assert len(found.clips) + len(found.rejects) == 1
 
 
-def test_recordings_to_transcribe_are_files(corpus: Path) -> None:
+def test_transcribe_reads_only_regular_files(corpus: Path) -> None:
     for path in find_audio([corpus]):
-        if path.name in NO_FILES.values():
+        if path.name in NOT_REGULAR.values():
             with pytest.raises(AudioError, match="missing"):
                 decode(path)
     assert {"pipe.mp3", "folder.mp3"} <= {path.name for path in find_audio([corpus])}

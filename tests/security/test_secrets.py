@@ -1,6 +1,6 @@
-"""What is secret reaches no file and no line of output: values of the environment, and who spoke.
+"""Secrets from the environment and speaker ids reach no file and no line of output.
 
-Real commands on the demo corpus, with canaries as secrets; then every byte that they wrote is looked through.
+Real commands on the demo corpus, with canaries as secrets; then every byte that they wrote is searched.
 """
 
 import json
@@ -18,7 +18,7 @@ from kikitori.runtime.paths import DEMO
 pytestmark = pytest.mark.long
 
 NAMES = ("HF_TOKEN", "WANDB_API_KEY", "MY_SECRET_KEY", "AWS_SECRET_ACCESS_KEY", "DB_PASSWORD")
-# As long as a key of Weights & Biases.
+# As long as an API key of Weights & Biases.
 CANARIES = {name: f"{number}canary{number}".ljust(40, "0") for number, name in enumerate(NAMES)}
 SPEAKERS = {
     line.split("\t")[0]
@@ -34,7 +34,7 @@ SMALL = [
 
 
 def kikitori(folder: Path, *arguments: str, code: int = 0, **environment: str) -> str:
-    """Run a command with the canaries in its environment, and give back all that it printed."""
+    """Run a command with the canaries in its environment; returns its output."""
     settings = {"KIKITORI_CACHE": str(folder / "cache"), "WANDB_MODE": "offline", **CANARIES, **environment}
     line = [sys.executable, "-m", "kikitori", *arguments]
     done = subprocess.run(line, capture_output=True, text=True, cwd=folder, env={**os.environ, **settings})
@@ -44,14 +44,14 @@ def kikitori(folder: Path, *arguments: str, code: int = 0, **environment: str) -
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run, the same gone on with, one that fails with its traceback, an evaluation, a page; and their output."""
+    """A run, the same run resumed, a run that fails with a traceback, an evaluation, a page, and all their output."""
     folder = tmp_path_factory.mktemp("secrets")
     printed = kikitori(folder, "train", *SMALL, "trainer.max_steps=2", "hydra.run.dir=run", WANDB_SAVE_CODE="true")
     results = json.loads((folder / "run" / "results.json").read_text(encoding="utf-8"))
-    results["status"] = "failed"  # one that is completed cannot go on
+    results["status"] = "failed"  # a completed run cannot be resumed
     (folder / "run" / "results.json").write_text(json.dumps(results), encoding="utf-8")
-    going_on = ["trainer.max_steps=4", "resume_accept=[trainer.max_steps]", "resume=run"]
-    printed += kikitori(folder, "train", *SMALL, *going_on, WANDB_DISABLE_CODE="true")
+    resumed = ["trainer.max_steps=4", "resume_accept=[trainer.max_steps]", "resume=run"]
+    printed += kikitori(folder, "train", *SMALL, *resumed, WANDB_DISABLE_CODE="true")
     bad = ["data.max_duration_s=0.5", "data.limit.test=null", "hydra.run.dir=fails"]
     printed += kikitori(folder, "train", *SMALL, *bad, code=1, HYDRA_FULL_ERROR="1")
     assert "Traceback" in printed
@@ -62,7 +62,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_no_secret_and_no_speaker_is_in_any_file_or_line(written: Path) -> None:
+def test_no_secret_and_no_speaker_is_in_any_file_or_output(written: Path) -> None:
     files = [path for path in written.rglob("*") if path.is_file()]
     kinds = {path.suffix for path in files}
     assert {".ckpt", ".safetensors", ".wandb", ".html", ".arrow", ".yaml", ".json", ".jsonl", ".txt", ".log"} <= kinds
@@ -78,8 +78,8 @@ def test_the_search_would_find_one(written: Path) -> None:
         assert FORBIDDEN.search(f"a{secret}b".encode())
 
 
-def test_no_code_goes_to_wandb_whether_its_environment_allows_that_or_not(written: Path, tmp_path: Path) -> None:
-    """What would be sent of each start: no files of code, no patch, no command line, no list of packages."""
+def test_no_code_goes_to_wandb_whatever_its_environment_variables_allow(written: Path, tmp_path: Path) -> None:
+    """Neither start would send code, a patch, its command line or the list of packages."""
     starts = sorted(written.glob("run/wandb/offline-run-*"))
     assert len(starts) == 2
     for number, start in enumerate(starts):

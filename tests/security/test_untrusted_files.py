@@ -1,6 +1,6 @@
-"""A pickle stands wherever a file is read: none is ever loaded, and whoever reads says so or passes it over.
+"""Pickles in place of every file that kikitori reads: none is loaded; each is refused with a message, or skipped.
 
-Loading it would make a folder called `executed`. Each reader below is the one that the commands use, with its error.
+Loading one would create the folder `executed`. The readers below are those of the commands, with their errors.
 """
 
 import gzip
@@ -57,7 +57,7 @@ class Canary:
 @pytest.fixture(autouse=True)
 def _nothing_is_executed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.chdir(tmp_path)
-    # datasets and transformers import modules that they were allowed to.
+    # So that datasets and transformers could import modules from here.
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
@@ -70,14 +70,14 @@ def plain() -> bytes:
 
 
 def zipped() -> bytes:
-    """As torch writes one today."""
+    """A pickle in torch's current file format."""
     file = io.BytesIO()
     torch.save({"state_dict": {}, "hyper_parameters": {"recipe": Canary()}, "global_step": 1}, file)
     return file.getvalue()
 
 
 def legacy() -> bytes:
-    """As torch wrote one years ago."""
+    """A pickle in torch's legacy file format."""
     file = io.BytesIO()
     torch.save({"state_dict": Canary(), "global_step": 1}, file, _use_new_zipfile_serialization=False)
     return file.getvalue()
@@ -92,8 +92,8 @@ def array() -> bytes:
 PICKLES = [plain, zipped, legacy, array]
 
 
-def test_the_canary_sings(tmp_path: Path) -> None:
-    """A check that cannot fail is worse than none."""
+def test_the_canary_detects_unpickling(tmp_path: Path) -> None:
+    """Unsafe loaders execute the pickles, so the tests below can fail."""
     loaders = (pickle.loads, *[lambda data: torch.load(io.BytesIO(data), weights_only=False)] * 2)
     for made, load in zip((plain, zipped, legacy), loaders, strict=True):
         load(made())
@@ -103,7 +103,7 @@ def test_the_canary_sings(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("made", PICKLES)
-def test_a_checkpoint_to_evaluate(made: Callable[[], bytes]) -> None:
+def test_evaluate_refuses_a_pickled_checkpoint(made: Callable[[], bytes]) -> None:
     Path("evil.ckpt").write_bytes(made())
     cfg = OmegaConf.create({"checkpoint": "evil.ckpt", "model": {"language": "ja", "task": "transcribe"}})
     with pytest.raises(DataError, match=r"evil\.ckpt is damaged, or holds more than weights and plain values"):
@@ -111,7 +111,7 @@ def test_a_checkpoint_to_evaluate(made: Callable[[], bytes]) -> None:
 
 
 @pytest.mark.parametrize("made", PICKLES)
-def test_a_checkpoint_in_a_run_that_goes_on(made: Callable[[], bytes]) -> None:
+def test_resuming_skips_a_pickled_checkpoint(made: Callable[[], bytes]) -> None:
     for name in ("last.ckpt", "step-10.ckpt"):
         data = made()
         Path(name).write_bytes(data)
@@ -132,7 +132,9 @@ def test_a_checkpoint_in_a_run_that_goes_on(made: Callable[[], bytes]) -> None:
         ("tokenizer_config.json", ""),
     ],
 )
-def test_a_file_of_a_model(micro: Whisper, made: Callable[[], bytes], name: str, removed: str) -> None:
+def test_a_model_with_a_pickled_file_is_refused(
+    micro: Whisper, made: Callable[[], bytes], name: str, removed: str
+) -> None:
     micro.save(Path("model"))
     Path("model", removed or "absent").unlink(missing_ok=True)
     Path("model", name).write_bytes(made())
@@ -141,7 +143,7 @@ def test_a_file_of_a_model(micro: Whisper, made: Callable[[], bytes], name: str,
 
 
 @pytest.mark.parametrize("weights", ["pytorch_model.bin", "../evil.bin", "adapter_model.bin"])
-def test_an_index_of_weights_that_names_pickles(micro: Whisper, weights: str) -> None:
+def test_an_index_of_weights_that_names_pickles_is_refused(micro: Whisper, weights: str) -> None:
     micro.save(Path("model"))
     keys = list(micro.model.state_dict())
     Path("model", "model.safetensors").unlink()
@@ -152,7 +154,7 @@ def test_an_index_of_weights_that_names_pickles(micro: Whisper, weights: str) ->
         loading.load_whisper("model", "ja", "transcribe")
 
 
-def test_code_and_pickles_beside_a_good_model_are_passed_over(micro: Whisper) -> None:
+def test_code_and_pickles_next_to_a_good_model_are_ignored(micro: Whisper) -> None:
     micro.save(Path("model"))
     for name in ("modeling_evil", "configuration_evil", "tokenization_evil", "custom_generate/generate"):
         Path("model", name).with_suffix(".py").parent.mkdir(exist_ok=True)
@@ -168,9 +170,9 @@ def test_code_and_pickles_beside_a_good_model_are_passed_over(micro: Whisper) ->
         "processor_config.json": {"AutoProcessor": "modeling_evil.P", "AutoFeatureExtractor": "modeling_evil.P"},
     }
     for name, auto_map in maps.items():
-        known = json.loads(Path("model", name).read_text(encoding="utf-8"))
+        original = json.loads(Path("model", name).read_text(encoding="utf-8"))
         more = {"auto_map": auto_map, "custom_generate": "model", "trust_remote_code": True}
-        Path("model", name).write_text(json.dumps(known | more), encoding="utf-8")
+        Path("model", name).write_text(json.dumps(original | more), encoding="utf-8")
     for name in ("pytorch_model.bin", "training_args.bin", "optimizer.pt", "adapter_model.bin", "scheduler.pt"):
         Path("model", name).write_bytes(legacy())
     Path("model", "adapter_config.json").write_text('{"peft_type": "LORA", "base_model_name_or_path": "model"}')
@@ -181,42 +183,42 @@ def test_code_and_pickles_beside_a_good_model_are_passed_over(micro: Whisper) ->
 
 
 @pytest.mark.parametrize("made", PICKLES)
-def test_a_store_of_clips(made: Callable[[], bytes]) -> None:
+def test_a_pickled_audio_cache_is_refused(made: Callable[[], bytes]) -> None:
     Path("evil.arrow").write_bytes(made())
-    with pytest.raises(DataError, match=r"evil\.arrow, a store of decoded clips, is damaged"):
+    with pytest.raises(DataError, match=r"evil\.arrow, a cache of decoded audio, is damaged"):
         AudioCache(Path("evil.arrow"))
 
 
-def test_a_type_of_arrows_that_would_be_unpickled() -> None:
-    """As pyarrow wrote Python's own types until it stopped loading them."""
+def test_an_arrow_type_that_pyarrow_would_unpickle_is_refused() -> None:
+    """Old pyarrow wrote Python-defined types as pickles; new pyarrow no longer loads them."""
     marked = {"ARROW:extension:name": "arrow.py_extension_type", "ARROW:extension:metadata": plain()}
     schema = pa.schema([pa.field("name", pa.string(), metadata=marked), pa.field("pcm", pa.large_binary())])
     with pa.ipc.new_file("evil.arrow", schema) as writer:
         writer.write_batch(pa.RecordBatch.from_pylist([{"name": "a", "pcm": b""}], schema))
-    with pytest.raises(DataError, match=r"evil\.arrow, a store of decoded clips, is damaged"):
+    with pytest.raises(DataError, match=r"evil\.arrow, a cache of decoded audio, is damaged"):
         AudioCache(Path("evil.arrow"))
 
 
 @pytest.mark.parametrize("made", PICKLES)
-def test_the_states_of_an_encoder(made: Callable[[], bytes]) -> None:
+def test_a_pickled_encoder_cache_is_refused(made: Callable[[], bytes]) -> None:
     Path("evil.states").write_bytes(made())
     states = EncoderCache(Path("evil.states"), {"clip": 100}, 8, torch.float32)
-    with pytest.raises(DataError, match=r"evil\.states, a frozen encoder's states, is damaged"):
+    with pytest.raises(DataError, match=r"evil\.states, a cache of encoder outputs, is damaged"):
         states["clip"]
 
 
 @pytest.mark.parametrize("made", PICKLES)
-def test_the_journal_of_a_study(made: Callable[[], bytes]) -> None:
+def test_a_pickled_study_journal_is_refused(made: Callable[[], bytes]) -> None:
     Path("evil.journal").write_bytes(made())
     plugin = SimpleNamespace(study="evil.journal", study_name="kikitori")
-    with pytest.raises(SweepError, match=r"hydra\.sweeper\.study=evil\.journal is no study of Optuna's"):
+    with pytest.raises(SweepError, match=r"hydra\.sweeper\.study=evil\.journal is no Optuna study"):
         optuna_study.open_study(plugin, {}, Path())
 
 
-def test_the_pruner_that_a_study_names() -> None:
-    known = optuna.create_study(storage=optuna_study.open_storage(Path("study.journal")), study_name="kikitori")
-    known.ask()
-    known.set_user_attr("pruner", {"_target_": "os.mkdir", "path": "executed"})
+def test_a_study_cannot_name_a_foreign_pruner() -> None:
+    study = optuna.create_study(storage=optuna_study.open_storage(Path("study.journal")), study_name="kikitori")
+    study.ask()
+    study.set_user_attr("pruner", {"_target_": "os.mkdir", "path": "executed"})
     trainer: Any = SimpleNamespace(is_global_zero=True, global_step=1, callback_metrics={"val/cer": torch.tensor(0.5)})
     with pytest.raises(ConfigError, match=r"_target_: may be .*, got 'os\.mkdir'"):
         OptunaPruning("study.journal", "kikitori", 0).on_validation_end(trainer, None)  # type: ignore[arg-type]
@@ -239,15 +241,15 @@ READERS: dict[str, Callable[[Path], Any]] = {
 
 @pytest.mark.parametrize("made", PICKLES)
 @pytest.mark.parametrize("name", READERS)
-def test_a_file_that_is_read_as_something_else(name: str, made: Callable[[], bytes]) -> None:
+def test_a_pickle_in_place_of_another_file_is_refused(name: str, made: Callable[[], bytes]) -> None:
     Path("folder").mkdir()
-    # Without a second line it would be a table that has columns and no rows.
+    # Without a second line it would be a table with columns and no rows.
     Path("folder", name).write_bytes(made() + b"\nx\n")
     with pytest.raises((KikitoriError, AudioError), match=f"{name}|cannot be decoded|cut short"):
         READERS[name](Path("folder", name))
 
 
-def test_an_archive_of_pickles_is_unpacked_and_no_more() -> None:
+def test_a_pickle_in_place_of_an_archive_is_refused() -> None:
     with gzip.open("release.tar.gz", "wb") as file:
         file.write(plain())
     with pytest.raises(DataError, match=r"release\.tar\.gz cannot be unpacked"):
@@ -255,7 +257,7 @@ def test_an_archive_of_pickles_is_unpacked_and_no_more() -> None:
 
 
 @pytest.mark.parametrize("made", PICKLES)
-def test_the_files_of_a_run_that_is_compared(made: Callable[[], bytes]) -> None:
+def test_compare_skips_pickled_files_of_a_run(made: Callable[[], bytes]) -> None:
     for name in ("good", "other"):
         write_run(Path(name))
     for name in ("validation_after.jsonl", "test_after.jsonl", "validation_before.jsonl"):
@@ -271,14 +273,14 @@ def test_the_files_of_a_run_that_is_compared(made: Callable[[], bytes]) -> None:
 
 @pytest.mark.parametrize("made", PICKLES)
 @pytest.mark.parametrize("name", ["train.pkl", "train.npy", "train.pt", "train.arrow", "train.parquet", "train.tar"])
-def test_a_folder_in_the_hubs_layout(name: str, made: Callable[[], bytes]) -> None:
+def test_pickles_in_a_hub_dataset_are_refused(name: str, made: Callable[[], bytes]) -> None:
     Path("dataset").mkdir()
     Path("dataset", name).write_bytes(made())
     refused("dataset")
 
 
 @pytest.mark.parametrize("member", ["a.pkl", "a.pickle", "a.pyd", "a.pth", "a.npy", "a.npz", "a.cbor"])
-def test_a_pickle_inside_a_web_dataset(member: str) -> None:
+def test_a_pickle_inside_a_web_dataset_is_refused(member: str) -> None:
     from recordings import member as header
     from recordings import write_tar
 
@@ -288,7 +290,7 @@ def test_a_pickle_inside_a_web_dataset(member: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["dataset", "dataset/dataset.py"])
-def test_a_loading_script(name: str) -> None:
+def test_a_loading_script_is_refused(name: str) -> None:
     Path("dataset").mkdir()
     Path("dataset", "dataset.py").write_text(CODE)
     Path("dataset", "__init__.py").write_text(CODE)
@@ -296,7 +298,7 @@ def test_a_loading_script(name: str) -> None:
     refused(name)
 
 
-def test_a_script_and_pickles_beside_good_recordings() -> None:
+def test_a_script_and_pickles_next_to_good_recordings_are_refused() -> None:
     for split in ("train", "validation", "test"):
         write_clip(Path("dataset", split, "0.wav"))
         write_csv(Path("dataset", split, "metadata.csv"), [{"file_name": "0.wav", "transcription": "零"}])
@@ -312,7 +314,7 @@ def refused(name: str) -> None:
         hub.read(name, None, None, splits, "audio", "transcription", None)
 
 
-def test_a_release_whose_clips_are_pickles() -> None:
+def test_a_release_whose_clips_are_pickles_is_not_decoded() -> None:
     folder = write_common_voice(Path("ja"), {"train": 2, "dev": 1, "test": 1})
     for path in folder.glob("clips/*.mp3"):
         path.write_bytes(plain())
@@ -321,8 +323,8 @@ def test_a_release_whose_clips_are_pickles() -> None:
             decode(clip.source)  # type: ignore[arg-type]
 
 
-def test_a_zip_is_no_checkpoint() -> None:
-    """What torch takes for its own format may hold a script instead."""
+def test_a_torchscript_archive_is_refused_as_a_checkpoint() -> None:
+    """A file in torch's zip format may contain a script instead of weights."""
     with zipfile.ZipFile("evil.ckpt", "w") as file:
         file.writestr("archive/data.pkl", plain())
         file.writestr("archive/version", "3")

@@ -1,7 +1,7 @@
-"""A Slurm of two virtual nodes on this machine: `python tests/slurm/cluster.py COMMAND ...` runs a command in it.
+"""Starts a Slurm with two virtual nodes here; `python tests/slurm/cluster.py COMMAND ...` runs a command in it.
 
-Needs root and Debian's packages: apt-get install --no-install-recommends slurm-wlm munge. A job that is put back into
-the queue waits until its credential has expired, so that is soon.
+Needs root and Debian's packages: apt-get install --no-install-recommends slurm-wlm munge. A requeued job waits until
+its credential has expired, so cred_expire is short.
 """
 
 import os
@@ -50,17 +50,17 @@ PartitionName=main Nodes=n1,n2 Default=YES MaxTime=INFINITE State=UP
 
 
 def missing() -> str | None:
-    """Why there can be no Slurm here, or None."""
+    """Return the reason why Slurm cannot run here, or None."""
     if os.geteuid() != 0:
-        return "Slurm's daemons want root"
+        return "Slurm's daemons need root"
     absent = [program for program in PROGRAMS if not shutil.which(program, path=f"{os.environ['PATH']}:/usr/sbin")]
-    return f"{', '.join(absent)} of slurm-wlm and munge not installed" if absent else None
+    return f"{', '.join(absent)} not installed (packages slurm-wlm and munge)" if absent else None
 
 
 @contextmanager
 def cluster() -> Iterator[dict[str, str]]:
-    """Bring Slurm up, yield what a command needs in its environment, and take down what was started."""
-    # Slurm refuses long paths to sockets.
+    """Start Slurm, yield the environment variables for its commands, and stop it at the end."""
+    # A short path, because Slurm refuses long socket paths.
     with tempfile.TemporaryDirectory(prefix="slurm-") as name, ExitStack() as started:
         folder = Path(name)
         key = folder / "munge.key"

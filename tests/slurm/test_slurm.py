@@ -1,4 +1,4 @@
-"""Sweeps through a real Slurm of two virtual nodes on this machine: tests/slurm/cluster.py brings it up."""
+"""Sweeps on a real Slurm with two virtual nodes on this machine, which tests/slurm/cluster.py starts."""
 
 import json
 import os
@@ -30,7 +30,7 @@ SLURM = ["hydra/launcher=slurm", "hydra.launcher.gpus_per_node=null", "hydra.lau
 def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     cache = tmp_path_factory.mktemp("cache")
     with cluster() as environment:
-        # The virtual nodes' names stand for no address.
+        # The names of the virtual nodes do not resolve to an address.
         more = {"MASTER_ADDR": "127.0.0.1", "KIKITORI_CACHE": str(cache), "OMP_NUM_THREADS": "1", "NO_COLOR": "1"}
         yield {**environment, **more}
 
@@ -44,19 +44,17 @@ def results(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "results.json").read_text(encoding="utf-8"))
 
 
-def told(folder: Path) -> str:
-    """What Slurm's jobs printed."""
+def job_logs(folder: Path) -> str:
+    """Return the output of the Slurm jobs."""
     return "\n".join(f"{path}:\n{path.read_text()}" for path in sorted(folder.glob(".submitit/**/*_log.*")))
 
 
-def test_the_trials_of_a_sweep_are_jobs_and_one_that_fails_stops_no_other(
-    slurm: dict[str, str], tmp_path: Path
-) -> None:
+def test_the_trials_of_a_sweep_are_jobs_and_a_failed_one_stops_no_other(slurm: dict[str, str], tmp_path: Path) -> None:
     folder = tmp_path / "sweep"
     done = sweep(folder, slurm, "optim.lr=3e-3,1e30,1e-3")
     states = {path.parent.name: results(path.parent)["status"] for path in folder.glob("*/results.json")}
     names = ("0-optim.lr-0.003", "1-optim.lr-1e+30", "2-optim.lr-0.001")
-    assert states == dict(zip(names, ("completed", "failed", "completed"), strict=True)), told(folder)
+    assert states == dict(zip(names, ("completed", "failed", "completed"), strict=True)), job_logs(folder)
     assert done.returncode == 1
     assert " is nan" in done.stderr
     assert "Traceback" not in done.stderr
@@ -72,13 +70,13 @@ def test_two_tasks_on_one_node_and_on_two_nodes_give_the_scores_of_one_process(
     for shape, settings in shapes.items():
         folder = tmp_path / shape
         done = sweep(folder, slurm, "trainer=ddp", *settings)
-        assert done.returncode == 0, done.stderr + told(folder)
+        assert done.returncode == 0, done.stderr + job_logs(folder)
         (run,) = (path.parent for path in folder.glob("*/results.json"))
         assert results(run)["scores"] == results(tmp_path / "alone")["scores"]
         assert results(run)["cost"]["devices"] == 2
         losses, expected = ([row["train/loss"] for row in results(r)["history"]] for r in (run, tmp_path / "alone"))
         assert losses == pytest.approx(expected, rel=1e-4)
-        # One process alone told what it does.
+        # Only one process logs.
         assert (run / "train.log").read_text().count("scoring test after training") == 1
 
 
@@ -102,8 +100,8 @@ def test_a_task_that_is_killed_ends_the_trial_on_the_other_node(slurm: dict[str,
     assert not [pid for pid in map(int, filter(str.isdecimal, os.listdir("/proc"))) if is_task(pid, run, 0)]
 
 
-def test_a_run_in_an_allocation_starts_its_processes_itself(slurm: dict[str, str], tmp_path: Path) -> None:
-    """One task of Slurm's, two devices: Lightning takes the allocation's one task for the whole run."""
+def test_a_run_with_one_slurm_task_starts_its_other_processes_itself(slurm: dict[str, str], tmp_path: Path) -> None:
+    """Slurm has one task and the run two devices: Lightning would take the task for the whole run."""
     run = tmp_path / "run"
     line = [
         sys.executable,
@@ -122,7 +120,7 @@ def test_a_run_in_an_allocation_starts_its_processes_itself(slurm: dict[str, str
     assert results(run)["cost"]["devices"] == 2
 
 
-def test_a_job_that_is_put_back_into_the_queue_goes_on(slurm: dict[str, str], tmp_path: Path) -> None:
+def test_a_requeued_job_resumes(slurm: dict[str, str], tmp_path: Path) -> None:
     folder = tmp_path / "sweep"
     command = [sys.executable, "-m", "kikitori", "train", "-m", *SMALL, *SLURM, f"hydra.sweep.dir={folder}"]
     command += ["trainer.max_steps=400", "validation.every_steps=20"]
@@ -133,10 +131,10 @@ def test_a_job_that_is_put_back_into_the_queue_goes_on(slurm: dict[str, str], tm
             time.sleep(0.1)
         listed = subprocess.run(["squeue", "-h", "-o", "%i"], env=slurm, capture_output=True, text=True, check=True)
         subprocess.run(["scontrol", "requeue", listed.stdout.strip()], env=slurm, check=True)
-        complaint = driver.communicate()[1]
-    assert driver.returncode == 0, complaint + told(folder)
+        errors = driver.communicate()[1]
+    assert driver.returncode == 0, errors + job_logs(folder)
     run = checkpoints[0].parents[1]
-    assert "resuming from" in told(folder)
+    assert "resuming from" in job_logs(folder)
     assert results(run)["status"] == "completed"
     assert [row["step"] for row in results(run)["history"]] == list(range(20, 401, 20))
 
@@ -153,8 +151,8 @@ def restarts(job: str, slurm: dict[str, str]) -> str:
     return next(word for word in shown.split() if word.startswith("Restarts="))
 
 
-def test_a_job_whose_time_ends_is_saved_and_put_back_once(slurm: dict[str, str], tmp_path: Path) -> None:
-    """Two tasks are told, as before a time limit or a preemption; submitit puts the job back."""
+def test_a_job_at_its_time_limit_saves_and_is_requeued_once(slurm: dict[str, str], tmp_path: Path) -> None:
+    """Both tasks get the signal that precedes a time limit or a preemption; submitit requeues the job."""
     folder = tmp_path / "sweep"
     command = [sys.executable, "-m", "kikitori", "train", "-m", *SMALL, *SLURM, f"hydra.sweep.dir={folder}"]
     command += ["trainer=ddp", "trainer.devices=2", "trainer.max_steps=300", "validation.every_steps=100"]
@@ -164,17 +162,17 @@ def test_a_job_whose_time_ends_is_saved_and_put_back_once(slurm: dict[str, str],
         listed = subprocess.run(["squeue", "-h", "-o", "%i"], env=slurm, capture_output=True, text=True, check=True)
         (job,) = set(listed.stdout.split())
         subprocess.run(["scancel", "--signal=USR2", job], env=slurm, check=True)
-        complaint = driver.communicate()[1]
-    assert driver.returncode == 0, complaint + told(folder)
-    assert restarts(job, slurm) == "Restarts=1", told(folder)
-    assert "stopped by SIGUSR2" in told(folder)
-    assert "resuming from last.ckpt" in told(folder)
+        errors = driver.communicate()[1]
+    assert driver.returncode == 0, errors + job_logs(folder)
+    assert restarts(job, slurm) == "Restarts=1", job_logs(folder)
+    assert "stopped by SIGUSR2" in job_logs(folder)
+    assert "resuming from last.ckpt" in job_logs(folder)
     assert results(run)["status"] == "completed"
     assert [row["step"] for row in results(run)["history"]] == [100, 200, 300]
 
 
 @pytest.mark.parametrize(("number", "back"), [("USR1", True), ("TERM", False)])
-def test_a_script_of_ones_own_is_put_back_where_its_time_ends_and_not_where_it_is_cancelled(
+def test_a_users_own_script_is_requeued_at_its_time_limit_but_not_when_cancelled(
     slurm: dict[str, str], tmp_path: Path, number: str, back: bool
 ) -> None:
     run, log = tmp_path / "run", tmp_path / "log"
@@ -194,7 +192,7 @@ def test_a_script_of_ones_own_is_put_back_where_its_time_ends_and_not_where_it_i
 
 
 def is_task(pid: int, run: Path, rank: int) -> bool:
-    """Whether a process is the run's task of this rank."""
+    """Return whether a process is the run's task of this rank."""
     try:
         line, environment = (Path(f"/proc/{pid}/{name}").read_bytes() for name in ("cmdline", "environ"))
     except OSError:

@@ -21,8 +21,8 @@ from kikitori.sweeps.launcher import Process, TrialRunner, launch
 from kikitori.sweeps.trials import Sweep, Trial
 
 
-def machine(folder: Path, *overrides: str, parallel: int | None = None, gpus_per_trial: int = 1) -> TrialRunner:
-    """A machine as Hydra sets one up for a multirun."""
+def runner(folder: Path, *overrides: str, parallel: int | None = None, gpus_per_trial: int = 1) -> TrialRunner:
+    """A runner as Hydra sets one up for a multirun."""
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONF.resolve()), version_base="1.3", job_name="train"):
         loader = GlobalHydra.instance().config_loader()
@@ -37,9 +37,9 @@ def machine(folder: Path, *overrides: str, parallel: int | None = None, gpus_per
     return TrialRunner(plugin)
 
 
-def test_a_trial_gets_a_command_of_its_own_in_run_mode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_trial_has_its_own_overrides_and_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", ["kikitori", "-m", "data=demo", "optim.lr=1e-5,3e-5", "resume_sweep=x"])
-    trial, cfg = machine(tmp_path, "data=demo").compose(3, ["data=demo", "optim.lr=3e-5", "resume_sweep=x"])
+    trial, cfg = runner(tmp_path, "data=demo").compose(3, ["data=demo", "optim.lr=3e-5", "resume_sweep=x"])
     assert (trial.number, trial.folder, trial.swept) == (3, "3-optim.lr-3e-5", {"optim.lr": "3e-5"})
     assert trial.overrides == ["data=demo", "optim.lr=3e-5"]
     assert cfg.optim.lr == 3e-5
@@ -47,44 +47,44 @@ def test_a_trial_gets_a_command_of_its_own_in_run_mode(tmp_path: Path, monkeypat
     assert "hydra" not in cfg
 
 
-def test_a_kept_axis_names_the_folders_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sweep_from_a_file_names_the_folders_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", ["kikitori", "data=demo", "sweep=size"])
-    trial, cfg = machine(tmp_path, "data=demo", "sweep=size").compose(
+    trial, cfg = runner(tmp_path, "data=demo", "sweep=size").compose(
         0, ["sweep=size", "data=demo", "model=whisper_tiny"]
     )
     assert trial.folder == "0-model-whisper_tiny"
     assert cfg.model.name == "openai/whisper-tiny"
 
 
-def gpus(of: TrialRunner, slots: int) -> list[str | None]:
-    return [of._env(slot).get("CUDA_VISIBLE_DEVICES") for slot in range(slots)]
+def gpus(trial_runner: TrialRunner, slots: int) -> list[str | None]:
+    return [trial_runner._env(slot).get("CUDA_VISIBLE_DEVICES") for slot in range(slots)]
 
 
-def test_gpus_go_round_robin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpus_are_assigned_in_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert gpus(machine(tmp_path), 4) == ["0", "1", "2", "3"]
-    assert machine(tmp_path, gpus_per_trial=2).parallel == 2
-    assert gpus(machine(tmp_path, gpus_per_trial=2), 2) == ["0,1", "2,3"]
-    assert gpus(machine(tmp_path, parallel=6), 6) == ["0", "1", "2", "3", "0", "1"]
+    assert gpus(runner(tmp_path), 4) == ["0", "1", "2", "3"]
+    assert runner(tmp_path, gpus_per_trial=2).parallel == 2
+    assert gpus(runner(tmp_path, gpus_per_trial=2), 2) == ["0,1", "2,3"]
+    assert gpus(runner(tmp_path, parallel=6), 6) == ["0", "1", "2", "3", "0", "1"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert gpus(machine(tmp_path), 2) == ["5", "7"]
+    assert gpus(runner(tmp_path), 2) == ["5", "7"]
 
 
-def test_cpu_cores_are_shared_out_unless_the_user_did(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trials_share_the_cores_unless_omp_num_threads_is_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr("kikitori.sweeps.launcher.cores", lambda: 8)
-    assert machine(tmp_path, parallel=3)._env(0)["OMP_NUM_THREADS"] == "2"
-    assert machine(tmp_path).parallel == 1
+    assert runner(tmp_path, parallel=3)._env(0)["OMP_NUM_THREADS"] == "2"
+    assert runner(tmp_path).parallel == 1
     monkeypatch.setenv("OMP_NUM_THREADS", "5")
-    assert machine(tmp_path, parallel=3)._env(0)["OMP_NUM_THREADS"] == "5"
+    assert runner(tmp_path, parallel=3)._env(0)["OMP_NUM_THREADS"] == "5"
 
 
-def test_what_no_trial_could_run_is_refused_before_any_starts(tmp_path: Path) -> None:
+def test_invalid_configurations_are_refused_before_any_trial_starts(tmp_path: Path) -> None:
     bad = [OmegaConf.create({"optim": {"_target_": "kikitori.adamw", "lr": lr}}) for lr in (-1, -1, -2)]
     with pytest.raises(ConfigError) as caught:
-        machine(tmp_path).prepare(bad)
+        runner(tmp_path).prepare(bad)
     assert str(caught.value).count("problem") == 2
     assert "trial 0: 1 problem in the configuration\n  optim.lr: must be above 0, got -1" in str(caught.value)
     assert "trial 2: " in str(caught.value)
@@ -93,21 +93,21 @@ def test_what_no_trial_could_run_is_refused_before_any_starts(tmp_path: Path) ->
 def test_each_corpus_is_decoded_once_before_the_trials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     decoded = []
     monkeypatch.setattr("kikitori.Demo.decode", lambda data: decoded.append(data.limit["train"]))
-    demo = machine(tmp_path, "data=demo")
+    demo = runner(tmp_path, "data=demo")
     lines = [["data.limit.train=3", "seed=0"], ["data.limit.train=3", "seed=1"], ["data.limit.train=4", "seed=0"]]
     demo.prepare([demo.compose(i, ["data=demo", *line])[1] for i, line in enumerate(lines)])
     assert decoded == [3, 4]
 
 
-def test_two_processes_do_not_run_one_sweep(tmp_path: Path) -> None:
-    held = FileLock(tmp_path / ".lock")
-    with held, pytest.raises(SweepError, match="is being run by another process"), machine(tmp_path).open():
+def test_a_sweep_is_locked_against_a_second_process(tmp_path: Path) -> None:
+    lock = FileLock(tmp_path / ".lock")
+    with lock, pytest.raises(SweepError, match="is in use by another process"), runner(tmp_path).open():
         pass
 
 
-def test_what_a_killed_trial_left_running_goes_with_it(tmp_path: Path) -> None:
-    of = machine(tmp_path)
-    of.sweep = Sweep(tmp_path, [])
+def test_processes_left_by_a_killed_trial_are_killed(tmp_path: Path) -> None:
+    trial_runner = runner(tmp_path)
+    trial_runner.sweep = Sweep(tmp_path, [])
     (tmp_path / "t").mkdir()
     line = ["sh", "-c", "sleep 100 & echo $!; exec sleep 100"]
     leader: Any = subprocess.Popen(line, stdout=subprocess.PIPE, start_new_session=True)
@@ -115,8 +115,8 @@ def test_what_a_killed_trial_left_running_goes_with_it(tmp_path: Path) -> None:
     leader.kill()
     leader.wait()
     assert orphan.exists()
-    trial = of.sweep.add(Trial(0, "t", [], {}))
-    of._end(Process(trial, leader, 0.0, 0.0))
+    trial = trial_runner.sweep.add(Trial(0, "t", [], {}))
+    trial_runner._end(Process(trial, leader, 0.0, 0.0))
     end = time.monotonic() + 10
     while orphan.exists() and orphan.read_text().split(")")[1].split()[0] != "Z":
         assert time.monotonic() < end
@@ -124,12 +124,12 @@ def test_what_a_killed_trial_left_running_goes_with_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("parallel", "gpus_per_trial", "named"), [(-1, 1, "parallel=-1"), (1, 5, "gpus_per_trial=5")])
-def test_slots_that_cannot_be_are_refused(
+def test_impossible_numbers_of_slots_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, parallel: int, gpus_per_trial: int, named: str
 ) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     with pytest.raises(ConfigError, match=f"hydra.launcher.{named}: "):
-        machine(tmp_path, parallel=parallel, gpus_per_trial=gpus_per_trial)
+        runner(tmp_path, parallel=parallel, gpus_per_trial=gpus_per_trial)
 
 
 def test_a_sweep_without_trials_is_refused() -> None:
@@ -137,9 +137,9 @@ def test_a_sweep_without_trials_is_refused() -> None:
         launch(None, [], 0)
 
 
-def test_another_configuration_tree_reaches_the_trials(tmp_path: Path) -> None:
-    assert config_options(machine(tmp_path).config.hydra, "train") == []
-    other = machine(tmp_path)
+def test_another_configuration_folder_is_passed_to_the_trials(tmp_path: Path) -> None:
+    assert config_options(runner(tmp_path).config.hydra, "train") == []
+    other = runner(tmp_path)
     with read_write(other.config.hydra.runtime):
         main = next(source for source in other.config.hydra.runtime.config_sources if source.provider == "main")
         main.path = "/other/conf"

@@ -37,26 +37,26 @@ def plugin(folder: Path, **changes: Any) -> Any:
         ("seed=int(interval(1, 8))", IntDistribution(1, 8)),
     ],
 )
-def test_hydras_sweeps_become_a_studys_distributions(override: str, expected: Any) -> None:
+def test_hydra_sweeps_become_optuna_distributions(override: str, expected: Any) -> None:
     assert distribution(OverridesParser.create().parse_override(override)) == expected
 
 
-def test_what_is_fixed_and_what_is_searched_are_told_apart_and_the_line_wins(tmp_path: Path) -> None:
+def test_fixed_and_searched_keys_are_split_and_the_command_line_wins(tmp_path: Path) -> None:
     searching = plugin(tmp_path, params={"optim.lr": "1e-5,3e-5", "seed": "range(0,3)"})
     fixed, space = split_space(searching, ["data=demo", "optim.lr=tag(log, interval(1e-6, 1e-4))"])
     assert fixed == ["data=demo"]
     assert space == {"optim.lr": FloatDistribution(1e-6, 1e-4, log=True), "seed": IntDistribution(0, 2)}
 
 
-def test_a_search_for_nothing_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="has nothing to search; give a value as choice"):
+def test_a_search_without_a_searched_key_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="has nothing to search; give at least one key as choice"):
         split_space(plugin(tmp_path), ["data=demo"])
 
 
 SPACE = {"optim.lr": FloatDistribution(1e-6, 1e-4, log=True)}
 
 
-def test_a_study_that_goes_on_does_not_draw_the_same_again(tmp_path: Path) -> None:
+def test_a_resumed_study_does_not_repeat_its_samples(tmp_path: Path) -> None:
     def draw() -> float:
         study = open_study(plugin(tmp_path), SPACE, tmp_path)
         trial = study.ask(SPACE)
@@ -66,26 +66,26 @@ def test_a_study_that_goes_on_does_not_draw_the_same_again(tmp_path: Path) -> No
     assert len({draw() for _ in range(4)}) == 4
 
 
-def test_machines_that_share_a_study_do_not_draw_the_same_at_first(tmp_path: Path) -> None:
+def test_machines_that_share_a_study_start_with_different_samples(tmp_path: Path) -> None:
     studies = [open_study(plugin(tmp_path), SPACE, tmp_path / name) for name in ("a", "b")]
     assert len({study.ask(SPACE).params["optim.lr"] for study in studies}) == 2
 
 
-def test_a_study_of_another_search_is_refused(tmp_path: Path) -> None:
+def test_a_study_with_another_search_space_is_refused(tmp_path: Path) -> None:
     open_study(plugin(tmp_path), SPACE, tmp_path)
     other = {"optim.lr": FloatDistribution(1e-6, 1e-3, log=True), "model": CategoricalDistribution(["a", "b"])}
-    told = "is of another search: it has optim.lr 1e-06 to 0.0001, this one optim.lr 1e-06 to 0.001, model .a, b.;"
-    with pytest.raises(SweepError, match=told):
+    spaces = "optim.lr 1e-06 to 0.0001; this command gives optim.lr 1e-06 to 0.001, model .a, b.;"
+    with pytest.raises(SweepError, match=f"has another search space: {spaces}"):
         open_study(plugin(tmp_path), other, tmp_path)
 
 
 def test_a_file_that_is_no_study_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "study.journal").write_text("no journal\nat all\n")
-    with pytest.raises(SweepError, match=r"study\.journal is no study of Optuna's"):
+    (tmp_path / "study.journal").write_text("not a\njournal\n")
+    with pytest.raises(SweepError, match=r"study\.journal is no Optuna study"):
         open_study(plugin(tmp_path), SPACE, tmp_path)
 
 
-def test_a_grid_takes_every_combination_once(tmp_path: Path) -> None:
+def test_a_grid_tries_every_combination_once(tmp_path: Path) -> None:
     space = {"model": CategoricalDistribution(["a", "b"]), "seed": IntDistribution(0, 4, step=2)}
     study = open_study(plugin(tmp_path, sampler=partial(GridSampler, seed=0)), space, tmp_path)
     drawn = []
@@ -104,13 +104,13 @@ def test_a_grid_takes_every_combination_once(tmp_path: Path) -> None:
         ("optim.lr=interval(1, 0)", "optim.lr=interval.1, 0."),
     ],
 )
-def test_an_axis_without_values_is_named(override: str, why: str) -> None:
+def test_a_searched_key_without_values_is_named(override: str, why: str) -> None:
     with pytest.raises(ConfigError, match=why):
         distribution(OverridesParser.create().parse_override(override))
 
 
-class Alone:
-    """A machine whose trials are never run."""
+class IdleRunner:
+    """A runner that never starts its trials."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -124,10 +124,10 @@ class Alone:
 
 
 def searching(folder: Path, sweep: str, n_trials: int, **changes: Any) -> Search:
-    of, machine = plugin(folder, n_trials=n_trials, pruner=None, **changes), Alone(folder / sweep)
-    machine.sweep.id = sweep
-    fixed, space = split_space(of, ["model=a,b,c,d"])
-    return Search(of, machine, open_study(of, space, folder), fixed, space)  # type: ignore[arg-type]
+    given, runner = plugin(folder, n_trials=n_trials, pruner=None, **changes), IdleRunner(folder / sweep)
+    runner.sweep.id = sweep
+    fixed, space = split_space(given, ["model=a,b,c,d"])
+    return Search(given, runner, open_study(given, space, folder), fixed, space)  # type: ignore[arg-type]
 
 
 def test_a_grid_starts_no_combination_twice_while_others_still_run(tmp_path: Path) -> None:
@@ -135,7 +135,7 @@ def test_a_grid_starts_no_combination_twice_while_others_still_run(tmp_path: Pat
     assert sorted(trial.overrides[0] for trial in started) == ["model=a", "model=b", "model=c", "model=d"]
 
 
-def test_a_failed_trial_is_tried_again_with_its_own_values_whoever_else_asks(tmp_path: Path) -> None:
+def test_a_failed_trial_is_retried_with_its_own_values_by_its_own_sweep(tmp_path: Path) -> None:
     first = searching(tmp_path, "a", 3)
     trials = list(first.trials())
     for trial, state in zip(trials, ("completed", "failed", "completed"), strict=True):
@@ -149,20 +149,20 @@ def test_a_failed_trial_is_tried_again_with_its_own_values_whoever_else_asks(tmp
     assert len(list(searching(tmp_path, "b", 5).trials())) == 2
 
 
-def test_a_trial_without_a_score_is_a_failure(tmp_path: Path) -> None:
+def test_a_trial_without_a_score_has_failed(tmp_path: Path) -> None:
     search = searching(tmp_path, "a", 1)
     (trial,) = search.trials()
     trial.state = "completed"
     search.report_result(trial)
-    assert (trial.state, trial.reason) == ("failed", "it has no validation CER to search by")
+    assert (trial.state, trial.reason) == ("failed", "it has no validation CER, which the search minimises")
 
 
-def test_a_grid_of_an_interval_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"grid needs choices or ranges of whole numbers; optim\.lr is neither"):
+def test_a_grid_over_an_interval_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"grid needs choices or ranges of integers; optim\.lr is neither"):
         make_sampler(partial(GridSampler, seed=0), SPACE, 0)
 
 
-def test_the_pruner_is_kept_where_the_trials_find_it(tmp_path: Path) -> None:
+def test_the_pruner_is_stored_in_the_study_for_the_trials(tmp_path: Path) -> None:
     node = {"_target_": "optuna.pruners.SuccessiveHalvingPruner", "min_resource": 5}
     open_study(plugin(tmp_path, config=OmegaConf.create({"hydra": {"sweeper": {"pruner": node}}})), SPACE, tmp_path)
     study = optuna.load_study(study_name="kikitori", storage=open_storage(tmp_path / "study.journal"))

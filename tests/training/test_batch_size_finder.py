@@ -9,7 +9,6 @@ from kikitori.model.whisper import Whisper
 from kikitori.runtime.errors import TrainingError
 from kikitori.training import batch_size_finder
 from kikitori.training.batch_size_finder import find_micro_batch_sizes, largest_that_fits, make_memory_probe
-from kikitori.training.lightning_module import WhisperModule
 
 
 @pytest.mark.parametrize(("room", "found"), [(100, 13), (13, 13), (12, 7), (6, 4), (3, 2), (1, 1)])
@@ -18,17 +17,17 @@ def test_the_largest_share_of_a_step_that_fits_is_found(room: int, found: int) -
 
 
 def test_a_model_too_large_for_one_clip_is_told() -> None:
-    with pytest.raises(TrainingError, match=r"one clip in a window of 30 s does not fit the GPU's memory; take"):
+    with pytest.raises(TrainingError, match=r"one clip in a window of 30 s does not fit into the GPU's memory; use"):
         largest_that_fits(4, lambda clips: False, 3000)
 
 
 def test_a_number_holds_for_every_window_and_a_cpu_takes_what_suits_it(micro: Whisper) -> None:
-    trainer, module = pl.Trainer(accelerator="cpu", logger=False), WhisperModule(micro)
+    trainer = pl.Trainer(accelerator="cpu", logger=False)
     data: Any = SimpleNamespace(micro_batch_size=3, window_frames=lambda: {600, 3000})
-    assert find_micro_batch_sizes(trainer, module, data) == {600: 3, 3000: 3}
+    assert find_micro_batch_sizes(trainer, micro, data) == {600: 3, 3000: 3}
     for batch in (None, "auto"):
         data.micro_batch_size = batch
-        assert find_micro_batch_sizes(trainer, module, data) == {600: 20, 3000: 4}
+        assert find_micro_batch_sizes(trainer, micro, data) == {600: 20, 3000: 4}
 
 
 def test_a_tried_step_leaves_nothing_behind(micro: Whisper, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -39,7 +38,7 @@ def test_a_tried_step_leaves_nothing_behind(micro: Whisper, monkeypatch: pytest.
 
     fitting_encode = batch_size_finder.encode
     monkeypatch.setattr(batch_size_finder, "encode", encode)
-    trainer, module = pl.Trainer(accelerator="cpu", logger=False), WhisperModule(micro)
-    fits = make_memory_probe(module, trainer, 60, 9)
+    trainer = pl.Trainer(accelerator="cpu", logger=False)
+    fits = make_memory_probe(micro, trainer, 60, 9)
     assert [fits(clips) for clips in (4, 3, 2, 1)] == [False, False, True, True]
-    assert all(p.grad is None for p in module.parameters())
+    assert all(p.grad is None for p in micro.model.parameters())

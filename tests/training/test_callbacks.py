@@ -1,7 +1,6 @@
 """The numbers that a training step logs beside its loss."""
 
 import csv
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,11 +12,12 @@ from pytorch_lightning.loggers import CSVLogger
 
 from kikitori.data.collate import collate
 from kikitori.model.whisper import Whisper
-from kikitori.training import callbacks, optimizer
+from kikitori.training import callbacks
 from kikitori.training.callbacks import ThroughputMonitor
 from kikitori.training.lightning_module import WhisperModule
+from kikitori.training.optimizer import adamw
 
-OPTIM = partial(optimizer.adamw, lr=1e-3, weight_decay=0.1, betas=(0.9, 0.98), warmup_steps=1, schedule="linear")
+OPTIM = adamw(lr=1e-3, weight_decay=0.1, betas=(0.9, 0.98), warmup_steps=1, schedule="linear")
 TEXTS = ["犬", "赤い犬", "猫", "白い猫と犬"]
 CLIP_S = 1.8
 
@@ -28,8 +28,6 @@ class Data(pl.LightningDataModule):
     def __init__(self, whisper: Whisper) -> None:
         super().__init__()
         self.whisper = whisper
-        decoded = {text: SimpleNamespace(samples=int(16_000 * CLIP_S)) for text in TEXTS}
-        self.stores = {"train": SimpleNamespace(decoded=decoded)}
 
     def train_dataloader(self) -> Any:
         processor = self.whisper.processor

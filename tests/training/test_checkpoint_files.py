@@ -60,7 +60,7 @@ def test_a_damaged_checkpoint_is_named_and_passed_over(
         path.write_bytes(path.read_bytes()[: -100 if damage == "cut" else 0])
     assert checkpoints.latest_valid(path.parent) == older
     assert "last.ckpt" in caplog.text
-    assert "passed over" in caplog.text
+    assert "is skipped" in caplog.text
 
 
 def test_any_flipped_byte_is_noticed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -69,7 +69,7 @@ def test_any_flipped_byte_is_noticed(tmp_path: Path, caplog: pytest.LogCaptureFi
     for at in range(0, len(whole), 61):
         flip(path, at)
         assert checkpoints.latest_valid(path.parent) is None, at
-        assert "begins anew" in caplog.text
+        assert "training starts from step 0" in caplog.text
         caplog.clear()
         path.write_bytes(whole)
     assert checkpoints.latest_valid(path.parent) == path
@@ -121,8 +121,8 @@ def test_a_save_that_fails_is_an_error_and_the_old_one_stays(tmp_path: Path, mon
         def flush(self) -> None: ...
 
     monkeypatch.setattr(checkpoints, "_Hashing", Full)
-    told = rf"{path} cannot be written: .*No space left.*; those that were there are whole: .* resume={tmp_path}$"
-    with pytest.raises(TrainingError, match=told):
+    message = rf"{path} cannot be written: .*No space left.*; earlier checkpoints are intact: .* resume={tmp_path}$"
+    with pytest.raises(TrainingError, match=message):
         saved(tmp_path, "last", 2)
     monkeypatch.undo()
     assert checkpoints.read_checkpoint(path)["global_step"] == 1
@@ -141,13 +141,13 @@ def test_what_a_killed_run_left_is_swept(tmp_path: Path) -> None:
 def test_a_checkpoint_that_is_none_is_told(tmp_path: Path) -> None:
     path = saved(tmp_path, "last", 1)
     flip(path, 100)
-    with pytest.raises(DataError, match=r"last\.ckpt is damaged: it does not match last\.ckpt\.sha256; take another"):
+    with pytest.raises(DataError, match=r"last\.ckpt is damaged: it does not match last\.ckpt\.sha256; use another"):
         checkpoints.read_checkpoint(path)
     torch.save([1], tmp_path / "a.ckpt")
     with pytest.raises(DataError, match=r"holds no checkpoint, but a list"):
         checkpoints.read_checkpoint(tmp_path / "a.ckpt")
     (tmp_path / "b.ckpt").write_bytes(b"nothing")
     with pytest.raises(
-        DataError, match=r"b\.ckpt is damaged, or holds more than weights and plain values \(\w+\); take"
+        DataError, match=r"b\.ckpt is damaged, or holds more than weights and plain values \(\w+\); use"
     ):
         checkpoints.read_checkpoint(tmp_path / "b.ckpt")

@@ -60,7 +60,8 @@ class Data(pl.LightningDataModule):
         rows = examples(self.whisper)
         tokens = [len(row["tokens"]) - 1 for row in rows]
         sampler = StepSampler(
-            [1.0] * CLIPS, [100] * CLIPS, tokens, GLOBAL_BATCH, STEPS, 0, False, first_step=self.trainer.global_step
+            *([1.0] * CLIPS, [100] * CLIPS, tokens, GLOBAL_BATCH, STEPS, 0, False),
+            global_step=lambda: self.trainer.global_step if self.trainer else 0,
         )
         return torch.utils.data.DataLoader(
             Drawn(rows), batch_sampler=sampler, collate_fn=collate, num_workers=self.workers
@@ -182,7 +183,7 @@ def test_what_is_forgotten_shows(
         monkeypatch.setattr("torch.optim.lr_scheduler.LambdaLR.load_state_dict", lambda self, state: None)
     else:
         make = StepSampler.__init__
-        monkeypatch.setattr(StepSampler, "__init__", lambda self, *a, first_step=0, **k: make(self, *a, **k))
+        monkeypatch.setattr(StepSampler, "__init__", lambda self, *a, global_step=None, **k: make(self, *a, **k))
     fit(micro, tmp_path / "parts")
     assert not same(state(tmp_path / "whole"), state(tmp_path / "parts"))
 

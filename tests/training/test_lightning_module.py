@@ -16,9 +16,10 @@ from kikitori.metrics.error_rates import corpus_rate, edits_and_lengths, score_c
 from kikitori.model.loading import load_whisper
 from kikitori.model.whisper import Whisper, encode
 from kikitori.runtime.errors import TrainingError
+from kikitori.training.batch_size_finder import split_on_oom
 from kikitori.training.callbacks import ValidateEvery
 from kikitori.training.history import TrainingHistory
-from kikitori.training.lightning_module import WhisperModule, split_on_oom
+from kikitori.training.lightning_module import WhisperModule
 from kikitori.training.loss import clip_losses
 
 
@@ -286,7 +287,7 @@ def test_a_step_that_does_not_fit_is_taken_again_in_halves_and_stays_the_step(
         return
     run.fit(module, training(micro, 4, 2))
     assert seen == {1: [4, 2, 2, 2, 2], 2: [4, 2, *[1] * 8]}[times]
-    assert caplog.text.count("do not fit the memory; from here half as many") == times
+    assert caplog.text.count("do not fit into memory; micro-batches are half as large from here on") == times
     for name, weight in undisturbed.state_dict().items():
         torch.testing.assert_close(module.state_dict()[name], weight, atol=1e-5, rtol=1e-4)
 

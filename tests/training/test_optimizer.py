@@ -48,7 +48,7 @@ def test_frozen_parameters_are_left_to_nobody() -> None:
 
 def test_the_scheduler_moves_the_learning_rate_once_a_step() -> None:
     model = nn.Linear(2, 2)
-    optimizer, scheduler = adamw(model, 10, 1.0, 0.0, (0.9, 0.99), 2, "linear")
+    optimizer, scheduler = adamw(1.0, 0.0, (0.9, 0.99), 2, "linear")(model, 10)
     rates = []
     for _ in range(4):
         rates.append(optimizer.param_groups[0]["lr"])
@@ -63,7 +63,7 @@ def test_a_changed_setting_holds_after_the_states_are_restored() -> None:
 
     def make(lr: float, max_steps: int) -> tuple[Any, Any]:
         settings = {"lr": lr, "weight_decay": 0.1, "betas": (0.9, 0.98), "warmup_steps": 2, "schedule": "linear"}
-        return adamw(nn.Linear(2, 2), max_steps, **settings)  # type: ignore[arg-type]
+        return adamw(**settings)(nn.Linear(2, 2), max_steps)  # type: ignore[arg-type]
 
     def advanced(optimizer: Any, scheduler: Any, steps: int) -> float:
         for _ in range(steps):

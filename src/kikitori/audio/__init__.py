@@ -1,1 +1,1 @@
-"""Audio files to 16 kHz samples. Imports no other package."""
+"""Turns audio files into 16 kHz samples. Imports no other package."""

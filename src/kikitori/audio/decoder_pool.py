@@ -1,4 +1,4 @@
-"""Decoding in processes that may die of what they read: a clip that takes one down is refused, and the next goes on."""
+"""Decodes audio in worker processes. If a file crashes its worker, that clip is rejected and the next one decoded."""
 
 import json
 import os
@@ -16,25 +16,25 @@ from numpy.typing import NDArray
 
 from kikitori.audio.decoder_process import MAX_BYTES, MAX_FRAMES, MAX_SECONDS, AudioError
 
-# A decoder that died is most often the file's doing, but it may have been the machine's, short of memory.
-TRIES = 2
-# Samples that are copied at a time; of a longer recording the memory is given back.
-AT_ONCE = 2**24
-# It multiplies nothing, and OpenBLAS's threads take time to start. And glibc keeps what it freed for the next clip: to
-# be given fresh pages for each took 5 % of the time.
+# Attempts per file. A worker that dies was most often crashed by the file, but the system may have been out of memory.
+MAX_TRIES = 2
+# Samples copied at a time. After a longer recording, the shared memory is released.
+COPY_SAMPLES = 2**24
+# A worker does no linear algebra, and OpenBLAS's threads take time to start. The malloc settings make glibc keep freed
+# memory for the next clip: fresh pages for each clip took 5 % of the time.
 ENVIRONMENT = {"OPENBLAS_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": str(2**26), "MALLOC_TRIM_THRESHOLD_": str(2**27)}
 
 
 class AudioWorkerError(RuntimeError):
-    """The decoder process cannot be started; no recording is to blame."""
+    """A decoder process cannot be started. No recording is at fault."""
 
 
 class Decoder:
-    """One decoder process (`decoder_process`). It is started at once and waited for at the first call."""
+    """One decoder process (`decoder_process`). It starts at once; only the first call waits until it is ready."""
 
     def __init__(self) -> None:
-        # Samples come through memory that both processes see: as messages they would be copied three times more.
-        self._memory = _memory()
+        # Samples are returned through shared memory: as messages they would be copied three more times.
+        self._memory = _memory_file()
         self._start()
 
     def _start(self) -> None:
@@ -50,71 +50,68 @@ class Decoder:
         self._ready = False
 
     def __call__(self, source: Path | bytes) -> tuple[NDArray[np.float32], int]:
-        """(samples,) mono, and their rate in Hz. Raises AudioError, or AudioWorkerError if no decoder starts."""
-        for _ in range(TRIES):
-            try:
-                return self._asked(source)
-            except (EOFError, ConnectionError):
-                died = self._died()
-                self._start()
-        raise AudioError(died)
+        """Decodes a file, or the bytes of one, to (samples,) mono; also returns the sampling rate in Hz.
 
-    def _asked(self, source: Path | bytes) -> tuple[NDArray[np.float32], int]:
+        Raises AudioError if the recording cannot be used, AudioWorkerError if the decoder process cannot be started.
+        """
+        for _ in range(MAX_TRIES):
+            try:
+                return self._request(source)
+            except (EOFError, ConnectionError):
+                death = self._death()
+                self._start()
+        raise AudioError(death)
+
+    def _request(self, source: Path | bytes) -> tuple[NDArray[np.float32], int]:
         if not self._ready:
-            self._wait()
+            self._wait_until_ready()
         if isinstance(source, Path):
             self._connection.send_bytes(os.fsencode(source.absolute()))
         elif len(source) > MAX_BYTES:
-            raise AudioError(f"has {len(source) / 2**30:.1f} GB, over {MAX_BYTES >> 30} GB; cut it into parts")
+            raise AudioError(f"has {len(source) / 2**30:.1f} GB, over {MAX_BYTES >> 30} GB; split it")
         else:
             self._connection.send_bytes(b"")
             self._connection.send_bytes(source)
-        count, rate, refusal = json.loads(self._connection.recv_bytes())
-        if refusal:
-            raise AudioError(refusal)
+        count, rate, error_text = json.loads(self._connection.recv_bytes())
+        if error_text:
+            raise AudioError(error_text)
         samples = np.empty(min(count, MAX_FRAMES), np.float32)
-        for start in range(0, len(samples), AT_ONCE):
-            os.preadv(self._memory, [samples[start : start + AT_ONCE].data], 4 * start)
-        if len(samples) > AT_ONCE:
+        for start in range(0, len(samples), COPY_SAMPLES):
+            os.preadv(self._memory, [samples[start : start + COPY_SAMPLES].data], 4 * start)
+        if len(samples) > COPY_SAMPLES:
             os.ftruncate(self._memory, 0)
         return samples, rate
 
-    def _wait(self) -> None:
+    def _wait_until_ready(self) -> None:
         try:
             self._connection.recv_bytes()
         except (EOFError, ConnectionError) as error:
-            died = self._died()
-            if self._process.returncode < 0:  # somebody else's doing
+            death = self._death()
+            if self._process.returncode < 0:  # it was killed from outside: try again
                 raise
-            raise AudioWorkerError(f"the process that decodes cannot be started: {died}; see above") from error
+            raise AudioWorkerError(f"the decoder process cannot be started: {death}; see above") from error
         self._ready = True
 
-    def _died(self) -> str:
+    def _death(self) -> str:
+        """Describes how the process ended."""
         self._connection.close()
         code = self._process.wait()
         if code == -signal.SIGALRM:
             return f"took longer than {MAX_SECONDS} s to decode"
-        return (
-            f"the decoder was killed by {signal.Signals(-code).name}" if code < 0 else f"the decoder ended with {code}"
-        )
+        if code < 0:
+            return f"the decoder was killed by {signal.Signals(-code).name}"
+        return f"the decoder ended with {code}"
 
     def close(self) -> None:
+        """Ends the process."""
         self._connection.close()
         self._process.kill()
         self._process.wait()
         os.close(self._memory)
 
 
-def _memory() -> int:
-    """A file in memory, by its descriptor; on a disk where the system (macOS) has none."""
-    if hasattr(os, "memfd_create"):
-        return os.memfd_create("samples")
-    with tempfile.TemporaryFile() as file:
-        return os.dup(file.fileno())
-
-
 class Decoders:
-    """So many processes that decode, for as many threads to call; they end with the `with` block."""
+    """A pool of decoder processes for several threads, which end with the `with` block."""
 
     def __init__(self, count: int) -> None:
         self._all = [Decoder() for _ in range(count)]
@@ -123,7 +120,7 @@ class Decoders:
             self._idle.put(decoder)
 
     def __call__(self, source: Path | bytes) -> tuple[NDArray[np.float32], int]:
-        """As of `Decoder`, by whichever is idle."""
+        """Calls an idle `Decoder`; waits while all are busy."""
         decoder = self._idle.get()
         try:
             return decoder(source)
@@ -136,3 +133,11 @@ class Decoders:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         for decoder in self._all:
             decoder.close()
+
+
+def _memory_file() -> int:
+    """Returns the descriptor of a file in memory, or of a temporary file where the system (macOS) has none."""
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create("samples")
+    with tempfile.TemporaryFile() as file:
+        return os.dup(file.fileno())

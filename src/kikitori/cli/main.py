@@ -22,8 +22,8 @@ from kikitori.config.names import did_you_mean, explain, outdated, unknown_optio
 from kikitori.config.overrides import LINE
 from kikitori.config.secrets import secret_in
 from kikitori.runs.results import RESULTS, SWEEP, ended_before_scoring
-from kikitori.runs.resume import expand_resume
-from kikitori.runtime import distributed
+from kikitori.runs.resume import expand_resume, expand_resume_sweep
+from kikitori.runtime import distributed, processes
 from kikitori.runtime.errors import KikitoriError, Stopped
 
 USAGE = """\
@@ -62,7 +62,7 @@ def main() -> None:
     # exit, took 1.5 of the 5.8 s of CPU time in which a command started and ended.
     gc.set_threshold(10_000)
     atexit.register(gc.freeze)
-    distributed.die_with_parent()
+    processes.exit_with_launcher()
     arguments = sys.argv[1:]
     if arguments[:1] == ["help"]:
         arguments = [*arguments[1:2], "--help"]
@@ -83,11 +83,11 @@ def main() -> None:
 
 
 def _prepare_line(command: str, words: list[str]) -> list[str]:
-    """The words after the command, checked and with `resume=FOLDER` expanded."""
+    """The words after the command, checked, with `resume=FOLDER` and `resume_sweep=FOLDER` expanded."""
     if command in HYDRA_COMMANDS:
         _refuse_names(words)
         try:
-            words = expand_resume(command, words)
+            words = expand_resume_sweep(command, expand_resume(command, words))
         except KikitoriError as error:
             sys.exit(str(error))
     _refuse([command, *words])

@@ -21,7 +21,7 @@ def main(cfg: DictConfig) -> None:
     facts = data.summary()
     table = Table("split", "clips", "hours", "stored in", title=facts["corpus"], title_justify="left")
     for split, row in facts["splits"].items():
-        path = data.stores[split].path
+        path = data.prepared.audio_caches[split].path
         table.add_row(
             split, str(row["clips"]), f"{row['seconds'] / 3600:.2f}", f"{path.stat().st_size / 2**20:.1f} MiB"
         )

@@ -12,15 +12,15 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 from kikitori.config.targets import add_working_folder
-from kikitori.runtime.distributed import die_with_parent
 from kikitori.runtime.errors import Stopped
+from kikitori.runtime.processes import exit_with_launcher
 
 add_working_folder()
 
 
 def main() -> None:
     """Runs the command with the configuration that comes through standard input."""
-    die_with_parent()
+    exit_with_launcher()
     cfg = OmegaConf.create(json.load(sys.stdin))
     try:
         command = sys.argv[1]

@@ -1,1 +1,1 @@
-"""Many runs, ranked and shown."""
+"""Comparison of runs: leaderboard, tables in four formats, and the HTML page."""

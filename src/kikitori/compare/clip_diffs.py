@@ -1,4 +1,4 @@
-"""What a training changed, clip by clip, those that lost most first; and the kinds of errors."""
+"""Transcripts before and after training, clip by clip, those that got worse first, and the types of errors."""
 
 import base64
 import io
@@ -17,50 +17,52 @@ from kikitori.runs.reader import Run
 from kikitori.runtime.errors import DataError
 from kikitori.runtime.paths import cache_folder
 
-# What one page can hold: it must open on a telephone.
-MOST_RUNS = 24
-MOST_CLIPS = 50
-MOST_AUDIO = 40
-MOST_ERRORS = 30
+# Limits that keep the page small enough for a phone.
+MAX_RUNS = 24
+MAX_CLIPS = 50
+MAX_AUDIO = 40
+MAX_ERRORS = 30
 
 
-def of_table(table: Leaderboard, most_audio: int = MOST_AUDIO) -> dict[str, Any]:
-    """The first runs' clips by split, and audio for the clips that stand highest in any of them."""
-    runs = [run for run in table.runs if any(run.predictions_path(split).exists() for split in SPLITS)][:MOST_RUNS]
+def clips_of_table(table: Leaderboard, max_audio: int = MAX_AUDIO) -> dict[str, Any]:
+    """The clips of the first runs by split, and audio for the clips at the top of any of their tables."""
+    runs = [run for run in table.runs if any(run.predictions_path(split).exists() for split in SPLITS)][:MAX_RUNS]
     ranks = {id(run): rank for rank, row in enumerate(table.rows, 1) for run in row.runs}
-    told = [
-        {"run": f"#{ranks[id(run)]} {run.name}", "split": split, **of_run(run, split)}
+    parts = [
+        {"run": f"#{ranks[id(run)]} {run.name}", "split": split, **clips_of_run(run, split)}
         for run in runs
         for split in SPLITS
         if run.predictions_path(split).exists()
     ]
     audio: dict[str, dict[str, str]] = {}
-    silence = ""
+    no_audio = ""
     for split in SPLITS:
-        clips = _topmost([part["clips"] for part in told if part["split"] == split], most_audio // len(SPLITS))
-        # Any run that names a store which is here will do: all were scored on the same clips.
+        clips = _topmost([part["clips"] for part in parts if part["split"] == split], max_audio // len(SPLITS))
+        # All runs were scored on the same clips, so the audio of any of them will do.
         for run in runs:
-            audio[split], silence = audio_data_urls(run, split, clips)
+            audio[split], no_audio = audio_data_urls(run, split, clips)
             if audio[split]:
                 break
-    return {"runs": told, "audio": audio, "silence": silence, "left_out": len(table.runs) - len(runs)}
+    return {"runs": parts, "audio": audio, "no_audio": no_audio, "left_out": len(table.runs) - len(runs)}
 
 
-def of_run(run: Run, split: str) -> dict[str, Any]:
-    """The clips that lost most, and the errors before and after; `before` is absent where nothing was trained."""
+def clips_of_run(run: Run, split: str) -> dict[str, Any]:
+    """The clips by how much worse they got, and the types of errors; `before` is missing where nothing was trained."""
     language = run.results.get("data", {}).get("language", "ja")
     after = run.predictions(split)
     before = {row["clip"]: row for row in run.predictions(split, "before")} if run.stage == "after" else {}
-    ordered = sorted(after, key=lambda row: (_lost(before.get(row["clip"]), row), row["cer_edits"]), reverse=True)
+    ordered = sorted(
+        after, key=lambda row: (_added_edits(before.get(row["clip"]), row), row["cer_edits"]), reverse=True
+    )
     errors = {"after": _errors(after, language)}
     if before:
         errors["before"] = _errors(list(before.values()), language)
-    clips = [_clip(before.get(row["clip"]), row, language) for row in ordered[:MOST_CLIPS]]
+    clips = [_clip(before.get(row["clip"]), row, language) for row in ordered[:MAX_CLIPS]]
     return {"clips": clips, "total": len(after), "errors": errors}
 
 
-def _lost(before: dict[str, Any] | None, after: dict[str, Any]) -> int:
-    """Edits that training added; what CER counts, so that a long clip is not hidden by a short one."""
+def _added_edits(before: dict[str, Any] | None, after: dict[str, Any]) -> int:
+    """Edits that training added. A count and not a rate, so that short clips do not hide long ones."""
     return after["cer_edits"] - (before["cer_edits"] if before else 0)
 
 
@@ -74,58 +76,60 @@ def _clip(before: dict[str, Any] | None, after: dict[str, Any], language: str) -
 
 
 def _pieces(row: dict[str, Any], language: str) -> list[list[str]]:
-    """Spans of the text as it is scored, edits that touch made one: うどん for ピザ, not a kana here and there."""
+    """[kind, reference, output] of spans of the normalised texts. Adjacent edits are one span: うどん for ピザ."""
     pieces: list[list[str]] = []
     for equal, group in groupby(
         spans(normalise(row["reference"], language), normalise(row["hypothesis"], language)),
         key=lambda span: span.kind == "equal",
     ):
         parts = list(group)
-        said, heard = ("".join(texts) for texts in zip(*((p.reference, p.hypothesis) for p in parts), strict=True))
-        kind = "equal" if equal else "delete" if not heard else "insert" if not said else "substitute"
-        pieces.append([kind, said, heard if equal else _shortened(heard)])
+        reference, output = (
+            "".join(texts) for texts in zip(*((p.reference, p.hypothesis) for p in parts), strict=True)
+        )
+        kind = "equal" if equal else "delete" if not output else "insert" if not reference else "substitute"
+        pieces.append([kind, reference, output if equal else _shortened(output)])
     return pieces
 
 
-def _shortened(text: str, most: int = 200) -> str:
-    """A looping model's thousandth character tells nobody anything."""
-    return text if len(text) <= most else f"{text[:most]} … ({len(text) - most} more)"
+def _shortened(text: str, limit: int = 200) -> str:
+    """The start of a text, which may be endless if a model repeats itself."""
+    return text if len(text) <= limit else f"{text[:limit]} … ({len(text) - limit} more)"
 
 
 def _errors(rows: Sequence[dict[str, Any]], language: str) -> dict[str, Any]:
     errors = error_types([row["reference"] for row in rows], [row["hypothesis"] for row in rows], language)
-    return {**errors, "rows": errors["rows"][:MOST_ERRORS]}
+    return {**errors, "rows": errors["rows"][:MAX_ERRORS]}
 
 
-def _topmost(tables: Sequence[Sequence[dict[str, Any]]], most: int) -> list[str]:
-    """The first clips of every table, then the second ones, until there are enough."""
-    return list(dict.fromkeys(_in_turn(tables)))[:most]
+def _topmost(tables: Sequence[Sequence[dict[str, Any]]], limit: int) -> list[str]:
+    """The first clips of all tables, then the second ones, up to the limit."""
+    return list(dict.fromkeys(_in_turn(tables)))[:limit]
 
 
 def _in_turn(tables: Sequence[Sequence[dict[str, Any]]]) -> Iterator[str]:
-    for place in range(max(map(len, tables), default=0)):
+    for i in range(max(map(len, tables), default=0)):
         for table in tables:
-            if place < len(table):
-                yield table[place]["clip"]
+            if i < len(table):
+                yield table[i]["clip"]
 
 
 def audio_data_urls(run: Run, split: str, clips: Sequence[str]) -> tuple[dict[str, str], str]:
-    """A data: address for each clip, and why there is none where there is none."""
+    """A data: URL for each clip, or the reason why there is no audio."""
     name = run.results.get("data", {}).get("splits", {}).get(split, {}).get("store")
     if not name:
-        return {}, "results.json names no store of decoded clips"
+        return {}, "results.json names no cache of decoded clips"
     path = cache_folder() / "store" / str(name)
     if not path.is_file():
-        return {}, f"the store of decoded clips, {path.name}, is not in this machine's cache"
+        return {}, f"the decoded clips, {path.name}, are not in this machine's cache"
     try:
-        store = AudioCache(path)
+        cache = AudioCache(path)
     except DataError as error:
         return {}, str(error)
-    return {clip: encode(store, clip) for clip in clips if clip in store.decoded}, ""
+    return {clip: encode_mp3(cache, clip) for clip in clips if clip in cache.decoded}, ""
 
 
-def encode(store: AudioCache, clip: str) -> str:
-    """One clip as MP3: every browser plays it, at a few kB a second."""
+def encode_mp3(cache: AudioCache, clip: str) -> str:
+    """A clip as a data: URL of an MP3, which every browser plays and which takes a few kB per second."""
     file = io.BytesIO()
-    soundfile.write(file, store.pcm(clip), SAMPLE_RATE, format="MP3", compression_level=0.9)
+    soundfile.write(file, cache.pcm(clip), SAMPLE_RATE, format="MP3", compression_level=0.9)
     return f"data:audio/mpeg;base64,{base64.b64encode(file.getvalue()).decode()}"

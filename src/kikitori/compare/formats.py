@@ -1,28 +1,21 @@
-"""A comparison in a terminal, in Markdown, CSV or JSON."""
+"""A comparison as text: terminal table, Markdown, CSV and JSON."""
 
 import csv
 import io
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
-from functools import partial
 from typing import Any
-
-from rich.console import Console
-from rich.measure import Measurement
-from rich.table import Table
-from rich.text import Text
 
 from kikitori.compare.leaderboard import ALIKE, BEST, WORSE, Estimate, Leaderboard, Row, format_value
 from kikitori.runs.reader import Run
-from kikitori.runs.summary import percent
+from kikitori.runs.summary import Grid, duration, fit, percent, terminal
 
 SEPARATE = (
     "These runs were scored on different clips or in different ways; their rates must not be compared across tables."
 )
-# Past so many, what varies says less than a run's name.
-MOST_KEYS = 5
-UNFOLDED = 10_000  # columns
+# With more keys than this, a row is named by its run.
+MAX_KEYS = 5
 
 
 def bracketed(estimate: Estimate | None) -> str:
@@ -33,46 +26,33 @@ def bracketed(estimate: Estimate | None) -> str:
 
 
 def spread(row: Row, split: str = "validation") -> str:
-    """Lowest to highest of the seeds; a dash for one seed, of which nothing can be said."""
+    """The lowest and the highest rate of the seeds; a dash for a single seed."""
     each = row.each[split]
     return f"{percent(min(each))} to {percent(max(each))}" if len(each) > 1 else "–"
 
 
 def verdict(row: Row) -> str:
-    """In words, and by how much where a row is worse."""
+    """The verdict on a row, with the difference to the best where it is worse."""
     if row.verdict == WORSE and row.difference:
-        overlap = ", but seeds overlap" if row.seeds_overlap else ""
+        overlap = "; seeds overlap" if row.seeds_overlap else ""
         return f"worse by {bracketed(row.difference)}{overlap}"
     return row.verdict
 
 
-def duration(seconds: float | None) -> str:
-    """42 s, 3 min, 2.5 h."""
-    if seconds is None:
-        return "–"
-    return (
-        f"{seconds:.0f} s"
-        if seconds < 100
-        else f"{seconds / 60:.0f} min"
-        if seconds < 6000
-        else f"{seconds / 3600:.1f} h"
-    )
-
-
 def number(value: float | None, digits: int = 1) -> str:
-    """A number of so many digits after the point, or a dash."""
+    """A number with `digits` digits after the point, or a dash."""
     return "–" if value is None else f"{value:.{digits}f}"
 
 
 def identity(table: Leaderboard, row: Row) -> dict[str, str]:
-    """The columns that say which configuration a row is."""
-    if 0 < len(table.keys) <= MOST_KEYS:
-        return {key: format_value(row.choices[key]) for key in table.keys}
-    return {"run": row.runs[0].name + (f" +{len(row.runs) - 1}" if len(row.runs) > 1 else "")}
+    """The columns that name the configuration of a row: the keys that vary, or the first run."""
+    if 0 < len(table.keys) <= MAX_KEYS:
+        return {key: format_value(row.choices.get(key)) for key in table.keys}
+    return {"run": row.runs[0].name + (f" and {len(row.runs) - 1} more" if len(row.runs) > 1 else "")}
 
 
 def scores(row: Row) -> dict[str, str]:
-    """The columns that rank."""
+    """The columns of rates and verdicts."""
     return {
         "val CER %": bracketed(row.estimate.get("validation")),
         "seeds": str(len(row.runs)),
@@ -83,59 +63,50 @@ def scores(row: Row) -> dict[str, str]:
 
 
 def costs(row: Row) -> dict[str, str]:
-    """What a run of this configuration cost: the mean over its seeds."""
+    """The columns of costs: means over the seeds."""
     seconds = [row.cost(key) for key in ("fit_s", "evaluate_s")]
     known = [s for s in seconds if s is not None]
     return {
         "time": duration(sum(known) if known else None),
         "clips/s": number(row.cost("train_clips_per_s")),
-        "GB": number(row.cost("peak_memory_gb")),
+        "peak GB": number(row.cost("peak_memory_gb")),
         "M params": number(row.parameters / 1e6 if row.parameters else None),
     }
 
 
 def failure(run: Run) -> str:
-    """One line on a run that is not completed."""
+    """One line about a run that is not completed."""
     return f"{run.name}: {run.status}: {run.reason}" + (f" (log: {run.log})" if run.log else "")
 
 
 def notes(table: Leaderboard) -> list[str]:
-    """What one should, and should not, conclude from a table."""
+    """How to read a table, and what it does not show."""
     most = max((len(row.runs) for row in table.rows), default=0)
-    said = [
-        "Ranked by the validation CER of each run's best checkpoint, which validation chose: it flatters every row, "
-        "and the first of many most. Test chose nothing.",
-        "[low, high]: 95 % bootstrap over clips. It says how far other clips would move a figure, not other seeds.",
-        f"{ALIKE[0].upper()}{ALIKE[1:]}: on the same resamples of clips, the interval of the difference to it holds 0. "
-        "That is no proof that they are equal.",
+    lines = [
+        "Ranked by validation CER of each run's best checkpoint. That checkpoint was chosen on validation too, so "
+        "these rates are optimistic, most of all for the top rows. The test split was not used for any choice.",
+        "[low, high]: 95 % interval from a bootstrap over clips. It covers the choice of clips, not of seeds.",
+        f"{ALIKE[0].upper()}{ALIKE[1:]}: on the same resampled clips, the interval of the difference to the best "
+        "contains 0. This does not show that they are equal.",
         "Spread: lowest to highest of the seeds."
         if most > 1
-        else "One seed each: nothing here says how far another seed would move a figure; add seed=0,1,2 to the sweep.",
+        else "One seed each, so the variation between seeds is unknown; add seed=0,1,2 to the sweep.",
     ]
     commits = {str((run.results.get("git") or {}).get("commit")) for run in table.runs}
     if len(commits) > 1:
-        said.append(f"The runs come from {len(commits)} commits of kikitori.")
+        lines.append(f"The runs come from {len(commits)} different commits of kikitori.")
     if any((run.results.get("git") or {}).get("dirty") for run in table.runs):
-        said.append("Some runs come from a checkout with changes that no commit holds.")
-    return said
+        lines.append("Some runs come from a checkout with uncommitted changes.")
+    return lines
 
 
 def print_tables(tables: Sequence[Leaderboard], failures: Sequence[Run]) -> None:
-    """A table for each data set, in two halves where the terminal is too narrow for one, notes, and the failures."""
-    # A pipe has no width of its own, and a folded cell is read by nobody.
-    console = Console()
-    console = console if console.is_terminal else Console(width=UNFOLDED)
+    """Prints the table of each data set with its notes, and the failures."""
+    console = terminal()
     for table in tables:
         console.print(f"{table.name}; scored by {table.scoring}", markup=False, highlight=False, soft_wrap=True)
-        names, ranks, prices = (
-            [column(row) for row in table.rows] for column in (partial(identity, table), scores, costs)
-        )
-        whole = _draw(table, names, ranks, prices)
-        if Measurement.get(console, console.options.update(max_width=UNFOLDED), whole).maximum <= console.width:
-            console.print(whole)
-        else:
-            console.print(_draw(table, names, ranks))
-            console.print(_draw(table, names, prices))
+        for part in fit(_grid(table), console):
+            console.print(part)
         for note in notes(table):
             console.print(f"· {note}", style="dim", markup=False, highlight=False)
         console.print()
@@ -147,19 +118,23 @@ def print_tables(tables: Sequence[Leaderboard], failures: Sequence[Run]) -> None
         console.print(f"  {failure(run)}", markup=False, highlight=False, soft_wrap=True)
 
 
-def _draw(table: Leaderboard, *columns: Sequence[dict[str, str]]) -> Table:
-    """The groups of columns side by side."""
-    drawn = Table()
-    rows = [dict(item for cells in group for item in cells.items()) for group in zip(*columns, strict=True)]
-    for name in rows[0]:
-        drawn.add_column(Text(name), justify="left" if name in (*table.keys, "run", "against the best") else "right")
-    for cells, row in zip(rows, table.rows, strict=True):
-        drawn.add_row(*map(Text, cells.values()), style="bold" if row.verdict == BEST else None)
-    return drawn
+def _grid(table: Leaderboard) -> Grid:
+    """The cells of a table; in a narrow terminal, the rates, the verdicts and the costs stand below each other."""
+    rows = [identity(table, row) | scores(row) | costs(row) for row in table.rows]
+    keys, rates, prices = (
+        list(columns) for columns in (identity(table, table.rows[0]), scores(table.rows[0]), costs(table.rows[0]))
+    )
+    return Grid(
+        keys,
+        groups=[rates[:3], rates[3:], prices],
+        columns={name: [cells[name] for cells in rows] for name in rows[0]},
+        left=[*keys, "against the best"],
+        bold=[row.verdict == BEST for row in table.rows],
+    )
 
 
 def markdown(tables: Sequence[Leaderboard], failures: Sequence[Run]) -> str:
-    """The tables, their notes and the failures, to be pasted."""
+    """The tables, their notes and the failures as Markdown."""
     lines = []
     for table in tables:
         rows = [identity(table, row) | scores(row) | costs(row) for row in table.rows]
@@ -174,9 +149,9 @@ def markdown(tables: Sequence[Leaderboard], failures: Sequence[Run]) -> str:
     return "\n".join(lines)
 
 
-def record(row: Row) -> dict[str, Any]:
-    """A row with all its figures, as fractions, seconds and GB."""
-    names = {
+def figures_of(row: Row) -> dict[str, Any]:
+    """All figures of a row, in fractions, seconds and GB."""
+    record = {
         "runs": [run.name for run in row.runs],
         "seeds": row.seeds,
         "choices": row.choices,
@@ -185,20 +160,20 @@ def record(row: Row) -> dict[str, Any]:
     }
     for split in row.each:
         estimate = row.estimate.get(split)
-        names[split] = {"cer": row.each[split], **({"mean": asdict(estimate)} if estimate else {})}
+        record[split] = {"cer": row.each[split], **({"mean": asdict(estimate)} if estimate else {})}
     cost = {key: row.cost(key) for key in ("prepare_s", "fit_s", "evaluate_s", "train_clips_per_s", "peak_memory_gb")}
-    return {**names, "val_wer": row.wer, "device_hours": row.hours, "parameters": row.parameters, "cost": cost}
+    return {**record, "val_wer": row.wer, "device_hours": row.hours, "parameters": row.parameters, "cost": cost}
 
 
 def as_json(tables: Sequence[Leaderboard], failures: Sequence[Run]) -> str:
-    """All that is known, for a program."""
-    told = [{"data": t.name, "scoring": t.scoring, "rows": [record(row) for row in t.rows]} for t in tables]
+    """All figures as JSON."""
+    data_sets = [{"data": t.name, "scoring": t.scoring, "rows": [figures_of(row) for row in t.rows]} for t in tables]
     failed = [{"run": r.name, "folder": str(r.folder), "status": r.status, "reason": r.reason} for r in failures]
-    return json.dumps({"data_sets": told, "not_completed": failed}, ensure_ascii=False, indent=2)
+    return json.dumps({"data_sets": data_sets, "not_completed": failed}, ensure_ascii=False, indent=2)
 
 
 def as_csv(tables: Sequence[Leaderboard], failures: Sequence[Run]) -> str:
-    """A line a configuration, and one for each run that is not completed."""
+    """One line per configuration, and one for each run that is not completed."""
     lines: list[dict[str, Any]] = []
     for table in tables:
         for row in table.rows:
@@ -214,8 +189,8 @@ def as_csv(tables: Sequence[Leaderboard], failures: Sequence[Run]) -> str:
 
 
 def _line(row: Row) -> dict[str, Any]:
-    """A record without nests: the numbers under names of one word each."""
-    full = record(row)
+    """The figures of a row without nesting."""
+    full = figures_of(row)
     line = {"runs": " ".join(full["runs"]), "seeds": " ".join(map(str, full["seeds"])), **full["choices"]}
     for split in row.each:
         estimate = row.estimate.get(split)

@@ -1,4 +1,4 @@
-"""How much each swept key matters to validation CER: by variance in a grid, by the search's own model in a search."""
+"""How much each swept key explains of validation CER: eta squared in a grid, PED-ANOVA in an Optuna search."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,16 +9,18 @@ from typing import Any
 import numpy as np
 
 from kikitori.compare.leaderboard import Leaderboard
+from kikitori.runs.results import STUDY
 
-FEWEST_RUNS = 8
-FEWEST_TRIALS = 20
+MIN_RUNS = 8
+MIN_TRIALS = 20
 
 
 @dataclass(frozen=True)
 class Importances:
-    """A share for each key, largest first; chance: what a key without any effect would get on average.
+    """A share per key, largest first.
 
-    how: what the shares are, or why there are none.
+    chance: the share that a key without any effect would get on average. how: how the shares were computed, or why
+    there are none.
     """
 
     keys: list[str]
@@ -28,23 +30,27 @@ class Importances:
 
 
 def importances(table: Leaderboard) -> Importances:
-    """Of the search that the runs belong to where there is one, else of the grid that they make."""
-    journals = {path for run in table.runs if (path := run.folder.parent / "study.journal").is_file()}
+    """Importances from the study of the search that the runs belong to, or else from the runs as a grid."""
+    journals = {path for run in table.runs if (path := run.folder.parent / STUDY).is_file()}
     if len(journals) == 1:
-        return of_search(journals.pop())
+        return study_importances(journals.pop())
     runs = [(row.choices, cer) for row in table.rows for cer in row.each["validation"]]
-    return of_grid(table.keys, runs)
+    return grid_importances(table.keys, runs)
 
 
-def of_grid(keys: Sequence[str], runs: Sequence[tuple[dict[str, Any], float]]) -> Importances:
-    """Eta squared: the share of the CER's variance over runs that lies between the means of a key's values.
+def grid_importances(keys: Sequence[str], runs: Sequence[tuple[dict[str, Any], float]]) -> Importances:
+    """Eta squared: the share of the variance of CER over runs that lies between the means of a key's values.
 
-    A key with k values gets (k - 1) / (n - 1) of n runs by chance alone, all of it where every value stands alone.
+    By chance alone a key with k values gets (k - 1) / (n - 1) with n runs: everything, if each value occurs once.
     """
-    # A key whose values stand alone, as in a random search, explains everything and so nothing.
-    repeated = [k for k in keys if len({repr(choices[k]) for choices, _ in runs}) <= len(runs) / 2]
-    if len(runs) < FEWEST_RUNS or not repeated:
-        return Importances([], [], [], f"Too few runs ({len(runs)}) of each value to tell what matters from chance.")
+    # An evaluation next to trainings has keys that they have not, and the other way round.
+    keys = [key for key in keys if sum(key in choices for choices, _ in runs) > len(runs) / 2]
+    runs = [(choices, cer) for choices, cer in runs if all(key in choices for key in keys)]
+    # Keys whose values occur once, as in a random search, would explain everything.
+    repeated = [key for key in keys if len({repr(choices[key]) for choices, _ in runs}) <= len(runs) / 2]
+    if len(runs) < MIN_RUNS or not repeated:
+        reason = "to separate the effect of a key from chance" if repeated else "per value of any key"
+        return Importances([], [], [], f"Too few runs ({len(runs)}) {reason}.")
     cers = np.array([cer for _, cer in runs])
     total = float(((cers - cers.mean()) ** 2).sum())
     if total == 0:
@@ -63,8 +69,8 @@ def of_grid(keys: Sequence[str], runs: Sequence[tuple[dict[str, Any], float]]) -
     return Importances(ordered, shares, chance, how)
 
 
-def of_search(journal: Path) -> Importances:
-    """PED-ANOVA of an Optuna study: what sets its best tenth of trials apart."""
+def study_importances(journal: Path) -> Importances:
+    """PED-ANOVA of an Optuna study: which keys separate its best tenth of trials from the others."""
     import optuna
     from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
     from optuna.storages import JournalStorage
@@ -74,10 +80,12 @@ def of_search(journal: Path) -> Importances:
     try:
         study = optuna.load_study(study_name=None, storage=JournalStorage(JournalFileBackend(str(journal))))
         trials = len(study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,)))
-        if trials < FEWEST_TRIALS:
-            return Importances([], [], [], f"Too few completed trials ({trials}) to tell what matters from chance.")
+        if trials < MIN_TRIALS:
+            return Importances(
+                [], [], [], f"Too few completed trials ({trials}) to separate the effect of a key from chance."
+            )
         shares = get_param_importances(study, evaluator=PedAnovaImportanceEvaluator())
-    except Exception as error:  # a journal cut off by a kill raises what it pleases; the page goes on without
-        return Importances([], [], [], f"The search's study.journal cannot be read: {error!r}")
-    how = f"What sets the best tenth of {trials} trials of the search apart from the rest (PED-ANOVA, shares of 1)."
+    except Exception as error:  # Optuna raises many kinds for a truncated journal; the page is written without
+        return Importances([], [], [], f"{STUDY} of the search cannot be read: {error!r}")
+    how = f"How much each key separates the best tenth of {trials} trials from the others (PED-ANOVA, shares of 1)."
     return Importances(list(shares), list(shares.values()), [], how)

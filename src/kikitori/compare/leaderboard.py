@@ -1,4 +1,7 @@
-"""Runs ranked: seeds aggregated, intervals over clips, each paired with the best; a table for each set of clips."""
+"""Ranks runs: one row per configuration with its seeds, intervals over clips, and a paired comparison with the best.
+
+Runs that were scored on different clips are in different tables.
+"""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -28,9 +31,9 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Counts:
-    """The clips' names, and (clips, 2): each one's edits and reference length, both summed over the seeds.
+    """The clips' names, and edits and reference length of each clip, (clips, 2), both summed over the seeds.
 
-    Sums, since a rate of integers is exact: rows that err alike differ by 0 and not by a rounding.
+    Integer sums, so that rows with equal errors differ by exactly 0 and not by a rounding error.
     """
 
     clips: list[str]
@@ -39,12 +42,13 @@ class Counts:
 
 @dataclass
 class Row:
-    """One configuration: its runs differ in nothing but the seed.
+    """One configuration, whose runs differ only in the seed.
 
-    each: the CER of every run by split, where scored. estimate: their mean, with an interval over clips that says
-    nothing of seeds. difference: to the best's validation CER, on the same resamples of clips. seeds_overlap: whether
-    this row's luckiest seed reaches the best's unluckiest, so that more seeds may turn the order. counts: what the
-    intervals are of.
+    choices: the values of the keys that vary, without those that do not apply. each: the CER of every run by split,
+    where it was scored. estimate: their mean, with an interval over clips but not over seeds. difference: validation
+    CER minus that of the best row, on the same resamples of clips. seeds_overlap: whether the lowest seed of this row
+    is at or below the highest of the best row, so that more seeds may change the order. counts: the data of the
+    intervals.
     """
 
     runs: list[Run]
@@ -58,7 +62,7 @@ class Row:
 
     @property
     def label(self) -> str:
-        """The configuration in a word: the values that vary, or the first run's name where none does."""
+        """A short name: the values that vary, or the first run's name where none does."""
         chosen = [f"{key.rpartition('.')[2]}={format_value(value)}" for key, value in self.choices.items()]
         return ", ".join(chosen) if 0 < len(chosen) <= 5 else self.runs[0].name
 
@@ -67,12 +71,12 @@ class Row:
         return [run.results.get("config", {}).get("seed") for run in self.runs]
 
     def cost(self, key: str) -> float | None:
-        """The mean over runs of one of results.json's costs."""
+        """The mean over the runs of a cost in results.json."""
         return mean(run.results.get("cost", {}).get(key) for run in self.runs)
 
     @property
     def hours(self) -> float | None:
-        """Device hours of a run: what all its devices were held for fitting and scoring."""
+        """Mean device hours of a run."""
         return mean(device_hours(run) for run in self.runs)
 
     @property
@@ -86,7 +90,7 @@ class Row:
 
 @dataclass
 class Leaderboard:
-    """What may be compared: runs scored on the same clips in the same way, best first."""
+    """Runs that may be compared, scored on the same clips in the same way; best first."""
 
     name: str
     scoring: str
@@ -105,9 +109,9 @@ class Leaderboard:
 
 
 def data_sets(runs: Sequence[Run]) -> list[Leaderboard]:
-    """A table for each set of clips and way of scoring among completed runs; the largest first."""
+    """One table per set of clips and way of scoring, the largest first."""
     groups: dict[tuple[str | None, ...], list[Run]] = {}
-    # Runs that scored both splits open the groups; one that scored only one of them joins where that fits.
+    # Runs that scored both splits form the groups; a run that scored only one joins the group with the same clips.
     keyed = sorted(((data_key(run), run) for run in runs), key=lambda pair: pair[0].count(None))
     for key, run in keyed:
         fitting = next((k for k in groups if all(a == b or a is None for a, b in zip(key, k, strict=True))), key)
@@ -117,14 +121,14 @@ def data_sets(runs: Sequence[Run]) -> list[Leaderboard]:
 
 
 def build_leaderboards(places: Sequence[str]) -> tuple[list[Leaderboard], list[Run]]:
-    """The tables of what is completed in the named folders, sweeps and globs, and the runs that are not."""
+    """The tables of the completed runs in the given folders, sweeps and globs, and the runs that are not completed."""
     runs = find_runs(places)
     completed = [run for run in runs if run.status == "completed"]
     return data_sets(completed), [run for run in runs if run.status != "completed"]
 
 
 def rank(runs: Sequence[Run]) -> list[Row]:
-    """Rows by mean validation CER, lowest first, each paired with the best; runs without such a score come last."""
+    """Rows by mean validation CER, lowest first, each compared with the best; rows without such a score come last."""
     keys = varying_keys(runs)
     groups: dict[str, list[Run]] = {}
     for run in runs:
@@ -140,7 +144,7 @@ def rank(runs: Sequence[Run]) -> list[Row]:
 
 def _row(runs: list[Run], keys: Sequence[str]) -> Row:
     each = {split: [c for run in runs if (c := run.score(split)) is not None] for split in SPLITS}
-    row = Row(runs, {key: runs[0].choices.get(key) for key in keys}, each)
+    row = Row(runs, {key: runs[0].choices[key] for key in keys if key in runs[0].choices}, each)
     for split in SPLITS:
         if not each[split]:
             continue
@@ -148,7 +152,7 @@ def _row(runs: list[Run], keys: Sequence[str]) -> Row:
         if counts:
             row.counts[split] = counts
             low, high = interval(resampled(counts.edits))
-        else:  # predictions are missing: what the runs said of themselves
+        else:  # without predictions: the intervals in results.json
             stated = [run.results["scores"][run.stage][split].get("cer_ci95", [np.nan] * 2) for run in runs]
             low, high = (float(bound) for bound in np.mean(stated, axis=0))
         row.estimate[split] = Estimate(fmean(each[split]), low, high)
@@ -170,7 +174,7 @@ def _pair(row: Row, best: Row) -> None:
 
 
 def _counts(runs: Sequence[Run], split: str) -> Counts | None:
-    """None where predictions are missing, cut off, or not of the same clips."""
+    """Edits per clip; None where predictions are missing, truncated, or not of the same clips."""
     tables = [run.predictions(split) for run in runs]
     clips = [row["clip"] for row in tables[0]]
     if not clips or any([row["clip"] for row in table] != clips for table in tables):
@@ -180,12 +184,12 @@ def _counts(runs: Sequence[Run], split: str) -> Counts | None:
 
 
 def data_key(run: Run) -> tuple[str | None, ...]:
-    """Digests of the scored clips, and how they were scored; None for a split that was not scored."""
+    """Digests of the scored clips and the way of scoring; None for a split that was not scored."""
     return (*(_digest(run, split) for split in SPLITS), _scoring(run))
 
 
 def _digest(run: Run, split: str) -> str | None:
-    """results.json's digest; of a run that has none, one of the clips' names and references."""
+    """The digest in results.json, or one of the clips' names and references where there is none."""
     if run.score(split) is None:
         return None
     stated = run.results.get("data", {}).get("splits", {}).get(split, {}).get("digest")
@@ -212,7 +216,7 @@ def _describe(runs: Sequence[Run]) -> str:
 
 
 def device_hours(run: Run) -> float | None:
-    """Hours that a run held its devices for fitting and scoring, times their number."""
+    """Hours of training and scoring, times the number of devices."""
     cost = run.results.get("cost", {})
     if "evaluate_s" not in cost:
         return None
@@ -220,13 +224,13 @@ def device_hours(run: Run) -> float | None:
 
 
 def mean(values: Iterable[float | None]) -> float | None:
-    """The mean of those values that are there."""
+    """The mean of the values that are not None; None where there are none."""
     known = [value for value in values if value is not None]
     return fmean(known) if known else None
 
 
 def pareto(points: Sequence[tuple[float, float]]) -> list[int]:
-    """Which points no other beats: none is at most as large in both and smaller in one. By the first coordinate."""
+    """Indices of the points that no other point dominates (smaller in one, not larger in the other), by the first."""
     front: list[int] = []
     for i in sorted(range(len(points)), key=lambda i: points[i]):
         if not front or points[i][1] < points[front[-1]][1]:
@@ -235,7 +239,7 @@ def pareto(points: Sequence[tuple[float, float]]) -> list[int]:
 
 
 def format_value(value: Any) -> str:
-    """A configured value as a person writes it: 1e-05, true, null."""
+    """A configured value as in YAML, with four significant digits: 1e-05, true; a dash for null."""
     if isinstance(value, bool) or value is None:
         return {True: "true", False: "false", None: "–"}[value]
     return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -36,9 +36,9 @@ def render(tables: Sequence[Leaderboard], failures: Sequence[Run], command: str)
     sections = [
         _section(table, [run for run in failures if _of_same_data(run, table, len(tables))]) for table in tables
     ]
-    share = clip_diffs.MOST_AUDIO // len(tables)
+    share = clip_diffs.MAX_AUDIO // len(tables)
     data = [
-        {"figures": [asdict(figure) for figure in section["figures"]], "clips": clip_diffs.of_table(table, share)}
+        {"figures": [asdict(figure) for figure in section["figures"]], "clips": clip_diffs.clips_of_table(table, share)}
         for section, table in zip(sections, tables, strict=True)
     ]
     return environment.get_template("page.html").render(

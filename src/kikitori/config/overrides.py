@@ -104,8 +104,10 @@ def to_plain(cfg: DictConfig) -> dict[str, Any]:
 def flatten(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """Yields dotted key and value of each leaf of a configuration, with names of earlier versions translated."""
     for key, value in leaves(config):
-        is_target = key.rpartition(".")[2] == "_target_"
-        yield names.RENAMED_KEYS.get(key, key), names.RENAMED_TARGETS.get(str(value), value) if is_target else value
+        name = key.rpartition(".")[2]
+        if name != "_partial_":  # optim.adamw had it in earlier versions
+            value = names.RENAMED_TARGETS.get(str(value), value) if name == "_target_" else value
+            yield names.RENAMED_KEYS.get(key, key), value
 
 
 def leaves(node: Any, prefix: str = "", into_lists: bool = False) -> Iterator[tuple[str, Any]]:

@@ -1,1 +1,1 @@
-"""Corpora on disk to rows: Common Voice, manifests, Hugging Face datasets, the demo."""
+"""Reads corpora on disk as rows: Common Voice, manifests, Hugging Face datasets, and the demo corpus."""

@@ -1,4 +1,4 @@
-"""Unpack an archive that comes from a stranger: nothing is written outside the target, nothing without bound."""
+"""Unpacks an untrusted archive: nothing is written outside of the target folder, and the size is limited."""
 
 import os
 import shutil
@@ -12,28 +12,28 @@ from filelock import FileLock
 from kikitori.runtime.console import progress_bar
 from kikitori.runtime.errors import DataError
 
-# Meant to lie far above any release, and below what fills a disk unnoticed.
+# Limits far above any release, and below what fills a disk unnoticed.
 MAX_FILES = 10_000_000
 MAX_BYTES = 500 * 2**30
-# mp3 does not compress; a text table does, some ten times.
+# Unpacked over packed size. mp3 does not compress, text tables do about ten times.
 MAX_RATIO = 100
-# What tarfile reads into memory before it is asked for a file: a long name or extended attributes.
+# The size of a header, such as a long name or extended attributes. tarfile reads all of it into memory.
 MAX_HEADER_BYTES = 2**20
 
 
 def unpack(archive: Path, target: Path, max_files: int = MAX_FILES, max_bytes: int = MAX_BYTES) -> None:
-    """Unpack the regular files of a .tar.gz into a new folder `target`, which appears whole or not at all.
+    """Unpacks the regular files of a .tar.gz into the new folder `target`, which appears complete or not at all.
 
-    Two jobs that start together unpack it once.
-    Raises DataError for links, devices, absolute or climbing paths, a damaged archive, or one over the caps.
+    If several processes start this together, one of them unpacks and the others wait.
+    Raises DataError for links, devices, absolute paths, paths with "..", a damaged archive, or one over the limits.
     """
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{target}.lock"):
             if target.exists():
                 return
-            for left in target.parent.glob(f".{target.name}-*"):  # by a job that was killed
-                shutil.rmtree(left)
+            for leftover in target.parent.glob(f".{target.name}-*"):  # of a job that was killed
+                shutil.rmtree(leftover)
             with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as scratch:
                 with (
                     archive.open("rb") as raw,
@@ -42,28 +42,28 @@ def unpack(archive: Path, target: Path, max_files: int = MAX_FILES, max_bytes: i
                 ):
                     task = bar.add_task(f"unpacking {archive.name}", total=archive.stat().st_size)
                     for member in _checked(tar, archive, max_files, max_bytes):
-                        # The "data" filter refuses what _checked does, and clears set-uid and foreign owners.
+                        # The "data" filter refuses what _checked does, and clears set-uid bits and foreign owners.
                         tar.extract(member, scratch, filter="data")
                         bar.update(task, completed=raw.tell())
                 os.rename(scratch, target)
                 Path(scratch).mkdir()  # for the context manager to remove
     except DataError:
         raise
-    except Exception as error:  # tarfile and the decompressors have errors of their own, a hostile header finds others
+    except Exception as error:  # tarfile, the decompressors and hostile headers raise errors of many classes
         raise DataError(
-            f"{archive} cannot be unpacked into {target.parent}: {error}; check the room there, or download the "
+            f"{archive} cannot be unpacked into {target.parent}: {error}; check the free space there, or download the "
             "archive again and check its checksum"
         ) from error
 
 
 class _Header(tarfile.TarInfo):
-    """A header that is read or refused: tarfile alone takes a damaged one for the archive's end."""
+    """A header that is read or raises an error: tarfile itself takes a damaged one for the end of the archive."""
 
     @classmethod
     def fromtarfile(cls, tarfile_: tarfile.TarFile) -> "_Header":
         try:
             return super().fromtarfile(tarfile_)
-        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]  # the archive's end
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]  # the end of the archive
             raise
         except tarfile.HeaderError as error:
             raise tarfile.ReadError(f"{error} at byte {tarfile_.offset}") from error
@@ -77,6 +77,7 @@ class _Header(tarfile.TarInfo):
 
 
 def _checked(tar: tarfile.TarFile, archive: Path, max_files: int, max_bytes: int) -> Iterator[tarfile.TarInfo]:
+    """Yields the members. Raises DataError before the first one that is not allowed."""
     limit = min(max_bytes, max(2**20, archive.stat().st_size * MAX_RATIO))
     too_big = f"{archive} unpacks to over {max_files} files or {limit} bytes: not unpacked"
     files = size = 0
@@ -90,7 +91,7 @@ def _checked(tar: tarfile.TarFile, archive: Path, max_files: int, max_bytes: int
         if files > max_files or size > limit:
             raise DataError(too_big)
         yield member
-    # A gzip's checksum stands at its very end, behind all that tarfile reads.
+    # The checksum of a gzip file is at its very end, after everything that tarfile reads.
     while tar.fileobj and (rest := tar.fileobj.read(2**20)):
         size += len(rest)
         if size > limit:

@@ -1,4 +1,4 @@
-"""Rows of a Common Voice release: the archive as downloaded, the extracted folder, or its language folder."""
+"""Reads a Common Voice release: the archive as downloaded, the extracted folder, or its language folder."""
 
 import csv
 from collections.abc import Iterator, Sequence
@@ -14,10 +14,11 @@ from kikitori.runtime.errors import DataError
 
 
 def read(release: str, language: str, train_splits: Sequence[str], cache: Path) -> Corpus:
-    """The official splits of one language; `train_splits` names the tables that training is made of.
+    """Reads the official splits of one language.
 
+    train_splits: names of the tables that make the training split. cache: the folder to unpack an archive into.
     Releases 5 to 27 differ in columns; those used here (client_id, path, sentence) are in all of them.
-    Raises DataError where the release, the language or a table is not there, or a table has no such column.
+    Raises DataError if the release, the language, a table or one of these columns is missing.
     """
     folder = find_language(Path(release).expanduser(), language, cache)
     tables: list[tuple[Split, str]] = [("train", name) for name in train_splits]
@@ -35,7 +36,7 @@ def read(release: str, language: str, train_splits: Sequence[str], cache: Path) 
 
 
 def find_language(release: Path, language: str, cache: Path) -> Path:
-    """The folder of one language, with its tables and clips/; an archive is unpacked once, into the cache."""
+    """Returns the folder of one language, with its tables and clips/. An archive is unpacked into the cache, once."""
     if not release.exists():
         raise DataError(
             f"data.release={release} does not exist. Download a release from Mozilla Data Collective "
@@ -60,7 +61,7 @@ def find_language(release: Path, language: str, cache: Path) -> Path:
 
 
 def read_table(table: Path, clips: Path, split: Split, language: str) -> Iterator[Clip | Reject]:
-    """The rows of one table. They are unquoted: a bare quotation mark is part of the sentence."""
+    """Yields the rows of one table. The tables have no quoting: a quotation mark is part of the sentence."""
     if not table.is_file():
         raise DataError(f"{table} does not exist: the release holds {_tables(table.parent)}. See data.train_splits.")
     with open_table(table, delimiter="\t", quoting=csv.QUOTE_NONE) as reader:
@@ -71,7 +72,7 @@ def read_table(table: Path, clips: Path, split: Split, language: str) -> Iterato
                 "Download the release again, or read a table of your own with data=manifest."
             )
         for row in reader:
-            # A row that ends early may end inside its sentence.
+            # A row with too few cells may end inside its sentence.
             if None in row or None in row.values():
                 yield Reject(ascii(row["path"] or ""), split, "malformed row", f"{table.name} line {reader.line_num}")
                 continue
@@ -81,12 +82,15 @@ def read_table(table: Path, clips: Path, split: Split, language: str) -> Iterato
 
 
 def durations_s(table: Path) -> dict[str, float]:
-    """How long each clip is, by a table that most releases hold: a clip that is cut between two frames looks whole."""
+    """Reads the listed duration of each clip, from a table that most releases have.
+
+    It reveals clips that were truncated between two frames, which look complete.
+    """
     listed: dict[str, float] = {}
     if table.is_file():
         with open_table(table, delimiter="\t", quoting=csv.QUOTE_NONE) as reader:
             for row in reader:
-                with suppress(KeyError, TypeError, ValueError):  # what is not told is not checked
+                with suppress(KeyError, TypeError, ValueError):  # a clip without a duration is not checked
                     listed[row["clip"]] = float(row["duration[ms]"]) / 1000
     return listed
 
@@ -96,5 +100,5 @@ def _tables(folder: Path) -> str:
 
 
 def _name(folder: Path) -> str:
-    """cv-corpus-27.0-2026-09-09/ja rather than all of a path that may name its owner."""
+    """Returns cv-corpus-27.0-2026-09-09/ja instead of the whole path, which may contain a user name."""
     return "/".join(folder.parts[-2:]) if folder.parent.name.startswith("cv-corpus") else folder.name

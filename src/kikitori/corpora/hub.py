@@ -1,4 +1,4 @@
-"""Rows of an audio dataset on the Hugging Face Hub, or of a dataset's folder in the Hub's layout."""
+"""Reads an audio dataset on the Hugging Face Hub, or a dataset's folder in the Hub's layout."""
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,11 +11,13 @@ import datasets
 import huggingface_hub
 from datasets import Audio, Dataset, disable_progress_bars, load_dataset
 
-from kikitori.corpora.types import SPLITS, Clip, Corpus
+from kikitori.audio.decoder_process import AudioError
+from kikitori.corpora.types import OUTSIDE_DATASET, SPLITS, Clip, Corpus, Split
 from kikitori.runtime.console import shows_bars
 from kikitori.runtime.errors import DataError
 
-MOVED = "mozilla-foundation/common_voice"
+# Datasets that were moved off the Hub begin with this name.
+MOVED_PREFIX = "mozilla-foundation/common_voice"
 
 
 def read(
@@ -27,64 +29,103 @@ def read(
     text_column: str,
     speaker_column: str | None,
 ) -> Corpus:
-    """A dataset by name, configuration and split; `splits` maps train, validation and test to the dataset's own names.
+    """Reads a dataset by its name and configuration; `splits` maps train, validation and test to the dataset's splits.
 
-    A token for a private dataset comes from the environment (HF_TOKEN) alone. Audio is decoded here, never by the
-    dataset, whose errors do not name the clip.
-    Raises DataError where the dataset cannot be reached, has moved, or has no such split or column.
+    A token for a private dataset comes from the environment (HF_TOKEN) only. The audio is decoded by kikitori and not
+    by `datasets`, whose errors do not name the clip.
+    Raises DataError if the dataset cannot be loaded, has moved, or lacks a split or column.
     """
-    if name.startswith(MOVED):
+    _check_name(name, splits)
+    if not shows_bars():
+        disable_progress_bars()
+    roots = _allowed_roots(name)
+    clips: list[Clip] = []
+    for split in SPLITS:
+        rows = _load_split(name, config, revision, splits[split])
+        clips += _split_clips(rows, name, split, audio_column, text_column, speaker_column, roots)
+    return Corpus(f"hub, {name}" + (f" {config}" if config else ""), clips, [])
+
+
+def _check_name(name: str, splits: Mapping[str, str]) -> None:
+    if name.startswith(MOVED_PREFIX):
         raise DataError(
             f"data.name={name}: Mozilla's Common Voice left the Hub in October 2025. Download a release from Mozilla "
             "Data Collective and pass data=common_voice data.release=/path/to/cv-corpus-27.0-ja.tar.gz"
         )
-    if not shows_bars():
-        disable_progress_bars()
-    # Where a row may name a file: its own folder, or what was fetched for it.
-    roots = [
-        datasets.config.HF_DATASETS_CACHE,
-        huggingface_hub.constants.HF_HUB_CACHE,
-        *([name] if Path(name).is_dir() else []),
-    ]
-    clips: list[Clip] = []
     for split in SPLITS:
         if not splits.get(split):
-            raise DataError(f"data.splits.{split}: not set; give the dataset's own name of its {split} split")
-        try:
-            with _no_torchcodec():
-                rows = load_dataset(name, config, split=splits[split], revision=revision)
-        except Exception as error:  # the hub's client, its HTTP layer and every builder have errors of their own
-            raise DataError(
-                f"data.name={name}, configuration {config}, split {splits[split]} cannot be loaded: "
-                f"{type(error).__name__}: {error.__cause__ or error}\n"
-                "  Check the three names (data.name, data.config, data.splits), the network, "
-                "and HF_TOKEN for a private dataset."
-            ) from error
-        if missing := {audio_column, text_column, *filter(None, [speaker_column])} - set(rows.column_names):
-            raise DataError(
-                f"data.name={name} has no column {' or '.join(sorted(missing))}; "
-                f"it has: {', '.join(rows.column_names)}. "
-                "Set data.audio_column, data.text_column and data.speaker_column."
-            )
-        try:
-            recordings = rows.select_columns(audio_column).cast_column(audio_column, Audio(decode=False))
-        except (TypeError, ValueError, NotImplementedError) as error:
-            raise DataError(f"data.audio_column={audio_column} of {name} holds no audio: {error}") from error
-        speakers = rows[speaker_column] if speaker_column else [None] * len(rows)
-        for index, (text, speaker) in enumerate(zip(rows[text_column], speakers, strict=True)):
-            if not isinstance(text, str | None):
-                raise DataError(f"data.text_column={text_column} of {name} holds {type(text).__name__}, not text")
-            clip = f"{split}/{index:06d}"
-            identity = f"{rows._fingerprint} {index}"
-            source = partial(_read, recordings, index, audio_column, roots)
-            speaker = None if speaker is None else str(speaker)
-            clips.append(Clip(clip, split, (text or "").strip(), identity, source, speaker))
-    return Corpus(f"hub, {name}" + (f" {config}" if config else ""), clips, [])
+            raise DataError(f"data.splits.{split}: not set; give the name of the dataset's {split} split")
+
+
+def _allowed_roots(name: str) -> list[Path | str]:
+    """Returns the folders in which a row may name a file: the dataset's own folder and the download caches."""
+    own = [name] if Path(name).is_dir() else []
+    return [datasets.config.HF_DATASETS_CACHE, huggingface_hub.constants.HF_HUB_CACHE, *own]
+
+
+def _load_split(name: str, config: str | None, revision: str | None, split: str) -> Dataset:
+    try:
+        with _without_torchcodec():
+            return load_dataset(name, config, split=split, revision=revision)
+    except Exception as error:  # the Hub's client, its HTTP layer and the builders raise errors of many classes
+        raise DataError(
+            f"data.name={name}, configuration {config}, split {split} cannot be loaded: "
+            f"{type(error).__name__}: {error.__cause__ or error}\n"
+            "  Check the three names (data.name, data.config, data.splits), the network, "
+            "and HF_TOKEN for a private dataset."
+        ) from error
+
+
+def _split_clips(
+    rows: Dataset,
+    name: str,
+    split: Split,
+    audio_column: str,
+    text_column: str,
+    speaker_column: str | None,
+    roots: Sequence[Path | str],
+) -> Iterator[Clip]:
+    """Yields the clips of one split, without reading their audio."""
+    if missing := {audio_column, text_column, *filter(None, [speaker_column])} - set(rows.column_names):
+        raise DataError(
+            f"data.name={name} has no column {' or '.join(sorted(missing))}; "
+            f"it has: {', '.join(rows.column_names)}. "
+            "Set data.audio_column, data.text_column and data.speaker_column."
+        )
+    try:
+        recordings = rows.select_columns(audio_column).cast_column(audio_column, Audio(decode=False))
+    except (TypeError, ValueError, NotImplementedError) as error:
+        raise DataError(f"data.audio_column={audio_column} of {name} holds no audio: {error}") from error
+    speakers = rows[speaker_column] if speaker_column else [None] * len(rows)
+    for index, (text, speaker) in enumerate(zip(rows[text_column], speakers, strict=True)):
+        if not isinstance(text, str | None):
+            raise DataError(f"data.text_column={text_column} of {name} holds {type(text).__name__}, not text")
+        yield Clip(
+            name=f"{split}/{index:06d}",
+            split=split,
+            text=(text or "").strip(),
+            identity=f"{rows._fingerprint} {index}",
+            source=partial(_read_recording, recordings, index, audio_column, roots),
+            speaker=None if speaker is None else str(speaker),
+        )
+
+
+def _read_recording(recordings: Dataset, index: int, column: str, roots: Sequence[Path | str]) -> Path | bytes:
+    """Returns the bytes of a row's recording, or its file. Raises AudioError for a file outside of `roots`."""
+    recording = recordings[index][column] or {}
+    if recording.get("bytes"):
+        return recording["bytes"]
+    if not recording.get("path"):
+        return b""
+    path = Path(os.path.realpath(recording["path"]))
+    if not any(path.is_relative_to(os.path.realpath(root)) for root in roots):
+        raise AudioError(OUTSIDE_DATASET)
+    return path
 
 
 @contextmanager
-def _no_torchcodec() -> Iterator[None]:
-    """Let a folder of recordings be loaded: datasets 5 wants torchcodec for it, if only to note a recording's path."""
+def _without_torchcodec() -> Iterator[None]:
+    """Lets a folder of recordings be loaded without torchcodec, which datasets 5 needs even to store their paths."""
     original = Audio.encode_example
 
     def encode_example(self: Audio, value: Any) -> dict:
@@ -98,15 +139,3 @@ def _no_torchcodec() -> Iterator[None]:
         yield
     finally:
         Audio.encode_example = original
-
-
-def _read(recordings: Dataset, index: int, column: str, roots: Sequence[Path | str]) -> Path | bytes:
-    recording = recordings[index][column] or {}
-    if recording.get("bytes"):
-        return recording["bytes"]
-    if not recording.get("path"):
-        return b""
-    path = Path(os.path.realpath(recording["path"]))
-    if not any(path.is_relative_to(os.path.realpath(root)) for root in roots):
-        raise DataError("names a file outside the dataset")
-    return path

@@ -1,4 +1,4 @@
-"""The nouns of a corpus: a clip with its transcript, and a clip that was left out with the reason."""
+"""Types of a corpus: clips with their transcripts, and clips that are left out with the reason."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,15 +23,17 @@ Reason = Literal[
     "too many tokens",
     "duplicate",
 ]
+# The error of a row of a Hub dataset that names a file elsewhere; its clip is left out as "outside the corpus".
+OUTSIDE_DATASET = "names a file outside the dataset"
 
 
 @dataclass(frozen=True, slots=True)
 class Clip:
-    """One recording and what was said in it.
+    """One recording and its transcript.
 
-    name: unique in its corpus (a file's path in it). identity: changes when the audio does (size and time of a file).
-    speaker: serves to keep splits apart and goes nowhere else. source: a file, or a function that gives it, or its
-    bytes. duration_s: as the corpus lists it.
+    name: unique in its corpus (a file's path within it). identity: changes with the audio (a file's size and time).
+    source: a file, or a function that returns a file or the bytes of one. speaker: only for checking that splits share
+    no speaker; it is written nowhere. duration_s: as the corpus lists it.
     """
 
     name: str
@@ -45,7 +47,7 @@ class Clip:
 
 @dataclass(frozen=True, slots=True)
 class Reject:
-    """A clip, or a row that names one, that is left out."""
+    """A clip, or a row of a table, that is left out."""
 
     name: str
     split: Split
@@ -55,7 +57,10 @@ class Reject:
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """What decoding found. samples: at 16 kHz. peak: in [0, 1]. digest: of the samples. error: of decoding, or ''."""
+    """Facts about a decoded clip.
+
+    samples: their number at 16 kHz. peak: in [0, 1]. digest: a hash of the samples. error: why decoding failed, or "".
+    """
 
     samples: int
     peak: float
@@ -65,9 +70,9 @@ class Decoded:
 
 @dataclass(frozen=True)
 class Corpus:
-    """The rows of a corpus as its files tell them, before any audio is opened.
+    """The rows of a corpus as listed in its files, before any audio is opened.
 
-    description: what stands in the results, such as a release's name; never a path of somebody's home.
+    description: for results, such as a release's name; never a path, which may contain a user name.
     """
 
     description: str

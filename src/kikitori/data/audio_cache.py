@@ -1,7 +1,8 @@
-"""Decoded clips, once: 16 kHz int16 in a memory-mapped Arrow file that every job, model size and text option shares.
+"""Cached decoded audio: 16 kHz int16 in one memory-mapped Arrow file, shared by all jobs, model sizes and text options.
 
-A store is keyed by the audio and the decoding alone. It is written under a temporary name and renamed when whole, so an
-interrupted build is never taken for a finished one; a file lock lets two jobs that start together build it once.
+The file name is a hash of the audio and the decoder. A file is written under a temporary name and renamed when it is
+complete, so an interrupted build is never mistaken for a finished one. A file lock makes jobs that start at the same
+time build it once.
 """
 
 from collections.abc import Iterator, Sequence
@@ -26,22 +27,22 @@ from kikitori.runtime.errors import DataError
 from kikitori.runtime.files import atomic_write
 from kikitori.runtime.processes import cores
 
-# What is known of a clip, then its samples. The digest tells recordings apart, the checksum what a disk made of them:
-# it takes a hundredth of the time, so that it can be asked for at each reading.
+# Facts about a clip, then its samples. The digest identifies a recording; the checksum detects damage on disk, in a
+# hundredth of the time, so that it can be verified at every read.
 FACTS = {"name": pa.string(), "samples": pa.int64(), "peak": pa.float32(), "digest": pa.string(), "error": pa.string()}
 SCHEMA = pa.schema({**FACTS, "checksum": pa.binary(8), "pcm": pa.large_binary()})
-# Part of a store's name: raise it whenever the above changes.
+# Part of a file's name: increment it whenever the above changes.
 FORMAT = 2
-# Clips are decoded and written in runs of this many, which bounds what a build holds in memory.
+# Clips are decoded and written in record batches of this size, which bounds the memory of a build.
 ROWS_PER_BATCH = 64
-# Fewer do not make up for the tenth of a second in which a decoder starts.
+# A decoder process takes a tenth of a second to start, which fewer clips than this do not save.
 CLIPS_PER_DECODER = 64
 
 
 class AudioCache:
-    """The decoded clips of one file, by name. Opening costs no audio: samples are read when asked for.
+    """The decoded clips of one file, by name. Opening reads no audio; samples are read on access.
 
-    Raises DataError where the file is cut short, or anything in it is not what was written.
+    Raises DataError if the file is truncated, or differs in any way from what was written.
     """
 
     def __init__(self, path: Path) -> None:
@@ -53,13 +54,13 @@ class AudioCache:
         try:
             reader = pa.ipc.open_file(pa.memory_map(str(path)))
             if reader.schema != SCHEMA:
-                raise self._damaged("its columns are not what was written")
+                raise self._damaged("its columns are not those that were written")
             for b in range(reader.num_record_batches):
                 batch, seal = reader.get_batch_with_custom_metadata(b)
                 batch.validate(full=True)  # an offset must not lead out of the file
                 rows = batch.select([*FACTS, "checksum"]).to_pylist()
                 if dict(seal or {}).get(b"facts") != _seal(rows):
-                    raise self._damaged(f"its rows {b * ROWS_PER_BATCH} and following are not what was written")
+                    raise self._damaged(f"its rows from {b * ROWS_PER_BATCH} on differ from those written")
                 self._batches.append(batch)
                 for i, row in enumerate(rows):
                     self.decoded[row["name"]] = Decoded(**{key: row[key] for key in FACTS if key != "name"})
@@ -67,30 +68,30 @@ class AudioCache:
         except (pa.ArrowException, OSError, ValueError, KeyError, RecursionError) as error:
             raise self._damaged(str(error)) from error
 
-    def _damaged(self, why: str) -> DataError:
-        return DataError(f"{self.path}, a store of decoded clips, is damaged: {why}; delete it")
+    def _damaged(self, reason: str) -> DataError:
+        return DataError(f"{self.path}, a cache of decoded audio, is damaged: {reason}; delete it")
 
     def __reduce__(self) -> tuple[type["AudioCache"], tuple[Path]]:
-        """A loader's worker that is spawned maps the file itself, instead of being sent all audio."""
+        """A spawned loader worker maps the file itself, instead of receiving a copy of all audio."""
         return AudioCache, (self.path,)
 
     def pcm(self, name: str) -> NDArray[np.int16]:
-        """(samples,) int16 at 16 kHz of one clip, a view into the mapped file."""
+        """(samples,) int16 at 16 kHz of one clip, a view of the mapped file."""
         b, row = self._places[name]
         batch = self._batches[b]
         audio = batch.column("pcm")[row].as_buffer()
         if xxh3_64_digest(audio) != batch.column("checksum")[row].as_py():
-            raise self._damaged(f"the samples of {name} are not what was written")
+            raise self._damaged(f"the samples of {name} differ from those written")
         return np.frombuffer(audio, np.int16)
 
 
 def _seal(rows: list[dict]) -> bytes:
-    """A checksum of what a batch tells beside the samples."""
+    """Checksum of all columns of a batch except the samples."""
     return xxh3_64_digest(repr(rows).encode())
 
 
 def key(clips: Sequence[Clip]) -> str:
-    """What a store is named by: the decoder and each clip's audio, whatever the order, text or split."""
+    """The name of a cache file: a hash of the decoder and each clip's audio, independent of order, text and split."""
     digest = sha256(f"{FORMAT}\n{DECODER}\n{torch.__version__}\n".encode())
     for line in sorted(f"{clip.name}\t{clip.identity}\n" for clip in clips):
         digest.update(line.encode())
@@ -100,9 +101,9 @@ def key(clips: Sequence[Clip]) -> str:
 def build_audio_cache(
     clips: Sequence[Clip], folder: Path, progress: Progress, workers: int | None = None
 ) -> AudioCache:
-    """The store of these clips: opened where it exists, decoded on all cores where it does not.
+    """Opens the cache of these clips, or decodes them on all cores.
 
-    Raises DataError where the folder cannot be written. A clip that cannot be decoded is stored as its error.
+    A clip that cannot be decoded is stored with its error. Raises DataError if the folder cannot be written.
     """
     unique = sorted({clip.name: clip for clip in clips}.values(), key=lambda clip: clip.name)
     path = folder / f"{key(unique)}.arrow"
@@ -116,12 +117,12 @@ def build_audio_cache(
         raise DataError(str(error)) from error
     except OSError as error:
         raise DataError(
-            f"the store of decoded clips cannot be written: {error}; set KIKITORI_CACHE elsewhere"
+            f"the cache of decoded audio cannot be written: {error}; set KIKITORI_CACHE to another folder"
         ) from error
-    store = AudioCache(path)
-    if store.decoded.keys() != {clip.name for clip in unique}:
-        raise store._damaged("it holds other clips than were written")
-    return store
+    cache = AudioCache(path)
+    if cache.decoded.keys() != {clip.name for clip in unique}:
+        raise cache._damaged("it holds other clips than those written")
+    return cache
 
 
 def _write(clips: list[Clip], path: Path, progress: Progress, workers: int) -> None:
@@ -129,14 +130,14 @@ def _write(clips: list[Clip], path: Path, progress: Progress, workers: int) -> N
     with atomic_write(path) as file, pa.ipc.new_file(file, SCHEMA) as writer:
         for rows in _decoded(clips, workers):
             batch = pa.RecordBatch.from_pylist(rows, SCHEMA)
-            # As they are read: a peak, say, is rounded by what it is stored in.
+            # Of the values as they will be read: storing a peak as float32, for example, rounds it.
             seal = _seal(batch.select([*FACTS, "checksum"]).to_pylist())
             writer.write_batch(batch, {b"facts": seal})
             progress.advance(task, len(rows))
 
 
 def _decoded(clips: list[Clip], workers: int) -> Iterator[list[dict]]:
-    """Rows of the store. A thread a decoder suffices: resampling and hashing run outside Python's lock."""
+    """Yields the rows of the cache. One thread per decoder suffices: resampling and hashing release Python's lock."""
     workers = min(workers, 1 + len(clips) // CLIPS_PER_DECODER)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -154,8 +155,10 @@ def _row(decoders: Decoders, clip: Clip) -> dict:
         audio = clip.source if isinstance(clip.source, Path) else clip.source()
     except FileNotFoundError:
         return {**nothing, "error": "missing"}
-    except OSError as error:  # the words alone: its path may name somebody's home
+    except OSError as error:  # without its path, which may name a user's home
         return {**nothing, "error": error.strerror or type(error).__name__}
+    except AudioError as error:
+        return {**nothing, "error": str(error.args[0])}
     try:
         samples, rate = decoders(audio)
     except AudioError as error:

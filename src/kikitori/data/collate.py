@@ -1,4 +1,4 @@
-"""From examples to a batch, and the check of the label contract that every run makes on its first batch."""
+"""Collates examples into a batch, and checks the label contract of a run's first batch."""
 
 from itertools import groupby
 from typing import Any, TypedDict
@@ -12,17 +12,17 @@ from kikitori.audio.waveform import SAMPLE_RATE
 from kikitori.model.processor import Processor
 from kikitori.runtime.errors import DataError
 
-# The target that cross-entropy leaves out.
+# The label that cross-entropy ignores.
 IGNORE_INDEX = -100
 
 
 class Batch(TypedDict):
-    """Clips in the order of their windows.
+    """Clips sorted by window.
 
-    input_features: (clips, mels, frames) float32 of each window in the batch, most often one; or, where they are known
-    already, encoder_states: (clips, positions, d_model). labels: (batch, tokens) int64. clips: ids. texts: references.
-    seconds: of speech. weights: (batch,) float32, what a clip's summed token losses count in training; None where none
-    is done.
+    input_features: (clips, mels, frames) float32 for each window in the batch, usually one; or, if they are cached,
+    encoder_states: (clips, positions, d_model). labels: (batch, tokens) int64. clips: names. texts: references.
+    seconds: durations. weights: (batch,) float32, factors of the clips' summed token losses; None outside training, or
+    for a sampler that gives none.
     """
 
     input_features: list[Tensor]
@@ -35,11 +35,11 @@ class Batch(TypedDict):
 
 
 def collate(examples: list[dict[str, Any]]) -> Batch:
-    """Stack the log-Mels of each window and pad the labels of some examples.
+    """Stacks the log-Mels of each window and pads the labels of some examples.
 
-    The start token is cut off the labels, because the model's own shift puts it in front of the decoder's input: left
-    in, the decoder would be trained on two. Padding is masked by position, not by value: the end token has the
-    padding's id and must stay supervised.
+    The start token is removed from the labels, because the model itself shifts the labels right and inserts it: with
+    both, the decoder would be trained on two start tokens. Padding is masked by position, not by value: the end token
+    has the same id as padding and must stay supervised.
     """
     examples = sorted(examples, key=_window)
     weights = [e.get("weight") for e in examples]
@@ -56,25 +56,26 @@ def collate(examples: list[dict[str, Any]]) -> Batch:
 
 
 def _window(example: dict[str, Any]) -> int:
-    """What tells clips of one window from those of another."""
+    """The length of an example's window, in log-Mel frames or encoder positions."""
     return example["encoder_states"].shape[0] if "encoder_states" in example else example["input_features"].shape[1]
 
 
 def _stacked(examples: list[dict[str, Any]], key: str) -> list[Tensor]:
-    """A tensor of each window, of examples in the order of their windows.
+    """One tensor per window, of examples sorted by window.
 
-    torch's own function stacks, in a loader's worker straight into the memory that it shares: a copy made before is
-    freed, but kept by the allocator, half a GB a worker.
+    torch's default_collate stacks straight into the shared memory of a loader worker. A copy made before that would be
+    freed but kept by the allocator: half a GB per worker.
     """
-    known = [e for e in examples if key in e]
-    return [default_collate([e[key] for e in same]) for _, same in groupby(known, _window)]
+    present = [e for e in examples if key in e]
+    return [default_collate([e[key] for e in same]) for _, same in groupby(present, _window)]
 
 
 def check_label_contract(batch: Batch, processor: Processor) -> None:
-    """Raise DataError unless a batch keeps the contract between front end, labels and decoder.
+    """Raises DataError unless a batch fits the model: the contract between processor, labels and decoder.
 
-    One start token in the decoder's input, the language and task prefix after it, an end token that is supervised, all
-    padding masked, features that fill the window. Run before the first step, so that no run trains on a broken batch.
+    The decoder's input has one start token, followed by the language and task prefix; the end token is supervised; all
+    padding is masked; the features fill their window. Checked before the first step, so that no run trains on a broken
+    batch.
     """
     features, labels = batch["input_features"], batch["labels"]
     end, (start, *prefix) = processor.tokenizer.eos_token_id, processor.prefix
@@ -94,6 +95,6 @@ def check_label_contract(batch: Batch, processor: Processor) -> None:
         if supervised[-1:] != [end] or end in supervised[:-1]:
             wrong.append(f"{clip}: the labels must hold one supervised end token, {end}, at their end")
         if row[: len(supervised)] != supervised:
-            wrong.append(f"{clip}: a masked label stands before a supervised one")
+            wrong.append(f"{clip}: a masked label precedes a supervised one")
     if wrong:
         raise DataError("the first batch breaks the label contract:\n  " + "\n  ".join(wrong))

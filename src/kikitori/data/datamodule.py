@@ -1,87 +1,93 @@
-"""The LightningDataModule: owns splits and loaders. One subclass a kind of corpus."""
+"""The LightningDataModule: prepares a corpus and serves its batches. One subclass per kind of corpus."""
 
-import logging
+import copy
 import os
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
-from functools import cached_property, partial
-from hashlib import sha256
-from typing import Any, Literal, cast
+from functools import partial
+from types import MappingProxyType
+from typing import Any, Literal, Self, cast
 
 import pytorch_lightning as pl
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Sampler
 from transformers import WhisperForConditionalGeneration
 
-from kikitori.audio.waveform import SAMPLE_RATE
 from kikitori.corpora import common_voice, manifest
 from kikitori.corpora.types import SPLITS, Clip, Corpus, Reject, Split
-from kikitori.data import encoder_cache
-from kikitori.data.audio_cache import AudioCache, build_audio_cache
 from kikitori.data.collate import Batch, collate
-from kikitori.data.dataset import SpeechDataset
-from kikitori.data.encoder_cache import EncoderCache
-from kikitori.data.filters import FilterRules, check_rate, check_split_leakage, select, take_subset
+from kikitori.data.dataset import ExampleLists, SpeechDataset
+from kikitori.data.encoder_cache import EncoderCache, build_encoder_caches
+from kikitori.data.filters import FilterRules
+from kikitori.data.preparation import PreparedData, check_usable, decode, prepare, unreadable_rows
 from kikitori.data.sampler import ScoringBatches, StepSampler
-from kikitori.model import window as windows
 from kikitori.model.processor import Processor
-from kikitori.model.window import Window
-from kikitori.runtime.console import progress_bar
-from kikitori.runtime.errors import DataError
+from kikitori.model.window import FULL, Window, make_window
+from kikitori.runtime.errors import ConfigError, DataError
 from kikitori.runtime.paths import DEMO, cache_folder
 from kikitori.runtime.processes import exit_with_parent
 from kikitori.runtime.rng import seeded_sample
 
-log = logging.getLogger(__name__)
+ALL_CLIPS: Mapping[str, Any] = MappingProxyType({})
+HUB_SPLITS: Mapping[str, str] = MappingProxyType({split: split for split in SPLITS})
 
 
 class SpeechDataModule(pl.LightningDataModule):
-    """Reads a corpus, decodes it once, leaves out what cannot be used, and serves batches.
+    """A corpus for Lightning: decoded once into a cache, filtered, and served in batches.
 
-    limit: clips to keep of each split (None: all), the first or a seeded sample. global_batch_size: clips of an optimizer
-    step, over all processes. micro_batch_size: clips of it that a process computes at a time, see `kikitori.training.batch_size_finder`.
-    eval_batch_size: clips that one process reads at a time in the whole window, and more in shorter ones. window,
-    window_edges_s, window_margin_s: how much silence clips are heard with, see `kikitori.model.window`; None: as the model
-    was trained. full_window_share: of the training steps, those that hear their clips in the whole window all the
-    same. cache_encoder_outputs: whether a frozen encoder hears each clip only once. front_end: None where only the audio is
-    to be prepared. Other arguments: see `kikitori.data.filters.FilterRules`.
+    A subclass adds `read`. The number of processes that share the clips, and this one's rank, are those of the Trainer.
+
+    processor: the model's, as in `Demo(processor=whisper.processor)`; None if only the audio is to be prepared.
+    language: of the corpus; None for the processor's, or else `ja`.
+    global_batch_size: clips of an optimizer step, over all processes. micro_batch_size: clips of it that a process
+    computes at once, see `kikitori.training.batch_size_finder`. eval_batch_size: clips of the full window that a
+    process transcribes at once; batches of shorter windows are proportionally larger.
+    window, window_edges_s, window_margin_s: how far clips are padded, see `kikitori.model.window`; window=None for as
+    the model was trained. full_window_share: share of the training steps that use the full window all the same.
+    cache_encoder_outputs: whether the outputs of a frozen encoder are computed once and kept on disk.
+    limit: clips to keep of each split (default: all); with `sample` a seeded sample, else the first.
+    load_splits: the splits to read. trainer: whose processes share the clips, until Lightning attaches one.
+    Other arguments: see `kikitori.data.filters.FilterRules`.
     """
 
     def __init__(
         self,
-        language: str,
-        global_batch_size: int,
-        eval_batch_size: int,
-        num_workers: int,
-        group_by_length: bool,
-        window: Literal["full", "bucketed"] | None,
-        window_edges_s: Sequence[float],
-        window_margin_s: float,
-        full_window_share: float,
-        micro_batch_size: int | Literal["auto"] | None,
-        cache_encoder_outputs: bool,
-        limit: Mapping[str, Any],
-        min_duration_s: float,
-        max_duration_s: float | None,
-        silence_dbfs: float,
-        max_reject_rate: float,
-        allow_shared_speakers: bool,
-        allow_shared_clips: bool,
         processor: Processor | None = None,
+        language: str | None = None,
+        global_batch_size: int = 16,
+        micro_batch_size: int | Literal["auto"] | None = None,
+        eval_batch_size: int = 16,
+        window: Literal["full", "bucketed"] | None = None,
+        window_edges_s: Sequence[float] = (2, 3, 4, 5, 6, 7, 8, 10, 12, 15, 20),
+        window_margin_s: float = 1,
+        full_window_share: float = 0.0,
+        cache_encoder_outputs: bool = False,
+        num_workers: int = 2,
+        group_by_length: bool = True,
+        limit: Mapping[str, Any] = ALL_CLIPS,
+        min_duration_s: float = 0.3,
+        max_duration_s: float | None = None,
+        silence_dbfs: float = -50,
+        max_reject_rate: float = 0.05,
+        allow_shared_speakers: bool = False,
+        allow_shared_clips: bool = False,
         seed: int = 0,
+        load_splits: Sequence[Split] = SPLITS,
+        trainer: pl.Trainer | None = None,
     ) -> None:
         super().__init__()
-        self.language = language
+        self.trainer = trainer
+        self.window = make_window(window, window_edges_s, window_margin_s) if window else None
+        self.processor = self._with_own_window(processor)
+        self.language = language or (processor.language if processor else "ja")
         self.global_batch_size = global_batch_size
+        self.micro_batch_size = micro_batch_size
         self.eval_batch_size = eval_batch_size
+        self.full_window_share = full_window_share
+        self.cache_encoder_outputs = cache_encoder_outputs
         self.num_workers = num_workers
         self.group_by_length = group_by_length
-        self.window = windows.make_window(window, window_edges_s, window_margin_s) if window else None
-        self.full_window_share = full_window_share
-        self.micro_batch_size = micro_batch_size
-        self.cache_encoder_outputs = cache_encoder_outputs
-        self.limit = limit
+        self.limit = dict(limit)
         self.rules = FilterRules(
             min_duration_s=min_duration_s,
             max_duration_s=max_duration_s,
@@ -90,217 +96,212 @@ class SpeechDataModule(pl.LightningDataModule):
             allow_shared_speakers=allow_shared_speakers,
             allow_shared_clips=allow_shared_clips,
         )
-        self.processor = processor
         self.seed = seed
-        # Which splits are read; whoever only scores the test split needs no other.
-        self.splits: Sequence[Split] = SPLITS
-        # Which share of the clips this process reads, where several score together.
-        self.processes, self.rank = 1, 0
-        self.corpus: Corpus | None = None
-        self.clips: dict[Split, list[Clip]] = {}
-        self.rejects: list[Reject] = []
-        self.stores: dict[Split, AudioCache] = {}
-        self.states: dict[Split, dict[Window, EncoderCache]] = {}
+        self.splits = list(load_splits)
+        # The clips and rows left out so far; complete after `setup`, also if that fails.
+        self.rejects: Sequence[Reject] = []
+        self._corpus: Corpus | None = None
+        self._prepared: PreparedData | None = None
+        self._encoder_caches: dict[Split, dict[Window, EncoderCache]] = {}
+        # What the encoder caches were built for.
+        self._encoder: tuple[WhisperForConditionalGeneration, str] | None = None
 
     def read(self) -> Corpus:
-        """The rows of the corpus: what a subclass adds."""
+        """Reads the rows of the corpus; no audio. The one method that a subclass must define."""
         raise NotImplementedError
 
     def load_corpus(self) -> Corpus:
-        """The corpus; reading it finds what is missing before a model is loaded."""
-        if self.corpus is None:
-            self.corpus = self.read()
-        return self.corpus
+        """The rows of the corpus, read once. Fails early if something is missing, before a model is loaded."""
+        if self._corpus is None:
+            self._corpus = self.read()
+        return self._corpus
+
+    def with_processor(self, processor: Processor) -> Self:
+        """A copy for a model's processor. The corpus is not read again."""
+        other = copy.copy(self)
+        other.processor = other._with_own_window(processor)
+        other._prepared, other._encoder_caches, other._encoder = None, {}, None
+        return other
+
+    def _with_own_window(self, processor: Processor | None) -> Processor | None:
+        return replace(processor, window=self.window) if processor and self.window else processor
+
+    def decode(self) -> None:
+        """Decodes the audio into the cache, unless it is there already."""
+        decode(self.load_corpus(), self.splits, self.limit, self.seed)
 
     def setup(self, stage: str | None = None) -> None:
-        """Read, decode and select, once; Lightning calls this again before it fits.
+        """Reads, decodes and filters the corpus, once.
 
-        Raises DataError where a split is left without a clip, too many clips are left out, or splits share any.
+        Raises DataError if a split is left without clips, too many clips are left out, or splits share clips.
         """
-        if self.clips:
-            return
-        corpus = self.load_corpus()
-        all_rows = self.listed()
-        unread = [reject for reject in corpus.rejects if reject.split in self.splits]
-        self.rejects = list(unread)
-        check_rate(len(all_rows) + len(unread), unread, self.rules.max_reject_rate)
-        rows = self.decode()
-        kept: dict[Split, list[Clip]] = {}
-        for split in self.splits:
-            clips = [clip for clip in rows if clip.split == split]
-            kept[split], rejects = select(clips, self.stores[split].decoded, self.processor, self.rules)
-            self.rejects += rejects
-        # The rows of all a corpus that could not be read say nothing of the few clips that a limit keeps.
-        limited = len(rows) < len(all_rows)
-        counted = self.rejects[len(unread) :] if limited else self.rejects
-        check_rate(len(rows) if limited else len(rows) + len(unread), counted, self.rules.max_reject_rate)
-        decoded = {split: self.stores[split].decoded for split in self.splits}
-        check_split_leakage({s: [(c, decoded[s][c.name]) for c in kept[s]] for s in self.splits}, self.rules)
-        for split in self.splits:
-            if not kept[split]:
-                counts = ", ".join(f"{s} {sum(clip.split == s for clip in all_rows)}" for s in self.splits)
-                raise DataError(
-                    f"{corpus.description}: no clip of the {split} split can be used (clips listed: {counts}); "
-                    "see data.limit, the corpus's own names of its splits, and rejects.jsonl in the run's folder"
-                )
-        self.clips = kept
+        if self._prepared is None:
+            corpus = self.load_corpus()
+            self.rejects = unreadable_rows(corpus, self.splits)
+            prepared = prepare(corpus, self.splits, self.limit, self.seed, self.rules, self.processor)
+            self.rejects = prepared.rejects
+            check_usable(prepared, self.rules)
+            self._prepared = prepared
 
-    def listed(self) -> list[Clip]:
-        """The corpus's rows of the splits that are read, before any limit."""
-        return [clip for clip in self.load_corpus().clips if clip.split in self.splits]
+    @property
+    def prepared(self) -> PreparedData:
+        """The clips and their audio, prepared now if they are not yet."""
+        self.setup()
+        assert self._prepared is not None
+        return self._prepared
 
-    def decode(self) -> list[Clip]:
-        """Decode the rows within the limit into the store, where that is not done yet, and return them."""
-        rows = take_subset(self.listed(), self.limit, self.limit["sample"], self.seed)
-        for split in self.splits:
-            with progress_bar() as progress:
-                clips = [clip for clip in rows if clip.split == split]
-                self.stores[split] = build_audio_cache(clips, cache_folder() / "store", progress)
-        return rows
+    @property
+    def clips(self) -> Mapping[Split, Sequence[Clip]]:
+        """The usable clips, by split."""
+        return self.prepared.clips
 
-    def dataset(self, split: Split) -> SpeechDataset:
-        return self._dataset(split, self.clips[split])
+    def summary(self) -> dict[str, Any]:
+        """The `data` of results.json."""
+        return self.prepared.summary(self.language)
 
-    def _dataset(self, split: Split, clips: Sequence[Clip]) -> SpeechDataset:
-        return SpeechDataset(clips, self.stores[split], self._processor(), self.states.get(split))
+    def reject_rows(self) -> list[dict[str, str]]:
+        """The rows of rejects.jsonl."""
+        return [asdict(reject) for reject in self.rejects]
 
-    def _processor(self) -> Processor:
-        assert self.processor is not None, "a front end is needed to make examples"
+    def dataset(self, split: Split, window: Window | None = None) -> SpeechDataset:
+        """The examples of a split. window: how far the clips are padded; None for the module's own."""
+        return self._dataset(split, self.clips[split], window)
+
+    def _dataset(self, split: Split, clips: Sequence[Clip], window: Window | None) -> SpeechDataset:
+        processor = self.model_processor()
+        if window is not None:
+            processor = replace(processor, window=window)
+        return SpeechDataset(clips, self.prepared.audio_caches[split], processor, self._encoder_caches.get(split))
+
+    def model_processor(self) -> Processor:
+        """The model's processor, with the windows of this module. Raises ConfigError if there is none."""
+        if self.processor is None:
+            name = type(self).__name__
+            raise ConfigError(f"{name} has no processor; pass the model's: {name}(..., processor=whisper.processor)")
         return self.processor
 
-    @cached_property
-    def train_tokens(self) -> list[int]:
-        """Supervised tokens of each training clip."""
-        return self.dataset("train").label_tokens()
-
-    def max_tokens_per_s(self) -> float:
-        """Twice what the densest training transcript has a second, of a clip that is granted one second more."""
-        rates = zip(self.train_tokens, self.dataset("train").durations_s(), strict=True)
-        return 2 * max(tokens / (seconds + 1) for tokens, seconds in rates)
-
     def window_frames(self) -> set[int]:
-        """The windows, in log-Mel frames, that training meets."""
-        return {*self.dataset("train").windows(), self._processor().frames}
+        """The windows, in log-Mel frames, that occur in training."""
+        return {*self.dataset("train").windows(), self.model_processor().frames}
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps that read each training clip once."""
+        return -(-len(self.clips["train"]) // self.global_batch_size)
+
+    @property
+    def world_size(self) -> int:
+        """The number of processes that share the clips."""
+        return self.trainer.world_size if self.trainer else 1
+
+    @property
+    def rank(self) -> int:
+        """The rank of this process."""
+        return self.trainer.global_rank if self.trainer else 0
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        """This process's batches from the Trainer's step on, to its last."""
-        assert self.trainer is not None, "the Trainer says how many steps there are, and who computes them"
-        dataset = self.dataset("train")
+        """This process's share of the training batches, from the Trainer's current step on.
+
+        For a Trainer that counts steps alone (max_steps, and check_val_every_n_epoch=None), all steps are one epoch of
+        Lightning's; else its epoch reads each clip once.
+        """
+        dataset, trainer = self.dataset("train"), self.trainer
+        by_steps = trainer and trainer.max_steps > 0 and trainer.check_val_every_n_epoch is None
         sampler = StepSampler(
             dataset.durations_s(),
             dataset.windows(),
-            self.train_tokens,
+            self.prepared.train_tokens,
             self.global_batch_size,
-            self.trainer.max_steps,
+            trainer.max_steps if trainer and by_steps and trainer.max_epochs in (None, -1) else None,
             self.seed,
             self.group_by_length,
-            whole_share=self.full_window_share,
-            processes=self.trainer.world_size,
-            rank=self.trainer.global_rank,
-            first_step=self.trainer.global_step,
+            self.full_window_share,
+            self.world_size,
+            self.rank,
+            global_step=lambda: self.trainer.global_step if self.trainer else 0,
         )
-        return self._loader(dataset, batch_sampler=sampler, persistent_workers=self.num_workers > 0)
+        return self._loader(dataset, sampler, persistent_workers=self.num_workers > 0)
 
     def val_dataloader(self) -> DataLoader[Batch]:
-        return self._share("validation", self.dataset("validation"))
+        """This process's share of the validation clips."""
+        return self.score_dataloader("validation")
 
-    def score_dataloader(self, split: Split, clips: int | None = None) -> DataLoader[Batch]:
-        """This process's share of `scored`."""
-        return self._share(split, self._dataset(split, self.scored(split, clips)))
+    def test_dataloader(self) -> DataLoader[Batch]:
+        """This process's share of the test clips."""
+        return self.score_dataloader("test")
 
-    def scored(self, split: Split, clips: int | None = None) -> list[Clip]:
-        """The clips of a split, or a seeded sample of so many."""
+    def predict_dataloader(self) -> DataLoader[Batch]:
+        """This process's share of the test clips, for `Trainer.predict`; other splits: `score_dataloader`."""
+        return self.score_dataloader("test")
+
+    def score_dataloader(
+        self, split: Split, clips: int | None = None, window: Window | None = None
+    ) -> DataLoader[Batch]:
+        """This process's share of the `scored` clips. window: how far they are padded; None for the module's own."""
+        return self._share(split, self._dataset(split, self.scored(split, clips), window))
+
+    def scored(self, split: Split, clips: int | None = None) -> Sequence[Clip]:
+        """The clips of a split, or a seeded sample of `clips` of them."""
         every = self.clips[split]
         if clips is None or clips >= len(every):
             return every
         return [every[i] for i in seeded_sample(len(every), clips, self.seed)]
 
     def _share(self, split: Split, dataset: SpeechDataset) -> DataLoader[Batch]:
-        """This process's share of the clips to be scored."""
-        if len(dataset) < self.processes:
+        if len(dataset) < self.world_size:
             raise DataError(
-                f"{len(dataset)} clips of the {split} split are to be scored by {self.processes} processes; "
-                "take fewer devices, or more clips (data.limit, score.train_clips)"
+                f"{len(dataset)} clips of the {split} split cannot be shared by {self.world_size} processes; "
+                "use fewer devices, or more clips (data.limit, score.train_clips)"
             )
-        sizes = (dataset.durations_s(), dataset.windows(), self._processor().frames, self.eval_batch_size)
-        return self._loader(dataset, batch_sampler=ScoringBatches(*sizes, self.processes, self.rank))
+        sizes = (dataset.durations_s(), dataset.windows(), dataset.processor.frames, self.eval_batch_size)
+        return self._loader(dataset, ScoringBatches(*sizes, self.world_size, self.rank))
 
-    def _loader(self, dataset: SpeechDataset, **how: Any) -> DataLoader[Batch]:
-        # What a loader yields is what its collate function makes, which its type does not know.
+    def _loader(self, dataset: SpeechDataset, sampler: Sampler[Any], **options: Any) -> DataLoader[Batch]:
+        # A DataLoader yields what its collate function returns; its type does not express that.
         return DataLoader(
-            cast(Any, dataset),
+            cast(Any, ExampleLists(dataset)),
+            batch_size=None,
+            sampler=sampler,
             num_workers=self.num_workers,
             collate_fn=collate,
             worker_init_fn=partial(exit_with_parent, os.getpid()),
             pin_memory=torch.cuda.is_available(),
-            **how,
+            **options,
         )
 
     def build_encoder_caches(self, trainer: pl.Trainer, model: WhisperForConditionalGeneration) -> None:
-        """Let a frozen encoder hear every clip now, in each window that training will ask for, and never again.
+        """Computes a frozen encoder's outputs for every clip, in each window that occurs, or opens their cache.
 
-        Raises ConfigError where the encoder is to be trained, or says something else each time.
+        Datasets and loaders made after this hold the outputs instead of log-Mels.
+        Raises ConfigError if the encoder is trained, or its outputs vary.
         """
-        encoder_cache.check_cacheable(model)
-        own = self._processor()
-        known: dict[Split, dict[Window, EncoderCache]] = {}
-        for split in self.splits:
-            log.info("the frozen encoder hears %s", split)
-            whole_too = [windows.FULL] if split == "train" and self.full_window_share else []
-            for window in {own.window, *whole_too}:
-                dataset = SpeechDataset(self.clips[split], self.stores[split], replace(own, window=window))
-                frames = dict(zip((clip.name for clip in dataset.clips), dataset.windows(), strict=True))
-                digests = [dataset.store.decoded[name].digest for name in frames]
-                heard = encoder_cache.build_encoder_cache(
-                    trainer, model, self._share(split, dataset), frames, digests, cache_folder() / "encoder"
-                )
-                known.setdefault(split, {})[window] = heard
-        self.states = known
-
-    def summary(self) -> dict[str, Any]:
-        """What stands under `data` in the results."""
-        window_s = self.processor.window_s if self.processor else float("inf")
-        splits: dict[str, Any] = {}
-        for split in self.splits:
-            seconds = [self.stores[split].decoded[clip.name].samples / SAMPLE_RATE for clip in self.clips[split]]
-            over = sum(s > window_s for s in seconds)
-            facts = {"clips": len(seconds), "seconds": round(sum(seconds), 2), "clips_over_window": over}
-            splits[split] = {**facts, "store": self.stores[split].path.name, "digest": self.digest(split)}
-        reasons = Counter(reject.reason for reject in self.rejects)
-        corpus = self.load_corpus()
-        return {
-            "corpus": corpus.description,
-            "release": corpus.release,
-            "language": self.language,
-            "splits": splits,
-            "rejects": dict(reasons),
-        }
-
-    def digest(self, split: Split) -> str:
-        """What the split was in this run, whatever the order: equal where names, audio and transcripts are."""
-        decoded = self.stores[split].decoded
-        rows = sorted(f"{clip.name}\t{decoded[clip.name].digest}\t{clip.text}\n" for clip in self.clips[split])
-        return sha256("".join(rows).encode()).hexdigest()[:16]
-
-    def reject_rows(self) -> list[dict[str, str]]:
-        """Rows of rejects.jsonl."""
-        return [asdict(reject) for reject in self.rejects]
+        encoder = (model, str(trainer.precision))
+        if self._encoder and self._encoder[0] is model and self._encoder[1] == encoder[1]:
+            return
+        own, full_too = self.model_processor().window, {FULL} if self.full_window_share else set()
+        self._encoder_caches = {}
+        datasets = {s: [self.dataset(s, w) for w in {own, *(full_too if s == "train" else ())}] for s in self.splits}
+        self._encoder_caches = build_encoder_caches(trainer, model, datasets, self._share, cache_folder() / "encoder")
+        self._encoder = encoder
 
 
 class CommonVoice(SpeechDataModule):
-    """`data=common_voice`: a release as downloaded (.tar.gz), unpacked, or its language folder."""
+    """`data=common_voice`: a Common Voice release as downloaded (.tar.gz), unpacked, or its language folder."""
 
-    def __init__(self, release: str, train_splits: Sequence[str], **loading: Any) -> None:
+    def __init__(self, release: str, train_splits: Sequence[str] = ("train",), **loading: Any) -> None:
         super().__init__(**loading)
         self.release = release
         self.train_splits = train_splits
 
     def read(self) -> Corpus:
-        return common_voice.read(self.release, self.language, self.train_splits, cache_folder())
+        return common_voice.read(str(self.release), self.language, self.train_splits, cache_folder())
 
 
 class Demo(SpeechDataModule):
-    """`data=demo`: the small synthetic corpus that ships in the package."""
+    """`data=demo`: the small synthetic corpus that ships with kikitori. The same voices speak in all splits."""
+
+    def __init__(self, allow_shared_speakers: bool = True, **loading: Any) -> None:
+        super().__init__(allow_shared_speakers=allow_shared_speakers, **loading)
 
     def read(self) -> Corpus:
         corpus = common_voice.read(str(DEMO), self.language, ["train"], cache_folder())
@@ -308,15 +309,15 @@ class Demo(SpeechDataModule):
 
 
 class Manifest(SpeechDataModule):
-    """`data=manifest`: your own recordings, listed in a .csv, .tsv or .jsonl."""
+    """`data=manifest`: your own recordings, listed in a .csv, .tsv or .jsonl file, or in one file per split."""
 
     def __init__(
         self,
         manifest: str | Mapping[str, str],
-        path_column: str,
-        text_column: str,
-        split_column: str,
-        speaker_column: str | None,
+        path_column: str = "path",
+        text_column: str = "text",
+        split_column: str = "split",
+        speaker_column: str | None = None,
         **loading: Any,
     ) -> None:
         super().__init__(**loading)
@@ -324,28 +325,32 @@ class Manifest(SpeechDataModule):
         self.columns = (path_column, text_column, split_column, speaker_column)
 
     def read(self) -> Corpus:
-        return manifest.read(self.manifest, *self.columns)
+        files = self.manifest if isinstance(self.manifest, Mapping) else str(self.manifest)
+        return manifest.read(files, *self.columns)
 
 
 class Hub(SpeechDataModule):
-    """`data=hub`: an audio dataset on the Hugging Face Hub, or a folder in its layout."""
+    """`data=hub`: an audio dataset on the Hugging Face Hub, or a folder in its layout.
+
+    splits: the dataset's own names of train, validation and test.
+    """
 
     def __init__(
         self,
         name: str,
-        config: str | None,
-        revision: str | None,
-        splits: Mapping[str, str],
-        audio_column: str,
-        text_column: str,
-        speaker_column: str | None,
+        config: str | None = None,
+        revision: str | None = None,
+        splits: Mapping[str, str] = HUB_SPLITS,
+        audio_column: str = "audio",
+        text_column: str = "transcription",
+        speaker_column: str | None = None,
         **loading: Any,
     ) -> None:
         super().__init__(**loading)
-        self.where = (name, config, revision, splits)
+        self.location = (name, config, revision, dict(splits))
         self.columns = (audio_column, text_column, speaker_column)
 
     def read(self) -> Corpus:
-        from kikitori.corpora import hub  # here, for datasets takes most of a second to import
+        from kikitori.corpora import hub  # here, because importing datasets takes most of a second
 
-        return hub.read(*self.where, *self.columns)
+        return hub.read(*self.location, *self.columns)

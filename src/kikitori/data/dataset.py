@@ -1,66 +1,82 @@
-"""Clips of a split as the examples of a loader."""
+"""The clips of a split as a torch Dataset."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from kikitori.audio.waveform import SAMPLE_RATE, to_float
 from kikitori.corpora.types import Clip
 from kikitori.data.audio_cache import AudioCache
-from kikitori.data.encoder_cache import EncoderCache
 from kikitori.data.sampler import SampledClip
 from kikitori.model.processor import Processor
 from kikitori.model.window import FULL, Window
 
 
-class SpeechDataset(Dataset[dict[str, Any]]):
-    """Clips of one split as the examples that `collate` stacks; the log-Mel is computed when a clip is asked for.
+class StatesByClip(Protocol):
+    """Encoder states by clip name, (positions, d_model) each; `encoder_cache.EncoderCache` is one."""
 
-    states: what a frozen encoder says of them in a window, where that is known, instead of the log-Mel.
-    Asked for by its place, or for training by a `Draw`, which gives its weight and window, too.
+    def __getitem__(self, name: str, /) -> Tensor: ...
+
+
+class SpeechDataset(Dataset[dict[str, Any]]):
+    """The clips of one split as examples for `collate`; the log-Mel is computed when an example is read.
+
+    An example is read by its index, or in training by a `SampledClip`, which adds its weight and window.
+    encoder_caches: outputs of a frozen encoder by window; examples of these windows hold them instead of log-Mels.
     """
 
     def __init__(
         self,
         clips: Sequence[Clip],
-        store: AudioCache,
+        audio: AudioCache,
         processor: Processor,
-        states: Mapping[Window, EncoderCache] | None = None,
+        encoder_caches: Mapping[Window, StatesByClip] | None = None,
     ) -> None:
         self.clips = clips
-        self.store = store
+        self.audio = audio
         self.processor = processor
-        self.states = states or {}
+        self.encoder_caches = encoder_caches or {}
 
     def __len__(self) -> int:
         return len(self.clips)
 
-    def __getitem__(self, asked: int | SampledClip) -> dict[str, Any]:
-        place, weight, whole = asked if isinstance(asked, SampledClip) else (asked, None, False)
-        clip = self.clips[place]
-        window = FULL if whole else self.processor.window
-        heard: dict[str, Any]
-        if window in self.states:
-            heard = {"encoder_states": self.states[window][clip.name]}
+    def __getitem__(self, key: int | SampledClip) -> dict[str, Any]:
+        index, weight, full_window = key if isinstance(key, SampledClip) else (key, None, False)
+        clip = self.clips[index]
+        window = FULL if full_window else self.processor.window
+        inputs: dict[str, Any]
+        if window in self.encoder_caches:
+            inputs = {"encoder_states": self.encoder_caches[window][clip.name]}
         else:
-            heard = {"input_features": self.processor.log_mel(to_float(self.store.pcm(clip.name)), whole)}
+            inputs = {"input_features": self.processor.log_mel(to_float(self.audio.pcm(clip.name)), full_window)}
         return {
-            **heard,
+            **inputs,
             "tokens": self.processor.encode(clip.text),
             "clip": clip.name,
             "text": clip.text,
-            "seconds": self.store.decoded[clip.name].samples / SAMPLE_RATE,
+            "seconds": self.audio.decoded[clip.name].samples / SAMPLE_RATE,
             "weight": weight,
         }
 
     def durations_s(self) -> list[float]:
-        return [self.store.decoded[clip.name].samples / SAMPLE_RATE for clip in self.clips]
+        """Seconds of each clip."""
+        return [self.audio.decoded[clip.name].samples / SAMPLE_RATE for clip in self.clips]
 
     def windows(self) -> list[int]:
-        """The log-Mel frames in which each clip is heard."""
-        return [self.processor.window_frames(self.store.decoded[clip.name].samples) for clip in self.clips]
+        """The log-Mel frames that each clip is padded to."""
+        return [self.processor.window_frames(self.audio.decoded[clip.name].samples) for clip in self.clips]
 
-    def label_tokens(self) -> list[int]:
-        """Supervised tokens of each clip: all but the start token."""
-        return [count - 1 for count in self.processor.count_tokens([clip.text for clip in self.clips])]
+
+class ExampleLists(Dataset[list[dict[str, Any]]]):
+    """A dataset for samplers that yield batches: `lists[[3, 1]]` is the list of two examples."""
+
+    def __init__(self, dataset: SpeechDataset) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, keys: Sequence[int] | Sequence[SampledClip]) -> list[dict[str, Any]]:
+        return [self.dataset[key] for key in keys]

@@ -1,10 +1,11 @@
-"""What a frozen encoder says of each clip, computed once: a memory-mapped file that every step, score and trial shares.
+"""Cached outputs of a frozen encoder, in one memory-mapped file that all steps, evaluations and trials share.
 
-A file is keyed by the encoder's weights, the precision, the windows and the clips, so that it never speaks for others.
+The file name is a hash of everything that determines the outputs, so a cache is never reused for other inputs.
 """
 
+import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -15,20 +16,26 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import WhisperForConditionalGeneration
 
+from kikitori.corpora.types import Split
 from kikitori.data.collate import Batch
+from kikitori.data.dataset import SpeechDataset
 from kikitori.model.processor import FRAMES_PER_POSITION
 from kikitori.model.whisper import encode
+from kikitori.model.window import Window
+from kikitori.runtime.console import progress_bar
 from kikitori.runtime.errors import ConfigError, DataError
 from kikitori.runtime.files import sync_folder
 
-# Part of a file's key: raise it whenever the same clip and weights give other states.
+log = logging.getLogger(__name__)
+
+# Part of a file's key: increment it whenever the same clip and weights give other states.
 FORMAT = 1
-# The decoder's first use of the states rounds them to this in any case, so that nothing is lost.
+# The decoder rounds the states to this type when it first uses them, so nothing is lost.
 DTYPES = {"16-mixed": torch.float16, "bf16-mixed": torch.bfloat16}
 
 
 class EncoderCache:
-    """The encoder's states of some clips, by name: (positions, d_model) each, in one flat file."""
+    """The encoder states of some clips, by name: (positions, d_model) each, in one flat file."""
 
     def __init__(self, path: Path, frames: Mapping[str, int], d_model: int, dtype: torch.dtype) -> None:
         self.path, self.frames, self.d_model, self.dtype = path, frames, d_model, dtype
@@ -41,51 +48,64 @@ class EncoderCache:
         self._flat: Tensor | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """A loader's worker that is spawned maps the file itself."""
+        """A spawned loader worker maps the file itself."""
         return {**self.__dict__, "_flat": None}
 
     def __getitem__(self, name: str) -> Tensor:
         if self._flat is None:
-            # from_file would make what is missing, of zeros.
+            # from_file would create a missing file, filled with zeros.
             if not self.path.exists() or self.path.stat().st_size != self.size * self.dtype.itemsize:
-                raise DataError(f"{self.path}, a frozen encoder's states, is damaged; delete it")
+                raise DataError(f"{self.path}, a cache of encoder outputs, is damaged; delete it")
             self._flat = torch.from_file(str(self.path), shared=True, size=self.size, dtype=self.dtype)
         start = self.starts[name]
         positions = self.frames[name] // FRAMES_PER_POSITION
         return self._flat[start : start + positions * self.d_model].view(positions, self.d_model)
 
 
-class EncoderCacheWriter(pl.LightningModule):
-    """Lightning's view of the encoder alone: writes what it says of each clip of each batch."""
+def build_encoder_caches(
+    trainer: pl.Trainer,
+    model: WhisperForConditionalGeneration,
+    datasets: Mapping[Split, Iterable[SpeechDataset]],
+    make_loader: Callable[[Split, SpeechDataset], DataLoader[Batch]],
+    folder: Path,
+) -> dict[Split, dict[Window, EncoderCache]]:
+    """The caches of every dataset, by split and by the window of its processor.
 
-    def __init__(self, model: WhisperForConditionalGeneration, states: EncoderCache) -> None:
-        super().__init__()
-        self.model = model
-        self.states = states
-
-    def predict_step(self, batch: Batch, batch_idx: int) -> None:
-        clips = iter(batch["clips"])
-        for features in batch["input_features"]:
-            for said in encode(self.model, features).to("cpu", self.states.dtype):
-                self.states[next(clips)].copy_(said)
+    make_loader: returns this process's share of a dataset.
+    Raises ConfigError if the encoder is trained, or its outputs for a clip vary, and OSError if the folder cannot be
+    written.
+    """
+    check_cacheable(model)
+    caches: dict[Split, dict[Window, EncoderCache]] = {}
+    for split, of_split in datasets.items():
+        log.info("caching the frozen encoder's outputs: %s", split)
+        caches[split] = {}
+        for dataset in of_split:
+            frames = dict(zip((clip.name for clip in dataset.clips), dataset.windows(), strict=True))
+            digests = [dataset.audio.decoded[name].digest for name in frames]
+            caches[split][dataset.processor.window] = build_encoder_cache(
+                trainer, model, make_loader(split, dataset), frames, digests, folder
+            )
+    return caches
 
 
 def check_cacheable(model: WhisperForConditionalGeneration) -> None:
-    """Raise ConfigError unless the encoder says the same of a clip in each step."""
+    """Raises ConfigError unless the encoder's output for a clip is the same in every step."""
     config = model.config
     if any(p.requires_grad for p in model.model.encoder.parameters()):
         raise ConfigError(
             "data.cache_encoder_outputs=true needs an encoder that is not trained; add model.freeze=encoder"
         )
-    changing = ("dropout", "attention_dropout", "activation_dropout", "encoder_layerdrop", "apply_spec_augment")
-    if on := [key for key in changing if getattr(config, key)]:
+    random = ("dropout", "attention_dropout", "activation_dropout", "encoder_layerdrop", "apply_spec_augment")
+    if on := [key for key in random if getattr(config, key)]:
         raise ConfigError(
-            f"data.cache_encoder_outputs=true, but model.{on[0]}={getattr(config, on[0])} changes what it says"
+            f"data.cache_encoder_outputs=true, but model.{on[0]}={getattr(config, on[0])} makes the encoder's outputs "
+            "random; set one of the two to false or 0"
         )
 
 
 def key(model: WhisperForConditionalGeneration, frames: Mapping[str, int], clips: Sequence[str], precision: str) -> str:
-    """What a file of states is named by. clips: digests of the audio, in the order of `frames`."""
+    """The name of a cache file. clips: digests of the audio, in the order of `frames`."""
     digest = blake2b(
         f"{FORMAT} {torch.__version__} {precision} {list(frames.items())} {clips}".encode(), digest_size=12
     )
@@ -102,32 +122,33 @@ def build_encoder_cache(
     digests: Sequence[str],
     folder: Path,
 ) -> EncoderCache:
-    """The states of the clips, opened where they exist, else computed by all processes, each its share of the loader.
+    """Opens the cache of some clips, or computes it, each process its share.
 
-    frames: the window of each clip, by name. Raises OSError where the folder cannot be written.
+    loader: this process's share of the clips. frames: log-Mel frames of each clip, by name.
+    Raises ConfigError on several machines, OSError if the folder cannot be written.
     """
     if trainer.num_nodes > 1:
         raise ConfigError(
-            "data.cache_encoder_outputs=true keeps its file on one machine; take trainer.num_nodes=1, or false"
+            "data.cache_encoder_outputs=true writes to one machine's disk; use trainer.num_nodes=1, or set it to false"
         )
-    # Before the first loop the processes do not know each other yet.
+    # Before its first loop, Lightning has not connected the processes yet.
     trainer.strategy.setup_environment()
     precision = str(trainer.precision)
     path = folder / f"{key(model, frames, digests, precision)}.states"
-    states = EncoderCache(path, frames, model.config.d_model, DTYPES.get(precision, torch.float32))
+    cache = EncoderCache(path, frames, model.config.d_model, DTYPES.get(precision, torch.float32))
     if trainer.strategy.broadcast(path.exists()):
-        return states
-    # Two trials that start together each write one of their own.
+        return cache
+    # Two trials that start at the same time each write a file of their own.
     trial = blake2b(trainer.default_root_dir.encode(), digest_size=8).hexdigest()
-    partial = EncoderCache(path.with_suffix(f".{trial}.partial"), frames, states.d_model, states.dtype)
+    partial = EncoderCache(path.with_suffix(f".{trial}.partial"), frames, cache.d_model, cache.dtype)
     folder.mkdir(parents=True, exist_ok=True)
     if trainer.is_global_zero:
         with partial.path.open("wb") as file:
-            # All of it now: a disk that fills up under a mapped file kills the process without a word.
-            os.posix_fallocate(file.fileno(), 0, states.size * states.dtype.itemsize)
+            # Reserves the space now: a disk that fills up under a mapped file kills the process without a message.
+            os.posix_fallocate(file.fileno(), 0, cache.size * cache.dtype.itemsize)
     trainer.strategy.barrier()
     try:
-        trainer.predict(EncoderCacheWriter(model, partial), loader, return_predictions=False)
+        _encode_all(trainer, model, loader, partial)
         trainer.strategy.barrier()
         if trainer.is_global_zero:
             with partial.path.open("rb") as file:
@@ -138,4 +159,27 @@ def build_encoder_cache(
         partial.path.unlink(missing_ok=True)
         raise
     trainer.strategy.barrier()
-    return states
+    return cache
+
+
+@torch.inference_mode()
+def _encode_all(
+    trainer: pl.Trainer, model: WhisperForConditionalGeneration, loader: DataLoader[Batch], cache: EncoderCache
+) -> None:
+    """Writes the encoder's output of each clip into a cache, on the Trainer's device and in its precision.
+
+    Without `Trainer.predict`, because a fit may have begun, inside which no other loop can run.
+    """
+    training, device = model.training, trainer.strategy.root_device
+    model.eval().to(device)
+    try:
+        with trainer.precision_plugin.forward_context(), progress_bar() as progress:
+            task = progress.add_task("encoding", total=len(loader))
+            for batch in loader:
+                clips = iter(batch["clips"])
+                for features in batch["input_features"]:
+                    for states in encode(model, features.to(device)).to("cpu", cache.dtype):
+                        cache[next(clips)].copy_(states)
+                progress.advance(task)
+    finally:
+        model.train(training)

@@ -1,4 +1,4 @@
-"""Which clips a run uses. One that is left out is counted with its reason, and too many stop the run."""
+"""Selects the clips that a run uses, with a reason for each one left out; too many of them stop the run."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -7,20 +7,30 @@ from dataclasses import dataclass
 import numpy as np
 
 from kikitori.audio.waveform import SAMPLE_RATE
-from kikitori.corpora.types import SPLITS, Clip, Decoded, Reason, Reject, Split
+from kikitori.corpora.types import OUTSIDE_DATASET, SPLITS, Clip, Decoded, Reason, Reject, Split
 from kikitori.model.processor import Processor
 from kikitori.runtime.errors import DataError
 from kikitori.runtime.rng import seeded_sample
 
-# What a store tells of a clip that has another name than "undecodable".
-REASONS: dict[str, Reason] = {"missing": "missing", "the file is cut short": "cut short"}
-# A corpus lists whole frames of mp3 (24 or 36 ms), of which decoders leave out what the encoder put before the sound.
+# Errors in the audio cache that have a reason of their own; all others are "undecodable".
+REASONS: dict[str, Reason] = {
+    "missing": "missing",
+    "the file is cut short": "cut short",
+    OUTSIDE_DATASET: "outside the corpus",
+}
+# By how much a clip may be shorter than its corpus lists: a corpus counts whole mp3 frames (24 or 36 ms), and decoders
+# skip the encoder's padding before the sound.
 SHORTFALL_S = 0.1
 
 
 @dataclass(frozen=True)
 class FilterRules:
-    """What makes a clip usable. Durations in seconds; the peak in dB below full scale, under which a clip is silent."""
+    """The conditions for using a clip.
+
+    min_duration_s, max_duration_s: seconds; None for the model's window. silence_dbfs: peak level in dB relative to
+    full scale, below which a clip is silent. max_reject_rate: share of the clips that may be left out.
+    allow_shared_speakers, allow_shared_clips: whether splits may have speakers or clips in common.
+    """
 
     min_duration_s: float
     max_duration_s: float | None
@@ -45,10 +55,10 @@ def take_subset(clips: Sequence[Clip], counts: Mapping[str, int | None], sample:
 def select(
     clips: Iterable[Clip], decoded: Mapping[str, Decoded], processor: Processor | None, rules: FilterRules
 ) -> tuple[list[Clip], list[Reject]]:
-    """Sort the clips of one split into those to use and those to leave out.
+    """Divides the clips of one split into those to use and those to leave out.
 
-    Without a front end the window and the tokens are not looked at. Training clips longer than the window are left out;
-    longer validation and test clips stay, since a score must not choose its clips.
+    Without a processor, windows and tokens are not checked. Training clips longer than the window are left out; longer
+    validation and test clips are kept, because a score must not depend on a choice of clips.
     """
     kept: list[Clip] = []
     rejects: list[Reject] = []
@@ -74,8 +84,8 @@ def _audio_fault(facts: Decoded, clip: Clip, processor: Processor | None, rules:
     if facts.samples == 0:
         return Reject(clip.name, clip.split, "empty", "no samples")
     if clip.duration_s and seconds < clip.duration_s - SHORTFALL_S:
-        told = f"{seconds:.2f} s of the {clip.duration_s:.2f} s that the corpus lists"
-        return Reject(clip.name, clip.split, "cut short", told)
+        detail = f"{seconds:.2f} s of the {clip.duration_s:.2f} s that the corpus lists"
+        return Reject(clip.name, clip.split, "cut short", detail)
     if facts.peak < 10 ** (rules.silence_dbfs / 20):
         return Reject(clip.name, clip.split, "silent", f"peak {facts.peak:.2g}")
     if seconds < rules.min_duration_s:
@@ -88,7 +98,7 @@ def _audio_fault(facts: Decoded, clip: Clip, processor: Processor | None, rules:
 def _text_fault(clip: Clip, processor: Processor | None) -> Reject | None:
     if not clip.text:
         return Reject(clip.name, clip.split, "empty transcript")
-    # A text has no more tokens than bytes, so that few need to be counted.
+    # A text has at most as many tokens as bytes, so few texts have to be tokenized.
     if processor and len(clip.text.encode()) > processor.max_label_tokens - len(processor.prefix) - 1:
         tokens = len(processor.encode(clip.text))
         if tokens > processor.max_label_tokens:
@@ -97,7 +107,7 @@ def _text_fault(clip: Clip, processor: Processor | None) -> Reject | None:
 
 
 def check_rate(rows: int, rejects: Sequence[Reject], max_reject_rate: float) -> None:
-    """Raise DataError where more than the allowed share of a corpus's rows was left out."""
+    """Raises DataError if more than the allowed share of the rows was left out."""
     if len(rejects) > max_reject_rate * rows:
         reasons = ", ".join(f"{n} {reason}" for reason, n in Counter(r.reason for r in rejects).most_common())
         first = rejects[0]
@@ -105,24 +115,24 @@ def check_rate(rows: int, rejects: Sequence[Reject], max_reject_rate: float) -> 
             f"{len(rejects)} of {rows} clips would be left out ({reasons}), over the allowed share of "
             f"data.max_reject_rate={max_reject_rate}.\n"
             f"  The first: {first.name}, {first.reason}. All are in rejects.jsonl in the run's folder. "
-            "Mend the corpus, or raise data.max_reject_rate."
+            "Repair the corpus, or raise data.max_reject_rate."
         )
 
 
 def check_split_leakage(splits: Mapping[Split, Sequence[tuple[Clip, Decoded]]], rules: FilterRules) -> None:
-    """Raise DataError where a speaker or a clip stands in two splits, for such a score would flatter."""
+    """Raises DataError if two splits have a speaker or a clip in common, which would make scores too optimistic."""
     rows = [(split, clip, facts) for split, pairs in splits.items() for clip, facts in pairs]
     shared_clips = _shared((facts.digest, split) for split, _, facts in rows)
     if shared_clips and not rules.allow_shared_clips:
         name = next(clip.name for _, clip, facts in rows if facts.digest in shared_clips)
         raise DataError(
-            f"{len(shared_clips)} clips stand in two splits, such as {name}. Take them out of one, or pass "
+            f"{len(shared_clips)} clips are in two splits, such as {name}. Remove them from one, or pass "
             "data.allow_shared_clips=true."
         )
     shared_speakers = _shared((clip.speaker, split) for split, clip, _ in rows if clip.speaker)
     if shared_speakers and not rules.allow_shared_speakers:
         raise DataError(
-            f"{len(shared_speakers)} speakers stand in two splits. Take them out of one, or pass "
+            f"{len(shared_speakers)} speakers are in two splits. Remove them from one, or pass "
             "data.allow_shared_speakers=true."
         )
 

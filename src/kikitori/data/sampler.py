@@ -1,27 +1,28 @@
-"""Which clips a process trains on in each step, a pure function of (seed, step), and batches of clips to be scored.
+"""Samplers: the clips of each training step, a pure function of (seed, step), and the batches of clips to score.
 
-A step of the optimizer sees one global batch, whoever computes it: its clips are dealt out to the processes, and each
-is weighed so that the processes' losses average to the mean over all tokens of the global batch. So 1 process and 8
-train the same recipe.
+Every optimizer step uses one global batch, however many processes share it. Each clip has a weight such that the
+average of the processes' losses is the mean over all tokens of the global batch, so the gradient does not depend on
+the number of processes.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
-from torch.utils.data import Sampler
+from torch.utils.data import DistributedSampler
 
-# Clips are sorted by length within this many batches, or a quarter of the epoch, so that batches stay random while
-# their clips are alike.
+# Clips are sorted by length within this many batches, or a quarter of the epoch: the clips of a batch are of similar
+# length, while the order of the batches stays random.
 MEGABATCH = 50
 
 
 class SampledClip(NamedTuple):
-    """A clip of a batch, by its place.
+    """A clip of a training batch, by its index.
 
-    weight: what its tokens' summed losses count in the batch's; a filler's is 0. whole: heard in the whole window.
+    weight: factor of its summed token losses; 0 for a clip that only fills up a batch. full_window: whether it is
+    padded to the model's full window instead of its own.
     """
 
     clip_index: int
@@ -37,10 +38,10 @@ def epoch_batches(
     epoch: int,
     group_by_length: bool,
 ) -> list[list[int]]:
-    """Every place of the clips once, in batches of one window as far as they fill; only the last may be short.
+    """Distributes the indices of all clips over batches; only the last batch may be short.
 
-    What is left of each window fills further batches, of neighbouring windows. With `group_by_length` the clips of a
-    batch are of similar length.
+    Batches hold clips of one window. The remaining clips of each window form further batches, of neighbouring windows.
+    lengths, windows: of each clip. With `group_by_length` the clips of a batch are of similar length.
     """
     rng = np.random.default_rng((seed, epoch))
     order, by_length, by_window = rng.permutation(len(lengths)), np.asarray(lengths), np.asarray(windows)
@@ -48,14 +49,14 @@ def epoch_batches(
     rest: list[int] = []
     for window in np.unique(by_window):
         clips = order[by_window[order] == window]
-        left, clips = np.split(clips, [len(clips) % batch_size])
-        rest += left.tolist()
+        remainder, clips = np.split(clips, [len(clips) % batch_size])
+        rest += remainder.tolist()
         if group_by_length:
             span = batch_size * min(MEGABATCH, max(1, len(clips) // (4 * batch_size)))
             megabatches = np.split(clips, range(span, len(clips), span))
             clips = np.concatenate([m[np.argsort(-by_length[m], kind="stable")] for m in megabatches])
         full += np.split(clips, range(batch_size, len(clips), batch_size)) if len(clips) else []
-    # The short batch is of any windows, so that no clip is more often among the few of a step than others.
+    # The short batch is drawn from all windows, so that no clip is in a short batch more often than others.
     last = sorted(rng.permutation(len(rest))[: len(lengths) % batch_size])
     mixed = np.delete(np.asarray(rest, dtype=np.int64), last)
     full += np.split(mixed, range(batch_size, len(mixed), batch_size)) if len(mixed) else []
@@ -63,13 +64,16 @@ def epoch_batches(
     return [full[i].tolist() for i in rng.permutation(len(full))] + short
 
 
-class StepSampler(Sampler[list[SampledClip]]):
-    """The batches of one process for a whole training, one a step, epoch after epoch: a DataLoader's `batch_sampler`.
+class StepSampler(DistributedSampler[list[SampledClip]]):
+    """The batches of one process in training, one per optimizer step: a DataLoader's `sampler`, with batch_size=None.
 
-    lengths: seconds of each clip. windows: log-Mel frames that each is heard in. tokens: supervised tokens of each.
-    steps: of the whole training. first_step: steps that are done already, where a run goes on. whole_share: of the
-    steps, those that hear their clips in the whole window. A global batch that the processes cannot share evenly, as an
-    epoch's last may be, is filled up with clips of weight 0, so that every process has equally many.
+    lengths: seconds of each clip. windows: log-Mel frames that each clip is padded to. tokens: supervised tokens of
+    each. steps: iterate to this step of the training, epoch after epoch; None: to the end of the current epoch.
+    full_window_share: share of the steps whose clips are padded to the full window. global_step: returns the number of
+    steps done, at which every iteration begins. A global batch that the processes cannot share evenly, such as an
+    epoch's last, is filled up with clips of weight 0, so that all processes have the same number of clips.
+
+    A DistributedSampler, which tells Lightning that the processes share the clips already.
     """
 
     def __init__(
@@ -78,14 +82,15 @@ class StepSampler(Sampler[list[SampledClip]]):
         windows: Sequence[int],
         tokens: Sequence[int],
         global_batch_size: int,
-        steps: int,
+        steps: int | None,
         seed: int,
         group_by_length: bool,
-        whole_share: float = 0.0,
-        processes: int = 1,
+        full_window_share: float = 0.0,
+        world_size: int = 1,
         rank: int = 0,
-        first_step: int = 0,
+        global_step: Callable[[], int] = lambda: 0,
     ) -> None:
+        super().__init__(cast(Any, lengths), world_size, rank, shuffle=False)
         self.lengths = lengths
         self.windows = windows
         self.tokens = tokens
@@ -93,54 +98,61 @@ class StepSampler(Sampler[list[SampledClip]]):
         self.steps = steps
         self.seed = seed
         self.group_by_length = group_by_length
-        self.whole_share = whole_share
-        self.processes = processes
+        self.full_window_share = full_window_share
+        self.world_size = world_size
         self.rank = rank
-        self.first_step = first_step
+        self.global_step = global_step
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Global batches of one epoch."""
+        return -(-len(self.lengths) // self.global_batch_size)
 
     def __len__(self) -> int:
-        """Batches of the whole training, those done included: Lightning counts on from there."""
-        return self.steps
+        """Batches of the whole training or of an epoch, including those done: Lightning continues its count."""
+        return self.steps_per_epoch if self.steps is None else self.steps
 
     def __iter__(self) -> Iterator[list[SampledClip]]:
-        steps_an_epoch = -(-len(self.lengths) // self.global_batch_size)
+        first, per_epoch = self.global_step(), self.steps_per_epoch
+        last = (first // per_epoch + 1) * per_epoch if self.steps is None else self.steps
         batches: list[list[int]] = []
-        for step in range(self.first_step, self.steps):
-            epoch, place = divmod(step, steps_an_epoch)
-            if place == 0 or not batches:
+        for step in range(first, last):
+            epoch, index = divmod(step, per_epoch)
+            if index == 0 or not batches:
                 shape = (self.lengths, self.windows, self.global_batch_size)
                 batches = epoch_batches(*shape, self.seed, epoch, self.group_by_length)
-            clips = batches[place]
-            # Spread evenly over the steps: at a share of 0.25 every fourth.
-            whole = int((step + 1) * self.whole_share) > int(step * self.whole_share)
+            clips = batches[index]
+            # Spread evenly over the steps: with a share of 0.25, every fourth.
+            full_window = int((step + 1) * self.full_window_share) > int(step * self.full_window_share)
             # DDP averages over the processes.
-            weight = self.processes / sum(self.tokens[i] for i in clips)
-            mine = [SampledClip(i, weight, whole) for i in clips[self.rank :: self.processes]]
-            size = -(-len(clips) // self.processes)
-            yield mine + [SampledClip(clips[0], 0.0, whole)] * (size - len(mine))
+            weight = self.world_size / sum(self.tokens[i] for i in clips)
+            own = [SampledClip(i, weight, full_window) for i in clips[self.rank :: self.world_size]]
+            size = -(-len(clips) // self.world_size)
+            yield own + [SampledClip(clips[0], 0.0, full_window)] * (size - len(own))
 
 
-class ScoringBatches(Sampler[list[int]]):
-    """A process's share of the clips, every `processes`-th of the longest first, in batches of one window.
+class ScoringBatches(DistributedSampler[list[int]]):
+    """A process's share of the clips to score, in batches of one window; a `sampler`, as StepSampler is.
 
-    Together the processes read every clip once. A DataLoader's `batch_sampler`.
-    frames: log-Mel frames that each clip is heard in, of at most `whole`. batch_size: clips in the whole window; in a
-    shorter one as many more as it is shorter, which take as much memory.
+    The longest clips come first; each process takes every `world_size`-th, so that together they read each clip once.
+    windows: log-Mel frames that each clip is padded to, at most `full_window`. batch_size: clips of the full window;
+    batches of shorter windows hold proportionally more clips, which take the same memory.
     """
 
     def __init__(
         self,
         lengths: Sequence[float],
-        frames: Sequence[int],
-        whole: int,
+        windows: Sequence[int],
+        full_window: int,
         batch_size: int,
-        processes: int = 1,
+        world_size: int = 1,
         rank: int = 0,
     ) -> None:
-        longest_first = sorted(range(len(lengths)), key=lambda i: (-frames[i], -lengths[i]))
+        super().__init__(cast(Any, lengths), world_size, rank, shuffle=False)
+        longest_first = sorted(range(len(lengths)), key=lambda i: (-windows[i], -lengths[i]))
         self.batches: list[list[int]] = []
-        for window, clips in groupby(longest_first[rank::processes], lambda i: frames[i]):
-            alike, n = list(clips), batch_size * whole // window
+        for window, clips in groupby(longest_first[rank::world_size], lambda i: windows[i]):
+            alike, n = list(clips), batch_size * full_window // window
             self.batches += [alike[i : i + n] for i in range(0, len(alike), n)]
 
     def __len__(self) -> int:

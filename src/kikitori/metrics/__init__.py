@@ -1,1 +1,1 @@
-"""Text normalisation, error rates and their confidence intervals. Imports no other package."""
+"""Numbers about text: normalisation, error rates, their confidence intervals, alignment. Imports no other package."""

@@ -1,4 +1,4 @@
-"""Where two transcripts differ, character by character: pieces to colour, and the commonest errors of many clips."""
+"""Aligns two transcripts character by character: spans to highlight, and the most frequent errors of many clips."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ CHARACTERS = jiwer.ReduceToListOfListOfChars()
 
 
 class Span(NamedTuple):
-    """A run of characters with one fate: equal, substitute, delete (not heard) or insert (heard, not said)."""
+    """A run of characters of one kind: equal, substitute, delete (in the reference only), insert (hypothesis only)."""
 
     kind: str
     reference: str
@@ -20,7 +20,7 @@ class Span(NamedTuple):
 
 
 def spans(reference: str, hypothesis: str) -> list[Span]:
-    """The two texts in pieces, in order; the pieces' references make the reference again, as do the hypotheses."""
+    """Aligns two texts. The joined references of the spans are the reference, and likewise for the hypothesis."""
     aligned = jiwer.process_characters(
         [reference], [hypothesis], reference_transform=CHARACTERS, hypothesis_transform=CHARACTERS
     )
@@ -31,10 +31,10 @@ def spans(reference: str, hypothesis: str) -> list[Span]:
 
 
 def error_types(references: Sequence[str], hypotheses: Sequence[str], language: str) -> dict[str, Any]:
-    """The errors of many clips on the text that is scored, one a character, so that counts add up to CER's edits.
+    """Counts the errors of many clips by single characters of normalised text, so that they add up to CER's edits.
 
-    Returns `rows`: (kind, reference, hypothesis, count), commonest first; `totals`: edits of each kind; `characters`:
-    the references' length.
+    Returns `rows`: (kind, reference, hypothesis, count), the most frequent first; `totals`: edits of each kind;
+    `characters`: the total length of the references.
     """
     errors: Counter[Span] = Counter()
     characters = 0
@@ -42,15 +42,15 @@ def error_types(references: Sequence[str], hypotheses: Sequence[str], language: 
         reference, hypothesis = (normalise(text, language) for text in pair)
         characters += len(reference)
         for span in spans(reference, hypothesis):
-            errors.update(_single(span))
+            errors.update(_single_edits(span))
     totals = {kind: sum(n for e, n in errors.items() if e.kind == kind) for kind in ("substitute", "delete", "insert")}
-    # Of equal counts in the order of characters, so that a table does not change from run to run.
+    # Equal counts are ordered by their characters, so that a table is the same in every run.
     rows = sorted(((*error, count) for error, count in errors.items()), key=lambda row: (-row[3], row[:3]))
     return {"rows": rows, "totals": totals, "characters": characters}
 
 
-def _single(span: Span) -> list[Span]:
-    """A piece's edits, one character each; none of an equal piece."""
+def _single_edits(span: Span) -> list[Span]:
+    """Splits a span into edits of one character each; an equal span has none."""
     if span.kind == "substitute":
         return [Span("substitute", a, b) for a, b in zip(span.reference, span.hypothesis, strict=True)]
     if span.kind == "delete":

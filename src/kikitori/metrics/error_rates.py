@@ -1,4 +1,4 @@
-"""Error rates: corpus-level, on normalised and raw text, with bootstrap intervals over clips."""
+"""Character and word error rates of a corpus, on normalised and raw text, with bootstrap intervals over clips."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -12,12 +12,13 @@ from numpy.typing import NDArray
 from kikitori.metrics.bootstrap import interval, resampled
 from kikitori.metrics.normalizer import normalise, split_words
 
+# CER and WER on normalised text, then on the text as it is.
 RATES = ("cer", "wer", "cer_raw", "wer_raw")
 
 
 @dataclass(frozen=True)
 class ClipScore:
-    """Edits and reference lengths of one clip: characters and words, normalised and raw."""
+    """Edits and reference length of one clip, in characters (cer) and words (wer), on normalised and raw text."""
 
     cer_edits: int
     cer_length: int
@@ -29,8 +30,22 @@ class ClipScore:
     wer_raw_length: int
 
 
+def score(references: Sequence[str], hypotheses: Sequence[str], language: str = "ja") -> dict[str, Any]:
+    """Error rates of hypotheses against references, as fractions: 0.25 is 25 %.
+
+    Returns cer and wer on normalised text, each with its 95 % bootstrap interval over clips (cer_ci95, wer_ci95),
+    cer_raw and wer_raw on the text as given, and the number of clips. language: Whisper's code, which decides how text
+    is normalised and split into words. Raises ValueError unless both are lists of the same length.
+    """
+    if isinstance(references, str) or isinstance(hypotheses, str):
+        raise ValueError("references and hypotheses must be lists of texts, not single texts")
+    if len(references) != len(hypotheses):
+        raise ValueError(f"{len(references)} references, but {len(hypotheses)} hypotheses; give one for each")
+    return summarise(score_clips(references, hypotheses, language))
+
+
 def score_clips(references: Sequence[str], hypotheses: Sequence[str], language: str) -> list[ClipScore]:
-    """Count each clip's edits. Japanese words are Sudachi's, so that WER is no sentence error rate."""
+    """Counts the edits of each clip. WER of Japanese uses Sudachi's words; at spaces, a sentence would be one word."""
     columns: dict[str, list[int]] = {}
     for suffix, prepare in (("", partial(normalise, language=language)), ("_raw", str)):
         pairs = [[prepare(text) for text in texts] for texts in (references, hypotheses)]
@@ -40,8 +55,44 @@ def score_clips(references: Sequence[str], hypotheses: Sequence[str], language: 
     return [ClipScore(**dict(zip(columns, row, strict=True))) for row in zip(*columns.values(), strict=True)]
 
 
+def summarise(scores: Sequence[ClipScore]) -> dict[str, Any]:
+    """Returns the four corpus rates as fractions, the 95 % intervals of CER and WER, and the number of clips."""
+    counts = {rate: edits_and_lengths(scores, rate) for rate in RATES}
+    summary: dict[str, Any] = {rate: corpus_rate(c) for rate, c in counts.items()}
+    for rate in ("cer", "wer"):
+        summary[f"{rate}_ci95"] = interval(resampled(counts[rate]))
+    return {**summary, "clips": len(scores)}
+
+
+def change(before: Sequence[ClipScore], after: Sequence[ClipScore]) -> dict[str, Any]:
+    """Returns `after` minus `before` on the same clips, with the paired 95 % interval: both use the same resamples."""
+    result: dict[str, Any] = {}
+    for rate in ("cer", "wer"):
+        old, new = edits_and_lengths(before, rate), edits_and_lengths(after, rate)
+        result[rate] = corpus_rate(new) - corpus_rate(old)
+        result[f"{rate}_ci95"] = interval(resampled(new) - resampled(old))
+    return result
+
+
+def edits_and_lengths(scores: Sequence[ClipScore], rate: str) -> NDArray[np.int64]:
+    """Returns edits and reference length of each clip for one of RATES, (clips, 2)."""
+    pairs = [(getattr(s, f"{rate}_edits"), getattr(s, f"{rate}_length")) for s in scores]
+    return np.array(pairs, dtype=np.int64).reshape(-1, 2)
+
+
+def corpus_rate(counts: NDArray[np.int64]) -> float:
+    """Returns the sum of all edits over the sum of all reference lengths, as a fraction; 0 if there is no reference."""
+    edits, length = counts.sum(axis=0)
+    return float(edits / length) if length else 0.0
+
+
+def prediction(clip: str, reference: str, hypothesis: str, score: ClipScore) -> dict[str, Any]:
+    """Returns a row of predictions/*.jsonl."""
+    return {"clip": clip, "reference": reference, "hypothesis": hypothesis, **asdict(score)}
+
+
 def _edits(process: Any, references: list[str], hypotheses: list[str]) -> tuple[list[int], list[int]]:
-    """Edits and reference length of each pair, by one of jiwer's two counters."""
+    """Returns the edits and the reference length of each pair. process: jiwer's function for characters or words."""
     if not references:
         return [], []
     output = process(references, hypotheses)
@@ -54,39 +105,3 @@ def _edits(process: Any, references: list[str], hypotheses: list[str]) -> tuple[
         for alignment in output.alignments
     ]
     return edits, [len(reference) for reference in output.references]
-
-
-def edits_and_lengths(scores: Sequence[ClipScore], rate: str) -> NDArray[np.int64]:
-    """(clips, 2): edits and reference length of each clip for one of RATES."""
-    pairs = [(getattr(s, f"{rate}_edits"), getattr(s, f"{rate}_length")) for s in scores]
-    return np.array(pairs, dtype=np.int64).reshape(-1, 2)
-
-
-def corpus_rate(counts: NDArray[np.int64]) -> float:
-    """All edits over all reference length, as a fraction; 0 for a corpus without any reference."""
-    edits, length = counts.sum(axis=0)
-    return float(edits / length) if length else 0.0
-
-
-def summarise(scores: Sequence[ClipScore]) -> dict[str, Any]:
-    """The four rates as fractions, the 95 % interval of CER and WER, and how many clips they stand on."""
-    counts = {rate: edits_and_lengths(scores, rate) for rate in RATES}
-    summary: dict[str, Any] = {rate: corpus_rate(c) for rate, c in counts.items()}
-    for rate in ("cer", "wer"):
-        summary[f"{rate}_ci95"] = interval(resampled(counts[rate]))
-    return {**summary, "clips": len(scores)}
-
-
-def change(before: Sequence[ClipScore], after: Sequence[ClipScore]) -> dict[str, Any]:
-    """After minus before on the same clips, with the paired 95 % interval: each resample draws the same clips twice."""
-    result: dict[str, Any] = {}
-    for rate in ("cer", "wer"):
-        old, new = edits_and_lengths(before, rate), edits_and_lengths(after, rate)
-        result[rate] = corpus_rate(new) - corpus_rate(old)
-        result[f"{rate}_ci95"] = interval(resampled(new) - resampled(old))
-    return result
-
-
-def prediction(clip: str, reference: str, hypothesis: str, score: ClipScore) -> dict[str, Any]:
-    """A row of predictions/*.jsonl."""
-    return {"clip": clip, "reference": reference, "hypothesis": hypothesis, **asdict(score)}

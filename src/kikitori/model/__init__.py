@@ -1,1 +1,1 @@
-"""Whisper: loading, log-Mel features, the processor, windows."""
+"""Whisper models: loading, log-Mel features, the processor, windows."""

@@ -1,4 +1,4 @@
-"""Builds Whisper models: pretrained, from random weights, or from a checkpoint's recipe."""
+"""Creates Whisper models: pretrained, with random weights, or from a checkpoint's recipe."""
 
 import inspect
 from pathlib import Path
@@ -8,82 +8,98 @@ import torch
 from transformers import GenerationConfig, WhisperConfig, WhisperForConditionalGeneration, WhisperTokenizer
 from transformers.models.whisper.tokenization_whisper import LANGUAGES
 
-from kikitori.model import features
-from kikitori.model import processor as processors
-from kikitori.model import window as windows
-from kikitori.model.processor import FRAMES_PER_POSITION, START, TASKS, Processor, byte_tokenizer
+from kikitori.model.features import FRAMES_PER_SECOND
+from kikitori.model.processor import (
+    FRAMES_PER_POSITION,
+    START,
+    TASKS,
+    Processor,
+    byte_tokenizer,
+    make_processor,
+)
 from kikitori.model.whisper import Whisper
-from kikitori.runtime.errors import KikitoriError, ModelError
+from kikitori.model.window import window_from_plain
+from kikitori.runtime.errors import KikitoriError, ModelError, one_line
 
 
 def load_whisper(
     name: str,
-    language: str,
-    task: str,
+    language: str | None = None,
+    task: str = "transcribe",
     revision: str | None = None,
     freeze: Literal["encoder", "none"] = "none",
     gradient_checkpointing: bool = False,
     **config: Any,
 ) -> Whisper:
-    """A pretrained Whisper from the Hugging Face Hub or a folder, in fp32. No code of theirs is run.
+    """Loads a pretrained Whisper from the Hugging Face Hub or a folder, in fp32. Code in its repository is never run.
 
-    revision: a commit, tag or branch of the Hub; None for its main one. config: `WhisperConfig` fields to change, such
-    as dropout and SpecAugment.
-    Raises ModelError where `name` cannot be loaded, or the model does not know the language.
+    language: Whisper's code, such as ja; None for the one that a fine-tuned model was saved with, or else ja.
+    task: transcribe or translate. revision: a commit, tag or branch on the Hub, None for the main branch.
+    freeze: the part that is not trained. config: fields of `WhisperConfig` to change, such as dropout and SpecAugment.
+    Raises ModelError if the model cannot be loaded or does not support the language.
     """
-    recipe = {"builder": "load", "name": name, "language": language, "task": task, "revision": revision}
-    if revision and Path(name).is_dir():
-        raise ModelError(f"model.revision={revision} is for a name on the Hub, and {name} is a folder; leave it out")
-    if any(Path(name).glob("shard-*.safetensors")):
-        raise ModelError(f"model.name={name} cannot be loaded: it is in parts, as torch.distributed saves a model")
+    _check_name(name, revision)
     safely: dict[str, Any] = {"revision": revision or "main", "trust_remote_code": False}
     try:
-        # The small files first: a wrong language is told before gigabytes are fetched.
+        # The small files first, so that a wrong language is reported before gigabytes are downloaded.
         tokenizer = WhisperTokenizer.from_pretrained(name, **safely)
-        known = WhisperConfig.from_pretrained(name, **safely)
-        processor = processors.make_processor(tokenizer, known, language, task, name)
-        if foreign := [key for key in ("quantization_config", "transformers_weights") if hasattr(known, key)]:
+        language = language or _saved_language(name, safely) or "ja"
+        saved_config = WhisperConfig.from_pretrained(name, **safely)
+        processor = make_processor(tokenizer, saved_config, language, task, name)
+        foreign = [key for key in ("quantization_config", "transformers_weights") if hasattr(saved_config, key)]
+        if foreign:
             raise ModelError(
                 f"model.name={name}: config.json has {foreign[0]}; give a plain Whisper in model.safetensors"
             )
-        # Large-v3's file is fp16; optimisation needs fp32 master weights. The attention is named, for config.json may
-        # name one that is code to be fetched.
+        # fp32, because large-v3's file is fp16 and optimisation needs fp32 master weights. The attention is set
+        # explicitly, because config.json may name one whose code would be downloaded.
         form = {"dtype": torch.float32, "use_safetensors": True, "attn_implementation": "sdpa"}
         model, found = WhisperForConditionalGeneration.from_pretrained(
             name, **safely, **form, output_loading_info=True, **config
         )
     except KikitoriError:
         raise
-    except Exception as error:  # whatever damaged files, or a stranger's, make transformers raise
-        raise _unloadable(name, error) from error
+    except Exception as error:  # damaged or hostile files make transformers raise errors of many classes
+        raise _cannot_load(name, one_line(error)) from error
     if missing := sorted(set(found["missing_keys"]) - {"proj_out.weight"}):
         raise ModelError(f"model.name={name} lacks {len(missing)} of Whisper's weights, such as {missing[0]}")
     if getattr(model.generation_config, "is_multilingual", True) is False:
-        raise ModelError(f"model.name={name} knows English only and no language prefix; take its multilingual sister")
-    return _ready(model, processor, recipe, freeze, gradient_checkpointing)
+        raise ModelError(f"model.name={name} is English-only and has no language tokens; use the multilingual model")
+    recipe = {"builder": "load", "name": name, "language": language, "task": task, "revision": revision}
+    return _finish(model, processor, recipe, freeze, gradient_checkpointing)
+
+
+def _saved_language(name: str, safely: dict[str, Any]) -> str | None:
+    """The language of a fine-tuned model's generation config; a stock model has none."""
+    try:
+        return getattr(GenerationConfig.from_pretrained(name, revision=safely["revision"]), "language", None)
+    except OSError:  # no such file
+        return None
 
 
 def build_whisper(
-    d_model: int,
-    encoder_layers: int,
-    decoder_layers: int,
-    attention_heads: int,
-    window_s: int,
-    language: str,
-    task: str,
+    d_model: int = 128,
+    encoder_layers: int = 2,
+    decoder_layers: int = 2,
+    attention_heads: int = 2,
+    window_s: int = 3,
+    language: str = "ja",
+    task: str = "transcribe",
     num_mel_bins: int = 80,
-    max_label_tokens: int = 448,
+    max_label_tokens: int = 128,
     freeze: Literal["encoder", "none"] = "none",
     gradient_checkpointing: bool = False,
+    init_std: float = 0.08,
     **config: Any,
 ) -> Whisper:
-    """A Whisper from random weights, with a window of its own (whole seconds) and a byte-level tokenizer made here.
+    """Builds a Whisper with random weights, its own window of whole seconds, and a byte-level tokenizer.
 
-    It keeps the special-token contract of the pretrained ones, so that everything else treats it the same.
+    It has the special tokens of the pretrained models, so that all other code treats it the same. The default sizes are
+    those of `model=micro`: 1.1 M parameters, for clips of at most 3 s. Other arguments: see `load_whisper`.
     """
     sizes = {"d_model": d_model, "encoder_layers": encoder_layers, "decoder_layers": decoder_layers}
     sizes |= {"attention_heads": attention_heads, "num_mel_bins": num_mel_bins, "max_label_tokens": max_label_tokens}
-    recipe = {"builder": "build", **sizes, "window_s": window_s, "language": language, "task": task}
+    arguments = {"builder": "build", **sizes, "window_s": window_s, "language": language, "task": task}
     tokenizer = byte_tokenizer()
     whisper_config = WhisperConfig(
         vocab_size=len(tokenizer),
@@ -95,68 +111,93 @@ def build_whisper(
         decoder_attention_heads=attention_heads,
         encoder_ffn_dim=4 * d_model,
         decoder_ffn_dim=4 * d_model,
-        max_source_positions=window_s * features.FRAMES_PER_SECOND // FRAMES_PER_POSITION,
+        max_source_positions=window_s * FRAMES_PER_SECOND // FRAMES_PER_POSITION,
         max_target_positions=max_label_tokens,
         bos_token_id=tokenizer.eos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.eos_token_id,
         decoder_start_token_id=tokenizer.convert_tokens_to_ids(START),
         begin_suppress_tokens=None,
+        init_std=init_std,
         **config,
     )
     model = WhisperForConditionalGeneration(whisper_config)
-    processor = processors.make_processor(tokenizer, whisper_config, language, task, "micro")
-    return _ready(model, processor, recipe, freeze, gradient_checkpointing)
+    processor = make_processor(tokenizer, whisper_config, language, task, "micro")
+    return _finish(model, processor, arguments, freeze, gradient_checkpointing)
 
 
 def rebuild_whisper(recipe: dict[str, Any]) -> Whisper:
-    """The model that a checkpoint's recipe describes, before the checkpoint's weights are put in.
+    """Creates the model that a checkpoint's recipe describes; the caller then loads the checkpoint's weights.
 
-    Raises ModelError where the recipe is none that `load` or `build` wrote: what else these take, transformers would.
+    Raises ModelError if the recipe has keys that kikitori never writes, which would become arguments of transformers.
     """
     arguments = {key: value for key, value in recipe.items() if key not in ("builder", "window", "generation")}
     builder = load_whisper if recipe.get("builder") == "load" else build_whisper
     if unknown := sorted(set(map(str, arguments)) - (set(inspect.signature(builder).parameters) - {"config"})):
-        raise ModelError(f"the checkpoint's recipe has {', '.join(unknown)}, which kikitori writes in none; train anew")
+        raise ModelError(
+            f"the checkpoint's recipe has {', '.join(unknown)}, which kikitori never writes; use another checkpoint"
+        )
     whisper = builder(**arguments)
-    if "generation" in recipe:  # not in a checkpoint of an early version
+    if "generation" in recipe:  # missing in checkpoints of early versions
         whisper.configure_generation(**recipe["generation"])
-    return whisper.with_window(windows.window_from_plain(recipe.get("window")))
+    return whisper.with_window(window_from_plain(recipe.get("window")))
 
 
-def _ready(
+def _check_name(name: str, revision: str | None) -> None:
+    """Raises ModelError for a folder that cannot be a model, with a clearer reason than transformers gives."""
+    folder = Path(name)
+    if revision and folder.is_dir():
+        raise ModelError(f"model.revision={revision} is for a name on the Hub, and {name} is a folder; leave it out")
+    if folder.is_dir() and not (folder / "config.json").exists():
+        raise _cannot_load(name, "the folder has no config.json")
+    if any(folder.glob("shard-*.safetensors")):
+        raise ModelError(f"model.name={name} cannot be loaded: it is sharded, in the format of torch.distributed")
+
+
+def _cannot_load(name: str, reason: str) -> ModelError:
+    return ModelError(
+        f"model.name={name} cannot be loaded: {reason}\n"
+        "  Give a folder written by save_pretrained (such as model/ in the folder of a completed run), or the name of "
+        "a Whisper on the Hugging Face Hub that this machine can reach (a private one needs HF_TOKEN in the "
+        "environment). Only safetensors are loaded: a pytorch_model.bin may run code. To convert one that you trust, "
+        "load it with transformers and call save_pretrained."
+    )
+
+
+def _finish(
     model: WhisperForConditionalGeneration,
     processor: Processor,
-    recipe: dict[str, Any],
+    arguments: dict[str, Any],
     freeze: str,
     gradient_checkpointing: bool,
 ) -> Whisper:
-    known = model.generation_config
-    model.generation_config = _generation_config(known, processor)
-    # Checkpoints and stock tools expect one and only one source of generation settings.
+    """Sets generation, freezing and gradient checkpointing of a new model."""
+    saved = model.generation_config
+    model.generation_config = _generation_config(saved, processor)
+    # Trainers and stock tools expect generation settings in one place only.
     model.config.suppress_tokens = model.config.begin_suppress_tokens = None
     if freeze == "encoder":
         model.model.encoder.requires_grad_(False)
     if gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     model.train()
-    whisper = Whisper(model, processor, recipe)
-    whisper.configure_generation(known.max_new_tokens, known.num_beams, getattr(known, "max_tokens_per_s", None))
+    whisper = Whisper(model, processor, arguments)
+    whisper.configure_generation(saved.max_new_tokens, saved.num_beams, getattr(saved, "max_tokens_per_s", None))
     return whisper
 
 
-def _generation_config(known: GenerationConfig, processor: Processor) -> GenerationConfig:
-    """A fresh generation config: fields set on one derived from the model's configuration vanish on reload."""
+def _generation_config(saved: GenerationConfig, processor: Processor) -> GenerationConfig:
+    """Makes a new generation config: fields set on one that transformers derived from a model config are not saved."""
     ids = processor.tokenizer.get_vocab()
     end = processor.tokenizer.eos_token_id
-    heads = getattr(known, "alignment_heads", None)
+    heads = getattr(saved, "alignment_heads", None)
     return GenerationConfig(
         bos_token_id=end,
         eos_token_id=end,
         pad_token_id=end,
         decoder_start_token_id=ids[START],
         do_sample=False,
-        suppress_tokens=getattr(known, "suppress_tokens", None),
+        suppress_tokens=getattr(saved, "suppress_tokens", None),
         begin_suppress_tokens=[ids["Ġ"], end],
         language=processor.language,
         task=processor.task,
@@ -168,14 +209,4 @@ def _generation_config(known: GenerationConfig, processor: Processor) -> Generat
         prev_sot_token_id=ids["<|startofprev|>"],
         max_initial_timestamp_index=50,
         **({"alignment_heads": heads} if heads else {}),
-    )
-
-
-def _unloadable(name: str, error: Exception) -> ModelError:
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return ModelError(
-        f"model.name={name} cannot be loaded: {reason}\n"
-        "  Give a folder written by save_pretrained, or the name of a Whisper on the Hugging Face Hub that this "
-        "machine can reach (a private one needs HF_TOKEN in the environment). Weights are read as safetensors alone: a "
-        "pytorch_model.bin may run code, so whoever trusts it loads it and calls save_pretrained."
     )

@@ -1,4 +1,4 @@
-"""Whisper's front end: everything that turns a clip and its transcript into tensors and back.
+"""Turns audio and text into model inputs, and token ids back into text, like transformers' `WhisperProcessor`.
 
 It needs no weights, so that a corpus can be checked before a model is loaded.
 """
@@ -13,29 +13,28 @@ from transformers import WhisperConfig, WhisperTokenizer
 from transformers.models.whisper.tokenization_whisper import LANGUAGES
 
 from kikitori.model import features
-from kikitori.model import window as windows
-from kikitori.model.window import Window
+from kikitori.model.window import FULL, Window, window_from_plain
 from kikitori.runtime.errors import ModelError
 
 END = "<|endoftext|>"
 START = "<|startoftranscript|>"
 TASKS = ("translate", "transcribe")
-# In this order: Whisper's tokenizer finds a language's id by its place after the start token.
+# The order matters: Whisper's tokenizer finds a language's id by its position after the start token.
 SPECIAL_TOKENS = [START, *(f"<|{code}|>" for code in LANGUAGES), "<|translate|>", "<|transcribe|>"]
 SPECIAL_TOKENS += ["<|startoflm|>", "<|startofprev|>", "<|nospeech|>", "<|notimestamps|>"]
-# The encoder's second convolution halves the frame rate.
+# Log-Mel frames per encoder position: the encoder's second convolution has a stride of 2.
 FRAMES_PER_POSITION = 2
-# What a model's config.json calls the windows that it was trained with.
-WINDOW = "kikitori_window"
+# The key of a model's config.json that holds the window it was trained with.
+WINDOW_KEY = "kikitori_window"
 
 
 @dataclass(frozen=True)
 class Processor:
-    """What stands between speech, text and the model's tensors.
+    """The tokenizer, features and padding of one model, for one language and task.
 
-    frames: the encoder's whole window in log-Mel frames of 10 ms (3000 for a stock Whisper).
-    window: how much of it a clip is heard in.
-    max_label_tokens: the longest token sequence of one transcript, special tokens included.
+    frames: the encoder's full window in log-Mel frames of 10 ms (3000 for a stock Whisper).
+    max_label_tokens: the maximum length of a transcript in tokens, special ones included.
+    window: how far clips are padded.
     """
 
     tokenizer: WhisperTokenizer
@@ -44,59 +43,56 @@ class Processor:
     num_mel_bins: int
     frames: int
     max_label_tokens: int
-    window: Window = windows.FULL
+    window: Window = FULL
 
     @property
     def window_s(self) -> float:
-        """The encoder's whole window in seconds."""
+        """The encoder's full window in seconds."""
         return self.frames / features.FRAMES_PER_SECOND
 
     @cached_property
     def prefix(self) -> list[int]:
-        """Start, language, task and no-timestamps: what every transcript begins with, and generation is given."""
+        """The ids of start, language, task and no-timestamps: the beginning of every transcript, also in generation."""
         names = [START, f"<|{self.language}|>", f"<|{self.task}|>", "<|notimestamps|>"]
         return self.tokenizer.convert_tokens_to_ids(names)
 
     def encode(self, text: str) -> list[int]:
-        """Prefix, text, end: the whole token sequence of one transcript."""
+        """Returns all token ids of one transcript: prefix, text, end token."""
         tokens = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         return [*self.prefix, *tokens, self.tokenizer.eos_token_id]
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
-        """The lengths of `encode` of many texts, in a fifth of the time."""
+        """Returns the length of `encode` of each text, in a fifth of the time."""
         ids = self.tokenizer(list(texts), add_special_tokens=False)["input_ids"] if texts else []
         return [len(self.prefix) + len(tokens) + 1 for tokens in ids]
 
     def decode(self, sequences: Tensor | Sequence[Sequence[int]]) -> list[str]:
-        """Text of each row of tokens, special ones and outer white space left out."""
+        """Returns the text of each row of token ids, without special tokens and surrounding white space."""
         return [t.strip() for t in self.tokenizer.batch_decode(sequences, skip_special_tokens=True)]
 
     def window_frames(self, samples: int) -> int:
-        """The log-Mel frames in which a clip of so many samples is heard."""
+        """Returns the log-Mel frames that a clip of `samples` at 16 kHz is padded to."""
         return self.window.frames(samples, self.frames)
 
-    def log_mel(self, waveform: Tensor, whole: bool = False) -> Tensor:
-        """(samples,) float32 at 16 kHz to (mels, frames): the clip's own window, or the whole one."""
-        return features.log_mel(
-            waveform, self.num_mel_bins, self.frames if whole else self.window_frames(len(waveform))
-        )
+    def log_mel(self, waveform: Tensor, full_window: bool = False) -> Tensor:
+        """Computes the features of a clip: (samples,) float32 at 16 kHz to (mels, frames).
 
-
-def byte_tokenizer() -> WhisperTokenizer:
-    """A Whisper tokenizer whose only tokens are the 256 bytes and the special ones: nothing learnt, nothing loaded."""
-    vocabulary = {symbol: i for i, symbol in enumerate(sorted(ByteLevel.alphabet()))}
-    tokenizer = WhisperTokenizer(vocab={**vocabulary, END: len(vocabulary)}, merges=[], pad_token=END)
-    tokenizer.add_special_tokens({"extra_special_tokens": SPECIAL_TOKENS})
-    return tokenizer
+        full_window: whether to pad to the encoder's full window instead of the clip's own.
+        """
+        frames = self.frames if full_window else self.window_frames(len(waveform))
+        return features.log_mel(waveform, self.num_mel_bins, frames)
 
 
 def make_processor(
     tokenizer: WhisperTokenizer, config: WhisperConfig, language: str, task: str, name: str
 ) -> Processor:
-    """The front end of a model called `name`. Raises ModelError for a language or task that it does not know."""
+    """Makes the processor of the model called `name`. Raises ModelError for a language or task it does not support."""
     vocabulary = tokenizer.get_vocab()
     if f"<|{language}|>" not in vocabulary or "<|notimestamps|>" not in vocabulary:
-        raise ModelError(f"model {name} does not know the language {language!r}; set model.language to one it knows")
+        raise ModelError(
+            f"model {name} does not support the language {language!r}; set model.language (in kikitori transcribe: "
+            "--language) to one of its own, such as ja or en"
+        )
     if task not in TASKS:
         raise ModelError(f"model.task={task}: must be one of {', '.join(TASKS)}")
     tokenizer.set_prefix_tokens(language=language, task=task, predict_timestamps=False)
@@ -107,5 +103,13 @@ def make_processor(
         num_mel_bins=config.num_mel_bins,
         frames=config.max_source_positions * FRAMES_PER_POSITION,
         max_label_tokens=config.max_target_positions,
-        window=windows.window_from_plain(getattr(config, WINDOW, None)),
+        window=window_from_plain(getattr(config, WINDOW_KEY, None)),
     )
+
+
+def byte_tokenizer() -> WhisperTokenizer:
+    """Makes a Whisper tokenizer whose only tokens are the 256 bytes and the special tokens, without loading a file."""
+    vocabulary = {symbol: i for i, symbol in enumerate(sorted(ByteLevel.alphabet()))}
+    tokenizer = WhisperTokenizer(vocab={**vocabulary, END: len(vocabulary)}, merges=[], pad_token=END)
+    tokenizer.add_special_tokens({"extra_special_tokens": SPECIAL_TOKENS})
+    return tokenizer

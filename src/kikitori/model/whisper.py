@@ -1,4 +1,4 @@
-"""A Whisper with its front end: load a pretrained one, build a micro one from random weights, freeze, save."""
+"""A Whisper model with its processor: generation settings, windows, saving, and an encoder for any window length."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -15,31 +15,47 @@ from transformers import (
     WhisperProcessor,
 )
 
-from kikitori.model.processor import WINDOW, Processor
+from kikitori.model.processor import WINDOW_KEY, Processor
 from kikitori.model.window import Window
 
-# Half of the decoder's context, as Whisper's own decoding has it: the other half may hold a prompt.
+# Half of the decoder's context, as in Whisper's own decoding: the other half may hold a prompt.
 MAX_NEW_TOKENS = 225
-# Log-Mel frames that a CPU encodes at once where it only reads; more have nothing but the memory to fetch. On two cores
-# whisper-base takes 2.0 s for 64 clips in 6 s at once and 1.35 s in parts of ten, 3.7 and 2.9 s for 16 clips in 30 s.
+# Log-Mel frames that a CPU encodes at a time without gradients. Larger batches only add memory traffic: on two cores
+# whisper-base takes 2.0 s for 64 clips of 6 s at once and 1.35 s in parts of ten, 3.7 and 2.9 s for 16 clips of 30 s.
 CPU_FRAMES = 6_000
+# Attributes of a generation config that `Whisper.configure_generation` sets.
+GENERATION_KEYS = ("max_new_tokens", "num_beams", "max_tokens_per_s")
 
 
 @dataclass(frozen=True)
 class Whisper:
-    """A model with its front end. `recipe` holds the plain arguments that build the same model again."""
+    """A model and its processor.
+
+    arguments: the plain arguments of `load_whisper` or `build_whisper` that created it, with `builder` ("load" or
+    "build"). The model, with its weights and generation config, is shared by all copies that `with_window` makes.
+    """
 
     model: WhisperForConditionalGeneration
     processor: Processor
-    recipe: dict[str, Any]
+    arguments: dict[str, Any]
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """Plain values for `rebuild_whisper`, stored in checkpoints: all but the weights."""
+        generation = {key: getattr(self.model.generation_config, key, None) for key in GENERATION_KEYS}
+        return {**self.arguments, "generation": generation, "window": self.processor.window.as_plain()}
+
+    def with_window(self, window: Window) -> "Whisper":
+        """Returns a copy that pads its clips to this window and shares the model. `save` stores the window."""
+        return replace(self, processor=replace(self.processor, window=window))
 
     def configure_generation(
         self, max_new_tokens: int | None, num_beams: int | None, max_tokens_per_s: float | None = None
     ) -> None:
-        """How this model writes from now on, here and wherever its folder is loaded: greedily with one beam.
+        """Changes the model's generation config in place; it is saved with the model. None keeps a setting.
 
-        max_tokens_per_s: see `caps`; only this code knows it, and no beam search does; inf is no such bound. None
-        leaves a setting as the model has it.
+        num_beams: 1 for greedy decoding. max_tokens_per_s: see `max_new_tokens_for`; only kikitori's greedy decoding
+        uses it. inf removes the limit.
         """
         config = self.model.generation_config
         room = self.processor.max_label_tokens - len(self.processor.prefix)
@@ -47,47 +63,41 @@ class Whisper:
         config.num_beams = num_beams or config.num_beams or 1
         rate = max_tokens_per_s or getattr(config, "max_tokens_per_s", None)
         config.max_tokens_per_s = None if rate is None or isinf(rate) else rate
-        limits = {key: getattr(config, key) for key in ("max_new_tokens", "num_beams", "max_tokens_per_s")}
-        self.recipe["generation"] = limits
 
     def max_new_tokens_for(self, seconds: Sequence[float]) -> list[int]:
-        """The tokens, at most, that are written for clips of so many seconds.
+        """Returns the maximum number of tokens to generate for clips of these durations in seconds.
 
-        A clip is granted a second more than it has. What nobody could say in its time is the babble of a model that
-        does not know the end, and takes as long to write as all the others of a batch.
+        Each clip gets one second more than its duration. A model that misses the end of a clip repeats itself up to the
+        maximum, which takes as long as all other clips of a batch; nobody speaks that many tokens in the time.
         """
         config = self.model.generation_config
-        most, rate = config.max_new_tokens, config.max_tokens_per_s
-        return [min(most, ceil(rate * (s + 1))) if rate else most for s in seconds]
-
-    def with_window(self, window: Window) -> "Whisper":
-        """The same model, whose clips are heard in these windows, here and wherever its folder is loaded."""
-        setattr(self.model.config, WINDOW, window.as_plain())
-        recipe = {**self.recipe, "window": window.as_plain()}
-        return Whisper(self.model, replace(self.processor, window=window), recipe)
+        limit, rate = config.max_new_tokens, config.max_tokens_per_s
+        return [min(limit, ceil(rate * (s + 1))) if rate else limit for s in seconds]
 
     def save(self, folder: Path) -> None:
-        """Write a folder that `from_pretrained` and transformers' speech recognition pipeline load."""
+        """Writes a folder that `from_pretrained` and transformers' speech recognition pipeline can load."""
         processor = self.processor
         extractor = WhisperFeatureExtractor(processor.num_mel_bins, chunk_length=round(processor.window_s))
         WhisperProcessor(extractor, processor.tokenizer).save_pretrained(folder)
+        setattr(self.model.config, WINDOW_KEY, processor.window.as_plain())
         self.model.save_pretrained(folder)
 
 
 def encode(model: WhisperForConditionalGeneration, input_features: Tensor) -> Tensor:
-    """(batch, positions, d_model): the encoder's states of (batch, mels, frames), of any even number of frames.
+    """Computes the encoder's output (batch, positions, d_model) for (batch, mels, frames), frames even.
 
-    Equal to the stock encoder's in the whole window, the only one that it takes; a shorter one has the first positions.
+    In the full window it equals the stock encoder's, which supports no other length. A shorter window uses the first
+    positional embeddings.
     """
     if torch.is_grad_enabled() or input_features.device.type != "cpu":
         return _encode(model, input_features)
-    at_once = max(1, CPU_FRAMES // input_features.shape[2])
-    return torch.cat([_encode(model, some) for some in input_features.split(at_once)])
+    batch_size = max(1, CPU_FRAMES // input_features.shape[2])
+    return torch.cat([_encode(model, part) for part in input_features.split(batch_size)])
 
 
 def _encode(model: WhisperForConditionalGeneration, input_features: Tensor) -> Tensor:
     encoder = model.model.encoder
-    # SpecAugment, where it is asked for; in place, so of a copy: a step that did not fit the memory is taken again.
+    # SpecAugment works in place, so it gets a copy: after running out of memory, a step uses the same features again.
     features = model.model._mask_input_features(
         input_features.clone() if model.config.apply_spec_augment else input_features
     )

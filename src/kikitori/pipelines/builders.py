@@ -7,9 +7,9 @@ from typing import Any
 import pytorch_lightning as pl
 
 from kikitori.config.targets import instantiate
+from kikitori.corpora.types import SPLITS
 from kikitori.data.datamodule import SpeechDataModule
 from kikitori.metrics.normalizer import NORMALISER, segmenter
-from kikitori.model.processor import Processor
 from kikitori.model.whisper import Whisper
 from kikitori.model.window import describe_window
 from kikitori.pipelines.session import Session
@@ -25,9 +25,8 @@ log = logging.getLogger(__name__)
 def build_data(config: dict[str, Any], trainer: pl.Trainer | None = None) -> SpeechDataModule:
     """The configured data module, whose corpus is not read yet."""
     # Partial, so that an error is raised as it is and not wrapped in one of Hydra's.
-    data: SpeechDataModule = instantiate(config["data"], _partial_=True, _convert_="all")(seed=config["seed"])
-    if trainer:
-        data.processes, data.rank = trainer.world_size, trainer.global_rank
+    make_data = instantiate(config["data"], _partial_=True, _convert_="all")
+    data: SpeechDataModule = make_data(seed=config["seed"], load_splits=config.get("splits", SPLITS), trainer=trainer)
     return data
 
 
@@ -37,14 +36,11 @@ def build_model(config: dict[str, Any]) -> Whisper:
     return whisper
 
 
-def prepare_data(
-    config: dict[str, Any], data: SpeechDataModule, processor: Processor | None, folder: Path, results: Results
-) -> None:
+def prepare_data(config: dict[str, Any], data: SpeechDataModule, folder: Path, results: Results) -> None:
     """Decodes and filters the clips. rejects.jsonl lists those that were left out, even if this fails.
 
     Raises DataError if too few clips are left, ConfigError if a resumed run finds other clips.
     """
-    data.processor = processor
     try:
         with timed(results, "prepare_s"):
             data.setup()
@@ -76,7 +72,7 @@ def generation_settings(config: dict[str, Any], data: SpeechDataModule) -> dict[
     """The `generation` settings; max_tokens_per_s=auto is derived from the training transcripts."""
     settings = dict(config["generation"])
     if settings["max_tokens_per_s"] == "auto":
-        settings["max_tokens_per_s"] = data.max_tokens_per_s()
+        settings["max_tokens_per_s"] = data.prepared.max_tokens_per_s()
     return settings
 
 

@@ -24,11 +24,11 @@ def evaluate(cfg: DictConfig, folder: Path) -> Results:
     with session("evaluate", cfg, folder) as run:
         trainer = build_trainer(run.trainer_settings, folder, [], [])
         data = build_data(run.config, trainer)
-        data.splits = list(run.config["splits"])
         data.load_corpus()  # first, so that a missing corpus is found before a model is loaded
         whisper = load_checkpoint(run.config) if run.config["checkpoint"] else build_model(run.config)
         whisper = whisper.with_window(data.window or whisper.processor.window)
-        prepare_data(run.config, data, whisper.processor, folder, run.results)
+        data = data.with_processor(whisper.processor)
+        prepare_data(run.config, data, folder, run.results)
         configure_model(run, whisper, data)
         with timed(run.results, "evaluate_s"):
             sample: dict[Split, int | None] = {"train": run.config["score"]["train_clips"]}

@@ -17,5 +17,5 @@ def prepare(cfg: DictConfig, folder: Path) -> SpeechDataModule:
     quiet_libraries()
     config = to_plain(cfg)
     data = build_data(config)
-    prepare_data(config, data, None, folder, {"cost": {}})
+    prepare_data(config, data, folder, {"cost": {}})
     return data

@@ -1,9 +1,7 @@
 """Scores of whole splits, independent of the number of processes: each clip once, edits summed, then divided once."""
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -33,18 +31,20 @@ def score(
     stage: str,
     splits: Sequence[Split] | None = None,
     sample: Mapping[Split, int | None] | None = None,
+    window: Window | None = None,
 ) -> Scores:
     """Transcribes and scores the clips of some splits, writes the predictions, and adds the rates to the results.
 
     stage: the key of the rates in the results. splits: None for all of the data's. sample: for a split, the number of
-    clips to take at random (seeded); None, or a split that is missing, for all.
+    clips to take at random (seeded); None, or a split that is missing, for all. window: how far clips are padded; None
+    for the data's own.
     """
     scores: Scores = {}
     rates: dict[str, Any] = {}
     for split in splits or data.splits:
         log.info("scoring %s", describe_stage(split, stage))
         limit = (sample or {}).get(split)
-        batches: Any = trainer.predict(module, data.score_dataloader(split, limit))
+        batches: Any = trainer.predict(module, data.score_dataloader(split, limit, window))
         rows = {row[:2]: row for row in gather_rows([row for batch in batches for row in batch])}
         # Batches are by length; predictions are in the split's own order.
         ordered = [rows[clip.name, clip.text] for clip in data.scored(split, limit)]
@@ -79,25 +79,12 @@ def score_in_full_window(
     # Stock tools have no such limit either, which would hide text invented in the unfamiliar silence.
     rate, generation.max_tokens_per_s = generation.max_tokens_per_s, None
     # At least one clip per process.
-    some = clips and max(clips, data.processes)
+    some = clips and max(clips, data.world_size)
     try:
-        with use_window(data, FULL):
-            splits: tuple[Split, ...] = ("validation", "test")
-            score(run, trainer, module, data, FULL_WINDOW, splits, dict.fromkeys(splits, some))
+        splits: tuple[Split, ...] = ("validation", "test")
+        score(run, trainer, module, data, FULL_WINDOW, splits, dict.fromkeys(splits, some), FULL)
     finally:
         generation.max_tokens_per_s = rate
-
-
-@contextmanager
-def use_window(data: SpeechDataModule, window: Window) -> Iterator[None]:
-    """Pads the clips to these windows inside the block."""
-    own = data.processor
-    assert own is not None
-    data.processor = replace(own, window=window)
-    try:
-        yield
-    finally:
-        data.processor = own
 
 
 def gather_rows(rows: list[Any]) -> list[Any]:

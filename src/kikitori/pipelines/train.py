@@ -16,7 +16,7 @@ from kikitori.metrics.error_rates import change
 from kikitori.model.whisper import Whisper
 from kikitori.model.window import FULL, Window
 from kikitori.pipelines.builders import build_data, build_model, configure_model, prepare_data
-from kikitori.pipelines.scoring import Scores, is_scored, read_scores, score, score_in_full_window, use_window
+from kikitori.pipelines.scoring import Scores, is_scored, read_scores, score, score_in_full_window
 from kikitori.pipelines.session import Session, session
 from kikitori.runs.model_card import model_card
 from kikitori.runs.record import save, timed
@@ -74,7 +74,8 @@ def load_data_and_model(run: Session, trainer: pl.Trainer) -> tuple[SpeechDataMo
     pretrained_window = whisper.processor.window
     whisper = whisper.with_window(data.window or pretrained_window)
     start_loggers(run, trainer)  # not earlier, so that a mistyped path opens no W&B run
-    prepare_data(run.config, data, whisper.processor, run.folder, run.results)
+    data = data.with_processor(whisper.processor)
+    prepare_data(run.config, data, run.folder, run.results)
     configure_model(run, whisper, data)
     check_label_contract(next(iter(data.score_dataloader("train"))), whisper.processor)
     return data, whisper, pretrained_window
@@ -91,8 +92,8 @@ def start_loggers(run: Session, trainer: pl.Trainer) -> None:
 def make_module(run: Session, trainer: pl.Trainer, data: SpeechDataModule, whisper: Whisper) -> WhisperModule:
     """The LightningModule with its optimizer and micro-batch sizes; a frozen encoder's outputs are cached if asked."""
     optimizer = instantiate(run.config["optim"], _convert_="all")
-    module = WhisperModule(whisper, optimizer, run.config["trainer"].get("gradient_clip_val"))
-    module.micro_batch_sizes = find_micro_batch_sizes(trainer, module, data)
+    sizes = find_micro_batch_sizes(trainer, whisper, data)
+    module = WhisperModule(whisper, optimizer, run.config["trainer"].get("gradient_clip_val"), sizes)
     if data.cache_encoder_outputs:
         with timed(run.results, "encode_s"):
             data.build_encoder_caches(trainer, whisper.model)
@@ -123,8 +124,7 @@ def score_before(
             scores = read_scores(run, data.splits, "before")
         else:
             # In the windows it was trained in: other windows would make the model look worse than it is.
-            with use_window(data, pretrained_window):
-                scores = score(run, trainer, module, data, "before", sample=train_sample(run))
+            scores = score(run, trainer, module, data, "before", sample=train_sample(run), window=pretrained_window)
     save(run.results, run.folder)
     return scores
 
@@ -170,7 +170,7 @@ def publish(
         (run.folder / "model" / "README.md").write_text(model_card(results), encoding="utf-8")
         log_scores(trainer.loggers[1:], results)
     for logger in wandb_loggers(trainer):
-        logger.finish(results, data.language, data.stores["validation"].pcm)
+        logger.finish(results, data.language, data.prepared.audio_caches["validation"].pcm)
 
 
 def train_sample(run: Session) -> dict[Split, int | None]:

@@ -27,6 +27,8 @@ from kikitori.runtime.files import read_lines
 NOT_IDENTITY = re.compile(
     r"seed|resume|(resume_)?accept|resume_sweep|logger\b.*|sweep\b.*|hydra\b.*|callbacks\.pruning\b.*|.*\.dirpath|.*\.default_root_dir"
 )
+# An evaluated checkpoint brings its own model; the configuration only sets its language and task.
+NOT_OF_A_CHECKPOINT = re.compile(rf"model(?!\.(language|task)$)\b.*|{NOT_IDENTITY.pattern}")
 ENDED = ("completed", "failed", "pruned")
 USAGE = "give run folders, sweep folders or a quoted glob, such as 'outputs/train/*/*'"
 
@@ -86,7 +88,8 @@ class Run:
         config = self.results.get("config", {})
         chosen = {key: value for key, _, value in (text.lstrip("+~").partition("=") for text in self.overrides)}
         groups = {key: value for key, value in chosen.items() if isinstance(config.get(key), dict | None)}
-        return {k: v for k, v in [*groups.items(), *flatten(config)] if not NOT_IDENTITY.fullmatch(k)}
+        ignored = NOT_OF_A_CHECKPOINT if config.get("checkpoint") else NOT_IDENTITY
+        return {k: v for k, v in [*groups.items(), *flatten(config)] if not ignored.fullmatch(k)}
 
     @cached_property
     def identity(self) -> str:
@@ -108,15 +111,17 @@ def varying_keys(runs: Sequence[Run]) -> list[str]:
     return named if len(distinguished) == len({run.identity for run in runs}) else differing
 
 
-def find_runs(places: Sequence[str]) -> list[Run]:
-    """Every run in the given folders, sweeps and globs, once each.
+def find_runs(places: str | Path | Sequence[str | Path]) -> list[Run]:
+    """Every run in the given folders, sweeps and globs, once each; one place may be given without a list.
 
+    A run has its `status`, its `results` (the content of results.json), `score(split)` and `predictions(split)`.
     Raises DataError if a place does not exist or holds no run.
     """
+    given = [str(place) for place in ([places] if isinstance(places, str | Path) else places)]
     # A shell that expands `sweep/*` also lists sweep.json.
-    named = [place for place in places if not Path(place).expanduser().is_file()]
+    named = [place for place in given if not Path(place).expanduser().is_file()]
     if not named:
-        raise DataError(f"{places[0]} is a file; {USAGE}")
+        raise DataError(f"{given[0]} is a file; {USAGE}")
     folders = list(dict.fromkeys(folder.resolve() for place in named for folder in _run_folders(place)))
     sweeps: dict[Path, dict[Path, Any]] = {}
     for parent in {folder.parent for folder in folders}:

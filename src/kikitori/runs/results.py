@@ -13,8 +13,9 @@ Results = dict[str, Any]
 RESULTS = "results.json"
 RESULTS_TABLE = "results.md"
 PROGRESS = "progress.json"
-# The record of a sweep, in the folder that holds its trials.
+# Files of a sweep's folder, next to the folders of its trials: its record, and the study of a search.
 SWEEP = "sweep.json"
+STUDY = "study.journal"
 
 # Statuses of runs that are not resumed.
 FINISHED = ("completed", "pruned")

@@ -8,12 +8,15 @@ from typing import Any
 
 from kikitori.config.names import translate
 from kikitori.config.overrides import flatten, override
-from kikitori.runs.results import RESULTS, Results
-from kikitori.runtime.errors import ConfigError
+from kikitori.runs.results import RESULTS, SWEEP, Results
+from kikitori.runtime.errors import ConfigError, DataError
 from kikitori.runtime.files import read_json
 
 # Keys that belong to one start of a run and not to the run.
 START_KEYS = ("resume", "resume_accept", "resume_sweep", "sweep", "hydra.run.dir")
+# The same for a sweep, whose choice `sweep=` belongs to it.
+SWEEP_START_KEYS = ("resume", "resume_accept", "resume_sweep", "hydra.sweep.dir")
+CONFIG_OPTIONS = ("--config-", "-cd", "-cn", "-cp")
 # Keys in which a resumed run may differ without being asked.
 NOT_OF_THE_RECIPE = re.compile(
     r"resume(_sweep)?|(resume_)?accept\b.*|sweep\b.*|logger\b.*|trainer\.strategy\b.*"
@@ -46,8 +49,34 @@ def expand_resume(command: str, given: list[str]) -> list[str]:
     overrides = [translate(str(word)) for word in results.get("overrides", [])]
     recorded = [word for word in overrides if _key(word) not in taken]
     # --config-dir and its like, if the run was started with them and none is given now.
-    options = [] if any(word.startswith("--config-") for word in now) else results.get("options", [])
-    return [*map(str, options), *recorded, *now, override("hydra.run.dir", folder), "resume=auto"]
+    options = [] if any(word.startswith("--config-") for word in now) else map(str, results.get("options", []))
+    given_options, overrides = _split_words(now)
+    return [*options, *given_options, *recorded, *overrides, override("hydra.run.dir", folder), "resume=auto"]
+
+
+def expand_resume_sweep(command: str, given: list[str]) -> list[str]:
+    """Adds the words that the sweep in FOLDER was started with to a command line with `resume_sweep=FOLDER`.
+
+    Overrides given now take precedence; `Sweep.add` refuses those that would change a trial. A folder without a sweep
+    leaves the line unchanged. Raises ConfigError if its sweep is one of another command, DataError if sweep.json is
+    damaged.
+    """
+    values = [word.partition("=")[2].strip("'\"") for word in given if word.startswith("resume_sweep=")]
+    folder = Path(values[-1]) if values else None
+    if folder is None or values[-1] in ("", "null") or not (folder / SWEEP).exists():
+        return given
+    recorded = read_json(folder / SWEEP).get("command")
+    if not isinstance(recorded, list) or not all(isinstance(word, str) for word in recorded):
+        raise DataError(f"{folder / SWEEP} holds no command; start a sweep in another folder")
+    if recorded[1:2] not in ([], [command]):
+        raise ConfigError(f"resume_sweep={folder} holds a sweep of kikitori {recorded[1]}, not of {command}")
+    taken = {_key(word) for word in given} | set(SWEEP_START_KEYS)
+    words = [translate(word) for word in recorded[2:]]
+    options, overrides = _split_words([word for word in words if _key(word) not in taken])
+    given_options, given_overrides = _split_words(given)
+    if any(word.startswith(CONFIG_OPTIONS) for word in given_options):
+        options = []
+    return [*options, *given_options, *overrides, *given_overrides]
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:
@@ -78,6 +107,12 @@ def refuse_changes(found: Mapping[str, str], accepted: Sequence[str], folder: Pa
             f"{folder} holds a run with other settings; resume it unchanged, or accept the changes with "
             f"'resume_accept=[{keys}]'\n{lines}"
         )
+
+
+def _split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Options with their values, and overrides. argparse accepts no option between two overrides."""
+    overrides = [word for word in words if not word.startswith("-") and ("=" in word or word.startswith("~"))]
+    return [word for word in words if word not in overrides], overrides
 
 
 def _key(word: str) -> str:

@@ -1,13 +1,19 @@
-"""What a run folder says of itself: results.json, results.md, predictions, rejects, and the table printed last."""
+"""The summary of one run: results.md, the table printed last, and tables that are complete at any terminal width."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, RenderableType
+from rich.measure import Measurement
 from rich.table import Table
+from rich.text import Text
 
 from kikitori.runs.results import FULL_WINDOW
+
+# Columns: the width of output that goes to a file, where nothing is folded.
+UNFOLDED = 10_000
 
 
 def rows(results: Mapping[str, Any]) -> list[list[str]]:
@@ -15,18 +21,12 @@ def rows(results: Mapping[str, Any]) -> list[list[str]]:
     scores = results["scores"]
     if "before" not in scores or "after" not in scores:
         (stage,) = scores
-        body = [
-            [
-                s,
-                str(v["clips"]),
-                *(rate_cell(v, r) for r in ("cer", "wer")),
-                percent(v["cer_raw"]),
-                percent(v["wer_raw"]),
-            ]
-            for s, v in scores[stage].items()
-        ]
-        return [["split", "clips", "CER %", "WER %", "raw CER %", "raw WER %"], *body]
-    table = [["split", "clips", "CER % before", "CER % after", "change", "WER % before", "WER % after"]]
+        table = [["split", "clips", "CER %", "WER %", "raw CER %", "raw WER %"]]
+        for split, score in scores[stage].items():
+            rates = [rate_cell(score, "cer"), rate_cell(score, "wer")]
+            table.append([split, str(score["clips"]), *rates, percent(score["cer_raw"]), percent(score["wer_raw"])])
+        return table
+    table = [["split", "clips", "CER % before", "CER % after", "CER change", "WER % before", "WER % after"]]
     for split, after in scores["after"].items():
         before, change = scores["before"][split], scores["change"][split]
         cells = [rate_cell(before, "cer"), rate_cell(after, "cer"), rate_cell(change, "cer", sign="+")]
@@ -34,11 +34,16 @@ def rows(results: Mapping[str, Any]) -> list[list[str]]:
     return table
 
 
+def title(results: Mapping[str, Any]) -> str:
+    """The model and the corpus: whisper-base on Common Voice."""
+    return f"{results['model']['name']} on {results['data']['corpus']}"
+
+
 def markdown(results: Mapping[str, Any]) -> str:
-    """results.md: the table, what it was measured on, and what it cost."""
+    """results.md: the table, what it was measured on, and what the run cost."""
     header, *body = rows(results)
     lines = ["| " + " | ".join(cells) + " |" for cells in [header, ["---"] * len(header), *body]]
-    data, scoring, cost = results["data"], results["scoring"], results["cost"]
+    data, scoring = results["data"], results["scoring"]
     splits = ", ".join(f"{name} {s['clips']} clips, {s['seconds']:.0f} s" for name, s in data["splits"].items())
     rejects = ", ".join(f"{n} {reason}" for reason, n in data["rejects"].items()) or "none"
     notes = [
@@ -46,53 +51,58 @@ def markdown(results: Mapping[str, Any]) -> str:
         f"- Model: {results['model']['name']}, {results['model']['parameters'] / 1e6:.1f} M parameters",
         f"- Text: {scoring['normaliser']}; words: {scoring['segmenter']}; intervals: 95 % bootstrap over clips",
         *(f"- {line}" for line in full_window_lines(results)),
-        f"- Cost: {', '.join(f'{key} {_number(value)}' for key, value in cost.items() if value is not None)}",
+        f"- Cost: {cost_line(results['cost'])}",
     ]
-    return "\n".join([f"# {results['command']}", "", *lines, "", *notes, ""])
+    return "\n".join([f"# {title(results)}", "", *lines, "", *notes, ""])
 
 
-def table(results: Mapping[str, Any]) -> Table:
-    """The same table for a terminal."""
-    header, *body = rows(results)
-    drawn = Table(title=f"{results['model']['name']} on {results['data']['corpus']}", title_justify="left")
-    for name in header:
-        drawn.add_column(name, justify="left" if name == "split" else "right")
-    for cells in body:
-        drawn.add_row(*cells)
-    return drawn
+def cost_line(cost: Mapping[str, Any]) -> str:
+    """What a run cost, in words: preparation 2 s, training 4 min, scoring 42 s, 33.3 clips/s, ..."""
+    steps = {"prepare_s": "preparation", "fit_s": "training", "evaluate_s": "scoring"}
+    parts = [f"{name} {duration(cost[key])}" for key, name in steps.items() if cost.get(key) is not None]
+    if cost.get("train_clips_per_s") is not None:
+        parts.append(f"{cost['train_clips_per_s']:.1f} training clips/s")
+    if cost.get("peak_memory_gb") is not None:
+        parts.append(f"peak memory {cost['peak_memory_gb']:.1f} GB")
+    if cost.get("device"):
+        parts.append(f"{cost.get('devices', 1)} × {cost['device']}")
+    return ", ".join(parts)
 
 
 def print_results(results: Mapping[str, Any], folder: Path) -> None:
-    """The last thing a run prints: its table and its folder."""
-    # A pipe has no width of its own; 80 columns would fold the cells.
-    console = Console()
-    console = console if console.is_terminal else Console(width=140)
-    console.print(table(results))
+    """Prints the table of a run and its folder."""
+    console = terminal()
+    console.print(Text(title(results)), soft_wrap=True)
+    header, *body = rows(results)
+    # Where they do not fit next to each other: CER and WER, or rates of normalised and of raw text.
+    groups = [header[2:5], header[5:]] if "CER change" in header else [header[2:4], header[4:]]
+    columns = dict(zip(header, zip(*body, strict=True), strict=True))
+    for table in fit(Grid(header[:2], groups, columns, left=["split"]), console):
+        console.print(table)
     for line in full_window_lines(results):
-        console.print(line)
+        console.print(Text(line))
     for split, facts in results["data"]["splits"].items():
         if facts["clips_over_window"]:
-            console.print(
-                f"{facts['clips_over_window']} {split} clips are longer than the window: only its length is read"
-            )
-    console.print(f"Everything is in {folder}", soft_wrap=True)
+            longer = f"{facts['clips_over_window']} {split} clips are longer than the model's window"
+            console.print(Text(f"{longer}; only their first {results['model']['window_s']:g} s are read"))
+    console.print(Text(f"Everything is in {folder}"), soft_wrap=True)
 
 
 def full_window_rates(results: Mapping[str, Any]) -> str:
-    """How a model that was trained in windows of its own reads in the whole one; nothing where it was trained there."""
-    rates = results["scores"].get(FULL_WINDOW, {})
-    told = (f"{split} CER {rate_cell(score, 'cer')} % ({score['clips']} clips)" for split, score in rates.items())
-    return ", ".join(told)
+    """The rates in the full window of a model that was trained in shorter ones; empty for any other model."""
+    scores = results["scores"].get(FULL_WINDOW, {})
+    rates = (f"{split} CER {rate_cell(score, 'cer')} % ({score['clips']} clips)" for split, score in scores.items())
+    return ", ".join(rates)
 
 
 def full_window_lines(results: Mapping[str, Any]) -> list[str]:
-    """The same for a run's reader, who may not know that stock tools read so."""
+    """The same as a sentence; no line where there are no such rates."""
     rates = full_window_rates(results)
-    return [f"In the whole window, as stock tools read: {rates}"] if rates else []
+    return [f"In the full window, as stock tools read: {rates}"] if rates else []
 
 
 def percent(fraction: float, sign: str = "") -> str:
-    """A fraction in percent; of a fractional point no more than anyone measures."""
+    """A fraction in percent with one digit after the point."""
     return f"{100 * fraction:{sign}.1f}"
 
 
@@ -102,5 +112,90 @@ def rate_cell(score: Mapping[str, Any], rate: str, sign: str = "") -> str:
     return f"{percent(score[rate], sign)} [{percent(low, sign)}, {percent(high, sign)}]"
 
 
-def _number(value: Any) -> str:
-    return f"{value:.1f}" if isinstance(value, float) else str(value)
+def duration(seconds: float | None) -> str:
+    """42 s, 3 min, 2.5 h; a dash where it is unknown."""
+    if seconds is None:
+        return "–"
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+def terminal() -> Console:
+    """The terminal; a pipe or a file has no width, so nothing is folded there."""
+    console = Console()
+    return console if console.is_terminal else Console(width=UNFOLDED)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Cells under named columns, which `fit` draws as one table or several.
+
+    keys: the first columns, which name a row and are repeated in each table. groups: the other columns, those that
+    belong together in one group. columns: the cells by column. left: left-justified columns. bold: rows in bold.
+    """
+
+    keys: Sequence[str]
+    groups: Sequence[Sequence[str]]
+    columns: Mapping[str, Sequence[str]]
+    left: Sequence[str] = ()
+    bold: Sequence[bool] = ()
+
+    def draw(self, names: Sequence[str], framed: bool) -> Table:
+        """A table of the named columns. A cell that is still too wide is folded, never cut."""
+        table = Table() if framed else Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+        for name in names:
+            table.add_column(Text(name), justify="left" if name in self.left else "right", overflow="fold")
+        for i, cells in enumerate(zip(*(self.columns[name] for name in names), strict=True)):
+            table.add_row(*map(Text, cells), style="bold" if self.bold and self.bold[i] else None)
+        return table
+
+    def stacked(self) -> "Grid":
+        """The same with each interval on a line of its own below the value."""
+        columns = {name: [cell.replace(" [", "\n[") for cell in cells] for name, cells in self.columns.items()}
+        return replace(self, columns=columns)
+
+    def numbered(self) -> tuple["Grid", Table]:
+        """The same with numbers for keys, and the list of what they stand for."""
+        legend = Table.grid(padding=(0, 2, 0, 0))
+        rows = list(zip(*(self.columns[key] for key in self.keys), strict=True))
+        numbers = [f"#{i}" for i in range(1, len(rows) + 1)]
+        for number, cells in zip(numbers, rows, strict=True):
+            name = cells[0] if len(cells) == 1 else ", ".join(map("=".join, zip(self.keys, cells, strict=True)))
+            legend.add_row(number, Text(name, overflow="fold"))
+        return replace(self, keys=["#"], columns={**self.columns, "#": numbers}), legend
+
+
+def fit(grid: Grid, console: Console) -> list[RenderableType]:
+    """Tables that show every cell uncut at the console's width.
+
+    The first that fits of: one table; one without its frame; several tables, each of one or more groups of columns,
+    with and without frames, with intervals next to and below their values. Names that are too long to be repeated in
+    each table are numbered.
+    """
+
+    def width(of: Grid, names: Sequence[str], framed: bool) -> int:
+        return Measurement.get(console, console.options.update(max_width=UNFOLDED), of.draw(names, framed)).maximum
+
+    names = [*grid.keys, *(name for group in grid.groups for name in group)]
+    for framed in (True, False):
+        if width(grid, names, framed) <= console.width:
+            return [grid.draw(names, framed)]
+    legend: list[RenderableType] = []
+    if width(grid, grid.keys, False) > console.width // 2:
+        grid, listed = grid.numbered()
+        legend = [listed]
+    singles = replace(grid.stacked(), groups=[[name] for group in grid.groups for name in group])
+    attempts = [(of, framed) for of in (grid, grid.stacked()) for framed in (True, False)]
+    for of, framed in [*attempts, (singles, False)]:
+        parts = [list(of.groups[0])]
+        for group in of.groups[1:]:
+            if width(of, [*of.keys, *parts[-1], *group], framed) <= console.width:
+                parts[-1] += group
+            else:
+                parts.append(list(group))
+        if of is singles or all(width(of, [*of.keys, *part], framed) <= console.width for part in parts):
+            break
+    drawn: list[RenderableType] = [of.draw([*of.keys, *part], framed) for part in parts]
+    blank = [] if framed else [Text("")]
+    return legend + [item for table in drawn for item in (*blank, table)]

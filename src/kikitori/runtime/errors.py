@@ -1,41 +1,45 @@
-"""Errors that a user can cause: each names the thing, its value and the remedy, and is shown without a traceback."""
+"""Errors that a user can fix. Each names the thing, its value and the remedy, and is shown without a traceback."""
 
 import signal
 
 
 class KikitoriError(Exception):
-    """Base of the errors below, which the command line shows as their message alone."""
+    """Base of the errors below. The command line shows their message alone."""
 
     def __str__(self) -> str:
-        # A name that is no UTF-8 must not stop whoever prints or stores the message.
+        # A file name that is not valid UTF-8 must not break printing or storing the message.
         message = super().__str__().encode("utf-8", "backslashreplace").decode()
         return f"{type(self).__name__}: {message}"
 
 
 class ConfigError(KikitoriError):
-    """The configuration cannot be run as it is."""
+    """The configuration is invalid."""
 
 
 class DataError(KikitoriError):
-    """The corpus cannot be used as it is."""
+    """The corpus cannot be used in its present state."""
 
 
 class ModelError(KikitoriError):
-    """The model cannot be loaded, or does not fit the configuration."""
+    """The model cannot be loaded, or does not match the configuration."""
 
 
 class TrainingError(KikitoriError):
-    """Training cannot go on."""
+    """Training cannot continue."""
+
+
+class SweepError(KikitoriError):
+    """Trials of a sweep failed, or the sweep cannot continue."""
 
 
 class Pruned(KikitoriError):  # noqa: N818
-    """A search gave this trial up: not a failure, but no result either."""
+    """A search ended this trial early. That is not a failure, but the trial has no final result."""
 
 
 class Stopped(BaseException):
-    """A run or sweep was told to stop by a signal. code: what the process ends with, 128 and the signal's number.
+    """A signal stopped the run or sweep. code: the exit code of the process, 128 plus the signal's number.
 
-    It may be raised anywhere, so that it must pass by those who handle any exception, as KeyboardInterrupt does.
+    A BaseException like KeyboardInterrupt, because it can be raised anywhere and must pass `except Exception`.
     """
 
     def __init__(self, number: int, more: str = "") -> None:
@@ -47,10 +51,6 @@ class Stopped(BaseException):
         return f"stopped by {signal.Signals(self.number).name}{self.args[1]}"
 
 
-class SweepError(KikitoriError):
-    """Trials of a sweep failed, or it cannot go on."""
-
-
 def one_line(error: BaseException) -> str:
-    """The first line of an error's message, or its type if it has none."""
+    """Returns the first line of an error's message, or the name of its class if the message is empty."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,4 +1,4 @@
-"""Files that are whole or not there, whatever ends the process or the machine."""
+"""Atomic file writes, and JSON files written that way."""
 
 import json
 import os
@@ -12,9 +12,10 @@ from kikitori.runtime.errors import DataError
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[BinaryIO]:
-    """A file to write, that takes its name when the block ends well; until then the name is the old file's.
+    """Yields a binary file that replaces `path` when the block ends without an error; until then `path` is unchanged.
 
-    Written in the same folder, since a rename across file systems is a copy. Raises OSError where it cannot be.
+    The file is written in the same folder, since a rename across file systems is a copy. It is on the disk when this
+    returns, so it survives a crash of the machine, too. Raises OSError if it cannot be written.
     """
     partial = path.with_name(f".{path.name}.partial")
     try:
@@ -30,7 +31,7 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
 
 
 def sync_folder(folder: Path) -> None:
-    """Put a folder's new and changed names on the disk: a file's own fsync says nothing of them."""
+    """Flushes a folder's new and renamed entries to the disk, which fsync of a file does not do."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -39,24 +40,24 @@ def sync_folder(folder: Path) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a value that a person may want to read, too; whoever reads meanwhile finds the old or the new one whole."""
+    """Writes a value as indented JSON. A process that reads meanwhile gets the old or the new file, never a part."""
     with atomic_write(path) as file:
         file.write((json.dumps(value, ensure_ascii=False, indent=2, allow_nan=True) + "\n").encode())
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """An object that `write_json` wrote. Raises DataError where the file is damaged."""
+    """Reads an object that `write_json` wrote. Raises DataError if the file is damaged."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
         raise DataError(f"{path} cannot be read: {error}; delete it, or its folder") from error
     if not isinstance(value, dict):
-        raise DataError(f"{path} holds no object; delete it, or its folder")
+        raise DataError(f"{path} holds no JSON object; delete it, or its folder")
     return value
 
 
 def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """One JSON object a line; a file is there when all of them are, so that it tells that a step was done."""
+    """Writes one JSON object per line. The file exists only when it is complete, so it also marks a step as done."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as file:
         for row in rows:
@@ -64,6 +65,6 @@ def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """What `write_lines` wrote."""
+    """Reads the objects that `write_lines` wrote."""
     with path.open(encoding="utf-8") as lines:
         return [json.loads(line) for line in lines]

@@ -1,4 +1,4 @@
-"""Paths: the configuration tree, the demo corpus, the cache, the folder of the current run."""
+"""Locations of the configuration tree, the demo corpus, the cache and the current run's folder."""
 
 import os
 from pathlib import Path
@@ -6,16 +6,16 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 
 HERE = Path(__file__).parents[1]
-# In a wheel conf/ lies inside the package; in a checkout at its top.
+# A wheel has conf/ inside the package, a checkout has it at its top.
 CONF = next(folder for folder in (HERE / "conf", HERE.parents[1] / "conf") if folder.is_dir())
 DEMO = HERE / "corpora" / "demo" / "common-voice-ja"
 
 
 def cache_folder() -> Path:
-    """~/.cache/kikitori, or KIKITORI_CACHE."""
+    """Returns the folder named by KIKITORI_CACHE, by default ~/.cache/kikitori."""
     return Path(os.environ.get("KIKITORI_CACHE") or "~/.cache/kikitori").expanduser()
 
 
 def run_folder() -> Path:
-    """The folder that Hydra made for this run."""
+    """Returns the folder that Hydra created for this run."""
     return Path(HydraConfig.get().runtime.output_dir)

@@ -1,39 +1,44 @@
-"""What a process may use, how it keeps others out, how it is told to stop, and that it ends with the one it serves."""
+"""Process helpers: CPU count, folder locks, stop signals, and exiting with the parent process."""
 
 import ctypes
 import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from kikitori.runtime.errors import KikitoriError
 
-# prctl's order for the signal that a process gets when the thread that started it is gone (linux/prctl.h).
+# The environment variable that holds the id of the process that started this one.
+PARENT = "KIKITORI_PARENT"
+# The option of prctl that sets the signal which a process gets when the thread that started it ends (linux/prctl.h).
 PR_SET_PDEATHSIG = 1
+# Seconds between two checks of whether the parent process is alive, on systems without prctl.
+POLL_S = 1.0
 
 
 def cores() -> int:
-    """The cores that this process may use, which in a container or a batch system are not the machine's."""
+    """Returns the number of CPU cores that this process may use: in a container or batch job fewer than exist."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextmanager
 def folder_lock(folder: Path, key: str, refusal: type[KikitoriError]) -> Iterator[None]:
-    """Keep every other process out of a folder, until this one is gone, however that ends.
+    """Locks a folder for this process. The lock is released when the process ends, however that happens.
 
-    key: the configuration's that names it. Raises the refusal where another process is in it already.
+    key: the configuration key that names the folder. Raises `refusal` if another process holds the lock.
     """
+    from filelock import FileLock, Timeout  # here, since the command line imports this module and must start fast
+
     lock = FileLock(folder / ".lock")
     try:
         lock.acquire(timeout=0)
     except Timeout as error:
-        raise refusal(f"{key}={folder} is being run by another process; wait for it") from error
+        raise refusal(f"{key}={folder} is in use by another process; wait until it has ended") from error
     try:
         yield
     finally:
@@ -42,29 +47,60 @@ def folder_lock(folder: Path, key: str, refusal: type[KikitoriError]) -> Iterato
 
 @contextmanager
 def collect_stop_signals() -> Iterator[list[int]]:
-    """Collects the number of a SIGINT or SIGTERM instead of dying of it, so that the trials can be stopped in order."""
-    told: list[int] = []
+    """Yields a list that collects SIGINT and SIGTERM, which then do not end this process.
+
+    The caller checks the list and stops its child processes in order. Outside of the main thread the list stays empty.
+    """
+    numbers: list[int] = []
     if threading.current_thread() is not threading.main_thread():
-        yield told
+        yield numbers
         return
 
-    def note(number: int, _: Any) -> None:
-        told.append(number)
+    def collect(number: int, _: Any) -> None:
+        numbers.append(number)
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, collect) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield told
+        yield numbers
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
+def exit_with_launcher() -> None:
+    """Ends this process when the one that started it has ended, for trials and for further processes of a run.
+
+    The environment variable KIKITORI_PARENT holds the parent's id. Without it nothing happens.
+    """
+    if parent := int(os.environ.pop(PARENT, 0)):
+        _exit_with(parent)
+
+
 def exit_with_parent(run: int, worker: int) -> None:
-    """Let a loader's worker live as long as the run, by its process id: on, where all are told to stop, no longer."""
+    """Initialises worker number `worker` of a DataLoader: it ignores stop signals and exits with the process `run`.
+
+    The run itself ends its workers when it stops, after the current step. torch's own check for a dead parent
+    compares with the present parent, so a worker whose run was killed before the worker started would never exit.
+    """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
+    _exit_with(run)
+
+
+def _exit_with(parent: int) -> None:
+    """Kills this process as soon as the process `parent`, which started it, has ended.
+
+    Linux does that itself, however the parent ends. Elsewhere a thread polls.
+    """
     if sys.platform == "linux":
-        # A run that is killed outright ends nothing, and torch's watch takes whoever is the parent now for the run.
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != run:
-        os._exit(1)
+    else:
+        threading.Thread(target=_poll, args=(parent,), daemon=True).start()
+    if os.getppid() != parent:  # it ended before the lines above
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _poll(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(POLL_S)
+    os.kill(os.getpid(), signal.SIGKILL)

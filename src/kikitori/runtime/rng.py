@@ -1,4 +1,4 @@
-"""Random number generators: their states in checkpoints, and seeded samples."""
+"""Random number generators: saves and restores their states, and draws seeded samples."""
 
 import random
 from typing import Any
@@ -8,7 +8,7 @@ import torch
 
 
 def random_state() -> dict[str, Any]:
-    """The states of all generators that training draws from, as a checkpoint may hold them."""
+    """Returns the states of all generators that training uses, in types that a checkpoint may hold."""
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     numpy: Any = np.random.get_state(legacy=False)
     numpy["state"]["key"] = torch.from_numpy(numpy["state"]["key"].astype(np.int64))
@@ -16,7 +16,7 @@ def random_state() -> dict[str, Any]:
 
 
 def set_random_state(state: dict[str, Any]) -> None:
-    """Go on drawing where `random_state` was taken."""
+    """Restores the states that `random_state` returned, those of CUDA only for the same number of GPUs."""
     torch.set_rng_state(state["torch"])
     if state["cuda"] and len(state["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(state["cuda"])
@@ -26,5 +26,5 @@ def set_random_state(state: dict[str, Any]) -> None:
 
 
 def seeded_sample(length: int, count: int, seed: int) -> list[int]:
-    """`count` of range(length), in their order."""
+    """Returns `count` different indices below `length` in ascending order, the same for the same seed."""
     return sorted(np.random.default_rng(seed).permutation(length)[:count].tolist())

@@ -1,8 +1,8 @@
-"""SIGTERM and SIGINT: a run saves at a step that all its processes agree on, and ends with 143 or 130.
+"""SIGTERM and SIGINT: training saves at a step that all processes agree on, then exits with code 143 or 130.
 
-In training a signal is only noted: the step that is being computed ends first. Elsewhere there is nothing to save, and
-it ends the run at once. Under Slurm, SIGUSR1 and SIGUSR2 announce the end of a job's time: the run is saved, too, and
-put back into the queue.
+During training a signal is only stored, and the present step ends first. At any other time there is nothing to save,
+and the signal ends the run at once. Under Slurm, SIGUSR1 and SIGUSR2 announce that the job's time is almost up: the run
+is saved and requeued.
 """
 
 import os
@@ -20,72 +20,72 @@ import torch
 
 from kikitori.runtime.errors import Stopped
 
-# How long a run may take to end by itself. Slurm and most others kill 30 s after they told.
+# Seconds in which a run must end by itself. Slurm and most other systems kill a job 30 s after the signal.
 GRACE_S = 25.0
-# The key by which processes of a run tell each other the step after which they stop.
-AGREED = "kikitori/stop"
+# The key of the shared store under which processes agree on the step after which they stop.
+STOP_KEY = "kikitori/stop"
 
 
 class Stop:
-    """Whether this run was told to stop, and by which signal."""
+    """The stop request of a run: whether a signal arrived, which one, and at which step training stops."""
 
     def __init__(self) -> None:
         self.number: int | None = None
-        # In training: whoever trains looks by itself, between steps.
+        # True during training, which checks for a signal between steps.
         self.is_polled = False
-        # Held while a checkpoint is written, which is never cut off.
+        # Held while a checkpoint is written, so that a forced exit never interrupts that.
         self.saving = threading.Lock()
-        # What is still to be written down where the run has to be ended from outside of it.
+        # Called with the reason before a forced exit, to write down how the run ended.
         self.on_forced_exit: Callable[[str], None] = lambda reason: None
 
-    def note(self, number: int, _: Any) -> None:
-        """Handle a signal; a second one changes nothing."""
+    def handle(self, number: int, _: Any) -> None:
+        """Handles a signal. A second one has no effect."""
         if self.number is None:
             self.number = number
             if not self.is_polled:
                 raise Stopped(number)
 
     def should_stop_at(self, step: int) -> bool:
-        """Whether training stops here, with so many steps done: asked by every process of the run between all steps.
+        """Returns whether training stops now, after `step` steps. Every process calls this between all steps.
 
-        Whoever was told lets the others know, and makes one step more with them: no process can end that step before
-        all have begun it, so that all of them find the note when they ask next.
+        The process that got the signal writes the stop step to the shared store and trains one more step. No process
+        can finish that step before all have started it, so each sees the entry at its next check.
         """
         if not torch.distributed.is_initialized():
             return self.number is not None
         store = _store()
-        if self.number is not None and not store.check([AGREED]):
-            store.set(AGREED, f"{step + 1} {self.number}")
-        if not store.check([AGREED]):
+        if self.number is not None and not store.check([STOP_KEY]):
+            store.set(STOP_KEY, f"{step + 1} {self.number}")
+        if not store.check([STOP_KEY]):
             return False
-        agreed, number = map(int, store.get(AGREED).split())
+        stop_step, number = map(int, store.get(STOP_KEY).split())
         self.number = self.number or number
-        return step >= agreed
+        return step >= stop_step
 
     def stop_requested(self) -> bool:
-        """Whether any process of the run was told to stop, where all are between the same two steps."""
+        """Returns whether any process of the run got a signal. All must call this between the same two steps."""
         if torch.distributed.is_initialized() and self.number is not None:
-            _store().set(AGREED, f"0 {self.number}")
+            _store().set(STOP_KEY, f"0 {self.number}")
         return self.should_stop_at(0)
 
     def raise_stopped(self) -> None:
-        """End the run."""
+        """Ends the run after a signal."""
         assert self.number is not None
         raise Stopped(self.number)
 
     @contextmanager
     def polled(self) -> Iterator[None]:
-        """A block that asks by itself whether it is to stop."""
+        """Stores signals instead of raising during the block, which calls `should_stop_at` itself."""
         self.is_polled = True
         try:
             yield
         finally:
             self.is_polled = False
-        if self.number is not None:  # after the last step
+        if self.number is not None:  # it came after the last step
             self.raise_stopped()
 
-    def end(self, number: int) -> None:
-        """End the process from outside of its main thread, but not in the middle of a checkpoint."""
+    def force_exit(self, number: int) -> None:
+        """Ends the process from another thread, but not while a checkpoint is written."""
         with self.saving:
             self.on_forced_exit(str(Stopped(number)))
             os._exit(Stopped(number).code)
@@ -93,10 +93,10 @@ class Stop:
 
 @contextmanager
 def handle_signals() -> Iterator[Stop]:
-    """Listen to the signals while the block runs, and end as they ask.
+    """Handles stop signals during the block. Outside of the main thread it has no effect.
 
-    The handlers of Python run in the main thread, which may hang in a collective of processes that are gone: so a
-    thread listens as well, and ends the process when it has not ended by itself in time.
+    Python runs signal handlers in the main thread, which may hang in a collective operation whose other processes have
+    died. A second thread therefore receives the signals, too, and ends the process if it has not ended in time.
     """
     stop = Stop()
     if threading.current_thread() is not threading.main_thread():
@@ -107,16 +107,16 @@ def handle_signals() -> Iterator[Stop]:
     numbers = (signal.SIGINT, signal.SIGTERM, *requeues)
     read, write = socket.socketpair()
     write.setblocking(False)
-    over = threading.Event()
+    finished = threading.Event()
 
-    def listen() -> None:
+    def exit_in_time() -> None:
         while (number := read.recv(1)) and number[0] not in numbers:
             pass
-        if number and not over.wait(GRACE_S):
-            stop.end(number[0])
+        if number and not finished.wait(GRACE_S):
+            stop.force_exit(number[0])
 
-    threading.Thread(target=listen, daemon=True).start()
-    before = {number: signal.signal(number, stop.note) for number in numbers}
+    threading.Thread(target=exit_in_time, daemon=True).start()
+    before = {number: signal.signal(number, stop.handle) for number in numbers}
     earlier = signal.set_wakeup_fd(write.fileno(), warn_on_full_buffer=False)
     try:
         yield stop
@@ -124,15 +124,15 @@ def handle_signals() -> Iterator[Stop]:
         if error.number in requeues:
             _requeue(error.number, before[signal.Signals(error.number)])
         if in_slurm:
-            # Whoever runs the job would take a run that ends by an exception of its own for one that has a result. And
-            # srun ends the first process, which may still have to write, with any other that ends like this.
+            # submitit would store an exception as the job's result. And srun ends all processes as soon as one exits
+            # like this, so the others wait until process 0 has written its files.
             print(error, file=sys.stderr, flush=True)
             if os.environ.get("SLURM_PROCID", "0") != "0":
                 time.sleep(GRACE_S)
             os._exit(error.code)
         raise
     finally:
-        over.set()
+        finished.set()
         signal.set_wakeup_fd(earlier)
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -140,13 +140,13 @@ def handle_signals() -> Iterator[Stop]:
 
 
 def _store() -> Any:
-    """What the processes of a run share from their start on."""
+    """Returns the key-value store that the processes of a run share from their start."""
     return torch.distributed.distributed_c10d._get_default_store()
 
 
-def _requeue(number: int, known: Any) -> None:
-    """Put this Slurm job back into the queue, once: by submitit where it started the job, which counts how often."""
-    if callable(known):
-        known(number, None)
+def _requeue(number: int, submitit_handler: Any) -> None:
+    """Requeues this Slurm job, once. If submitit started the job, its own handler does it and counts the attempts."""
+    if callable(submitit_handler):
+        submitit_handler(number, None)
     elif int(os.environ.get("SLURM_PROCID", 0)) == 0:
         subprocess.run(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]], check=False)

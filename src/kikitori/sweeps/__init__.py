@@ -1,1 +1,1 @@
-"""Many runs: launcher, Optuna search, their tables."""
+"""Sweeps: the local launcher, the search with Optuna, and their tables."""

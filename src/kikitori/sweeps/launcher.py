@@ -1,6 +1,7 @@
-"""Runs the trials of a sweep on this machine, each a plain process of its own, several at once.
+"""Runs the trials of a sweep on this machine, several at once.
 
-A process a trial, in Hydra's RUN mode: what one does to its memory, its GPU or itself is no other's trouble.
+Each trial is a separate process in Hydra's RUN mode, so a trial that runs out of memory or crashes does not affect the
+others.
 """
 
 import logging
@@ -24,49 +25,51 @@ from omegaconf import DictConfig, OmegaConf, flag_override, open_dict, read_writ
 from kikitori.config.overrides import config_options, override, swept_values, to_plain
 from kikitori.config.validation import check_config
 from kikitori.pipelines.builders import build_data
-from kikitori.runs.results import FINISHED
+from kikitori.runs.results import FINISHED, PROGRESS
 from kikitori.runtime.console import quiet_libraries
 from kikitori.runtime.errors import ConfigError, Stopped, SweepError
 from kikitori.runtime.processes import collect_stop_signals, cores, folder_lock
 from kikitori.sweeps import live_table
-from kikitori.sweeps.trials import Sweep, Trial, open_sweep, update_state
+from kikitori.sweeps.trials import OUTPUT, Sweep, Trial, open_sweep, update_state
 
 log = logging.getLogger(__name__)
 
-LOOK_S = 0.2
-# How long a trial may take to stop when told to, before it is killed.
+# Seconds between two looks at the processes.
+POLL_S = 0.2
+# Seconds between SIGTERM and SIGKILL when a trial is stopped.
 GRACE_S = 30.0
-# Overrides of Hydra's own that make a sweep of a run, and so have no place in a trial's command.
-OF_THE_SWEEP = ("hydra.mode", "hydra.sweep", "hydra.run.dir", "hydra/launcher", "hydra.launcher", "hydra/sweeper")
+# Hydra's overrides that configure the sweep; a trial's command line must not repeat them.
+SWEEP_OVERRIDES = ("hydra.mode", "hydra.sweep", "hydra.run.dir", "hydra/launcher", "hydra.launcher", "hydra/sweeper")
 
-# Keys of `data` that change nothing of what is decoded.
-NOT_OF_THE_STORE = (
+# Keys of `data` that do not change which clips are decoded, or how.
+NOT_FOR_DECODING = (
     *("global_batch_size", "micro_batch_size", "eval_batch_size", "num_workers", "group_by_length"),
     *("window", "window_edges_s", "window_margin_s", "full_window_share", "cache_encoder_outputs"),
 )
 
 
 def launch(plugin: Any, job_overrides: Sequence[Sequence[str]], first: int) -> list[JobReturn]:
-    """Run a fixed list of trials: what Hydra's own sweepers ask of a launcher.
+    """Runs a fixed list of trials, as Hydra's own sweepers call a launcher.
 
-    Raises ConfigError before anything runs where a trial's configuration is wrong, SweepError after all is done where
+    Raises ConfigError before any trial starts where a configuration is wrong, and SweepError after the last trial where
     some failed.
     """
     if not job_overrides:
-        raise ConfigError("the sweep has no trials: one of its axes is empty")
-    with TrialRunner(plugin).open(goes_on=first > 0) as machine:
-        jobs = [machine.compose(first + i, list(overrides)) for i, overrides in enumerate(job_overrides)]
-        machine.prepare([cfg for _, cfg in jobs])
-        trials = [machine.sweep.add(trial) for trial, _ in jobs]
-        machine.run(trials)
+        raise ConfigError("the sweep has no trials: one of its axes is empty; give every swept key at least one value")
+    with TrialRunner(plugin).open(is_continued=first > 0) as runner:
+        jobs = [runner.compose(first + i, list(overrides)) for i, overrides in enumerate(job_overrides)]
+        runner.prepare([cfg for _, cfg in jobs])
+        trials = [runner.sweep.add(trial) for trial, _ in jobs]
+        runner.sweep.num_trials = len(runner.sweep.trials)
+        runner.run(trials)
     return [_job_return(trial, cfg) for trial, (_, cfg) in zip(trials, jobs, strict=True)]
 
 
 class TrialRunner:
-    """This machine as a place for trials: its slots, each with its share of the GPUs and CPU cores."""
+    """Runs trials in slots, each with its share of this machine's GPUs and CPU cores."""
 
     def __init__(self, plugin: Any) -> None:
-        """plugin: any launcher of Hydra's; one that is not ours has its folders here alone."""
+        """plugin: a launcher of Hydra's; one that is not ours starts the trials itself, in the folders kept here."""
         self.config: DictConfig = plugin.config
         self.loader = plugin.hydra_context.config_loader
         self.folder = Path(self.config.hydra.sweep.dir)
@@ -76,35 +79,37 @@ class TrialRunner:
         self.gpus_per_trial = getattr(plugin, "gpus_per_trial", 1)
         self.parallel = getattr(plugin, "parallel", 1) or max(1, len(self.gpus) // max(1, self.gpus_per_trial))
         if self.parallel < 1:
-            raise ConfigError(f"hydra.launcher.parallel={self.parallel}: must be above 0, or null")
+            raise ConfigError(f"hydra.launcher.parallel={self.parallel}: must be above 0; null: one trial per GPU")
         if self.gpus and not 1 <= self.gpus_per_trial <= len(self.gpus):
             raise ConfigError(
-                f"hydra.launcher.gpus_per_trial={self.gpus_per_trial}: this machine shows {len(self.gpus)} GPUs"
+                f"hydra.launcher.gpus_per_trial={self.gpus_per_trial}: must be 1 to {len(self.gpus)}, the number of "
+                "visible GPUs"
             )
         self.prepared: list[Any] = []
 
     @contextmanager
-    def open(self, goes_on: bool = False) -> Iterator["TrialRunner"]:
-        """Hold the sweep's folder, so that no second process runs the same trials; at a good end, tell of failures.
+    def open(self, is_continued: bool = False) -> Iterator["TrialRunner"]:
+        """Locks the sweep's folder, so that no second process runs the same trials, and prints the table at the end.
 
-        goes_on: whether these trials are more of a sweep that this process began.
+        is_continued: whether these trials belong to a sweep that this process started. Raises SweepError at the end
+        where trials failed.
         """
         setup_globals()
         quiet_libraries()
         self.folder.mkdir(parents=True, exist_ok=True)
         with folder_lock(self.folder, "hydra.sweep.dir", SweepError):
             line = ["kikitori", self.command, *sys.argv[1:]]
-            resume = str(self.folder) if goes_on else OmegaConf.select(self.config, "resume_sweep")
+            resume = str(self.folder) if is_continued else OmegaConf.select(self.config, "resume_sweep")
             self.sweep: Sweep = open_sweep(self.folder, line, resume)
             yield self
-            live_table.conclude(self.sweep)
+            live_table.print_summary(self.sweep)
         if failures := self.sweep.failures():
             raise SweepError(live_table.failure_report(self.sweep, failures))
 
     def compose(self, number: int, overrides: list[str]) -> tuple[Trial, DictConfig]:
-        """A trial and its configuration, as the process that will run it composes it."""
+        """Composes the configuration of a trial, as the trial's own process will."""
         overrides = [override for override in overrides if not override.startswith("resume_sweep=")]
-        # What Hydra knows of the present job is a singleton: resolvers such as ${hydra:job.num} must see this trial's.
+        # Hydra keeps the current job in a singleton; resolvers such as ${hydra:job.num} must find this trial's there.
         state = Singleton.get_state()
         cfg = self.loader.load_sweep_config(self.config, overrides)
         with open_dict(cfg):
@@ -116,18 +121,21 @@ class TrialRunner:
                 cfg.hydra.runtime.output_dir = str(self.folder / folder)
             HydraConfig.instance().set_config(cfg)
             task = list(cfg.hydra.overrides.task)
-            hydra = [o for o in cfg.hydra.overrides.hydra if not o.lstrip("+~").startswith(OF_THE_SWEEP)]
+            hydra = [o for o in cfg.hydra.overrides.hydra if not o.lstrip("+~").startswith(SWEEP_OVERRIDES)]
             swept = swept_values(task)
             with flag_override(cfg, ["struct", "readonly"], False):
                 del cfg["hydra"]
-            # While Hydra's own values are known; what is missing stays missing.
+            # Resolved here, while the singleton holds Hydra's values. A missing value (???) stays missing.
             resolved: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=False)
         finally:
             Singleton.set_state(state)
         return Trial(number, folder, [*task, *hydra], swept), OmegaConf.create(resolved)
 
     def prepare(self, configs: Iterable[DictConfig]) -> None:
-        """Refuse what cannot run, and decode each corpus once, so that no trial waits for another."""
+        """Checks all configurations, and decodes each corpus once before the trials start.
+
+        Raises ConfigError with the problems of all trials.
+        """
         faults: dict[str, int] = {}
         for number, cfg in enumerate(configs):
             try:
@@ -135,60 +143,59 @@ class TrialRunner:
             except ConfigError as error:
                 faults.setdefault(error.args[0], number)
                 continue
-            corpus = {key: value for key, value in to_plain(cfg.data).items() if key not in NOT_OF_THE_STORE}
+            corpus = {key: value for key, value in to_plain(cfg.data).items() if key not in NOT_FOR_DECODING}
             needed = [corpus, cfg.data.limit.sample and cfg.seed, cfg.get("splits")]
             if needed not in self.prepared:
-                data = build_data(to_plain(cfg))
-                data.splits = cfg.get("splits") or data.splits
-                data.decode()
+                build_data(to_plain(cfg)).decode()
                 self.prepared.append(needed)
         if faults:
             raise ConfigError("\n".join(f"trial {number}: {fault}" for fault, number in faults.items()))
 
-    def run(self, trials: Iterable[Trial], settled: Callable[[Trial], None] = lambda trial: None) -> None:
-        """Run trials as slots become free; each is asked for only then, so that a search can learn before it chooses.
+    def run(self, trials: Iterable[Trial], on_end: Callable[[Trial], None] = lambda trial: None) -> None:
+        """Runs trials as slots become free.
 
-        settled: called with each trial that has ended, or had ended before.
+        trials: the next one is taken only when a slot is free, so that a search chooses it with the results so far.
+        on_end: called with each trial that ends, or that an earlier start finished.
         """
         self.running: dict[int, Process] = {}
         source, self.free = iter(trials), list(range(self.parallel))
-        with collect_stop_signals() as stop, live_table.shown(self.sweep) as show:
+        with collect_stop_signals() as stop, live_table.live_progress(self.sweep) as show:
             try:
-                while (self._fill(source, stop, settled) or self.running) and not stop:
-                    self._reap(settled)
+                while (self._fill(source, stop, on_end) or self.running) and not stop:
+                    self._reap(on_end)
                     show()
-                    time.sleep(LOOK_S)
+                    time.sleep(POLL_S)
             finally:
                 self._stop()
         if stop:
             left = len(self.sweep.failures())
-            raise Stopped(stop[0], f", {left} trials left; resume_sweep={self.folder} goes on")
+            raise Stopped(stop[0], f", {left} trials left; to resume: {self.sweep.resume_command}")
 
-    def _fill(self, source: Iterator[Trial], stop: list[int], settled: Callable[[Trial], None]) -> bool:
-        """Start trials in the free slots; whether there may be more."""
+    def _fill(self, source: Iterator[Trial], stop: list[int], on_end: Callable[[Trial], None]) -> bool:
+        """Starts trials in the free slots. Returns whether there may be more."""
         while self.free and not stop:
             trial = next(source, None)
             if trial is None:
                 return False
             if self.is_finished(trial):
-                settled(trial)
-            elif not stop:  # choosing and decoding may have taken long
+                on_end(trial)
+            elif not stop:  # a signal may have come while the trial was chosen and its clips were decoded
                 slot = self.free.pop(0)
                 self.running[slot] = self._start(trial, slot)
         return True
 
-    def _reap(self, settled: Callable[[Trial], None]) -> None:
-        """Take in the trials that have ended."""
+    def _reap(self, on_end: Callable[[Trial], None]) -> None:
+        """Collects the trials whose process has ended."""
         for slot, process in list(self.running.items()):
             process.trial.seconds = process.seconds + time.time() - process.began
             if process.popen.poll() is not None:
                 del self.running[slot]
                 self.free.append(slot)
                 self._end(process)
-                settled(process.trial)
+                on_end(process.trial)
 
     def _stop(self) -> None:
-        """End trials that are to go on another time."""
+        """Stops the running trials; a later resume continues them."""
         for process in self.running.values():
             process.popen.terminate()
         deadline = time.monotonic() + GRACE_S
@@ -201,7 +208,7 @@ class TrialRunner:
         self.sweep.save()
 
     def is_finished(self, trial: Trial) -> bool:
-        """Whether its folder says that nothing is left to do; how it stands is noted."""
+        """Updates a trial's state from its folder. Returns whether it is completed or pruned."""
         update_state(trial, self.folder / trial.folder, None)
         self.sweep.save()
         return trial.state in FINISHED
@@ -209,28 +216,28 @@ class TrialRunner:
     def _start(self, trial: Trial, slot: int) -> "Process":
         folder = self.folder / trial.folder
         folder.mkdir(parents=True, exist_ok=True)
-        trial.state, trial.reason, trial.log = "running", "", f"{trial.folder}/output.log"
+        trial.state, trial.reason, trial.log = "running", "", f"{trial.folder}/{OUTPUT}"
         self.sweep.save()
         options = config_options(self.config.hydra, self.command)
         line = [sys.executable, "-P", "-m", "kikitori", self.command, *options, *trial.overrides]
         line += [override("hydra.run.dir", folder), "hydra.mode=RUN", "resume=auto"]
         began = time.time()
-        with (folder / "output.log").open("ab") as output:
-            outlets: Any = {"stdin": subprocess.DEVNULL, "stdout": output, "stderr": output}
-            popen = subprocess.Popen(line, **outlets, start_new_session=True, env=self._env(slot))
+        with (folder / OUTPUT).open("ab") as output:
+            streams: Any = {"stdin": subprocess.DEVNULL, "stdout": output, "stderr": output}
+            popen = subprocess.Popen(line, **streams, start_new_session=True, env=self._env(slot))
         return Process(trial, popen, began, trial.seconds)
 
     def _end(self, process: "Process") -> None:
-        # Whatever it started and left, such as a loader's workers after a SIGKILL, goes with it.
+        # Kill what the trial left running, such as a loader's workers after a SIGKILL.
         with suppress(ProcessLookupError):
             os.killpg(process.popen.pid, signal.SIGKILL)
         trial, folder = process.trial, self.folder / process.trial.folder
         update_state(trial, folder, process.popen.wait(), process.began)
-        (folder / "progress.json").unlink(missing_ok=True)
+        (folder / PROGRESS).unlink(missing_ok=True)
         self.sweep.save()
 
     def _env(self, slot: int) -> dict[str, str]:
-        """What a trial's process sees: its GPUs, its share of the cores, the sweep that it belongs to."""
+        """The environment of a trial's process: its GPUs, its share of the cores, the sweep that it belongs to."""
         environment = {**os.environ, "KIKITORI_SWEEP": str(self.folder), "KIKITORI_PARENT": str(os.getpid())}
         environment.setdefault("OMP_NUM_THREADS", str(max(1, cores() // self.parallel)))
         if self.gpus:
@@ -241,7 +248,10 @@ class TrialRunner:
 
 @dataclass
 class Process:
-    """A trial's process. began: by the clock of files. seconds: what earlier ones of the trial took."""
+    """A trial's process.
+
+    began: when it was started, comparable with the modification times of files. seconds: run time of earlier attempts.
+    """
 
     trial: Trial
     popen: "subprocess.Popen[bytes]"
@@ -250,7 +260,7 @@ class Process:
 
 
 def _job_return(trial: Trial, cfg: DictConfig) -> JobReturn:
-    """What Hydra's sweepers read: the validation CER, which some of them minimise."""
+    """The result of a trial for Hydra's sweepers: the validation CER, which some of them minimise."""
     done = JobReturn(overrides=trial.overrides, cfg=cfg, status=JobStatus.COMPLETED)
     done.return_value = trial.value
     return done

@@ -1,9 +1,10 @@
-"""How a sweep's trials stand, while it runs: a live table in a terminal, a line a change elsewhere."""
+"""The state of a sweep's trials while it runs: a live table in a terminal, one log line per change elsewhere."""
 
 import logging
 import shlex
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 from rich.live import Live
@@ -12,61 +13,119 @@ from rich.text import Text
 
 from kikitori.compare import formats
 from kikitori.compare.leaderboard import build_leaderboards
+from kikitori.runs.results import FINISHED
 from kikitori.runtime.console import console, shows_bars
 from kikitori.sweeps.trials import Sweep, Trial, progress
 
 log = logging.getLogger(__name__)
 
 COLOURS = {"running": "cyan", "completed": "green", "pruned": "yellow", "failed": "red", "waiting": "dim"}
+# Lines of the live table that are no trials: title, rules, header, caption, and some for long labels.
+TABLE_LINES = 10
+
+
+class Pace:
+    """Estimates the time left: for the sweep from the trials that ended, for a trial from its steps.
+
+    Only what happened since now counts; a trial that an earlier start left failed is still to be run.
+    """
+
+    def __init__(self) -> None:
+        self.began = time.monotonic()
+        self.started: set[int] = set()
+        # When each running trial was first seen, and at which step.
+        self.first_seen: dict[int, tuple[float, int]] = {}
+
+    def ended(self, sweep: Sweep) -> list[Trial]:
+        """The trials that need no further run by this process."""
+        self.started |= {trial.number for trial in sweep.trials if trial.state == "running"}
+        failed = [trial for trial in sweep.trials if trial.state == "failed" and trial.number in self.started]
+        return [trial for trial in sweep.trials if trial.state in FINISHED] + failed
+
+    def sweep_seconds(self, sweep: Sweep) -> float | None:
+        """Seconds until the last trial ends, None while that cannot be estimated."""
+        ended = self.ended(sweep)
+        now = [trial for trial in ended if trial.number in self.started]
+        if not now or sweep.num_trials is None:
+            return None
+        return (time.monotonic() - self.began) / len(now) * (sweep.num_trials - len(ended))
+
+    def trial_seconds(self, trial: Trial, seen: Mapping[str, int]) -> float | None:
+        """Seconds until a trial's last step, None while that cannot be estimated."""
+        if not seen:
+            return None
+        began, first = self.first_seen.setdefault(trial.number, (time.monotonic(), seen["step"]))
+        steps = seen["step"] - first
+        return (time.monotonic() - began) / steps * (seen["max_steps"] - seen["step"]) if steps else None
 
 
 @contextmanager
-def shown(sweep: Sweep) -> Iterator[Callable[[], None]]:
-    """Yields the function to call after each look at the trials."""
-    states: dict[int, str] = {}
-    # Where each running trial stood when it was first seen at a step, for the time left.
-    since: dict[int, tuple[float, int]] = {}
+def live_progress(sweep: Sweep) -> Iterator[Callable[[], None]]:
+    """Shows the trials while the block runs. Yields the function that shows the current state."""
+    # The failures of an earlier start are run again, and are no news.
+    states: dict[int, str] = {trial.number: trial.state for trial in sweep.trials if trial.state == "failed"}
+    pace = Pace()
 
-    def tell_changes() -> None:
+    def log_changes() -> None:
         for trial in sweep.trials:
             if states.get(trial.number, "waiting") != trial.state:
-                value = f", val CER {100 * trial.value:.1f} %" if trial.value is not None else ""
-                reason = f": {trial.reason.splitlines()[0]}" if trial.reason else ""
-                log.info("trial %d (%s) %s%s%s", trial.number, trial.label, trial.state, value, reason)
                 states[trial.number] = trial.state
+                value = f", val CER {formats.percent(trial.value)} %" if trial.value is not None else ""
+                reason = f": {trial.reason.splitlines()[0]}" if trial.reason else ""
+                counts = f"; {summary(sweep, pace)}" if trial in pace.ended(sweep) else ""
+                log.info("trial %d (%s) %s%s%s%s", trial.number, trial.label, trial.state, value, reason, counts)
 
     if not shows_bars():
-        yield tell_changes
-        tell_changes()
+        yield log_changes
+        log_changes()
         return
-    with Live(table(sweep, since), console=console, refresh_per_second=4) as live:
-        yield lambda: live.update(table(sweep, since))
-        live.update(table(sweep, since))
+    with Live(table(sweep, pace, console.height), console=console, refresh_per_second=4) as live:
+        yield lambda: live.update(table(sweep, pace, console.height))
+        live.update(table(sweep, pace))
 
 
-def table(sweep: Sweep, since: dict[int, tuple[float, int]]) -> Table:
-    """The trials, one a row."""
-    drawn = Table("trial", "", "state", title=str(sweep.folder), title_justify="left")
-    for column in ("step", "val CER %", "time", "left"):
-        drawn.add_column(column, justify="right")
-    for trial in sweep.trials:
+def summary(sweep: Sweep, pace: Pace) -> str:
+    """How many trials have ended, the best validation CER, and the time left: 3 of 6 trials ended, about 4 min left."""
+    of = f" of {sweep.num_trials}" if sweep.num_trials else ""
+    rates = [trial.value for trial in sweep.trials if trial.state == "completed" and trial.value is not None]
+    best = f", best val CER {formats.percent(min(rates))} %" if rates else ""
+    seconds = pace.sweep_seconds(sweep)
+    left = f", about {formats.duration(seconds)} left" if seconds else ""
+    return f"{len(pace.ended(sweep))}{of} trials ended{best}{left}"
+
+
+def table(sweep: Sweep, pace: Pace, height: int | None = None) -> Table:
+    """The trials, one per row.
+
+    height: lines of the terminal; ended and waiting trials that do not fit are only counted.
+    """
+    drawn = Table(title=Text(f"{sweep.folder}\n{summary(sweep, pace)}"), title_justify="left", caption_justify="left")
+    drawn.add_column("trial", justify="right", no_wrap=True)
+    drawn.add_column("", overflow="fold")
+    for column in ("state", "step", "val CER %", "time", "left"):
+        drawn.add_column(column, justify="left" if column == "state" else "right", no_wrap=True)
+    shown = _shown(sweep, height)
+    for trial in shown:
         seen = progress(sweep.folder / trial.folder) if trial.state == "running" else {}
         step = f"{seen['step']} / {seen['max_steps']}" if seen else ""
         cer = seen.get("val/cer") if seen else trial.value
         state = f"[{COLOURS[trial.state]}]{trial.state}[/]"
         spent = _clock(trial.seconds) if trial.seconds else ""
-        cells = [step, "" if cer is None else f"{100 * cer:.1f}", spent, _left(trial, seen, since)]
+        left = pace.trial_seconds(trial, seen)
+        cells = [step, "" if cer is None else formats.percent(cer), spent, "" if left is None else _clock(left)]
         drawn.add_row(str(trial.number), Text(trial.label), state, *cells)
+    hidden = Counter(trial.state for trial in sweep.trials if trial not in shown)
+    if hidden:
+        drawn.caption = "Not shown: " + ", ".join(f"{count} {state}" for state, count in hidden.items())
     return drawn
 
 
-def _left(trial: Trial, seen: dict[str, int], since: dict[int, tuple[float, int]]) -> str:
-    """Time to the last step, at the pace since the trial was first seen at one."""
-    if not seen:
-        return ""
-    begun, first = since.setdefault(trial.number, (time.monotonic(), seen["step"]))
-    done = seen["step"] - first
-    return _clock((time.monotonic() - begun) / done * (seen["max_steps"] - seen["step"])) if done else ""
+def _shown(sweep: Sweep, height: int | None) -> list[Trial]:
+    """The trials that fit: running ones first, then the latest."""
+    room = len(sweep.trials) if height is None else max(1, height - TABLE_LINES)
+    urgent = sorted(sweep.trials, key=lambda trial: (trial.state == "running", trial.state != "waiting", trial.number))
+    numbers = {trial.number for trial in urgent[-room:]}
+    return [trial for trial in sweep.trials if trial.number in numbers]
 
 
 def _clock(seconds: float) -> str:
@@ -75,8 +134,8 @@ def _clock(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-def conclude(sweep: Sweep) -> None:
-    """What the sweep came to: the table of `kikitori compare`, and its page in the sweep's folder."""
+def print_summary(sweep: Sweep) -> None:
+    """Prints the table of `kikitori compare` for the sweep, and writes its page into the sweep's folder."""
     if not sweep.trials:
         return
     tables, others = build_leaderboards([str(sweep.folder)])
@@ -87,13 +146,13 @@ def conclude(sweep: Sweep) -> None:
     formats.print_tables(tables, others)
     path = sweep.folder / "report.html"
     write_page(path, tables, others, shlex.join(sweep.command))
-    console.print(f"The page is {path}", soft_wrap=True)
+    console.print(f"Page: {path}", soft_wrap=True, markup=False, highlight=False)
 
 
 def failure_report(sweep: Sweep, failures: list[Trial]) -> str:
-    """Every failure with its reason and log, and how to go on."""
-    lines = [f"{len(failures)} of {len(sweep.trials)} trials did not end well"]
+    """Lists every failure with its reason and log, and the command that runs them again."""
+    lines = [f"{len(failures)} of {len(sweep.trials)} trials are not completed"]
     for trial in failures:
         reason = (trial.reason or trial.state).replace("\n", "\n      ")
         lines += [f"  trial {trial.number} ({trial.label}): {reason}", f"      log: {sweep.folder / trial.log}"]
-    return "\n".join([*lines, f"The same command with resume_sweep={sweep.folder} runs these alone."])
+    return "\n".join([*lines, f"Run these again: {sweep.resume_command}"])

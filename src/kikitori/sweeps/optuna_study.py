@@ -1,4 +1,4 @@
-"""A study: its space, its file, its sampler and its pruner, from what Hydra was given."""
+"""Builds an Optuna study from Hydra's configuration: search space, journal file, sampler and pruner."""
 
 import json
 import math
@@ -27,12 +27,12 @@ from kikitori.runtime.errors import ConfigError, SweepError
 
 
 def open_storage(path: Path) -> JournalStorage:
-    """A study's file. It is appended to, never rewritten, so that several processes and machines may share it."""
+    """Opens a study's journal. It is only appended to, so several processes and machines can share it."""
     return JournalStorage(JournalFileBackend(str(path)))
 
 
 def split_space(plugin: Any, arguments: Sequence[str]) -> tuple[list[str], dict[str, BaseDistribution]]:
-    """The overrides that are the same for every trial, and the distributions of those that the study chooses."""
+    """Splits the overrides into those that are fixed and the distributions of those that the study chooses."""
     given = [f"{key}={value}" for key, value in plugin.params.items()]
     parser = OverridesParser.create(config_loader=plugin.hydra_context.config_loader)
     overrides = {o.get_key_element(): o for o in parser.parse_overrides([*given, *arguments])}
@@ -40,22 +40,22 @@ def split_space(plugin: Any, arguments: Sequence[str]) -> tuple[list[str], dict[
     space = {key: distribution(o) for key, o in overrides.items() if o.is_sweep_override()}
     if not space:
         raise ConfigError(
-            "hydra/sweeper=optuna has nothing to search; give a value as choice(a, b), range(1, 9), interval(0, 1) "
-            "or tag(log, interval(1e-6, 1e-4))"
+            "hydra/sweeper=optuna has nothing to search; give at least one key as choice(a, b), range(1, 9), "
+            "interval(0, 1) or tag(log, interval(1e-6, 1e-4))"
         )
     return fixed, space
 
 
 def distribution(override: Override) -> BaseDistribution:
-    """What Hydra's sweep of a value means to a study; tag(log, interval(...)) is drawn by its logarithm.
+    """Converts a Hydra sweep to an Optuna distribution; tag(log, interval(...)) is sampled on a log scale.
 
-    Raises ConfigError where it holds no value, or none with a logarithm.
+    Raises ConfigError where the sweep is empty, or holds 0 on a log scale.
     """
     sweep = override.value()
     try:
         if isinstance(sweep, RangeSweep):
             start, step = sweep.start or 0, sweep.step
-            # Hydra's ranges end before their stop.
+            # Hydra's ranges exclude their end, Optuna's include it.
             last = start + (math.ceil((sweep.stop - start) / step - 1e-9) - 1) * step
             if all(isinstance(value, int) for value in (start, sweep.stop, step)):
                 return IntDistribution(int(start), int(last), step=int(step))
@@ -71,7 +71,10 @@ def distribution(override: Override) -> BaseDistribution:
 
 
 def open_study(plugin: Any, space: Mapping[str, BaseDistribution], folder: Path) -> optuna.Study:
-    """The study of the configured file, begun where there is none. Raises SweepError where it is another search's."""
+    """Opens the study of the configured file, or creates it.
+
+    Raises SweepError where the file is no study, or a study with another search space.
+    """
     path = Path(plugin.study)
     path.parent.mkdir(parents=True, exist_ok=True)
     described = {key: json.loads(distribution_to_json(d)) for key, d in space.items()}
@@ -79,13 +82,13 @@ def open_study(plugin: Any, space: Mapping[str, BaseDistribution], folder: Path)
         study = optuna.create_study(
             storage=open_storage(path), study_name=plugin.study_name, load_if_exists=True, direction="minimize"
         )
-    except Exception as error:  # whatever a file that is no journal makes Optuna raise
-        raise SweepError(f"hydra.sweeper.study={path} is no study of Optuna's ({error}); give another file") from error
+    except Exception as error:  # Optuna raises many kinds for a file that is no journal
+        raise SweepError(f"hydra.sweeper.study={path} is no Optuna study ({error}); give another file") from error
     known = study.user_attrs.get("space", described)
     if {RENAMED_KEYS.get(key, key): values for key, values in known.items()} != described:
         raise SweepError(
-            f"hydra.sweeper.study={path} is of another search: it has {_words(known)}, this one {_words(described)}; "
-            "give the same axes, or another file"
+            f"hydra.sweeper.study={path} has another search space: {_describe(known)}; this command gives "
+            f"{_describe(described)}; give the same search space, or another file"
         )
     study.set_user_attr("space", known)
     pruner: DictConfig | None = OmegaConf.select(plugin.config, "hydra.sweeper.pruner")
@@ -95,7 +98,7 @@ def open_study(plugin: Any, space: Mapping[str, BaseDistribution], folder: Path)
         study.pruner = instantiate(described_pruner)
     study.sampler = make_sampler(plugin.sampler, named_as_in(study, space), len(study.trials))
     if path.resolve().parent != folder.resolve():
-        # Machines that share a study must not all begin with the same draws.
+        # Machines that share a study must not all start with the same samples.
         study.sampler.reseed_rng()
     return study
 
@@ -107,12 +110,16 @@ def named_as_in(study: optuna.Study, space: Mapping[str, BaseDistribution]) -> d
 
 
 def make_sampler(make: Any, space: Mapping[str, BaseDistribution], earlier: int) -> optuna.samplers.BaseSampler:
-    """The configured sampler. earlier: trials of the study, lest one that goes on draws the same again."""
+    """Builds the configured sampler.
+
+    earlier: number of trials in the study. It is added to the seed, so that a resumed search repeats no sample.
+    """
     if make.func is GridSampler:
         open_ended = [key for key, d in space.items() if not isinstance(d, CategoricalDistribution | IntDistribution)]
         if open_ended:
             raise ConfigError(
-                f"hydra/sweeper/sampler=grid needs choices or ranges of whole numbers; {open_ended[0]} is neither"
+                f"hydra/sweeper/sampler=grid needs choices or ranges of integers; {open_ended[0]} is neither"
+                "; choose another sampler, or give it as choice(...)"
             )
         return Grid({key: values_of(d) for key, d in space.items()}, seed=make.keywords.get("seed"))
     seed = make.keywords.get("seed")
@@ -120,21 +127,21 @@ def make_sampler(make: Any, space: Mapping[str, BaseDistribution], earlier: int)
 
 
 class Grid(GridSampler):
-    """Optuna's grid for a loop that asks and tells: the original stops Optuna's own, of which there is none."""
+    """Optuna's grid sampler for a loop outside `study.optimize`: the original calls `study.stop`, which fails there."""
 
     def after_trial(self, *_: Any) -> None:
-        """Whoever asks counts the trials."""
+        """Do nothing: `Search` counts the trials."""
 
 
 def values_of(values: BaseDistribution) -> list[Any]:
-    """Every value of a choice or a range of whole numbers."""
+    """All values of a choice or a range of integers."""
     if isinstance(values, CategoricalDistribution):
         return list(values.choices)
     assert isinstance(values, IntDistribution)
     return list(range(values.low, values.high + 1, values.step))
 
 
-def _words(space: Mapping[str, Any]) -> str:
+def _describe(space: Mapping[str, Any]) -> str:
     def one(d: Mapping[str, Any]) -> str:
         a = d["attributes"]
         return f"({', '.join(map(str, a['choices']))})" if "choices" in a else f"{a['low']} to {a['high']}"

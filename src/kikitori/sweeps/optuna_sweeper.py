@@ -1,4 +1,4 @@
-"""`hydra/sweeper=optuna`: a study chooses each trial's values from what the earlier ones reached."""
+"""`hydra/sweeper=optuna`: an Optuna study chooses each trial's values from the results of earlier trials."""
 
 import json
 import logging
@@ -15,6 +15,7 @@ from optuna.samplers import GridSampler, RandomSampler
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from kikitori.config.names import RENAMED_KEYS
+from kikitori.runs.results import RESULTS
 from kikitori.runtime.errors import SweepError
 from kikitori.sweeps.launcher import TrialRunner
 from kikitori.sweeps.optuna_study import named_as_in, open_study, split_space, values_of
@@ -26,51 +27,53 @@ STATES = {"completed": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed
 
 
 def search(plugin: Any, arguments: Sequence[str]) -> None:
-    """Run trials until the study has `n_trials` of them, those of earlier starts and other machines included.
+    """Runs trials until the study has `n_trials` of them, including those of earlier starts and other machines.
 
-    Raises ConfigError where nothing is to be searched, SweepError where the study is another's or trials failed.
+    Raises ConfigError where no key is searched, SweepError where the study has another search space or trials failed.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     fixed, space = split_space(plugin, arguments)
-    with TrialRunner(plugin.launcher).open() as machine:
-        # An axis that does not exist is told, and the clips are decoded, before a study is begun that others may share.
+    with TrialRunner(plugin.launcher).open() as runner:
+        # Check the keys and decode the clips before creating a study that other machines may share.
         sample = optuna.create_study(sampler=RandomSampler(seed=0)).ask(space).params
-        machine.prepare([machine.compose(0, with_values(fixed, sample))[1]])
-        study = open_study(plugin, space, machine.folder)
-        searching = Search(plugin, machine, study, fixed, space)
+        runner.prepare([runner.compose(0, with_values(fixed, sample))[1]])
+        study = open_study(plugin, space, runner.folder)
+        searching = Search(plugin, runner, study, fixed, space)
+        of_other_sweeps = searching.count() - len(searching.numbers)
+        runner.sweep.num_trials = max(searching.n_trials - of_other_sweeps, len(searching.numbers))
         if hasattr(plugin.launcher, "parallel"):
-            machine.run(searching.trials(), searching.report_result)
+            runner.run(searching.trials(), searching.report_result)
         else:
             searching.run_in_batches()
 
 
 class Search:
-    """The dealings of a study with a sweep's folder: which trial of one is which of the other."""
+    """Maps the trials of an Optuna study to the trials in the sweep's folder."""
 
     def __init__(
         self,
         plugin: Any,
-        machine: TrialRunner,
+        runner: TrialRunner,
         study: optuna.Study,
         fixed: list[str],
         space: dict[str, BaseDistribution],
     ) -> None:
         self.plugin = plugin
-        self.machine = machine
+        self.runner = runner
         self.study = study
         self.fixed = fixed
         self.space = named_as_in(study, space)
-        self.sweep = machine.sweep.id
+        self.sweep = runner.sweep.id
         self.n_trials = plugin.n_trials
         if isinstance(study.sampler, GridSampler):
             self.n_trials = min(self.n_trials, math.prod(len(values_of(d)) for d in space.values()))
-        # The study's number of each trial in this folder; the latest where one was tried again.
+        # Number in the sweep's folder -> number in the study; the latest one where a trial was retried.
         self.numbers = {
             t.user_attrs["number"]: t.number for t in study.trials if t.user_attrs.get("sweep") == self.sweep
         }
 
     def trials(self) -> Iterator[Trial]:
-        """First what an earlier start left undone or failed, then new ones, one by one as the machine asks."""
+        """Yields the trials that an earlier start left unfinished or failed, then new ones."""
         for number in sorted(self.numbers):
             known = self.study.trials[self.numbers[number]]
             if known.state == TrialState.FAIL:
@@ -78,7 +81,7 @@ class Search:
             elif not known.state.is_finished():
                 yield self._trial(number, known)
         if not self.numbers and self.count() >= self.n_trials:
-            log.info("the study has its %d trials already", self.n_trials)
+            log.info("the study already has its %d trials; raise hydra.sweeper.n_trials to run more", self.n_trials)
         while self.count() < self.n_trials:
             chosen = self.study.ask(self.space)
             number = max(self.numbers, default=-1) + 1
@@ -87,14 +90,17 @@ class Search:
             yield self._trial(number, self.study.trials[chosen.number])
 
     def _retry(self, failed: FrozenTrial) -> FrozenTrial:
-        """A new trial of the study with the values of one that failed; at once, so that no other machine gets it."""
+        """Adds a trial to the study with the values of one that failed.
+
+        It is added in the state RUNNING, so that no other machine takes it.
+        """
         same = {"params": failed.params, "distributions": failed.distributions, "user_attrs": failed.user_attrs}
         self.study.add_trial(create_trial(state=TrialState.RUNNING, **same))
         mine = [t for t in self.study.trials if t.user_attrs == failed.user_attrs and t.state == TrialState.RUNNING]
         return mine[-1]
 
     def count(self) -> int:
-        """Trials of the study, one that was tried again counted once."""
+        """Number of trials in the study; a retried trial counts once."""
         attributes = [trial.user_attrs for trial in self.study.trials]
         return len({(a["sweep"], a["number"]) for a in attributes if "number" in a})
 
@@ -102,51 +108,51 @@ class Search:
         self.numbers[number] = chosen.number
         overrides = with_values(self.fixed, {RENAMED_KEYS.get(k, k): v for k, v in chosen.params.items()})
         if self.plugin.pruner is not None:
-            where = json.dumps(str(Path(self.plugin.study).resolve()), ensure_ascii=False)
-            pruning = f"study:{where},name:{json.dumps(self.plugin.study_name)},trial:{chosen.number}"
+            path = json.dumps(str(Path(self.plugin.study).resolve()), ensure_ascii=False)
+            pruning = f"study:{path},name:{json.dumps(self.plugin.study_name)},trial:{chosen.number}"
             overrides.append(f"+callbacks.pruning={{_target_:kikitori.OptunaPruning,{pruning}}}")
-        trial, cfg = self.machine.compose(number, overrides)
-        self.machine.prepare([cfg])
-        return self.machine.sweep.add(trial)
+        trial, cfg = self.runner.compose(number, overrides)
+        self.runner.prepare([cfg])
+        return self.runner.sweep.add(trial)
 
     def report_result(self, trial: Trial) -> None:
-        """Let the study know how a trial ended."""
+        """Reports the result of an ended trial to the study."""
         number = self.numbers[trial.number]
         if trial.state not in STATES or self.study.trials[number].state.is_finished():
             return
         if trial.state == "completed" and trial.value is None:
-            trial.state, trial.reason = "failed", "it has no validation CER to search by"
+            trial.state, trial.reason = "failed", "it has no validation CER, which the search minimises"
         self.study.tell(number, trial.value if trial.state == "completed" else None, STATES[trial.state])
 
     def run_in_batches(self) -> None:
-        """Run through a launcher that takes a list and comes back when all of it is done, as Slurm's does."""
+        """Runs through a launcher that takes a list of trials and returns when all have ended, as Slurm's does."""
         source = self.trials()
         while batch := list(islice(source, self.plugin.batch)):
             began = time.time()
-            left = [trial for trial in batch if not self.machine.is_finished(trial)]
-            # A launcher counts on from a first number, and those that are tried again need not follow each other.
+            left = [trial for trial in batch if not self.runner.is_finished(trial)]
+            # A launcher numbers its jobs consecutively from a first number; retried trials may have gaps between them.
             for _, group in groupby(enumerate(left), lambda placed: placed[1].number - placed[0]):
                 self._launch([trial for _, trial in group])
             for trial in left:
-                update_state(trial, self.machine.folder / trial.folder, 1, began)
+                update_state(trial, self.runner.folder / trial.folder, 1, began)
             for trial in batch:
                 self.report_result(trial)
-            self.machine.sweep.save()
+            self.runner.sweep.save()
 
     def _launch(self, trials: list[Trial]) -> None:
-        folders = [self.machine.folder / trial.folder for trial in trials]
+        folders = [self.runner.folder / trial.folder for trial in trials]
         lines = [[*trial.overrides, "resume=auto"] for trial in trials]
         for trial in trials:
             trial.state, trial.reason = "running", ""
-        self.machine.sweep.save()
+        self.runner.sweep.save()
         try:
             self.plugin.launcher.launch(lines, initial_job_idx=trials[0].number)
-        except Exception as error:  # whatever Slurm refuses, or a job that it lost
-            if not any((folder / "results.json").exists() for folder in folders):
+        except Exception as error:  # submitit raises many kinds: a refused submission, a lost job
+            if not any((folder / RESULTS).exists() for folder in folders):
                 raise SweepError(f"the launcher could not start a trial: {error}") from error
-            log.warning("the launcher reports: %s", error)
+            log.warning("the launcher raised an error after trials had started: %s", error)
 
 
-def with_values(fixed: Sequence[str], chosen: Mapping[str, Any]) -> list[str]:
-    """The overrides of a trial."""
-    return [*fixed, *(f"{key}={value}" for key, value in chosen.items())]
+def with_values(fixed: Sequence[str], values: Mapping[str, Any]) -> list[str]:
+    """Returns the overrides of a trial."""
+    return [*fixed, *(f"{key}={value}" for key, value in values.items())]

@@ -1,4 +1,4 @@
-"""Gives up a hopeless trial of a search: a callback that tells the study each validation CER and asks it."""
+"""Prunes unpromising trials of a search: a callback that reports each validation CER to the Optuna study."""
 
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,9 @@ from kikitori.sweeps.optuna_study import open_storage
 
 
 class OptunaPruning(pl.Callback):
-    """Reports val/cer at each validation, and ends the trial where the study's pruner says so.
+    """Reports val/cer after each validation, and raises `Pruned` where the study's pruner decides so.
 
-    study: the study's file. name: the study's in that file. trial: the number of this trial in it.
+    study: path of the study's journal. name: the study's name in it. trial: number of this trial in the study.
     """
 
     def __init__(self, study: str, name: str, trial: int) -> None:
@@ -24,19 +24,19 @@ class OptunaPruning(pl.Callback):
         self._trial: optuna.Trial | None = None
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        # One process asks, all obey.
-        hopeless = trainer.is_global_zero and self._is_hopeless(trainer)
-        if trainer.strategy.broadcast(hopeless):
+        # The first process decides for all.
+        should_prune = trainer.is_global_zero and self._should_prune(trainer)
+        if trainer.strategy.broadcast(should_prune):
             cer = 100 * float(trainer.callback_metrics["val/cer"])
-            raise Pruned(f"given up at step {trainer.global_step} with a validation CER of {cer:.1f} %")
+            raise Pruned(f"stopped by the pruner at step {trainer.global_step} with a validation CER of {cer:.1f} %")
 
-    def _is_hopeless(self, trainer: pl.Trainer) -> bool:
+    def _should_prune(self, trainer: pl.Trainer) -> bool:
         if self._trial is None:
             study = optuna.load_study(study_name=self.name, storage=open_storage(self.path))
             study.pruner = instantiate(study.user_attrs["pruner"])
             self._trial = optuna.Trial(study, study.trials[self.number]._trial_id)
         step, cer = trainer.global_step, float(trainer.callback_metrics["val/cer"])
-        known: Any = self._trial.study.trials[self.number].intermediate_values
-        if step not in known:  # as it is where a trial goes on from an earlier checkpoint
+        reported: Any = self._trial.study.trials[self.number].intermediate_values
+        if step not in reported:  # a trial resumed from an earlier checkpoint has reported it already
             self._trial.report(cer, step)
         return step < trainer.max_steps and self._trial.should_prune()

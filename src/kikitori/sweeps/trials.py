@@ -1,5 +1,6 @@
-"""A sweep's folder: its trials, how each stands, and sweep.json, which says so to everybody else."""
+"""The trials of a sweep, and sweep.json, the record of them in the sweep's folder."""
 
+import shlex
 import signal
 import time
 from collections.abc import Mapping
@@ -9,18 +10,22 @@ from typing import Any, Literal
 from uuid import uuid4
 
 from kikitori.config.names import translate
-from kikitori.runs.results import FINISHED, best_cer
+from kikitori.runs.results import FINISHED, PROGRESS, RESULTS, SWEEP, best_cer
 from kikitori.runtime.errors import DataError, SweepError
 from kikitori.runtime.files import read_json, write_json
 
 State = Literal["waiting", "running", "completed", "pruned", "failed"]
+# What a trial's process writes to its terminal, in the trial's folder.
+OUTPUT = "output.log"
 
 
 @dataclass
 class Trial:
-    """One run of a sweep. folder: a name in the sweep's. overrides: all of the run's. swept: what the sweep varies.
+    """One run of a sweep.
 
-    seconds: how long its processes took, those of an earlier start included. value: the best validation CER so far.
+    folder: its name in the sweep's folder. overrides: all overrides of the run. swept: the keys that the sweep varies.
+    log: path below the sweep's folder. seconds: run time of its processes, earlier attempts included. value: the best
+    validation CER so far.
     """
 
     number: int
@@ -35,38 +40,42 @@ class Trial:
 
     @property
     def label(self) -> str:
-        """What it varies, for a person."""
-        return " ".join(f"{key}={value}" for key, value in self.swept.items()) or self.folder
+        """The swept keys with this trial's values, numbers of many digits shortened."""
+        return " ".join(f"{key}={_short(value)}" for key, value in self.swept.items()) or self.folder
 
 
 @dataclass
 class Sweep:
-    """The trials of a folder, kept in sweep.json."""
+    """The trials of a folder, kept in sweep.json.
+
+    command: the words of the command line. num_trials: how many trials are planned, None where that is not known.
+    """
 
     folder: Path
     command: list[str]
     trials: list[Trial] = field(default_factory=list)
     started: str = field(default_factory=lambda: time.strftime("%Y-%m-%dT%H:%M:%S%z"))
-    # What a study knows the sweep by: its folder may be moved, and two machines may have folders of one name.
+    # A study refers to the sweep by this: the folder may be moved, and folders on two machines may share a name.
     id: str = field(default_factory=lambda: uuid4().hex)
+    num_trials: int | None = field(default=None, compare=False)
 
     def save(self) -> None:
-        """Write sweep.json."""
+        """Writes sweep.json."""
         facts = {"id": self.id, "command": self.command, "started": self.started}
-        write_json(self.folder / "sweep.json", {**facts, "trials": [asdict(trial) for trial in self.trials]})
+        write_json(self.folder / SWEEP, {**facts, "trials": [asdict(trial) for trial in self.trials]})
 
     def add(self, trial: Trial) -> Trial:
-        """Take in a trial, or give back the one of its number. Raises SweepError where that one is another."""
+        """Adds a trial, or returns the one with its number. Raises SweepError where that one has other overrides."""
         known = next((t for t in self.trials if t.number == trial.number), None)
         if known is None:
             self.trials.append(trial)
             return trial
-        old, new = (set(filter(_lasts, t.overrides)) for t in (known, trial))
+        old, new = (set(filter(_is_permanent, t.overrides)) for t in (known, trial))
         if old != new:
             was, now = (", ".join(sorted(values)) or "nothing of it" for values in (old - new, new - old))
             raise SweepError(
                 f"resume_sweep={self.folder}: its trial {trial.number} has {was}, this command gives {now}; "
-                "give the same command again, or start a sweep of its own"
+                f"resume it with {self.resume_command}, or start a sweep in another folder"
             )
         self._move(known, trial.folder)
         known.overrides = trial.overrides
@@ -85,21 +94,33 @@ class Sweep:
         """Trials that are neither completed nor pruned."""
         return [trial for trial in self.trials if trial.state not in FINISHED]
 
+    @property
+    def resume_command(self) -> str:
+        """The command line that runs what is missing or failed."""
+        command = self.command[1] if len(self.command) > 1 else "train"
+        return shlex.join(["kikitori", command, "-m", f"resume_sweep={self.folder}"])
+
 
 def open_sweep(folder: Path, command: list[str], resume: str | None) -> Sweep:
-    """A sweep begun in this folder, or gone on with. Raises SweepError where there is one already, or none."""
-    path = folder / "sweep.json"
+    """Starts a sweep in this folder, or reopens the one to resume.
+
+    Raises SweepError where the folder already holds a sweep, or none to resume.
+    """
+    path = folder / SWEEP
     if resume and not path.exists():
-        raise SweepError(f"resume_sweep={resume} holds no sweep.json; give the folder of a sweep, or leave it out")
+        raise SweepError(f"resume_sweep={resume} holds no {SWEEP}; give the folder of a sweep, or leave it out")
     if not resume:
         if path.exists():
-            raise SweepError(f"hydra.sweep.dir={folder} already holds a sweep; go on with resume_sweep={folder}")
+            hint = Sweep(folder, command).resume_command
+            raise SweepError(
+                f"hydra.sweep.dir={folder} already holds a sweep; choose another folder, or resume: {hint}"
+            )
         return Sweep(folder, command)
     facts = read_json(path)
     try:
         return Sweep(folder, command, [_read_trial(trial) for trial in facts["trials"]], facts["started"], facts["id"])
     except (KeyError, TypeError) as error:
-        raise DataError(f"{path} is no record of a sweep ({error}); start a sweep of its own") from error
+        raise DataError(f"{path} is no record of a sweep ({error}); start a sweep in another folder") from error
 
 
 def _read_trial(facts: Mapping[str, Any]) -> Trial:
@@ -109,29 +130,30 @@ def _read_trial(facts: Mapping[str, Any]) -> Trial:
 
 
 def update_state(trial: Trial, folder: Path, code: int | None, since: float = 0.0) -> None:
-    """Say how a trial stands by what its folder holds; `code` is its process's exit, None where none has run now.
+    """Sets a trial's state, reason and value from the files in its folder.
 
-    since: when that process began, by the clock of files. What an earlier one wrote of its failure is not this one's.
+    code: exit code of its process, None where none was run. since: modification times before this, the start of that
+    process, belong to an earlier attempt, whose error is ignored.
     """
-    path, results = folder / "results.json", {}
-    fault = ""
+    path, results = folder / RESULTS, {}
+    damage = ""
     try:
         results = read_json(path) if path.exists() else {}
     except DataError as error:
-        fault = str(error)
-    status, own = results.get("status"), path.exists() and path.stat().st_mtime >= since
+        damage = str(error)
+    status, is_current = results.get("status"), path.exists() and path.stat().st_mtime >= since
     trial.value = best_cer(results)
     if status in FINISHED:
         trial.state, trial.reason = status, results.get("error", "")
     elif code is None:
         trial.state = "waiting"
     else:
-        told = fault or (results.get("error") if own else "")
-        trial.state, trial.reason = "failed", told or exit_reason(code, folder / "output.log")
+        reason = damage or (results.get("error") if is_current else "")
+        trial.state, trial.reason = "failed", reason or exit_reason(code, folder / OUTPUT)
 
 
 def exit_reason(code: int, log: Path) -> str:
-    """Why a process that left no results ended, from its exit code and the last line that it wrote."""
+    """Explains why a process that wrote no error ended, from its exit code and the last line of its output."""
     if code < 0:
         name = signal.Signals(-code).name
         return f"killed by {name}" + " (out of memory?)" * (name == "SIGKILL")
@@ -140,7 +162,7 @@ def exit_reason(code: int, log: Path) -> str:
 
 
 def tail(path: Path, size: int = 4000) -> list[str]:
-    """The last lines of a file that may not be there."""
+    """The last lines of a file; none where it does not exist."""
     try:
         with path.open("rb") as file:
             file.seek(max(0, path.stat().st_size - size))
@@ -150,13 +172,22 @@ def tail(path: Path, size: int = 4000) -> list[str]:
 
 
 def progress(folder: Path) -> dict[str, Any]:
-    """How far a trial says it is; empty before its first step."""
+    """Reads a trial's progress.json; empty before the first step."""
     try:
-        return read_json(folder / "progress.json")
+        return read_json(folder / PROGRESS)
     except DataError:
         return {}
 
 
-def _lasts(override: str) -> bool:
-    """Whether an override is the same when its trial is tried again: the trial's number in a study is not."""
+def _is_permanent(override: str) -> bool:
+    """Whether an override stays the same when its trial is run again; the trial's number in a study does not."""
     return not override.startswith("+callbacks.pruning=")
+
+
+def _short(value: str) -> str:
+    """A value with at most four significant digits where it is a fraction, as a search draws it."""
+    try:
+        number = float(value)
+    except ValueError:
+        return value
+    return f"{number:.4g}" if len(value) > 8 and not number.is_integer() else value

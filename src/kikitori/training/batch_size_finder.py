@@ -1,34 +1,41 @@
-"""`data.micro_batch_size=auto`: how many clips of each window a GPU computes at once, found by trying and kept for later runs."""
+"""Micro-batches: how a step's clips are split to fit into memory, and `data.micro_batch_size=auto`.
+
+With `auto`, the number of clips that a GPU computes at once is found by trying, per window, and kept for later runs.
+"""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from typing import TypeVar
 
 import pytorch_lightning as pl
 import torch
 from filelock import FileLock
+from torch import Tensor
 
+from kikitori.data.collate import Batch
 from kikitori.data.datamodule import SpeechDataModule
-from kikitori.model.whisper import encode
+from kikitori.model.processor import FRAMES_PER_POSITION
+from kikitori.model.whisper import Whisper, encode
 from kikitori.runtime.distributed import all_gather
 from kikitori.runtime.errors import TrainingError
 from kikitori.runtime.files import read_json, write_json
 from kikitori.runtime.paths import cache_folder
-from kikitori.training.lightning_module import WhisperModule
 from kikitori.training.loss import clip_losses
 
-# Log-Mel frames that a CPU computes at once. Of more it has nothing but the memory to fetch: on two cores a step of
+# Log-Mel frames that a CPU computes at once. Larger batches only add memory traffic: on two cores a step of
 # whisper-base over 16 clips of 30 s takes 12.6 s and 8.8 GB at once, 10.9 s and 4.2 GB in four parts.
 CPU_FRAMES = 12_000
-# Of what is kept, for what fragments.
+# Safety margin for memory fragmentation.
 HEADROOM = 1.1
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
-def find_micro_batch_sizes(trainer: pl.Trainer, module: WhisperModule, data: SpeechDataModule) -> dict[int, int]:
-    """Clips that a process computes at a time, by the log-Mel frames of their window; silent where all of a step's.
+def find_micro_batch_sizes(trainer: pl.Trainer, whisper: Whisper, data: SpeechDataModule) -> dict[int, int]:
+    """Clips that a process computes at once, by the log-Mel frames of their window.
 
-    Raises TrainingError where not one clip fits.
+    A window without an entry takes all of a step's clips at once. Raises TrainingError if a single clip does not fit.
     """
     if isinstance(data.micro_batch_size, int):
         return dict.fromkeys(data.window_frames(), data.micro_batch_size)
@@ -39,65 +46,69 @@ def find_micro_batch_sizes(trainer: pl.Trainer, module: WhisperModule, data: Spe
         return {}
     trainer.strategy.setup_environment()
     share = -(-data.global_batch_size // trainer.world_size)
-    tokens = max(data.train_tokens)
-    module.to(device)
+    tokens = max(data.prepared.train_tokens)
+    whisper.model.to(device)
     path = cache_folder() / "fitting.json"
     with FileLock(path.with_suffix(".lock")):
         known = read_json(path) if path.exists() else {}
-        keys = {frames: key(module, trainer, frames, share, tokens) for frames in sorted(data.window_frames())}
+        keys = {frames: key(whisper, trainer, frames, share, tokens) for frames in sorted(data.window_frames())}
         for frames, name in keys.items():
             if name not in known:
-                known[name] = largest_that_fits(share, make_memory_probe(module, trainer, frames, tokens), frames)
+                known[name] = largest_that_fits(share, make_memory_probe(whisper, trainer, frames, tokens), frames)
         write_json(path, known)
     found = {frames: known[name] for frames, name in keys.items()}
-    # The same in all processes, so that they stay together.
+    # All processes use the same sizes, so that they stay in step.
     agreed = {frames: min(each[frames] for each in all_gather(found)) for frames in found}
     if any(clips < share for clips in agreed.values()):
-        log.info("clips at once, of %d a step: %s", share, {f"{f / 100:g} s": n for f, n in sorted(agreed.items())})
+        sizes = {f"{frames / 100:g} s": clips for frames, clips in sorted(agreed.items())}
+        log.info("micro-batch sizes, for %d clips per step: %s", share, sizes)
     return agreed
 
 
 def largest_that_fits(share: int, fits: Callable[[int], bool], frames: int) -> int:
-    """The largest of share, its half, its quarter, ... that fits."""
+    """The largest of share, its half, its quarter, ... that fits into memory."""
     clips = share
     while not fits(clips):
         if clips == 1:
             raise TrainingError(
-                f"one clip in a window of {frames / 100:g} s does not fit the GPU's memory; take a smaller model, "
+                f"one clip in a window of {frames / 100:g} s does not fit into the GPU's memory; use a smaller model, "
                 "data.window=bucketed, model.gradient_checkpointing=true or trainer.precision=16-mixed"
             )
         clips = -(-clips // 2)
     return clips
 
 
-def key(module: WhisperModule, trainer: pl.Trainer, frames: int, share: int, tokens: int) -> str:
-    """What a finding holds for."""
-    config, gpu = module.model.config, torch.cuda.get_device_properties(trainer.strategy.root_device)
-    trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
-    sizes = (module.model.num_parameters(), trained, config.d_model, config.encoder_layers, config.decoder_layers)
+def key(whisper: Whisper, trainer: pl.Trainer, frames: int, share: int, tokens: int) -> str:
+    """Everything that a found size depends on."""
+    config, gpu = whisper.model.config, torch.cuda.get_device_properties(trainer.strategy.root_device)
+    trained = sum(p.numel() for p in whisper.model.parameters() if p.requires_grad)
+    sizes = (whisper.model.num_parameters(), trained, config.d_model, config.encoder_layers, config.decoder_layers)
     dropouts = (config.dropout, config.attention_dropout, config.activation_dropout)
     how = (
         trainer.precision,
         dropouts,
         trainer.world_size > 1,
-        module.model.is_gradient_checkpointing,
+        whisper.model.is_gradient_checkpointing,
         torch.__version__,
     )
     return f"{gpu.name} {gpu.total_memory} {torch.__version__} {sizes} {how} {frames} {share} {tokens}"
 
 
-def make_memory_probe(module: WhisperModule, trainer: pl.Trainer, frames: int, tokens: int) -> Callable[[int], bool]:
-    """A function that tells whether so many clips go forward and back beside all that a step keeps."""
-    model, device = module.model, trainer.strategy.root_device
+def make_memory_probe(whisper: Whisper, trainer: pl.Trainer, frames: int, tokens: int) -> Callable[[int], bool]:
+    """Returns a function that tests whether n clips fit into memory next to gradients and optimizer state.
+
+    The test is a forward and backward pass over n clips of silence.
+    """
+    model, device = whisper.model, trainer.strategy.root_device
 
     def fits(clips: int) -> bool:
         torch.cuda.empty_cache()
         try:
-            # AdamW's two moments, the gradients of the parts before, and under DDP a second copy of them.
+            # AdamW's two moments, the gradients of earlier micro-batches, and under DDP a second copy of these.
             trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
             copies = 4 if trainer.world_size > 1 else 3
             kept = torch.empty(round(HEADROOM * copies * trained), device=device)
-            features = torch.zeros(clips, module.processor.num_mel_bins, frames, device=device)
+            features = torch.zeros(clips, whisper.processor.num_mel_bins, frames, device=device)
             labels = torch.zeros(clips, tokens, dtype=torch.int64, device=device)
             with trainer.precision_plugin.forward_context():
                 loss = clip_losses(model, encode(model, features), labels).sum()
@@ -110,3 +121,30 @@ def make_memory_probe(module: WhisperModule, trainer: pl.Trainer, frames: int, t
         return True
 
     return fits
+
+
+def micro_batches(
+    batch: Batch, micro_batch_sizes: Mapping[int, int] | None = None, oom_split: int = 1
+) -> Iterator[tuple[Tensor, slice]]:
+    """Splits a batch by window and micro-batch size: yields features, or cached encoder states, and their rows."""
+    start = 0
+    for same in batch["encoder_states"] or batch["input_features"]:
+        frames = same.shape[1] * FRAMES_PER_POSITION if batch["encoder_states"] else same.shape[2]
+        clips = min((micro_batch_sizes or {}).get(frames, len(same)), len(same))
+        for part in same.split(-(-clips // oom_split)):
+            yield part, slice(start, start + len(part))
+            start += len(part)
+
+
+def split_on_oom(compute: Callable[[Tensor, slice], T], features: Tensor, rows: slice) -> list[T]:
+    """The results of `compute` for a micro-batch, or for its halves if the whole does not fit into memory."""
+    try:
+        return [compute(features, rows)]
+    except torch.OutOfMemoryError:
+        if len(features) == 1:
+            raise
+    # Outside the exception handler, whose traceback keeps the tensors that did not fit.
+    log.warning("%d clips at once do not fit into memory; computing halves (see data.eval_batch_size)", len(features))
+    half, middle = len(features) // 2, rows.start + len(features) // 2
+    first = split_on_oom(compute, features[:half], slice(rows.start, middle))
+    return first + split_on_oom(compute, features[half:], slice(middle, rows.stop))

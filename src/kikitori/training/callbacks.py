@@ -1,4 +1,4 @@
-"""Callbacks of our own."""
+"""Callbacks: when to validate, a trial's progress, gradient norm and throughput."""
 
 import math
 import os
@@ -9,14 +9,13 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 
-from kikitori.audio.waveform import SAMPLE_RATE
 from kikitori.runtime.files import write_json
 
 
 class ValidateEvery(pl.Callback):
-    """Validates each n optimizer steps and after the last one.
+    """Validates every n optimizer steps and after the last one.
 
-    Lightning would train the steps after the last multiple for nothing.
+    Lightning alone would not validate after steps beyond the last multiple of n, so these would be wasted.
     """
 
     NEVER = 2**62
@@ -33,7 +32,7 @@ class ValidateEvery(pl.Callback):
 
 
 class Progress(pl.Callback):
-    """Tells whoever runs a sweep how far this trial is, in progress.json of its folder."""
+    """Writes the progress of a sweep's trial to progress.json in its folder."""
 
     EVERY_S = 1.0
 
@@ -57,9 +56,9 @@ class Progress(pl.Callback):
 
 
 class ThroughputMonitor(pl.Callback):
-    """Logs, each `log_every_n_steps`, the gradient's norm before clipping and the speed since it last did.
+    """Logs, every `log_every_n_steps`, the gradient norm before clipping and the throughput since the last time.
 
-    Speed counts the clips of all ranks, which share the work evenly, and leaves validation's time out.
+    The throughput counts the clips of all processes, which share the work evenly, and excludes validation time.
     """
 
     def __init__(self) -> None:
@@ -73,17 +72,16 @@ class ThroughputMonitor(pl.Callback):
         self._since = time.perf_counter()
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: torch.optim.Optimizer) -> None:
-        # Lightning has undone the loss's scaling by now, and clips after this.
-        if (trainer.global_step + 1) % trainer.log_every_n_steps == 0:
+        # Lightning has undone the loss scaling by now, and the module clips after this.
+        if trainer.log_every_n_steps and (trainer.global_step + 1) % trainer.log_every_n_steps == 0:
             gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
             pl_module.log("train/grad_norm", torch.nn.utils.get_total_norm(gradients))
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        decoded = trainer.datamodule.stores["train"].decoded
-        clips = [clip for clip, weight in zip(batch["clips"], batch["weights"], strict=True) if weight]
-        self._clips += len(clips)
-        self._hours += sum(decoded[clip].samples for clip in clips) / SAMPLE_RATE / 3600
-        if trainer.global_step % trainer.log_every_n_steps:
+        seconds = [s for s, weight in zip(batch["seconds"], batch["weights"], strict=True) if weight]
+        self._clips += len(seconds)
+        self._hours += sum(seconds) / 3600
+        if not trainer.log_every_n_steps or trainer.global_step % trainer.log_every_n_steps:
             return
         spent_s = self._spent_s + time.perf_counter() - self._since
         pl_module.log("train/clips_per_s", trainer.world_size * self._clips / spent_s)

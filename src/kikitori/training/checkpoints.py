@@ -1,4 +1,4 @@
-"""Checkpoints on the disk: whole or not there, each with its checksum beside it, and none taken unread."""
+"""Checkpoints: written atomically with a checksum, and verified before use."""
 
 import logging
 from collections.abc import Collection
@@ -11,22 +11,21 @@ import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.plugins.io import CheckpointIO
 
-from kikitori.runtime.errors import DataError, TrainingError
+from kikitori.runtime.errors import DataError, TrainingError, one_line
 from kikitori.runtime.files import atomic_write
 from kikitori.runtime.signals import Stop
-from kikitori.training.lightning_module import WhisperModule
 
 log = logging.getLogger(__name__)
 
-# torch would advise to read it without care.
-NOT_ONE = "is damaged, or holds more than weights and plain values"
+# Instead of torch's own message, which advises to load the file without this restriction.
+NOT_PLAIN = "is damaged, or holds more than weights and plain values"
 
 
 class CheckpointFiles(CheckpointIO):
     """Writes and reads the Trainer's checkpoints.
 
-    `last.ckpt.sha256` names the contents that `last.ckpt` may have, in the form of `sha256sum`, the new ones before
-    they get the name: so there is no moment at which a kill leaves a file without its checksum, or none at all.
+    `last.ckpt.sha256` lists the checksums that `last.ckpt` may have, in the format of `sha256sum`. A new checkpoint's
+    is added before the file is renamed, so a kill at any moment leaves a file whose checksum is listed.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
@@ -40,11 +39,11 @@ class CheckpointFiles(CheckpointIO):
                 _write_checksums(path, [digest, *checksums(path)])
             _write_checksums(path, [digest])
         except (OSError, RuntimeError) as error:
-            # torch hands on what its writer raises as a RuntimeError of its own.
+            # torch turns the writer's exception into a RuntimeError.
             reason = next((e for e in (error, error.__cause__, error.__context__) if isinstance(e, OSError)), error)
             raise TrainingError(
-                f"the checkpoint {path} cannot be written: {str(reason).splitlines()[0]}; those that were there are "
-                f"whole: mend that, and go on with kikitori train resume={path.parents[1]}"
+                f"the checkpoint {path} cannot be written: {one_line(reason)}; earlier checkpoints are intact: fix the "
+                f"cause, then resume with kikitori train resume={path.parents[1]}"
             ) from error
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
@@ -56,11 +55,11 @@ class CheckpointFiles(CheckpointIO):
 
     def remove_checkpoint(self, path: Any) -> None:
         Path(path).unlink(missing_ok=True)
-        _beside(Path(path)).unlink(missing_ok=True)
+        _checksum_file(Path(path)).unlink(missing_ok=True)
 
 
 def _move(state: dict[str, Any], folder: str) -> None:
-    """Let ModelCheckpoint find its files where they are now: it forgets what is best in a folder that was moved."""
+    """Updates ModelCheckpoint's paths after the run's folder was moved; it would forget its best checkpoint."""
     before, state["dirpath"] = state["dirpath"], folder
 
     def moved(path: str) -> str:
@@ -72,7 +71,7 @@ def _move(state: dict[str, Any], folder: str) -> None:
 
 
 class _Hashing:
-    """A file that is written from its start to its end, and its checksum with it."""
+    """A file, written from start to end, whose checksum is computed on the way."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.file = file
@@ -87,44 +86,44 @@ class _Hashing:
 
 
 def latest_valid(folder: Path) -> Path | None:
-    """The checkpoint of the most steps that is as it was written; None where there is none.
+    """The intact checkpoint with the most steps, or None.
 
-    By the step that it holds, not by a clock. One that is damaged is named and passed over.
+    Counts the steps stored in the files, not their times. A damaged one is skipped with a warning.
     """
     steps: dict[Path, int] = {}
     for path in folder.glob("*.ckpt"):
         try:
             steps[path] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["global_step"]
-        except Exception as error:  # whatever a damaged file makes torch raise
-            log.warning("%s %s and is passed over (%s)", path, NOT_ONE, type(error).__name__)
-    # Of one step, last.ckpt is the later.
+        except Exception as error:  # torch raises many kinds for a damaged file
+            log.warning("%s %s and is skipped (%s)", path, NOT_PLAIN, type(error).__name__)
+    # For the same step, last.ckpt is the later one.
     for path in sorted(steps, key=lambda path: (steps[path], path.name == "last.ckpt"), reverse=True):
         if not checksums(path):
-            log.warning("%s has no checksum beside it and is passed over", path)
+            log.warning("%s has no checksum file and is skipped", path)
         elif not matches_checksum(path):
-            log.warning("%s does not match its checksum and is passed over", path)
+            log.warning("%s does not match its checksum and is skipped", path)
         else:
             return path
     if any(folder.glob("*.ckpt")):
-        log.warning("%s holds no checkpoint to go on from: training begins anew", folder)
+        log.warning("no usable checkpoint in %s: training starts from step 0", folder)
     return None
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """A checkpoint's values, on the CPU. Raises DataError where it is damaged; nothing in it is ever executed."""
+    """A checkpoint's values, on the CPU. Raises DataError if it is damaged; nothing in it is ever executed."""
     if checksums(path) and not matches_checksum(path):
-        raise DataError(f"{path} is damaged: it does not match {_beside(path).name}; take another checkpoint")
+        raise DataError(f"{path} is damaged: it does not match {_checksum_file(path).name}; use another checkpoint")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever a damaged or hostile file makes torch raise
-        raise DataError(f"{path} {NOT_ONE} ({type(error).__name__}); take another checkpoint") from error
+    except Exception as error:  # torch raises many kinds for a damaged or hostile file
+        raise DataError(f"{path} {NOT_PLAIN} ({type(error).__name__}); use another checkpoint") from error
     if not isinstance(checkpoint, dict):
-        raise DataError(f"{path} holds no checkpoint, but a {type(checkpoint).__name__}; take another")
+        raise DataError(f"{path} holds no checkpoint, but a {type(checkpoint).__name__}; use another")
     return checkpoint
 
 
 def matches_checksum(path: Path) -> bool:
-    """Whether a checkpoint is what was once written under its name, to the byte."""
+    """Whether a checkpoint's bytes are those that were written under its name."""
     with path.open("rb") as file:
         digest = sha256()
         while block := file.read(2**24):
@@ -133,42 +132,44 @@ def matches_checksum(path: Path) -> bool:
 
 
 def checksums(path: Path) -> list[str]:
-    """What a checkpoint's contents may be; empty where it has no checksum."""
+    """The checksums that a checkpoint may have; empty without a checksum file."""
     try:
-        return [line.split()[0] for line in _beside(path).read_text(encoding="utf-8").splitlines() if line.strip()]
+        return [
+            line.split()[0] for line in _checksum_file(path).read_text(encoding="utf-8").splitlines() if line.strip()
+        ]
     except (OSError, ValueError):
         return []
 
 
 def remove_stale(folder: Path, kept: Collection[Path]) -> None:
-    """Remove what a killed run leaves: half-written files, checkpoints that are not kept, checksums without any."""
+    """Removes what a killed run leaves: partial files, checkpoints not kept, checksums without a checkpoint."""
     known = {path.resolve() for path in kept}
     for path in folder.glob("*.ckpt"):
-        # One without a checksum was put there by somebody else.
+        # A checkpoint without a checksum was not written by this program.
         if path.resolve() not in known and checksums(path):
             path.unlink()
     for partial in folder.glob(".*.partial"):
         partial.unlink()
-    for beside in folder.glob("*.ckpt.sha256"):
-        if not beside.with_suffix("").exists():
-            beside.unlink()
+    for checksum_file in folder.glob("*.ckpt.sha256"):
+        if not checksum_file.with_suffix("").exists():
+            checksum_file.unlink()
 
 
-def _beside(path: Path) -> Path:
+def _checksum_file(path: Path) -> Path:
     return path.with_name(f"{path.name}.sha256")
 
 
 def _write_checksums(path: Path, digests: list[str]) -> None:
-    with atomic_write(_beside(path)) as file:
+    with atomic_write(_checksum_file(path)) as file:
         file.write("".join(f"{digest}  {path.name}\n" for digest in digests).encode())
 
 
 class SaveLastCheckpoint(pl.Callback):
-    """Keeps last.ckpt, from which a run that was stopped goes on.
+    """Writes last.ckpt, from which an interrupted run resumes.
 
-    It is written before the step after which is validated, rather than after it: a run that is stopped or killed while
-    it validates takes that one step again, and then validates as if nothing had happened. So there is nothing to save
-    but between two steps: then, when the run is told to stop, and after the last one.
+    It is written before the step that precedes a validation, not after it: a run that is interrupted during the
+    validation repeats that one step and then validates normally. So checkpoints are written only between two steps:
+    before a validation's step, when the run is stopped by a signal, and after the last step.
     """
 
     def __init__(self, folder: Path, every_steps: int, stop: Stop) -> None:
@@ -178,17 +179,17 @@ class SaveLastCheckpoint(pl.Callback):
         self._saved = -1
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        # What a run goes on from need not be saved again.
+        # The checkpoint that a run resumes from need not be written again.
         self._saved = trainer.global_step
         if trainer.is_global_zero:
             remove_stale(self.path.parent, {self.path, *_kept(trainer)})
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         step = trainer.global_step
-        is_told = self.stop.should_stop_at(step)
-        if is_told or (step + 1) % self.every_steps == 0 or step + 1 == trainer.max_steps:
+        stopping = self.stop.should_stop_at(step)
+        if stopping or (step + 1) % self.every_steps == 0 or step + 1 == trainer.max_steps:
             self._save(trainer)
-        if is_told:
+        if stopping:
             self.stop.raise_stopped()
 
     def on_validation_batch_start(
@@ -198,13 +199,13 @@ class SaveLastCheckpoint(pl.Callback):
             self.stop.raise_stopped()
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        # One that ended early has to find that out again.
+        # A run that ended early must end the same way when it is resumed.
         if trainer.global_step >= trainer.max_steps:
             self._save(trainer)
 
     def _save(self, trainer: pl.Trainer) -> None:
         if trainer.global_step > self._saved:
-            # What was measured up to here is not measured again.
+            # Steps up to here are not repeated, so their metrics must be on disk.
             for logger in trainer.loggers:
                 logger.save()
             with self.stop.saving:
@@ -213,7 +214,7 @@ class SaveLastCheckpoint(pl.Callback):
 
 
 def _kept(trainer: pl.Trainer) -> set[Path]:
-    """The checkpoints that Lightning knows of: a run killed between two of its writes leaves one more."""
+    """The checkpoints that Lightning keeps; a run killed between two of its writes leaves one more."""
     paths: set[str] = set()
     for callback in trainer.checkpoint_callbacks:
         assert isinstance(callback, ModelCheckpoint)
@@ -221,15 +222,15 @@ def _kept(trainer: pl.Trainer) -> set[Path]:
     return {Path(path) for path in paths if path}
 
 
-def load_best_weights(trainer: pl.Trainer, module: WhisperModule) -> None:
-    """Put the best checkpoint's weights into the module: what is scored and saved. The test split has no say in it."""
+def load_best_weights(trainer: pl.Trainer, module: pl.LightningModule) -> None:
+    """Loads the weights of the best checkpoint, chosen on validation, never on test; they are scored and saved."""
     path = best_checkpoint(trainer)["best"]
     if path:
         module.load_state_dict(read_checkpoint(Path(path))["state_dict"])
 
 
 def best_checkpoint(trainer: pl.Trainer) -> dict[str, Any]:
-    """The best checkpoint's file, what it is best by, and that value."""
+    """The best checkpoint's file, the metric it was chosen by, and its value."""
     callback: Any = trainer.checkpoint_callback
     value = callback.best_model_score if callback else None
     return {
@@ -240,6 +241,6 @@ def best_checkpoint(trainer: pl.Trainer) -> dict[str, Any]:
 
 
 def rotate_metrics(folder: Path) -> None:
-    """Move the table of a run that goes on out of the way: its logger would begin it anew."""
+    """Renames the metrics.csv of a run that is resumed, which its logger would overwrite."""
     if (path := folder / "metrics.csv").exists():
         path.rename(folder / f"metrics-{len(list(folder.glob('metrics-*.csv')))}.csv")

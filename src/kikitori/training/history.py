@@ -14,9 +14,9 @@ from kikitori.runtime.rng import random_state, set_random_state
 
 
 class TrainingHistory(pl.Callback):
-    """Keeps what the results need of a fit: a row an evaluation, and the clips and seconds that training took.
+    """Records one row per validation, and the clips and seconds of training, for the results.
 
-    All of it, and the random states, go into the checkpoint, so that a run that goes on is one run.
+    All of it, and the random states, are stored in the checkpoint, so a resumed run equals an uninterrupted one.
     """
 
     # The key of its state in a checkpoint, by which runs of earlier versions resume.
@@ -29,9 +29,9 @@ class TrainingHistory(pl.Callback):
         self._since = 0.0
         # Since the last validation.
         self._losses: list[Any] = []
-        # Step and clips of the last loss, while nobody has looked at it.
+        # Step and clips of the last loss, until it has been checked.
         self._unchecked: tuple[int, list[str]] | None = None
-        # A running checksum of the clips that were trained on.
+        # A running checksum of the clips trained on.
         self.order = ""
         self._processes: list[dict[str, Any]] = []
 
@@ -54,7 +54,7 @@ class TrainingHistory(pl.Callback):
         self._processes = state_dict["processes"]
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        # With another number of processes their streams cannot go on, and stay as the seed made them.
+        # With another number of processes the random states cannot be restored, and stay as seeded.
         if len(self._processes) == trainer.world_size:
             own = self._processes[trainer.global_rank]
             set_random_state(own["random"])
@@ -64,16 +64,16 @@ class TrainingHistory(pl.Callback):
         self._since = time.perf_counter()
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        # Of all processes, which share a step evenly.
+        # Clips of all processes, which share a step evenly.
         self.train_clips += trainer.world_size * int((batch["weights"] > 0).sum())
         self.order = sha256(f"{self.order} {batch['clips']}".encode()).hexdigest()
-        # The loss of the step before: to ask for this one's would let a GPU wait.
+        # The loss of the previous step: reading this step's now would make the GPU wait.
         self._check_loss(trainer)
         self._losses.append(outputs["loss"].detach())
         self._unchecked = (trainer.global_step, batch["clips"])
 
     def _check_loss(self, trainer: pl.Trainer) -> None:
-        """Raise TrainingError where the last step's loss is no number: a run that goes on would end as a success."""
+        """Raises TrainingError if the last step's loss is not finite; otherwise the run would end as a success."""
         if self._unchecked and not math.isfinite(self._losses[-1]):
             (step, clips), lr = self._unchecked, trainer.optimizers[0].param_groups[0]["lr"]
             raise TrainingError(
@@ -86,8 +86,8 @@ class TrainingHistory(pl.Callback):
     def _advice(trainer: pl.Trainer) -> str:
         lr = trainer.optimizers[0].defaults["lr"]
         return (
-            f"; lower optim.lr={lr}, lengthen the warm-up, train at trainer.precision=32, or look at what these clips "
-            "hold. The checkpoints are from before it"
+            f"; lower optim.lr={lr}, lengthen the warm-up, train with trainer.precision=32, or inspect these clips. "
+            "The checkpoints are from before this step"
         )
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -100,8 +100,8 @@ class TrainingHistory(pl.Callback):
         loss = float(trainer.strategy.reduce(mean, reduce_op="mean"))
         self._losses.clear()
         if not math.isfinite(metrics["val/loss"]):
-            told = f"the validation loss after step {trainer.global_step} is {metrics['val/loss']}"
-            raise TrainingError(told + self._advice(trainer))
+            message = f"the validation loss after step {trainer.global_step} is {metrics['val/loss']}"
+            raise TrainingError(message + self._advice(trainer))
         self.history.append({"step": trainer.global_step, "train/loss": loss, **metrics})
         self._since = time.perf_counter()
 
@@ -109,10 +109,10 @@ class TrainingHistory(pl.Callback):
         self._count_seconds()
 
     def _count_seconds(self) -> None:
-        """Up to now, which a checkpoint between two validations must know."""
+        """Adds the seconds up to now, so that a checkpoint between two validations includes them."""
         now = time.perf_counter()
         self.train_s, self._since = self.train_s + now - self._since, now
 
     def cost(self) -> dict[str, float]:
-        """Clips a second of training, validation apart, over all processes."""
+        """Training throughput of all processes in clips per second, without validation."""
         return {"train_clips_per_s": self.train_clips / max(self.train_s, 1e-9)}

@@ -1,126 +1,186 @@
-"""The LightningModule: holds a Whisper, wires loss, generation and scores to the Trainer."""
+"""The LightningModule: connects a Whisper's loss, generation and scores with the Trainer."""
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from itertools import chain
-from typing import Any, TypeVar
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from kikitori.data.collate import IGNORE_INDEX, Batch
+from kikitori.data.datamodule import SpeechDataModule
 from kikitori.inference.generate import generate_text
 from kikitori.metrics.error_rates import edits_and_lengths, score_clips
-from kikitori.model.processor import FRAMES_PER_POSITION
+from kikitori.model.loading import rebuild_whisper
+from kikitori.model.processor import Processor
 from kikitori.model.whisper import Whisper, encode
-from kikitori.runtime.errors import TrainingError
+from kikitori.runtime.errors import ConfigError, TrainingError
 from kikitori.training import optimizer
+from kikitori.training.batch_size_finder import find_micro_batch_sizes, micro_batches, split_on_oom
 from kikitori.training.loss import clip_losses
+from kikitori.training.optimizer import OptimizerFactory
+from kikitori.training.trainer import refuse_unsupported
 
 log = logging.getLogger(__name__)
-T = TypeVar("T")
 
-# How far the parts of a step are halved of themselves; what fits less should be told to a person.
+# How often a step may be halved after running out of memory. Beyond that the run stops and names the setting to change.
 MAX_OOM_SPLIT = 4
 
 
 class WhisperModule(pl.LightningModule):
     """Fine-tunes a Whisper.
 
-    make_optimizer: `kikitori.adamw` with all arguments but model and max_steps; None where nothing is trained.
-    clip_norm: what the gradient's norm is clipped to. micro_batch_sizes: how many clips, by the log-Mel frames of their window,
-    go through the model together; where it is silent, all of a step's. Gradients and loss do not depend on it.
-    The checkpoint's hyper-parameters are plain values, so that it loads with weights_only=True.
+    make_optimizer: such as `adamw(lr=1e-4)`; None if nothing is trained. clip_norm: the norm to which gradients are
+    clipped; None for no clipping. micro_batch_sizes: clips that a forward and backward pass computes at once, by the
+    log-Mel frames of their window; a window without an entry takes all clips of the step. None: as the attached
+    SpeechDataModule has it. Loss and gradients do not depend on it.
+    recipe: builds the model if there is no `whisper`, for `load_from_checkpoint(path)`. It is the checkpoint's only
+    hyper-parameter and holds plain values, so that checkpoints load with weights_only=True.
     """
 
     def __init__(
         self,
-        whisper: Whisper,
-        make_optimizer: Callable[..., Any] | None = None,
-        clip_norm: float | None = None,
+        whisper: Whisper | None = None,
+        make_optimizer: OptimizerFactory | None = None,
+        clip_norm: float | None = 1.0,
         micro_batch_sizes: Mapping[int, int] | None = None,
+        recipe: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        # A step's clips go forward and back in parts, as windows and memory ask for: Lightning knows one part only.
+        # A step's clips take several forward and backward passes, one per window and micro-batch; Lightning's automatic
+        # optimization has only one.
         self.automatic_optimization = False
-        self.whisper = whisper
-        self.model = whisper.model
-        self.processor = whisper.processor
+        if whisper is None and recipe is None:
+            raise ConfigError("WhisperModule has no model; pass one, such as kikitori.load_whisper(name)")
+        self.whisper = whisper or rebuild_whisper(recipe or {})
+        self.model = self.whisper.model
+        self.processor = self.whisper.processor
         self.make_optimizer = make_optimizer
         self.clip_norm = clip_norm
-        self.micro_batch_sizes = micro_batch_sizes or {}
-        # What the parts of a step are divided by, after those that did not fit.
+        self.micro_batch_sizes = micro_batch_sizes
+        self._found_sizes: Mapping[int, int] = {}
+        # Divisor of the micro-batch sizes, doubled whenever a step runs out of memory.
         self.oom_split = 1
-        self.save_hyperparameters({"recipe": whisper.recipe}, logger=False)
+        self.save_hyperparameters({"recipe": self.whisper.recipe}, logger=False)
         self._totals: list[Tensor] = []
 
+    def configure_callbacks(self) -> list[pl.Callback]:
+        # The first hook that Lightning calls: before its own checks, whose messages cannot name our settings.
+        refuse_unsupported(self.trainer)
+        if self.trainer.state.fn == TrainerFn.FITTING and self.make_optimizer is None:
+            raise ConfigError(
+                "WhisperModule has no optimizer; pass one: WhisperModule(whisper, kikitori.adamw(lr=1e-5))"
+            )
+        return []
+
+    def setup(self, stage: str) -> None:
+        """Takes over the windows, micro-batch sizes and encoder caches of an attached SpeechDataModule.
+
+        Raises ConfigError if it was made for another model.
+        """
+        data = self._data()
+        if data is None:
+            return
+        processor = data.model_processor()
+        check_same_inputs(processor, self.processor)
+        if processor.window != self.processor.window:
+            self.whisper = self.whisper.with_window(processor.window)
+            self.processor = self.whisper.processor
+            self.save_hyperparameters({"recipe": self.whisper.recipe}, logger=False)
+        if stage == "fit" and self.micro_batch_sizes is None:
+            self._found_sizes = find_micro_batch_sizes(self.trainer, self.whisper, data)
+        if data.cache_encoder_outputs:
+            data.build_encoder_caches(self.trainer, self.model)
+
+    def _data(self) -> SpeechDataModule | None:
+        data = getattr(self.trainer, "datamodule", None)
+        return data if isinstance(data, SpeechDataModule) else None
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """One step of the optimizer. Returns the mean loss over the global batch's tokens: see `kikitori.sampler`."""
+        """One optimizer step. Returns the mean loss over the global batch's tokens, see `kikitori.data.sampler`."""
         optimizer: Any = self.optimizers()
         scheduler: Any = self.lr_schedulers()
+        batch["weights"] = self._weights(batch)
         optimizer.zero_grad()
-        total = self._forward_and_back(batch)
+        total = self._forward_and_backward(batch)
         while total is None:
-            # Out of the handler, whose traceback holds what did not fit.
+            # Outside the exception handler, whose traceback keeps the tensors that did not fit.
             optimizer.zero_grad()
             torch.cuda.empty_cache()
-            total = self._forward_and_back(batch)
+            total = self._forward_and_backward(batch)
         optimizer.step()
         scheduler.step()
         self.log("train/loss", total, prog_bar=True, batch_size=len(batch["clips"]), sync_dist=True)
         return total
 
-    def _forward_and_back(self, batch: Batch) -> Tensor | None:
-        """The gradients of a step, and its loss; None where its parts did not fit the memory and are halved now."""
+    def _weights(self, batch: Batch) -> Tensor:
+        """The batch's weights; for a loader without any, 1 / supervised tokens of all processes."""
+        if batch["weights"] is not None:
+            return batch["weights"]
+        tokens = (batch["labels"] != IGNORE_INDEX).sum().float()
+        # DDP averages over the processes.
+        weight = self.trainer.world_size / self.trainer.strategy.reduce(tokens, reduce_op="sum")
+        return weight.expand(len(batch["labels"]))
+
+    def _forward_and_backward(self, batch: Batch) -> Tensor | None:
+        """Computes a step's gradients and returns its loss; None if memory ran out: then micro-batches are halved."""
         losses, weights = [], batch["weights"]
         assert weights is not None
+        sizes = self._found_sizes if self.micro_batch_sizes is None else self.micro_batch_sizes
         try:
-            for features, rows in micro_batches(batch, self.micro_batch_sizes, self.oom_split):
+            for features, rows in micro_batches(batch, sizes, self.oom_split):
                 last = rows.stop == len(batch["labels"])
                 with nullcontext() if last else self.no_sync():
-                    losses_of = clip_losses(self.model, self.states(batch, features), batch["labels"][rows])
+                    losses_of = clip_losses(self.model, self.encoder_states(batch, features), batch["labels"][rows])
                     loss = (losses_of * weights[rows]).sum()
                     self.manual_backward(loss)
                 losses.append(loss.detach())
         except torch.OutOfMemoryError as error:
             clips = len(features)
-            # Processes that average their gradients cannot take a step again without the others.
+            # Processes that average their gradients cannot repeat a step without the others.
             if clips == 1 or self.oom_split == MAX_OOM_SPLIT or self.trainer.world_size > 1:
                 raise TrainingError(
                     f"step {self.trainer.global_step + 1}: {clips} clips of {features.shape[-1]} frames at once do not "
-                    f"fit the memory; pass data.micro_batch_size={max(1, clips // 2)}, data.window=bucketed, "
-                    "model.gradient_checkpointing=true, or take a smaller model"
+                    f"fit into memory; pass data.micro_batch_size={max(1, clips // 2)}, data.window=bucketed, "
+                    "model.gradient_checkpointing=true, or use a smaller model"
                 ) from error
             self.oom_split *= 2
-            told = "step %d: %d clips at once do not fit the memory; from here half as many, in twice as many parts"
-            log.warning(told + " (see data.micro_batch_size); a step's clips stay", self.trainer.global_step + 1, clips)
+            log.warning(
+                "step %d: %d clips at once do not fit into memory; micro-batches are half as large from here on "
+                "(see data.micro_batch_size); the clips of a step stay the same",
+                self.trainer.global_step + 1,
+                clips,
+            )
             return None
         return torch.stack(losses).sum()
 
     def no_sync(self) -> AbstractContextManager[Any]:
-        """Processes average their gradients once a step, in its last part."""
+        """A context without gradient averaging: processes average once per step, in its last micro-batch."""
         wrapped = self.trainer.strategy.model
         return wrapped.no_sync() if isinstance(wrapped, DistributedDataParallel) else nullcontext()
 
-    def states(self, batch: Batch, part: Tensor) -> Tensor:
-        """What the encoder says of a part of the batch, where it is not known already."""
+    def encoder_states(self, batch: Batch, part: Tensor) -> Tensor:
+        """Encoder outputs of a micro-batch, computed unless the batch holds them already."""
         return part if batch["encoder_states"] else encode(self.model, part)
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
-        # Here, where Lightning has undone the loss's scaling.
+        # In this hook, because Lightning has undone the loss scaling by now.
         if self.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_((p for p in self.model.parameters() if p.grad is not None), self.clip_norm)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Count, rather than average: a rate is all edits over all length, whatever the batches."""
+        """Sums losses, edits and lengths: a rate is all edits over all lengths, independent of the batches."""
         tokens = (batch["labels"] != IGNORE_INDEX).sum()
 
         def assess(features: Tensor, rows: slice) -> tuple[Tensor, list[str]]:
-            # One pass of the encoder for both.
-            states = self.states(batch, features)
+            # One encoder pass for both.
+            states = self.encoder_states(batch, features)
             loss = clip_losses(self.model, states, batch["labels"][rows]).sum()
             return loss, generate_text(self.whisper, states, batch["seconds"][rows])
 
@@ -133,59 +193,66 @@ class WhisperModule(pl.LightningModule):
         counts = torch.tensor([*cer, *wer], dtype=torch.float64)
         self._totals.append(torch.cat([torch.stack([loss, tokens]).cpu().double(), counts]))
 
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """As `validation_step`; logged as test/loss, test/cer and test/wer."""
+        self.validation_step(batch, batch_idx)
+
     def on_validation_epoch_end(self) -> None:
+        self._log_rates("val")
+
+    def on_test_epoch_end(self) -> None:
+        self._log_rates("test")
+
+    def _log_rates(self, prefix: str) -> None:
         totals = torch.stack(self._totals).sum(dim=0)
         self._totals.clear()
-        # Double precision is exact for counts, but not known to every accelerator.
+        # Double precision is exact for counts, but not every accelerator supports it.
         summed = self.trainer.strategy.reduce(totals.to(self.device, torch.float32), reduce_op="sum")
         loss, tokens, cer_edits, cer_length, wer_edits, wer_length = summed.tolist()
-        rates = {"val/cer": cer_edits / max(cer_length, 1), "val/wer": wer_edits / max(wer_length, 1)}
-        # Equal in all processes already; told to synchronise, Lightning knows it, too.
-        self.log_dict({"val/loss": loss / max(tokens, 1), **rates}, prog_bar=True, sync_dist=True)
+        rates = {f"{prefix}/cer": cer_edits / max(cer_length, 1), f"{prefix}/wer": wer_edits / max(wer_length, 1)}
+        # The values are equal in all processes already; without sync_dist, Lightning would warn that they may not be.
+        self.log_dict({f"{prefix}/loss": loss / max(tokens, 1), **rates}, prog_bar=True, sync_dist=True)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> list[tuple[str, str, str]]:
         """(clip, reference, hypothesis) of each row."""
 
-        def hear(features: Tensor, rows: slice) -> list[str]:
-            return generate_text(self.whisper, self.states(batch, features), batch["seconds"][rows])
+        def transcribe(features: Tensor, rows: slice) -> list[str]:
+            return generate_text(self.whisper, self.encoder_states(batch, features), batch["seconds"][rows])
 
-        texts = [text for part in micro_batches(batch) for some in split_on_oom(hear, *part) for text in some]
+        texts = [text for part in micro_batches(batch) for some in split_on_oom(transcribe, *part) for text in some]
         return list(zip(batch["clips"], batch["texts"], texts, strict=True))
 
     def on_train_start(self) -> None:
-        # A checkpoint brings the settings of its optimizer along; those of the configuration hold, where they differ.
+        # A checkpoint restores its optimizer's settings; if they differ from the configured ones, the latter apply.
         schedulers, optimizers = self.trainer.lr_scheduler_configs, self.trainer.optimizers
         optimizer.reconfigure(optimizers[0], schedulers[0].scheduler, self._configured)
 
     def configure_optimizers(self) -> Any:
         assert self.make_optimizer is not None
-        optimizer, scheduler = self.make_optimizer(self.model, self.trainer.max_steps)
+        optimizer, scheduler = self.make_optimizer(self.model, self.total_steps())
         self._configured = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
-
-def micro_batches(
-    batch: Batch, micro_batch_sizes: Mapping[int, int] | None = None, oom_split: int = 1
-) -> Iterator[tuple[Tensor, slice]]:
-    """A batch in parts that can go through the model together: what is known of clips of a window, and their rows."""
-    start = 0
-    for same in batch["encoder_states"] or batch["input_features"]:
-        frames = same.shape[1] * FRAMES_PER_POSITION if batch["encoder_states"] else same.shape[2]
-        clips = min((micro_batch_sizes or {}).get(frames, len(same)), len(same))
-        for part in same.split(-(-clips // oom_split)):
-            yield part, slice(start, start + len(part))
-            start += len(part)
+    def total_steps(self) -> float:
+        """Optimizer steps of the whole training, from the Trainer's max_steps and max_epochs; inf without either."""
+        trainer, data = self.trainer, self._data()
+        if data is None or not trainer.max_epochs or trainer.max_epochs < 0:
+            return trainer.estimated_stepping_batches
+        # Lightning's estimate would start the training loader, before a checkpoint's step is restored.
+        share, per_epoch = trainer.limit_train_batches, data.steps_per_epoch
+        per_epoch = min(share, per_epoch) if isinstance(share, int) else int((share or 1.0) * per_epoch)
+        steps = per_epoch * trainer.max_epochs
+        return min(steps, trainer.max_steps) if trainer.max_steps > 0 else steps
 
 
-def split_on_oom(compute: Callable[[Tensor, slice], T], features: Tensor, rows: slice) -> list[T]:
-    """What `compute` makes of a part, or of its halves where the whole does not fit the memory."""
-    try:
-        return [compute(features, rows)]
-    except torch.OutOfMemoryError:
-        if len(features) == 1:
-            raise
-    # Out of the handler, whose traceback holds what did not fit.
-    log.warning("%d clips at once do not fit the memory: in halves (see data.eval_batch_size)", len(features))
-    half, middle = len(features) // 2, rows.start + len(features) // 2
-    first = split_on_oom(compute, features[:half], slice(rows.start, middle))
-    return first + split_on_oom(compute, features[half:], slice(middle, rows.stop))
+def check_same_inputs(data: Processor, model: Processor) -> None:
+    """Raises ConfigError if the data's processor differs from the model's in more than its windows."""
+    if data.tokenizer is not model.tokenizer and data.tokenizer.get_vocab() == model.tokenizer.get_vocab():
+        data = replace(data, tokenizer=model.tokenizer)
+    fields = ("tokenizer", "language", "task", "num_mel_bins", "frames", "max_label_tokens")
+    if different := [field for field in fields if getattr(data, field) != getattr(model, field)]:
+        values = ", ".join(f"{f} {getattr(data, f)} and {getattr(model, f)}" for f in different if f != "tokenizer")
+        raise ConfigError(
+            f"the data module was made for another model ({values or 'another tokenizer'}); pass it this module's "
+            "processor: data.with_processor(module.processor)"
+        )

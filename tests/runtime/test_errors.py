@@ -1,0 +1,22 @@
+import pytest
+
+from kikitori.runtime.errors import DataError, one_line
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (ValueError("wrong\nat line 2"), "wrong"),
+        (ValueError("\n  wrong \n"), "wrong"),
+        (ValueError(), "ValueError"),
+        (KeyError(" "), "' '"),
+        (RuntimeError(" \n"), "RuntimeError"),
+        (DataError("a.csv is empty\n  Fill it."), "DataError: a.csv is empty"),
+    ],
+)
+def test_an_error_in_one_line_is_the_first_of_its_message_or_its_class(error: Exception, line: str) -> None:
+    assert one_line(error) == line
+
+
+def test_a_file_name_that_is_not_utf_8_can_be_printed() -> None:
+    assert str(DataError("caf\udce9.mp3 is missing")) == "DataError: caf\\udce9.mp3 is missing"
