@@ -90,8 +90,14 @@ def test_new_names_exist_and_old_ones_do_not() -> None:
 
 
 def composed(command: str, *words: str) -> Any:
+    """The configuration of a command, without Hydra's own node but with its values."""
     with initialize_config_dir(str(CONF.resolve()), version_base="1.3"):
-        return compose(command, list(words), return_hydra_config=True)
+        cfg = compose(command, list(words), return_hydra_config=True)
+    with open_dict(cfg):
+        cfg.hydra.runtime.output_dir = "run"
+        HydraConfig.instance().set_config(cfg)
+        del cfg["hydra"]
+    return cfg
 
 
 def test_an_old_run_is_resumed_without_changes() -> None:
@@ -99,11 +105,6 @@ def test_an_old_run_is_resumed_without_changes() -> None:
     assert words[-2:] == [f"hydra.run.dir='{OLD_RUN}'", "resume=auto"]
     assert {"data.global_batch_size=4", "data.micro_batch_size=2", "callbacks=best_checkpoint"} <= set(words)
     cfg = composed("train", *words)
-    with open_dict(cfg):
-        cfg.hydra.runtime.output_dir = str(OLD_RUN)
-    HydraConfig.instance().set_config(cfg)
-    with open_dict(cfg):
-        del cfg["hydra"]
     check_config(cfg)
     old = json.loads((OLD_RUN / "results.json").read_text(encoding="utf-8"))["config"]
     assert "global_batch" in old["data"]
@@ -117,8 +118,6 @@ def test_a_change_of_a_renamed_key_is_still_a_change() -> None:
 
 def test_an_old_key_in_a_file_of_the_users_own_is_named() -> None:
     cfg = composed("train", "data=demo", "+data.global_batch=8", "+accept=[seed]")
-    with open_dict(cfg):
-        del cfg["hydra"]
     with pytest.raises(ConfigError) as caught:
         check_config(cfg)
     assert "2 problems in the configuration" in str(caught.value)
