@@ -32,7 +32,7 @@ def scored(tmp_path: Path, whisper: Whisper) -> tuple[Any, Any, Any]:
     return pl.Trainer(default_root_dir=tmp_path, accelerator="cpu", **quiet), WhisperModule(whisper), data
 
 
-def test_predictions_are_in_the_splits_own_order(micro: Whisper, tmp_path: Path) -> None:
+def test_predictions_keep_the_order_of_the_split(micro: Whisper, tmp_path: Path) -> None:
     trainer, module, data = scored(tmp_path, micro)
     run = session(tmp_path)
     scoring.score(run, trainer, module, data, "after", sample={"train": 1})
@@ -45,16 +45,16 @@ def test_predictions_are_in_the_splits_own_order(micro: Whisper, tmp_path: Path)
     }
 
 
-def test_a_model_of_short_windows_is_read_as_stock_tools_read_it(
+def test_a_model_with_short_windows_is_also_scored_in_the_full_window(
     micro: Whisper, tmp_path: Path, monkeypatch: Any
 ) -> None:
     whisper = micro.with_window(Window((0.6, 0.8), 0.05))
     whisper.configure_generation(12, 1, max_tokens_per_s=3.0)
     trainer, module, data = scored(tmp_path, whisper)
-    heard: list[tuple[int, list[int]]] = []
+    calls: list[tuple[int, list[int]]] = []
 
     def read(whisper: Whisper, states: Any, seconds: Any) -> list[str]:
-        heard.append((states.shape[1], whisper.max_new_tokens_for(seconds)))
+        calls.append((states.shape[1], whisper.max_new_tokens_for(seconds)))
         return ["犬"] * len(states)
 
     monkeypatch.setattr("kikitori.training.lightning_module.generate_text", read)
@@ -64,8 +64,8 @@ def test_a_model_of_short_windows_is_read_as_stock_tools_read_it(
         "validation": 2,
         "test": 2,
     }
-    assert all(positions == 50 and set(caps) == {12} for positions, caps in heard)
-    heard.clear()
+    assert all(positions == 50 and set(caps) == {12} for positions, caps in calls)
+    calls.clear()
     scoring.score(run, trainer, module, data, "after", ["validation"])
-    assert {positions for positions, _ in heard} == {30, 40, 50}
-    assert all(max(caps) <= 6 for _, caps in heard)
+    assert {positions for positions, _ in calls} == {30, 40, 50}
+    assert all(max(caps) <= 6 for _, caps in calls)

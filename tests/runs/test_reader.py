@@ -23,19 +23,19 @@ def test_runs_are_listed_by_number_not_by_character(tmp_path: Path) -> None:
     assert [run.name for run in find_runs([str(tmp_path)])] == ["1-x", "9-x", "10-x"]
 
 
-def test_a_folder_whose_name_holds_glob_characters_is_that_folder(tmp_path: Path) -> None:
+def test_a_folder_with_glob_characters_in_its_name_is_found(tmp_path: Path) -> None:
     write_run(tmp_path / "a[1]")
     assert len(find_runs([str(tmp_path / "a[1]")])) == 1
 
 
-def test_a_sweeps_own_files_among_its_folders_are_passed_over(tmp_path: Path) -> None:
+def test_files_of_a_sweep_among_its_folders_are_skipped(tmp_path: Path) -> None:
     write_run(tmp_path / "0-a")
     write_sweep(tmp_path)
     assert [run.name for run in find_runs([str(path) for path in sorted(tmp_path.iterdir())])] == ["0-a"]
 
 
 @pytest.mark.parametrize(
-    ("place", "told"),
+    ("place", "message"),
     [
         ("nowhere", "nowhere does not exist"),
         ("no*match", r"no\*match matches no folder"),
@@ -43,14 +43,14 @@ def test_a_sweeps_own_files_among_its_folders_are_passed_over(tmp_path: Path) ->
         ("a-file", "a-file is a file"),
     ],
 )
-def test_a_place_without_runs_is_named_with_the_remedy(tmp_path: Path, place: str, told: str) -> None:
+def test_a_place_without_runs_is_an_error_with_a_remedy(tmp_path: Path, place: str, message: str) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "a-file").touch()
-    with pytest.raises(DataError, match=f"{told}.*; give run folders, sweep folders or a quoted glob"):
+    with pytest.raises(DataError, match=f"{message}.*; give run folders, sweep folders or a quoted glob"):
         find_runs([str(tmp_path / place)])
 
 
-def test_a_results_file_cut_in_half_is_a_failure_with_its_reason(tmp_path: Path) -> None:
+def test_a_truncated_results_file_makes_the_run_unreadable(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "cut")
     text = (folder / "results.json").read_text()
     (folder / "results.json").write_text(text[: len(text) // 2])
@@ -61,25 +61,25 @@ def test_a_results_file_cut_in_half_is_a_failure_with_its_reason(tmp_path: Path)
 
 
 @pytest.mark.parametrize("text", ["[]", "null", '{"status": "completed"}', '{"status": "completed", "scores": 1}'])
-def test_a_results_file_of_another_shape_is_a_failure_too(tmp_path: Path, text: str) -> None:
+def test_a_results_file_with_other_contents_makes_the_run_unreadable(tmp_path: Path, text: str) -> None:
     (tmp_path / "results.json").write_text(text)
     (run,) = find_runs([str(tmp_path)])
     assert run.status == "unreadable"
 
 
-def test_a_completed_run_without_scores_is_no_completed_run(tmp_path: Path) -> None:
+def test_a_completed_run_without_scores_is_unreadable(tmp_path: Path) -> None:
     write_run(tmp_path / "run", scores={})
-    assert find_runs([str(tmp_path)])[0].reason == "results.json says completed, but holds no scores.after"
+    assert find_runs([str(tmp_path)])[0].reason == "results.json is completed, but lacks scores.after"
 
 
-def test_a_run_that_has_not_ended_says_since_when(tmp_path: Path) -> None:
+def test_a_run_without_an_end_has_the_time_of_its_last_record(tmp_path: Path) -> None:
     write_run(tmp_path / "run", status="running", scores={})
     (run,) = find_runs([str(tmp_path)])
     assert run.status == "running"
     assert "has no end recorded: still running, or killed" in run.reason
 
 
-def test_the_sweep_knows_why_a_killed_trial_cannot_say_so(tmp_path: Path) -> None:
+def test_the_reason_of_a_killed_trial_comes_from_its_sweep(tmp_path: Path) -> None:
     write_run(tmp_path / "0-a", status="running", scores={})
     write_run(tmp_path / "1-b", status="failed", error="TrainingError: the loss is not finite")
     (tmp_path / "0-a" / "output.log").write_text("oh")
@@ -108,7 +108,7 @@ def test_a_damaged_sweep_file_hides_no_run(tmp_path: Path) -> None:
     assert [run.status for run in find_runs([str(tmp_path)])] == ["completed"]
 
 
-def test_seed_and_places_are_no_part_of_a_runs_identity(tmp_path: Path) -> None:
+def test_a_runs_identity_does_not_include_seed_and_folders(tmp_path: Path) -> None:
     write_run(tmp_path / "a", config={"seed": 0, "callbacks": {"best": {"dirpath": "/a"}}, "sweep": {"resume": "/a"}})
     write_run(tmp_path / "b", config={"seed": 1, "callbacks": {"best": {"dirpath": "/b"}}, "sweep": {"resume": None}})
     write_run(tmp_path / "c", config={"seed": 1, "optim": {"lr": 0.1}})
@@ -116,7 +116,7 @@ def test_seed_and_places_are_no_part_of_a_runs_identity(tmp_path: Path) -> None:
     assert a.identity == b.identity != c.identity
 
 
-def test_the_keys_on_the_command_line_are_those_that_vary(tmp_path: Path) -> None:
+def test_the_varying_keys_are_those_on_the_command_lines(tmp_path: Path) -> None:
     tiny = {"model": {"name": "tiny", "layers": 4, "width": 384}}
     base = {"model": {"name": "base", "layers": 6, "width": 512}}
     write_run(tmp_path / "a", config=tiny, overrides=["model=whisper_tiny", "logger=none", "seed=0"])
@@ -126,13 +126,13 @@ def test_the_keys_on_the_command_line_are_those_that_vary(tmp_path: Path) -> Non
     assert [run.choices["model"] for run in runs] == ["whisper_tiny", "whisper_base"]
 
 
-def test_without_a_command_line_the_configurations_tell_what_varies(tmp_path: Path) -> None:
+def test_without_command_lines_the_configurations_are_compared(tmp_path: Path) -> None:
     write_run(tmp_path / "a", config={"optim": {"lr": 0.1}})
     write_run(tmp_path / "b", config={"optim": {"lr": 0.2}})
     assert varying_keys(find_runs([str(tmp_path)])) == ["optim.lr"]
 
 
-def test_older_runs_give_their_command_from_hydras_file(tmp_path: Path) -> None:
+def test_the_command_of_older_runs_is_read_from_hydras_file(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "a")
     results = json.loads((folder / "results.json").read_text())
     del results["overrides"]
@@ -142,7 +142,7 @@ def test_older_runs_give_their_command_from_hydras_file(tmp_path: Path) -> None:
     assert find_runs([str(folder)])[0].command == "kikitori train 'data.limit={train:40,test:12}' optim.lr=1e-3"
 
 
-def test_what_ties_a_trial_to_its_search_is_no_choice(tmp_path: Path) -> None:
+def test_a_trials_link_to_its_study_is_not_a_choice(tmp_path: Path) -> None:
     tie = "+callbacks.pruning={_target_:kikitori.OptunaPruning,study:s,name:n,trial:%d}"
     both = []
     for number in (0, 1):

@@ -19,20 +19,20 @@ def run(folder: Path, *overrides: str, command: str = "train", options: Sequence
     return folder
 
 
-def test_a_run_is_gone_on_with_as_it_was_started(tmp_path: Path) -> None:
+def test_a_run_is_resumed_with_the_overrides_it_was_started_with(tmp_path: Path) -> None:
     folder = run(tmp_path / "it's a run", "experiment=demo", "optim.lr=1e-4", "+callbacks.x=1", "resume=auto")
     line = expand_resume("train", [f"resume={folder}"])
     quoted = str(folder).replace("'", "\\'")
     assert line == ["experiment=demo", "optim.lr=1e-4", "+callbacks.x=1", f"hydra.run.dir='{quoted}'", "resume=auto"]
 
 
-def test_what_is_given_now_wins(tmp_path: Path) -> None:
+def test_overrides_given_now_replace_those_of_the_run(tmp_path: Path) -> None:
     folder = run(tmp_path / "a", "experiment=demo", "optim.lr=1e-4", "+data.x=1", "resume_accept=[seed]")
     line = expand_resume("train", ["optim.lr=3e-4", f"resume='{folder}'", "data.x=2", "resume_accept=[optim.lr]"])
     assert line[:-2] == ["experiment=demo", "optim.lr=3e-4", "data.x=2", "resume_accept=[optim.lr]"]
 
 
-def test_a_foreign_configuration_tree_is_found_again(tmp_path: Path) -> None:
+def test_a_users_own_configuration_folder_is_kept(tmp_path: Path) -> None:
     sources = [{"provider": "main", "path": "/theirs/conf"}, {"provider": "command-line", "path": "/mine"}]
     hydra = OmegaConf.create({"runtime": {"config_sources": sources}, "job": {"config_name": "train"}})
     folder = run(tmp_path / "a", "experiment=mine", options=config_options(hydra, "train"))
@@ -47,11 +47,11 @@ def test_a_foreign_configuration_tree_is_found_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("line", [["seed=1"], ["resume=auto", "hydra.run.dir=x"], ["resume=null"], []])
-def test_other_lines_stay_as_they_are(line: list[str]) -> None:
+def test_lines_without_a_run_to_resume_are_unchanged(line: list[str]) -> None:
     assert expand_resume("train", line) == line
 
 
-def test_what_cannot_be_gone_on_with_is_told(tmp_path: Path) -> None:
+def test_a_folder_without_a_run_of_the_command_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="resume=true holds no run; give a run's folder, or resume=auto"):
         expand_resume("train", ["resume=true"])
     with pytest.raises(ConfigError, match=r"resumes a single run; for a sweep use resume_sweep="):

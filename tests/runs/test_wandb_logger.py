@@ -30,7 +30,7 @@ def prediction(clip: str, edits: int, length: int = 4) -> dict[str, Any]:
     return {"clip": clip, "reference": "あいうえ", "hypothesis": "か" * edits, "cer_edits": edits, "cer_length": length}
 
 
-def test_the_worst_regression_stands_first() -> None:
+def test_the_worst_regression_comes_first() -> None:
     before = [prediction("a", 0), prediction("b", 4), prediction("c", 1), prediction("d", 2)]
     after = [prediction("a", 1), prediction("b", 0), prediction("c", 4), prediction("d", 3)]
     rows = sample_rows(before, after)
@@ -40,7 +40,7 @@ def test_the_worst_regression_stands_first() -> None:
     assert rows[0]["after"] == "かかかか"
 
 
-def test_every_run_shows_the_same_clips_in_whatever_order_they_were_read() -> None:
+def test_every_run_shows_the_same_clips_whatever_their_order() -> None:
     predictions = [prediction(str(i), i % 4) for i in range(100)]
     first = {row["clip"] for row in sample_rows(predictions, predictions)}
     assert len(first) == SAMPLE_CLIPS
@@ -71,7 +71,7 @@ def test_a_launched_trial_is_grouped_by_its_sweeps_folder(monkeypatch: pytest.Mo
     assert sweep_name() == "size-x-lr"
 
 
-def test_a_run_that_goes_on_in_its_folder_goes_on_there_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_resumed_run_continues_its_wandb_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(os, "environ", {**os.environ, "WANDB_MODE": "offline"})
     assert WandbRunLogger(str(tmp_path), **CHOSEN).version is None
     (tmp_path / "wandb").mkdir()
@@ -92,7 +92,7 @@ def test_credentials_are_found_where_wandb_looks(monkeypatch: pytest.MonkeyPatch
     assert has_credentials()
 
 
-def test_a_server_that_answers_nothing_is_given_up_soon() -> None:
+def test_a_silent_server_is_given_up_after_the_timeout() -> None:
     begun = time.monotonic()
     with silent_server(after_the_start=False) as address, pytest.raises(TimeoutError, match="does not answer"):
         check_reachable(address)
@@ -103,7 +103,7 @@ def test_a_server_that_answers_nothing_is_given_up_soon() -> None:
         check_reachable(address)
 
 
-def test_what_cannot_be_sent_is_told_once_and_costs_nothing(
+def test_a_failure_to_send_is_one_warning(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(os, "environ", {**os.environ, "WANDB_MODE": "offline"})

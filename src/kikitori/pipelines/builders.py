@@ -81,5 +81,5 @@ def model_name(config: dict[str, Any]) -> str:
     path = Path(config.get("checkpoint") or config["model"].get("name", "micro")).resolve()
     if path.suffix == ".ckpt":
         return f"{path.parents[1].name}/{path.name}"
-    # A run saves its model in a folder called `model`; the run's own name says more.
+    # A run saves its model in a folder called `model`; the run's own name is more informative.
     return path.parent.name if path.name == "model" else path.name

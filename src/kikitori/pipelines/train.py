@@ -90,7 +90,7 @@ def start_loggers(run: Session, trainer: pl.Trainer) -> None:
 
 
 def make_module(run: Session, trainer: pl.Trainer, data: SpeechDataModule, whisper: Whisper) -> WhisperModule:
-    """The LightningModule with its optimizer and micro-batch sizes; a frozen encoder's outputs are cached if asked."""
+    """The LightningModule with its optimizer and micro-batch sizes, and the encoder cache if configured."""
     optimizer = instantiate(run.config["optim"], _convert_="all")
     sizes = find_micro_batch_sizes(trainer, whisper, data)
     module = WhisperModule(whisper, optimizer, run.config["trainer"].get("gradient_clip_val"), sizes)

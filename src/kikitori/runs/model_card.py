@@ -26,7 +26,7 @@ pipeline_tag: automatic-speech-recognition
 
 {table}
 
-Rates are the sum of all edits over the sum of all lengths, on normalised text, with 95 % bootstrap intervals over clips.
+Rates are all edits divided by all lengths, on normalised text, with 95 % bootstrap intervals over clips.
 
 **Windows.** Trained and scored with each clip padded to {model["window"]}.{_full_window_share(results)}
 {_stock_pipeline(results)}

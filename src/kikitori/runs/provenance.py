@@ -19,7 +19,7 @@ def versions() -> dict[str, str]:
 
 
 def git_state() -> dict[str, Any] | None:
-    """The commit of the checkout that this package runs from, and whether src or conf differ from it; None elsewhere."""
+    """The commit of the package's checkout, and whether src or conf differ from it; None elsewhere."""
     checkout = HERE.resolve().parents[1]
 
     def git(*arguments: str) -> str:

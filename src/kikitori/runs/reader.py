@@ -101,7 +101,8 @@ class Run:
 def varying_keys(runs: Sequence[Run]) -> list[str]:
     """The keys that distinguish the runs' configurations, reduced to those given on command lines if these suffice.
 
-    A group or an interpolation changes many keys at once (model=whisper_small a dozen), which would be columns of noise.
+    A group or an interpolation changes many keys at once (model=whisper_small a dozen), which
+    would be columns of noise.
     """
     keys = dict.fromkeys(key for run in runs for key in run.choices)
     differing = [k for k in keys if len({repr(run.choices.get(k)) for run in runs}) > 1]
@@ -155,7 +156,7 @@ def read_run(folder: Path, name: str, trial: Mapping[str, Any]) -> Run:
     elif status == "completed":
         stage = "evaluated" if results.get("command") == "evaluate" else "after"
         if not results["scores"].get(stage):
-            status, reason = "unreadable", f"results.json says completed, but holds no scores.{stage}"
+            status, reason = "unreadable", f"results.json is completed, but lacks scores.{stage}"
     elif not reason:
         reason = trial.get("reason") or f"no reason recorded; see {log.name if log else 'its log'}"
     return Run(folder, name, status, reason, log, results)

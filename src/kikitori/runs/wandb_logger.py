@@ -39,8 +39,8 @@ ANSWER_S, START_S, FINISH_S, ARTIFACT_S = 3.0, 20.0, 20.0, 600.0
 # Rows in the table of clips, and per kind of error.
 SAMPLE_CLIPS = 32
 ERRORS_PER_KIND = 20
-# Keeps W&B from collecting the host name, the command line, paths, the git remote (which may hold a password), the code,
-# the list of installed packages, and everything that is printed.
+# Keeps W&B from collecting the host name, the command line, paths, the git remote (which may hold a password), the
+# code, the list of installed packages, and everything that is printed.
 PRIVACY_SETTINGS = {"x_disable_meta": True, "host": "", "disable_git": True, "save_code": False, "console": "off"}
 PRIVACY_SETTINGS |= {"x_save_requirements": False}
 
@@ -114,8 +114,8 @@ class WandbRunLogger(WandbLogger):
     @warn_on_failure
     def start(self, results: Mapping[str, Any]) -> None:
         """Starts the W&B run and stores what is needed to repeat it besides the configuration (`log_hyperparams`)."""
-        # W&B stages the clips of a table here. Its default is the user's home, which `wandb sync` on another machine, or
-        # after a job's home is gone, cannot find.
+        # W&B stages the clips of a table here. Its default is the user's home, where `wandb sync` cannot find
+        # them on another machine or after a job's home is gone.
         os.environ["WANDB_DATA_DIR"] = str(self.folder / "wandb")
         run = self._start_run()
         self._id_file.parent.mkdir(exist_ok=True)
