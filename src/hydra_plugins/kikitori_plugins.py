@@ -1,6 +1,7 @@
-"""What Hydra finds of kikitori when it looks for plugins: the local launcher and the search with Optuna.
+"""The plugins that Hydra finds: the local launcher and the sweeper that searches with Optuna.
 
-Hydra imports this file at every start, so that all work is in `kikitori.sweeps.launcher` and `kikitori.sweeps.optuna_sweeper`.
+Hydra imports this file at every start, so the implementations are in `kikitori.sweeps.launcher` and
+`kikitori.sweeps.optuna_sweeper`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,7 +15,7 @@ from omegaconf import DictConfig
 
 
 class LocalLauncher(Launcher):
-    """`hydra/launcher=local`: one plain process a trial. parallel: at once, None for as many as there are GPUs for."""
+    """`hydra/launcher=local`: one process per trial. parallel: trials at once, None for as many as the GPUs allow."""
 
     def __init__(self, parallel: int | None, gpus_per_trial: int) -> None:
         self.parallel = parallel
@@ -32,7 +33,7 @@ class LocalLauncher(Launcher):
 
 
 class OptunaSweeper(Sweeper):
-    """`hydra/sweeper=optuna`: values chosen by a study; see `kikitori.sweeps.optuna_sweeper.search`."""
+    """`hydra/sweeper=optuna`: an Optuna study chooses the values, see `kikitori.sweeps.optuna_sweeper.search`."""
 
     def __init__(
         self,

@@ -15,17 +15,17 @@ from kikitori.cli.main import USAGE
 REPOSITORY = Path(__file__).parents[2]
 
 
-def test_the_commands_fit_a_terminal_of_80_columns() -> None:
+def test_the_usage_fits_80_columns() -> None:
     assert max(map(len, USAGE.splitlines())) <= 80
 
 
 @pytest.mark.parametrize("line", [["--version"], ["train", "--version"], ["transcribe", "--version"]])
-def test_the_version_is_kikitoris(tmp_path: Path, line: list[str]) -> None:
+def test_version_prints_the_version_of_kikitori(tmp_path: Path, line: list[str]) -> None:
     done = kikitori(*line, cache=tmp_path)
     assert (done.returncode, done.stdout) == (0, f"kikitori {__version__}\n")
 
 
-def test_help_is_a_command_too(tmp_path: Path) -> None:
+def test_help_is_also_a_command(tmp_path: Path) -> None:
     assert kikitori("help", cache=tmp_path).stdout == kikitori("--help", cache=tmp_path).stdout == f"{USAGE}\n"
     assert kikitori("help", "prepare", cache=tmp_path).stdout.startswith("Decodes a corpus into the cache")
 

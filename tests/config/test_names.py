@@ -1,4 +1,4 @@
-"""Old and misspelt names: refused with the name of today, translated in the record of an old run."""
+"""Old and misspelt names: refused with the current name, translated in the record of an old run."""
 
 import json
 from pathlib import Path
@@ -54,7 +54,7 @@ def test_an_old_name_gives_the_new_one(word: str, message: str) -> None:
 
 
 @pytest.mark.parametrize("word", ["data.global_batch_size=8", "sweep=size", "experiment=demo", "optim.lr=1e-5", "-m"])
-def test_a_name_of_today_is_left_alone(word: str) -> None:
+def test_a_current_name_is_unchanged(word: str) -> None:
     assert not list(outdated([word]))
     assert translate(word) == word
 

@@ -49,7 +49,7 @@ def load_whisper(
     safely: dict[str, Any] = {"revision": revision or "main", "trust_remote_code": False}
     if not Path(name).is_dir() and not hub_is_reachable():
         log.warning(
-            "the Hugging Face Hub cannot be reached; loading %s from earlier downloads (HF_HUB_OFFLINE=1 skips this check)",
+            "the Hugging Face Hub cannot be reached; using earlier downloads of %s (HF_HUB_OFFLINE=1 skips the check)",
             name,
         )
         safely["local_files_only"] = True

@@ -119,7 +119,7 @@ def open_sweep(folder: Path, command: list[str], resume: str | None) -> Sweep:
     facts = read_json(path)
     try:
         return Sweep(folder, command, [_read_trial(trial) for trial in facts["trials"]], facts["started"], facts["id"])
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path} is no record of a sweep ({error}); start a sweep in another folder") from error
 
 
