@@ -1,4 +1,5 @@
 import json
+import time
 from inspect import signature
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import GenerationConfig, WhisperConfig, WhisperForConditionalGeneration, WhisperProcessor
 from transformers.models.whisper.tokenization_whisper import LANGUAGES
 
-from kikitori.model.loading import build_whisper, load_whisper, rebuild_whisper
+from kikitori.model.loading import build_whisper, hub_is_reachable, load_whisper, model_folder, rebuild_whisper
 from kikitori.model.processor import byte_tokenizer
 from kikitori.model.whisper import Whisper, encode
 from kikitori.model.window import FULL, Window
@@ -216,6 +217,31 @@ def test_the_defaults_are_those_of_the_micro_model() -> None:
 def test_a_folder_that_holds_no_model_is_named_as_such(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"cannot be loaded: the folder has no config\.json"):
         load_whisper(str(tmp_path))
+
+
+def test_a_model_is_found_in_the_folder_of_its_run_and_in_its_own(micro: Whisper, tmp_path: Path) -> None:
+    micro.save(tmp_path / "run/model")
+    for folder in (tmp_path / "run", tmp_path / "run/model"):
+        assert model_folder(folder, "checkpoint=a") == tmp_path / "run/model"
+    with pytest.raises(ModelError, match=r"checkpoint=a holds no model: .* kikitori train resume="):
+        model_folder(tmp_path, "checkpoint=a")
+
+
+def test_without_network_only_downloaded_files_are_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    # A port where nothing listens. The client's own retries would take minutes.
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
+    assert not hub_is_reachable()
+    start = time.monotonic()
+    with pytest.raises(ModelError, match=r"model\.name=openai/whisper-tinyy cannot be loaded: "):
+        load_whisper("openai/whisper-tinyy")
+    assert time.monotonic() - start < 20
+
+
+def test_offline_mode_asks_for_no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub, "get_session", lambda: pytest.fail("a request was made"))
+    assert huggingface_hub.constants.is_offline_mode()
+    assert hub_is_reachable()
 
 
 def test_a_stock_model_pads_every_clip_to_its_full_window(micro: Whisper) -> None:

@@ -29,17 +29,17 @@ from kikitori.runtime.errors import KikitoriError, Stopped
 USAGE = """\
 kikitori: fine-tune Whisper on speech, Japanese first.
 
-  train       fine-tune a model, with scores before and after
-              kikitori train model=whisper_small data.release=cv-corpus-27.0-2026-09-09-ja.tar.gz
-              kikitori train resume=outputs/my-run
-  evaluate    score a checkpoint or a stock model
-              kikitori evaluate checkpoint=outputs/my-run data=demo
-  prepare     decode a corpus and list the clips that would be rejected
-              kikitori prepare data=manifest data.manifest=recordings/metadata.csv
-  transcribe  transcribe audio files
-              kikitori transcribe talk.mp3 --model outputs/my-run
-  compare     rank runs and sweeps, with intervals; --report writes a page
-              kikitori compare outputs/my-sweep --report report.html
+train       fine-tune a model, with scores before and after
+    kikitori train data.release=cv-corpus-27.0-2026-09-09-ja.tar.gz
+    kikitori train resume=outputs/my-run
+evaluate    score a checkpoint or a stock model
+    kikitori evaluate checkpoint=outputs/my-run data=demo
+prepare     decode a corpus and list the clips that would be rejected
+    kikitori prepare data=manifest data.manifest=recordings/metadata.csv
+transcribe  transcribe audio files
+    kikitori transcribe talk.mp3 --model outputs/my-run
+compare     rank runs and sweeps, with intervals; --report writes a page
+    kikitori compare outputs/my-sweep --report report.html
 
 kikitori COMMAND --help lists the options of a command. For train, evaluate and
 prepare these are choices and keys of the configuration: model=whisper_base

@@ -125,7 +125,7 @@ def _problems(cfg: DictConfig) -> Iterator[str]:
         if flat.get(key, neutral) != neutral:
             yield f"{key}: {remedy}"
     if flat.get("optim._target_") == "kikitori.adamw" and "optim._partial_" in flat:
-        yield "optim._partial_: leave it out; kikitori.adamw itself returns a function of the model and the steps"
+        yield "optim._partial_: kikitori.adamw returns a function of model and steps by itself; leave it out"
     for split in flat.get("splits", []) if "splits" not in wrong_type else []:
         if split not in SPLITS:
             yield f"splits: must be among {', '.join(SPLITS)}, got {split}"

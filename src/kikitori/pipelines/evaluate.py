@@ -6,7 +6,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from kikitori.corpora.types import Split
-from kikitori.model.loading import load_whisper, rebuild_whisper
+from kikitori.model.loading import load_whisper, model_folder, rebuild_whisper
 from kikitori.model.whisper import Whisper
 from kikitori.pipelines.builders import build_data, build_model, configure_model, prepare_data
 from kikitori.pipelines.scoring import score
@@ -42,7 +42,7 @@ def load_checkpoint(config: dict[str, Any]) -> Whisper:
     path = Path(config["checkpoint"]).expanduser()
     language, task = config["model"]["language"], config["model"]["task"]
     if path.is_dir():
-        return load_whisper(str(path / "model" if (path / "model").is_dir() else path), language, task)
+        return load_whisper(str(model_folder(path, f"checkpoint={path}")), language, task)
     if not path.is_file():
         raise ConfigError(f"checkpoint={path} does not exist; give a run folder, a model folder, or a .ckpt file")
     try:
