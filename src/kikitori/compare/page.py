@@ -44,7 +44,7 @@ def render(tables: Sequence[Leaderboard], failures: Sequence[Run], command: str)
         _section(table, [run for run in failures if _of_same_data(run, table, len(tables))]) for table in tables
     ]
     share = clip_diffs.MAX_AUDIO // len(tables)
-    data = [
+    data: list[dict[str, Any]] = [
         {"figures": [asdict(figure) for figure in section["figures"]], "clips": clip_diffs.clips_of_table(table, share)}
         for section, table in zip(sections, tables, strict=True)
     ]
