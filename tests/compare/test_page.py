@@ -84,7 +84,7 @@ def test_json_in_a_script_cannot_close_it_and_is_json() -> None:
     assert json.loads(text) == {"a": "</script><!--", "nan": None, "b": [1.5, [2, None]]}
 
 
-def test_two_leaderboards_of_have_a_section_each(tmp_path: Path) -> None:
+def test_two_data_sets_have_a_section_each(tmp_path: Path) -> None:
     write_run(tmp_path / "a")
     write_run(tmp_path / "b", digest="other")
     text = page(tmp_path)

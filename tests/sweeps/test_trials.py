@@ -187,6 +187,9 @@ def test_the_time_left_is_that_of_the_trials_that_ended_now(tmp_path: Path) -> N
         sweep.trials[number].state = "completed"
     pace.began -= 60
     assert summary(sweep, pace) == "3 of 5 trials ended, about 60 s left"
+    # 20 s later.
+    pace.began, pace.last_end = pace.began - 20, pace.last_end - 20
+    assert summary(sweep, pace) == "3 of 5 trials ended, about 40 s left"
 
 
 def test_long_values_are_shortened_in_a_label(tmp_path: Path) -> None:
