@@ -17,6 +17,9 @@ from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
+import kikitori
+from kikitori.runtime.paths import CONF
+
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "kikitori"
 DOCUMENTS = sorted(
@@ -93,8 +96,6 @@ def first_value(word: str) -> str:
 @cache
 def fault(command: str, overrides: tuple[str, ...]) -> str:
     """What is wrong with the overrides of a command, or an empty string."""
-    from kikitori.runtime.paths import CONF
-
     try:
         with initialize_config_dir(str(CONF.resolve()), version_base="1.3", job_name=command):
             compose(command, list(map(first_value, overrides)), return_hydra_config=True)
@@ -181,9 +182,10 @@ def test_the_options_of_every_command_exist(command: str) -> None:
 
 
 def keys_in_sentences() -> list[tuple[str, str]]:
-    """Every `key=value` in sentences and tables; not in the changelog and the experiments, which name old keys."""
+    """Every `key=value` in sentences and tables; not where keys are old, generated or Python's."""
     found = set()
-    for path in [path for path in DOCUMENTS if path.name != "CHANGELOG.md" and "experiments" not in path.parts]:
+    others = {"CHANGELOG.md", "configuration.md", "python.md"}
+    for path in [path for path in DOCUMENTS if path.name not in others and "experiments" not in path.parts]:
         for code in re.findall(r"`([^`]+)`", prose(path)):
             words = shlex.split(re.sub(r"<[^>]*>|…", "PATH", code)) if code.count("'") % 2 == 0 else []
             named = [word for word in words if re.fullmatch(r"[a-z_]+([./][a-z_]+)*=[^=]*", word)]
@@ -236,7 +238,8 @@ def test_the_architecture_lists_every_file() -> None:
 def test_the_table_of_faults_is_the_one_that_make_chaos_writes() -> None:
     before, _, rest = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8").partition("<!-- chaos: begin -->")
     table, end, after = rest.partition("<!-- chaos: end -->")
-    assert end and "chaos:" not in before + after
+    assert end
+    assert "chaos:" not in before + after
     header, _, *rows = [line for line in table.splitlines() if line.startswith("|")]
     sources = [ast.parse(path.read_text(encoding="utf-8")) for path in (ROOT / "tests" / "chaos").glob("*.py")]
     texts = [n.value for tree in sources for n in ast.walk(tree) if isinstance(n, ast.Constant)]
@@ -244,6 +247,19 @@ def test_the_table_of_faults_is_the_one_that_make_chaos_writes() -> None:
     assert header in known
     assert rows
     assert [row for row in rows if not row.removeprefix("| ").startswith(known)] == []
+
+
+def test_the_public_names_are_documented() -> None:
+    text = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
+    table = [line.split("|")[1] for line in text.splitlines() if line.startswith("| `")]
+    assert set(kikitori.__all__) <= {name for cell in table for name in re.findall(r"\w+", cell)}
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_python_lines_use_public_names(path: Path) -> None:
+    code = "\n".join(blocks(path, "python"))
+    compile(code, path.name, "exec")
+    assert set(re.findall(r"\bkikitori\.(\w+)\(", code)) <= set(kikitori.__all__)
 
 
 @pytest.mark.slow

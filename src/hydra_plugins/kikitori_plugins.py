@@ -1,6 +1,7 @@
-"""What Hydra finds of kikitori when it looks for plugins: the local launcher and the search with Optuna.
+"""Hydra's plugins: the local launcher and the sweeper with Optuna.
 
-Hydra imports this file at every start, so that all work is in `kikitori.sweeps.launcher` and `kikitori.sweeps.optuna_sweeper`.
+Hydra finds this file by its place and imports it at every start. The work is therefore in
+`kikitori.sweeps.launcher` and `kikitori.sweeps.optuna_sweeper`, which are imported when a sweep starts.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,7 +15,10 @@ from omegaconf import DictConfig
 
 
 class LocalLauncher(Launcher):
-    """`hydra/launcher=local`: one plain process a trial. parallel: at once, None for as many as there are GPUs for."""
+    """`hydra/launcher=local`: runs each trial in a process on this machine.
+
+    parallel: trials at a time; None for as many as the GPUs allow, at least one. gpus_per_trial: GPUs of each trial.
+    """
 
     def __init__(self, parallel: int | None, gpus_per_trial: int) -> None:
         self.parallel = parallel
@@ -32,7 +36,7 @@ class LocalLauncher(Launcher):
 
 
 class OptunaSweeper(Sweeper):
-    """`hydra/sweeper=optuna`: values chosen by a study; see `kikitori.sweeps.optuna_sweeper.search`."""
+    """`hydra/sweeper=optuna`: an Optuna study chooses the values. See `kikitori.sweeps.optuna_sweeper.search`."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""The command as a person runs it, on made-up runs."""
+"""The command on made-up runs."""
 
 import csv
 import io
@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from run_folders import write_grid, write_run
+from terminal import run_in_terminal, widest
 
 from kikitori.cli.compare import main
 from kikitori.runtime.errors import DataError
@@ -30,7 +31,16 @@ def test_the_table_ranks_and_no_cell_is_folded_in_a_pipe(compare, tmp_path: Path
     write_grid(tmp_path)
     lines = compare(tmp_path).splitlines()
     header = next(line for line in lines if "val CER %" in line)
-    for column in ("model.d_model", "optim.lr", "spread", "against the best", "test CER %", "time", "GB", "M params"):
+    for column in (
+        "model.d_model",
+        "optim.lr",
+        "spread",
+        "against the best",
+        "test CER %",
+        "time",
+        "peak GB",
+        "M params",
+    ):
         assert column in header
     first, second, third, fourth = (line.split("│")[1:-1] for line in lines if line.startswith("│"))
     assert [cell.strip() for cell in first[:2]] == ["64", "0.001"]
@@ -39,6 +49,24 @@ def test_the_table_ranks_and_no_cell_is_folded_in_a_pipe(compare, tmp_path: Path
     assert third[5].strip().startswith("worse by ")
     assert [cell.strip() for cell in fourth[7:]] == ["72 s", "33.3", "1.5", "1.0"]
     assert len({len(line) for line in lines if line[:1] in {*"│┏┡└"}}) == 1
+
+
+@pytest.mark.parametrize("columns", [80, 130])
+def test_the_tables_are_complete_in_a_narrow_terminal(compare, tmp_path: Path, columns: int) -> None:
+    write_grid(tmp_path / "grid")
+    write_run(tmp_path / ("録音" * 30), 4)
+    write_run(tmp_path / ("a-long-name-" * 10), 5, digest="other")
+    cells = [line.split("│")[1:-1] for line in compare(tmp_path).splitlines() if line.startswith("│")]
+    lines = run_in_terminal(["-m", "kikitori", "compare", str(tmp_path)], columns)
+    printed = "\n".join(lines)
+    assert "…" not in printed
+    table_lines = [line for line in lines if line[:1] in {*"│┏┡└"}]
+    assert widest(table_lines) <= columns
+    joined = "".join(char for char in printed if char not in " \n│┃")
+    for row in cells:
+        for cell in row:
+            for part in cell.strip().replace(" [", "\n[").split("\n"):
+                assert part.replace(" ", "") in joined
 
 
 def test_failures_are_listed_with_reason_and_log_and_do_not_stop_the_others(compare, tmp_path: Path) -> None:
@@ -82,14 +110,14 @@ def test_markdown_can_be_pasted(compare, tmp_path: Path) -> None:
 def test_json_holds_full_numbers_and_failures(compare, tmp_path: Path) -> None:
     write_run(tmp_path / "a", 1)
     write_run(tmp_path / "b", status="failed", error="oh")
-    told = json.loads(compare(tmp_path, "--format", "json"))
-    (row,) = told["data_sets"][0]["rows"]
+    found = json.loads(compare(tmp_path, "--format", "json"))
+    (row,) = found["data_sets"][0]["rows"]
     assert row["validation"]["mean"]["value"] == 3 / 37
     assert row["device_hours"] == 72 / 3600
-    assert told["not_completed"][0]["reason"] == "oh"
+    assert found["not_completed"][0]["reason"] == "oh"
 
 
-def test_csv_has_a_line_a_configuration_and_a_line_a_failure(compare, tmp_path: Path) -> None:
+def test_csv_has_one_line_per_configuration_and_per_failure(compare, tmp_path: Path) -> None:
     write_run(tmp_path / "a", config={"seed": 0})
     write_run(tmp_path / "b", config={"seed": 1})
     write_run(tmp_path / "c", 3, config={"optim": {"lr": 0.1}})
@@ -120,7 +148,7 @@ def test_the_command_starts_without_torch_and_ends_without_a_traceback(tmp_path:
     assert "Traceback" not in missing.stderr
 
 
-def test_a_report_that_cannot_be_written_is_told(compare, tmp_path: Path) -> None:
+def test_a_report_that_cannot_be_written_is_an_error(compare, tmp_path: Path) -> None:
     write_run(tmp_path / "a")
     (tmp_path / "file").touch()
     with pytest.raises(DataError, match=r"--report .*file/report\.html cannot be written: .*; choose another file"):

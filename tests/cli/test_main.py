@@ -1,5 +1,6 @@
-"""Lines that cannot mean what they say are refused before anything is written."""
+"""Contradictory command lines are refused before anything is written."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ def test_a_launcher_without_a_sweep_is_refused() -> None:
     main._refuse(["train", "-m", "hydra/launcher=basic"])
 
 
-def test_going_on_needs_something_to_go_on_with(tmp_path: Path) -> None:
+def test_resuming_needs_a_run_or_a_sweep_to_resume(tmp_path: Path) -> None:
     assert "name it: hydra.run.dir=..." in refusal("train", "resume=auto")
     main._refuse(["train", "resume=auto", f"hydra.run.dir={tmp_path}"])
     assert "resumes a sweep; add -m" in refusal("train", f"resume_sweep={tmp_path}")
@@ -28,17 +29,38 @@ def test_going_on_needs_something_to_go_on_with(tmp_path: Path) -> None:
     main._refuse(["train", "sweep=size", f"resume_sweep={tmp_path}"])
 
 
-def test_a_word_too_long_for_a_file_name_is_no_trouble() -> None:
+def test_a_value_may_be_longer_than_a_file_name() -> None:
     main._refuse(["train", f"data.release={'x' * 5000}"])
 
 
-def test_slurm_without_its_package_is_told_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slurm_without_its_package_names_the_extra_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(main, "find_spec", lambda name: None)
     assert "pip install 'kikitori[slurm]'" in refusal("train", "-m", "hydra/launcher=slurm")
 
 
-def test_processes_that_others_started_need_a_common_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_processes_started_by_slurm_need_a_common_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
     monkeypatch.setenv("SLURM_PROCID", "1")
     assert "2 processes train this run" in refusal("train", "data=demo")
     main._refuse(["train", "data=demo", "hydra.run.dir=run"])
+
+
+def test_a_run_that_failed_at_once_may_be_replaced(tmp_path: Path) -> None:
+    failed = {"status": "failed", "scores": {}}
+    for results, is_refused in (
+        (failed, False),
+        ({**failed, "scores": {"before": {}}}, True),
+        ({**failed, "status": "running"}, True),
+        ({**failed, "status": "completed"}, True),
+    ):
+        (tmp_path / "results.json").write_text(json.dumps(results))
+        if is_refused:
+            assert "already holds a run; choose another folder" in refusal("train", f"hydra.run.dir={tmp_path}")
+        else:
+            main._refuse(["train", f"hydra.run.dir={tmp_path}"])
+    (tmp_path / "results.json").write_text(json.dumps(failed))
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints/last.ckpt").touch()
+    assert "already holds a run" in refusal("train", f"hydra.run.dir={tmp_path}")
+    (tmp_path / "results.json").write_text("{")
+    assert "already holds a run" in refusal("train", f"hydra.run.dir={tmp_path}")

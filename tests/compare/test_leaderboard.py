@@ -3,15 +3,25 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from run_folders import REFERENCES, misheard, write_grid, write_run
+from run_folders import REFERENCES, with_errors, write_grid, write_run
 
 from kikitori.compare.formats import notes
-from kikitori.compare.leaderboard import ALIKE, BEST, UNPAIRED, UNRANKED, WORSE, Leaderboard, data_sets, pareto, rank
+from kikitori.compare.leaderboard import (
+    ALIKE,
+    BEST,
+    UNPAIRED,
+    UNRANKED,
+    WORSE,
+    Leaderboard,
+    leaderboards_of,
+    pareto,
+    rank,
+)
 from kikitori.runs.reader import find_runs
 
 
 def tables(folder: Path) -> list[Leaderboard]:
-    return data_sets(find_runs([str(folder)]))
+    return leaderboards_of(find_runs([str(folder)]))
 
 
 def lr(value: float, seed: int = 0) -> dict:
@@ -32,7 +42,7 @@ def test_seeds_are_one_row_with_mean_and_extremes(tmp_path: Path) -> None:
     assert table.keys == ["optim.lr"]
 
 
-def test_the_interval_holds_the_mean(tmp_path: Path) -> None:
+def test_the_interval_contains_the_mean(tmp_path: Path) -> None:
     write_grid(tmp_path)
     for row in tables(tmp_path)[0].rows:
         for estimate in row.estimate.values():
@@ -43,7 +53,7 @@ def test_the_interval_holds_the_mean(tmp_path: Path) -> None:
 def test_rows_are_ranked_by_validation_whatever_test_says(tmp_path: Path) -> None:
     worse = write_run(tmp_path / "worse", 3, lr(0.1))
     write_run(tmp_path / "better", 1, lr(0.2))
-    # A lucky test score of the row that validation puts last.
+    # The row that is last on validation has the best test score.
     run = find_runs([str(worse)])[0]
     run.results["scores"]["after"]["test"]["cer"] = 0.0
     rows = rank([run, *find_runs([str(tmp_path / "better")])])
@@ -52,14 +62,14 @@ def test_rows_are_ranked_by_validation_whatever_test_says(tmp_path: Path) -> Non
 
 def test_each_row_is_paired_with_the_best(tmp_path: Path) -> None:
     references = REFERENCES * 5
-    one_slip = [*misheard(1, references)]
-    one_slip[1] = "ぬ" + one_slip[1][1:]
-    for name, heard, rate in (
-        ("best", misheard(1, references), 0.1),
-        ("alike", one_slip, 0.2),
-        ("worse", misheard(3, references), 0.3),
+    one_more = [*with_errors(1, references)]
+    one_more[1] = "ぬ" + one_more[1][1:]
+    for name, outputs, rate in (
+        ("best", with_errors(1, references), 0.1),
+        ("alike", one_more, 0.2),
+        ("worse", with_errors(3, references), 0.3),
     ):
-        write_run(tmp_path / name, 0, lr(rate), hypotheses=heard, references=references)
+        write_run(tmp_path / name, 0, lr(rate), hypotheses=outputs, references=references)
     rows = tables(tmp_path)[0].rows
     assert [(row.runs[0].name, row.verdict) for row in rows] == [("best", BEST), ("alike", ALIKE), ("worse", WORSE)]
     gap = rows[2].difference
@@ -68,8 +78,8 @@ def test_each_row_is_paired_with_the_best(tmp_path: Path) -> None:
     assert rows[1].difference.low == 0.0  # type: ignore[union-attr]
 
 
-def test_the_pairing_sees_what_overlapping_intervals_hide(tmp_path: Path) -> None:
-    # Every second clip is hopeless for both; one run gains a character on each clip all the same.
+def test_pairing_finds_differences_that_overlapping_intervals_hide(tmp_path: Path) -> None:
+    # Both runs miss every second clip; one is better by a character on each of the others.
     references = ["カレーとサラダと水", "ピザ"] * 10
     write_run(tmp_path / "a", 0, lr(0.1), hypotheses=["", "ピザ"] * 10, references=references)
     write_run(tmp_path / "b", 0, lr(0.2), hypotheses=["", "ピサ"] * 10, references=references)
@@ -78,7 +88,7 @@ def test_the_pairing_sees_what_overlapping_intervals_hide(tmp_path: Path) -> Non
     assert other.verdict == WORSE
 
 
-def test_seeds_that_overlap_are_told(tmp_path: Path) -> None:
+def test_overlapping_seeds_are_marked(tmp_path: Path) -> None:
     for name, errors, rate, seed in (("a", 1, 0.1, 0), ("b", 4, 0.1, 1), ("c", 3, 0.2, 0), ("d", 3, 0.2, 1)):
         write_run(tmp_path / name, errors, lr(rate, seed), references=REFERENCES * 5)
     other = tables(tmp_path)[0].rows[1]
@@ -86,7 +96,7 @@ def test_seeds_that_overlap_are_told(tmp_path: Path) -> None:
     assert other.seeds_overlap
 
 
-def test_runs_on_other_clips_or_scored_otherwise_stand_in_tables_of_their_own(tmp_path: Path) -> None:
+def test_runs_with_other_clips_or_another_scoring_are_in_separate_tables(tmp_path: Path) -> None:
     write_run(tmp_path / "a")
     write_run(tmp_path / "b", config=lr(0.2))
     write_run(tmp_path / "c", digest="other")
@@ -96,7 +106,7 @@ def test_runs_on_other_clips_or_scored_otherwise_stand_in_tables_of_their_own(tm
     assert found[1].rows[0].verdict == BEST
 
 
-def test_without_a_digest_the_clips_texts_tell_data_apart(tmp_path: Path) -> None:
+def test_without_a_digest_the_texts_distinguish_data_sets(tmp_path: Path) -> None:
     write_run(tmp_path / "a", digest=None)
     write_run(tmp_path / "b", digest=None, config=lr(0.2))
     write_run(tmp_path / "c", digest=None, references=REFERENCES[:4])
@@ -108,7 +118,7 @@ def test_an_evaluation_of_test_alone_joins_its_table_unranked(tmp_path: Path) ->
     folder = write_run(tmp_path / "b", 2, command="evaluate")
     run = find_runs([str(folder)])[0]
     del run.results["scores"]["evaluated"]["validation"]
-    (table,) = data_sets([run, *find_runs([str(tmp_path / "a")])])
+    (table,) = leaderboards_of([run, *find_runs([str(tmp_path / "a")])])
     assert [row.verdict for row in table.rows] == [BEST, UNRANKED]
     assert "validation" not in table.rows[1].estimate
 
@@ -119,7 +129,7 @@ def test_an_evaluation_is_ranked_among_trainings(tmp_path: Path) -> None:
     assert [row.runs[0].name for row in tables(tmp_path)[0].rows] == ["stock", "trained"]
 
 
-def test_cut_off_predictions_are_not_compared_clip_by_clip(tmp_path: Path) -> None:
+def test_truncated_predictions_are_not_compared_clip_by_clip(tmp_path: Path) -> None:
     write_run(tmp_path / "a", 1, lr(0.1))
     cut = write_run(tmp_path / "b", 2, lr(0.2)) / "predictions" / "validation_after.jsonl"
     cut.write_text(cut.read_text()[:-20])
@@ -136,16 +146,21 @@ def test_device_hours_count_every_device(tmp_path: Path) -> None:
     assert table.hours_name == "GPU hours"
 
 
-def test_notes_say_what_one_seed_cannot(tmp_path: Path) -> None:
+def test_notes_state_the_limits_of_the_comparison(tmp_path: Path) -> None:
     write_run(tmp_path / "a", git={"commit": "1", "dirty": True})
     write_run(tmp_path / "b", config=lr(0.2))
-    said = " ".join(notes(tables(tmp_path)[0]))
-    for words in ("One seed each", "from 2 commits", "changes that no commit holds", "Test chose nothing"):
-        assert words in said
+    text = " ".join(notes(tables(tmp_path)[0]))
+    for words in (
+        "One seed each",
+        "from 2 different commits",
+        "uncommitted changes",
+        "test split was not used for any choice",
+    ):
+        assert words in text
 
 
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=1, max_size=12))
-def test_the_pareto_front_is_what_no_point_beats(points: list[tuple[float, float]]) -> None:
+def test_the_pareto_front_holds_the_points_that_no_other_dominates(points: list[tuple[float, float]]) -> None:
     front = {points[i] for i in pareto(points)}
     beaten = {p for p in points if any(q != p and q[0] <= p[0] and q[1] <= p[1] for q in points)}
     assert front == set(points) - beaten

@@ -1,8 +1,10 @@
 """The report as text, and as headless Chromium shows it."""
 
 import base64
+import html
 import json
 import re
+import shlex
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,9 +14,9 @@ import numpy as np
 import pytest
 import soundfile
 from rich.progress import Progress
-from run_folders import REFERENCES, write_grid, write_run
+from run_folders import REFERENCES, write_grid, write_run, write_sweep
 
-from kikitori.compare.leaderboard import data_sets
+from kikitori.compare.leaderboard import leaderboards_of
 from kikitori.compare.page import render, script_json, write_page
 from kikitori.corpora.types import Clip
 from kikitori.data.audio_cache import build_audio_cache
@@ -27,13 +29,13 @@ IMAGE = "<img src=x onerror=\"document.title='owned'\">"
 
 def page(folder: Path) -> str:
     runs = find_runs([str(folder)])
-    tables = data_sets([run for run in runs if run.status == "completed"])
+    tables = leaderboards_of([run for run in runs if run.status == "completed"])
     return render(tables, [run for run in runs if run.status != "completed"], "kikitori compare x --report y")
 
 
 @pytest.fixture
 def runs(tmp_path: Path) -> Path:
-    """A grid with audio for one clip, an attack on the page in every text that a run brings along, and failures."""
+    """A grid with audio for one clip, markup in every text of a run that the page shows, and failures."""
     folder = write_grid(tmp_path / "runs")
     soundfile.write(tmp_path / "clip.wav", (8000 * np.sin(np.arange(16000) / 20)).astype(np.int16), 16_000)
     clip = Clip("clip_0.mp3", "validation", "カレー", "a second", tmp_path / "clip.wav")
@@ -53,7 +55,7 @@ def runs(tmp_path: Path) -> Path:
     return folder
 
 
-def test_nothing_of_a_run_is_taken_for_markup(runs: Path) -> None:
+def test_text_of_a_run_is_never_markup(runs: Path) -> None:
     text = page(runs)
     assert ATTACK not in text
     assert IMAGE not in text
@@ -63,14 +65,14 @@ def test_nothing_of_a_run_is_taken_for_markup(runs: Path) -> None:
 def test_the_page_names_every_run_with_commit_and_command(runs: Path) -> None:
     text = page(runs)
     for number in range(8):
-        assert f"<td>{number}-model.d_model-" in text
+        assert f'<td class="name">{number}-model.d_model-' in text
     assert "0123456789ab" in text
     assert "kikitori train model.d_model=32 optim.lr=0.001 seed=0" in text
     assert "worse than the median" in text
 
 
 def test_the_page_refers_to_nothing_outside_itself(runs: Path) -> None:
-    # Plotly's own text names addresses that it never asks for; the policy in the page's head forbids it to.
+    # Plotly's source contains addresses that it never requests; the page's content policy forbids it, too.
     markup = re.sub(r"<script[^>]*>.*?</script>", "", page(runs), flags=re.DOTALL)
     assert not re.findall(r"""\s(?:src|href|srcset|data)=["'](?!#|data:)|url\(|@import""", markup)
     assert "default-src 'none'" in markup
@@ -90,15 +92,79 @@ def test_two_data_sets_have_a_section_each(tmp_path: Path) -> None:
     assert "must not be compared across tables" in text
 
 
-def test_runs_without_predictions_make_a_page_too(tmp_path: Path) -> None:
+def test_runs_without_predictions_have_a_page(tmp_path: Path) -> None:
     shutil.rmtree(write_run(tmp_path / "a", 1) / "predictions")
     shutil.rmtree(write_run(tmp_path / "b", 2, {"optim": {"lr": 0.1}}) / "predictions")
     assert "2 runs compared" in page(tmp_path)
 
 
+def test_the_title_names_the_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sweep = write_grid(tmp_path / "outputs" / "sweep-lr")
+    write_sweep(sweep)
+    monkeypatch.chdir(tmp_path)
+    text = page(sweep)
+    assert "<title>outputs/sweep-lr: 8 runs compared – kikitori</title>" in text
+    assert "<h1>outputs/sweep-lr: 8 runs compared</h1>" in text
+
+
+def test_the_title_names_several_sweeps_and_not_their_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a", "b"):
+        write_run(tmp_path / name / "0-x")
+        write_sweep(tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    assert "<h1>a, b: 2 runs compared</h1>" in page(tmp_path)
+
+
+def test_the_title_names_a_few_runs_or_the_folder_of_many(tmp_path: Path) -> None:
+    for name in ("a", "b", "c", "d"):
+        write_run(tmp_path / "group" / name)
+    assert "<h1>a, b: 2 runs compared</h1>" in page(tmp_path / "group" / "[ab]")
+    assert "<h1>group: 4 runs compared</h1>" in page(tmp_path / "group")
+
+
+def test_the_exact_command_names_the_folder_without_the_path_to_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_run(tmp_path / "runs" / "a", overrides=["optim.lr=1", "resume=auto", "hydra.run.dir=elsewhere"])
+    write_run(tmp_path / "runs" / "b,c", status="failed", error="oh", overrides=["optim.lr=2"])
+    (tmp_path / "runs" / "b,c" / "train.log").touch()
+    monkeypatch.chdir(tmp_path)
+    text = html.unescape(page(Path("runs")))
+    assert "<code>kikitori train optim.lr=1 hydra.run.dir=runs/a</code>" in text
+    quoted = shlex.quote("hydra.run.dir='runs/b,c'")
+    assert f"<code>kikitori train optim.lr=2 {quoted}</code>" in text
+    assert "runs/b,c/train.log" in text
+    assert str(tmp_path) not in text
+
+
+def test_panels_without_content_are_left_out(tmp_path: Path) -> None:
+    shutil.rmtree(write_run(tmp_path / "alone", history=[]) / "predictions")
+    text = page(tmp_path)
+    markup = re.sub(r"<(script|style)[^>]*>.*?</\1>", "", text, flags=re.DOTALL)
+    assert "Leaderboard" in markup
+    for absent in ("figure", "Learning curves", "Two axes", "Seed spread", "Parameter importances", "clip by clip"):
+        assert absent not in markup
+    # One seed each: the column of its spread would be dashes.
+    assert "spread" not in re.findall(r'<th title="([^"]*)"', markup)
+
+
+def test_the_model_of_the_configuration_is_no_axis_for_an_evaluated_checkpoint(tmp_path: Path) -> None:
+    for number, model in enumerate(("base", "tiny")):
+        given = [f"model.name={model}", f"optim.lr={number}"]
+        config = {"model": {"name": model}, "optim": {"lr": number}}
+        write_run(tmp_path / model, 2 + number, config, given)
+    config = {"model": {"name": "medium"}, "optim": None, "checkpoint": "outputs/base"}
+    write_run(tmp_path / "scored", 1, config, ["checkpoint=outputs/base"], command="evaluate")
+    runs = find_runs([str(tmp_path)])
+    (table,) = leaderboards_of(runs)
+    assert table.rows[0].label == "checkpoint=outputs/base"
+    text = page(tmp_path)
+    assert "medium" not in text.partition('<article class="runs">')[0].partition("<body>")[2]
+
+
 @pytest.fixture(scope="module")
 def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """Headless Chromium that writes down every request and every line of its console."""
+    """Headless Chromium that logs every request and every line of its console."""
     webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
     browser, driver = shutil.which("chromium") or shutil.which("google-chrome"), shutil.which("chromedriver")
     if not browser or not driver:
@@ -119,7 +185,7 @@ def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 def opened(chromium: Any, runs: Path, tmp_path: Path) -> Any:
     """The browser, with the page open at 1280 pixels."""
     found = find_runs([str(runs)])
-    tables = data_sets([run for run in found if run.status == "completed"])
+    tables = leaderboards_of([run for run in found if run.status == "completed"])
     write_page(
         tmp_path / "report.html", tables, [run for run in found if run.status != "completed"], "kikitori compare"
     )
@@ -136,7 +202,7 @@ def widen(browser: Any, width: int) -> None:
 
 
 def column(browser: Any, name: str) -> list[str]:
-    """One column of the leaderboard's rows that are shown, as it is sorted by."""
+    """The sort values of a column, for the rows that are shown."""
     script = """
         const heads = [...document.querySelectorAll('.leaderboard th')];
         const head = heads.find((head) => head.textContent === arguments[0]);
@@ -202,7 +268,7 @@ def test_each_run_shows_its_clips_with_their_differences(opened: Any) -> None:
 
 @pytest.mark.browser
 @pytest.mark.slow
-def test_the_page_has_no_error_and_asks_for_nothing(opened: Any) -> None:
+def test_the_page_has_no_error_and_makes_no_request(opened: Any) -> None:
     for select in opened.find_elements("css selector", ".figure select"):
         for option in select.find_elements("tag name", "option"):
             option.click()
@@ -223,3 +289,50 @@ def test_the_page_never_scrolls_sideways(opened: Any, width: int) -> None:
     assert len(base64.b64decode(shot)) > 10_000
     plots = opened.find_elements("css selector", ".plot")
     assert all(plot.size["width"] <= width for plot in plots)
+    # Nothing in a plot lies beyond its edges.
+    assert opened.execute_script(BEYOND) == []
+
+
+@pytest.mark.browser
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [1280, 400])
+def test_no_column_of_the_leaderboard_is_cut(opened: Any, width: int) -> None:
+    widen(opened, width)
+    opened.refresh()
+    box = opened.find_element("css selector", ".leaderboard .scroll")
+    assert opened.execute_script("return arguments[0].scrollWidth <= arguments[0].clientWidth", box)
+    for name in ("verdict", "rank"):
+        left, right = opened.execute_script(EDGES, f".leaderboard td.{name}")
+        assert 0 <= left < right <= width
+
+
+@pytest.mark.browser
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [1280, 400])
+def test_a_legend_leaves_the_chart_more_room_than_it_takes(opened: Any, width: int) -> None:
+    widen(opened, width)
+    opened.refresh()
+    script = """
+        const height = (plot, layer) => plot.querySelector(layer)?.getBoundingClientRect().height ?? 0;
+        const plots = [...document.querySelectorAll('.plot')];
+        return plots.map((plot) => [height(plot, '.legend'), height(plot, '.nsewdrag')]);
+    """
+    heights = opened.execute_script(script)
+    assert any(legend for legend, _ in heights)
+    assert all(3 * legend < chart for legend, chart in heights)
+
+
+# Text of plots that lies outside of the plot's box.
+BEYOND = """
+    return [...document.querySelectorAll('.plot')].flatMap((plot) => {
+        const box = plot.getBoundingClientRect();
+        return [...plot.querySelectorAll('text')].filter((text) => {
+            const own = text.getBoundingClientRect();
+            return own.width && (own.left < box.left - 1 || own.right > box.right + 1 || own.top < box.top - 1);
+        }).map((text) => text.textContent);
+    });
+"""
+EDGES = """
+    const box = document.querySelector(arguments[0]).getBoundingClientRect();
+    return [box.left, box.right];
+"""

@@ -1,16 +1,19 @@
+import json
+import math
+from itertools import combinations
 from pathlib import Path
 
 import pytest
 from run_folders import write_grid, write_run
 
-from kikitori.compare.leaderboard import data_sets
-from kikitori.compare.plots import Figure, figures
+from kikitori.compare.leaderboard import leaderboards_of
+from kikitori.compare.plots import LABEL_OFFSET, LABEL_POSITIONS, Figure, figures, place_labels
 from kikitori.runs.reader import find_runs
 
 
 def plots(folder: Path) -> dict[str, Figure]:
     runs = find_runs([str(folder)])
-    (table,) = data_sets([run for run in runs if run.status == "completed"])
+    (table,) = leaderboards_of([run for run in runs if run.status == "completed"])
     return {figure.title: figure for figure in figures(table, [run for run in runs if run.status != "completed"])}
 
 
@@ -21,7 +24,7 @@ def test_a_heat_map_has_a_cell_for_each_pair_of_values_in_order(tmp_path: Path) 
     assert trace["z"][0][1] < trace["z"][0][0]
 
 
-def test_a_search_is_drawn_as_points_not_as_an_empty_grid(tmp_path: Path) -> None:
+def test_a_search_is_drawn_as_points(tmp_path: Path) -> None:
     for n in range(13):
         write_run(tmp_path / f"{n}-x", config={"optim": {"lr": 10.0 ** -(n / 4), "warmup_steps": 10 * n}})
     (trace,) = plots(tmp_path)["Two axes"].variants["optim.lr × optim.warmup_steps"]["data"]
@@ -39,7 +42,7 @@ def test_curves_start_at_the_score_before_and_show_pruned_runs(tmp_path: Path) -
     assert ended["name"] == "b (pruned)"
 
 
-def test_the_front_joins_what_none_beats_in_size_and_rate(tmp_path: Path) -> None:
+def test_the_front_joins_the_rows_that_no_other_dominates(tmp_path: Path) -> None:
     for name, errors, parameters in (("small", 3, 1e6), ("large", 1, 4e6), ("wasteful", 2, 9e6)):
         model = {"name": name, "parameters": parameters}
         write_run(tmp_path / name, errors, {"optim": {"lr": parameters}}, model=model)
@@ -47,7 +50,79 @@ def test_the_front_joins_what_none_beats_in_size_and_rate(tmp_path: Path) -> Non
     assert front["x"] == [1.0, 4.0]
 
 
-def test_what_cannot_be_drawn_is_said(tmp_path: Path) -> None:
+def test_rates_of_every_run_are_visible_even_above_100_percent(tmp_path: Path) -> None:
+    high = [{"step": step, "val/cer": cer} for step, cer in ((10, 3.0), (20, 1.6))]
+    write_run(tmp_path / "a", history=high)
+    write_run(tmp_path / "b", config={"optim": {"lr": 0.1}})
+    figure = plots(tmp_path)["Learning curves"]
+    assert figure.variants["val/cer"]["layout"]["yaxis"]["range"] == pytest.approx([0, 110])
+    write_run(tmp_path / "a", history=high, scores=without_before(tmp_path / "a"))
+    figure = plots(tmp_path)["Learning curves"]
+    assert figure.variants["val/cer"]["layout"]["yaxis"]["range"] == pytest.approx([0, 176])
+    assert figure.caption.startswith("Rates above 176 % are cut off.")
+
+
+def without_before(folder: Path) -> dict[str, object]:
+    scores = json.loads((folder / "results.json").read_text())["scores"]
+    return {stage: rates for stage, rates in scores.items() if stage != "before"}
+
+
+def test_a_long_legend_shows_ranks_only(tmp_path: Path) -> None:
+    for n in range(3):
+        write_run(tmp_path / str(n), n + 1, {"optim": {"lr": n}, "model": {"name": "x" * 60}})
+    write_run(tmp_path / "failed", status="failed", error="oh")
+    short = plots(tmp_path)["Learning curves"].variants["val/cer"]["data"]
+    assert [(line["name"], line["showlegend"]) for line in short] == [
+        *((f"#{n + 1} lr={n}", True) for n in range(3)),
+        ("failed (failed)", True),
+    ]
+    for n in range(3, 6):
+        write_run(tmp_path / str(n), n + 1, {"optim": {"lr": n}, "model": {"name": "x" * 60}})
+    long = plots(tmp_path)["Learning curves"].variants["val/cer"]["data"]
+    assert [line["name"] for line in long if line["showlegend"]] == [f"#{n}" for n in range(1, 7)]
+    assert all("lr=" in line["hovertemplate"] for line in long[:6])
+
+
+def test_costs_that_are_equal_are_no_trade_off(tmp_path: Path) -> None:
+    for n, seconds in enumerate((60.0, 120.0)):
+        cost = {"fit_s": seconds, "evaluate_s": 1.0, "devices": 1, "device": "cpu"}
+        write_run(tmp_path / str(n), n + 1, {"optim": {"lr": n}}, model={"parameters": 1e6}, cost=cost)
+    assert list(plots(tmp_path)["CER against cost"].variants) == ["CPU hours"]
+    write_run(tmp_path / "1", 2, {"optim": {"lr": 1}}, model={"parameters": 1e6})
+    write_run(tmp_path / "0", 1, {"optim": {"lr": 0}}, model={"parameters": 1e6})
+    assert not plots(tmp_path)["CER against cost"].variants
+
+
+def test_labels_do_not_lie_over_each_other() -> None:
+    x, y = [0.0, 0.01, 0.02, 1.0, 0.0], [0.5, 0.51, 0.5, 1.0, 0.0]
+    labels = place_labels(x, y, range(5))
+    places = {}
+    for i, corner in labels.items():
+        right, up = LABEL_POSITIONS[corner]
+        places[i] = (x[i] + LABEL_OFFSET * right, y[i] + LABEL_OFFSET * up)
+    assert {0, 3, 4} <= labels.keys()
+    assert all(math.dist(a, b) > LABEL_OFFSET for a, b in combinations(places.values(), 2))
+    assert len(place_labels([1.0] * 50, [1.0] * 50, range(50))) <= 4
+
+
+def test_a_key_that_does_not_apply_to_a_row_is_no_axis_for_it(tmp_path: Path) -> None:
+    write_grid(tmp_path)
+    config = {"model": {"d_model": 7}, "optim": None, "checkpoint": "outputs/base"}
+    write_run(tmp_path / "scored", 1, config, ["checkpoint=outputs/base"], command="evaluate")
+    variants = plots(tmp_path)["Two axes"].variants
+    assert list(variants) == ["model.d_model × optim.lr"]
+    assert variants["model.d_model × optim.lr"]["data"][0]["x"] == ["32", "64"]
+
+
+def test_values_of_a_short_search_are_points_not_categories(tmp_path: Path) -> None:
+    for n in range(6):
+        config = {"optim": {"lr": 10.0 ** -(n / 4)}, "data": {"language": "ja", "global_batch_size": 8 * (1 + n % 2)}}
+        write_run(tmp_path / f"{n}-x", config=config)
+    (trace,) = plots(tmp_path)["Two axes"].variants["optim.lr × data.global_batch_size"]["data"]
+    assert trace["mode"] == "markers"
+
+
+def test_a_figure_without_a_plot_gives_the_reason(tmp_path: Path) -> None:
     write_run(tmp_path / "alone", history=[])
     found = plots(tmp_path)
     assert found["Seed spread"].caption.startswith("One seed each")

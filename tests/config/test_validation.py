@@ -1,5 +1,6 @@
-"""Every choice under conf/ composes, its keys are arguments of its target; a bad value is named with all others."""
+"""Every choice under conf/ composes, its keys are arguments of its target, and invalid values are reported at once."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,13 +11,14 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from kikitori.config.overrides import swept
+from kikitori.config.targets import add_working_folder
 from kikitori.config.validation import check_config
 from kikitori.runtime.errors import ConfigError
 from kikitori.runtime.paths import CONF
 
 ROOTS = ("train", "evaluate", "prepare")
 CHOICES = sorted(p.relative_to(CONF).with_suffix("").as_posix() for p in CONF.glob("*/*.yaml"))
-# What can be chosen of Hydra itself: how a sweep's trials are run, and how their values are found.
+# The choices of Hydra's own groups: launcher, sweeper, sampler and pruner.
 OF_HYDRA = sorted(p.relative_to(CONF).with_suffix("").as_posix() for p in CONF.glob("hydra/**/*.yaml"))
 REQUIRED = {
     "data/common_voice": ["data.release=a"],
@@ -41,16 +43,16 @@ def composed(root: str, *overrides: str) -> DictConfig:
     return cfg
 
 
-def test_every_choice_is_counted() -> None:
+def test_the_number_of_choices_is_known() -> None:
     assert len(CHOICES) == 30
     assert len(OF_HYDRA) == 9
     assert len(list(CONF.glob("*.yaml"))) == len(ROOTS) + 1
     deeper = [path for path in CONF.glob("*/*/*") if path.parts[-3] != "hydra"]
-    assert not deeper, "one level deep, but where Hydra wants its own groups"
+    assert not deeper, "one level deep, except for Hydra's own groups"
 
 
 @pytest.mark.parametrize("choice", CHOICES)
-def test_every_choice_composes_and_binds_to_its_target(choice: str) -> None:
+def test_every_choice_composes_and_its_keys_are_arguments_of_its_target(choice: str) -> None:
     group, name = choice.split("/")
     needed = REQUIRED.get(choice, [])
     if group != "data" and choice != "experiment/demo":
@@ -59,7 +61,7 @@ def test_every_choice_composes_and_binds_to_its_target(choice: str) -> None:
 
 
 @pytest.mark.parametrize("choice", OF_HYDRA)
-def test_every_choice_of_launcher_and_search_composes_and_is_there(choice: str) -> None:
+def test_every_choice_of_launcher_sweeper_sampler_and_pruner_can_be_imported(choice: str) -> None:
     group, name = choice.rsplit("/", 1)
     searching = ["hydra/sweeper=optuna"] if group.count("/") > 1 else []
     cfg = with_hydra("train", "data=demo", *searching, f"{group}={name}")
@@ -67,7 +69,7 @@ def test_every_choice_of_launcher_and_search_composes_and_is_there(choice: str) 
 
 
 @pytest.mark.parametrize("name", [path.stem for path in (CONF / "sweep").glob("*.yaml")])
-def test_every_value_of_a_kept_axis_is_one(name: str) -> None:
+def test_every_value_of_a_predefined_sweep_is_valid(name: str) -> None:
     params = with_hydra("train", "data=demo", f"sweep={name}").hydra.sweeper.params
     assert params
     for key, values in params.items():
@@ -77,7 +79,7 @@ def test_every_value_of_a_kept_axis_is_one(name: str) -> None:
 
 
 @pytest.mark.parametrize("root", ROOTS)
-def test_every_root_composes(root: str) -> None:
+def test_every_command_composes(root: str) -> None:
     check_config(composed(root, "data=demo"))
 
 
@@ -87,12 +89,12 @@ def test_a_model_file_is_named_after_its_hub_name() -> None:
     assert all(name == "openai/" + stem.replace("_", "-") for stem, name in names.items())
 
 
-def test_an_experiment_wins_over_the_root_and_an_override_over_both() -> None:
+def test_an_experiment_overrides_the_root_file_and_the_command_line_overrides_both() -> None:
     assert composed("train", "experiment=tutorial_100_clips").validation.every_steps == 10
     assert composed("train", "experiment=tutorial_100_clips", "validation.every_steps=7").validation.every_steps == 7
 
 
-def test_the_article_is_the_recipe_people_know() -> None:
+def test_the_tutorial_experiment_has_the_published_settings() -> None:
     cfg = composed("train", "experiment=tutorial_100_clips", "data.release=a")
     assert cfg.model.name == "openai/whisper-small"
     assert (cfg.data.limit.train, cfg.data.limit.validation, cfg.data.limit.test) == (100, 100, 100)
@@ -109,7 +111,7 @@ def test_the_article_is_the_recipe_people_know() -> None:
     assert list(cfg.logger) == ["tensorboard"]
 
 
-def test_an_experiment_is_a_short_delta_that_asks_its_question_first() -> None:
+def test_an_experiment_is_short_and_begins_with_its_question() -> None:
     files = list((CONF / "experiment").glob("*.yaml"))
     assert files
     for path in files:
@@ -119,7 +121,7 @@ def test_an_experiment_is_a_short_delta_that_asks_its_question_first() -> None:
         assert "?" in lines[1]
 
 
-def test_all_problems_come_at_once_with_key_value_and_remedy() -> None:
+def test_all_problems_are_reported_at_once_with_key_value_and_remedy() -> None:
     bad = ["optim.lr=-1", "data.global_batch_size=x", "model.freeze=all", "model.dropout=2", "trainer.precision=8"]
     with pytest.raises(ConfigError) as caught:
         check_config(composed("train", *bad))
@@ -133,7 +135,7 @@ def test_all_problems_come_at_once_with_key_value_and_remedy() -> None:
     assert "trainer.precision: must be one of auto, 16-mixed, bf16-mixed, 32, 32-true, got 8" in text
 
 
-def test_a_key_that_the_target_does_not_know_is_named() -> None:
+def test_a_key_that_is_no_argument_of_the_target_is_named() -> None:
     with pytest.raises(ConfigError, match=r"trainer\.max_step: pytorch_lightning.Trainer has no such argument"):
         check_config(composed("train", "data=demo", "+trainer.max_step=3"))
 
@@ -189,7 +191,7 @@ def test_an_unknown_choice_or_key_is_refused_when_composing(override: str) -> No
         ("data.limit.train=all", "data.limit.train: must be a whole number or null, got 'all'"),
     ],
 )
-def test_a_bad_value_of_any_node_is_named(override: str, problem: str) -> None:
+def test_an_invalid_value_is_named(override: str, problem: str) -> None:
     with pytest.raises(ConfigError) as caught:
         check_config(composed("train", "data=demo", *override.split(" ")))
     assert problem in str(caught.value)
@@ -203,7 +205,7 @@ def test_a_bad_value_of_any_node_is_named(override: str, problem: str) -> None:
         (["trainer=ddp", "trainer.devices=4", "trainer.num_nodes=2"], 4, 2),
     ],
 )
-def test_a_slurm_job_has_a_task_a_device_and_arguments_that_submitit_knows(
+def test_a_slurm_job_has_one_task_per_device_and_arguments_that_submitit_accepts(
     overrides: list[str], tasks: int, nodes: int
 ) -> None:
     slurm = pytest.importorskip("submitit.slurm.slurm")
@@ -216,25 +218,65 @@ def test_a_slurm_job_has_a_task_a_device_and_arguments_that_submitit_knows(
     assert {str(key) for key in launcher} - of_the_executor <= known
 
 
+def test_a_class_of_the_users_own_is_checked_like_any_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "own_callback.py").write_text("class Mine:\n    def __init__(self, a: int = 1):\n        pass\n")
+    monkeypatch.setenv("KIKITORI_TARGETS", "own_callback.Mine")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", list(sys.path))
+    add_working_folder()
+    assert sys.path[-1] == str(tmp_path)
+    mine = ["+callbacks.mine._target_=own_callback.Mine", "+callbacks.mine.b=1"]
+    with pytest.raises(ConfigError, match=r"callbacks\.mine\.b: own_callback\.Mine has no such argument; it has a"):
+        check_config(composed("train", "data=demo", *mine))
+
+
+@pytest.mark.parametrize(
+    ("override", "remedy"),
+    [
+        ("+trainer.max_epochs=3", "trainer.max_epochs: training is counted in optimizer steps; set trainer.max_steps"),
+        ("+trainer.val_check_interval=5", "trainer.val_check_interval: set validation.every_steps"),
+        ("+trainer.check_val_every_n_epoch=1", "trainer.check_val_every_n_epoch: set validation.every_steps"),
+        ("+trainer.fast_dev_run=true", "trainer.fast_dev_run: set trainer.max_steps=2 and data.limit.train=8"),
+        (
+            "+trainer.max_step=3",
+            "trainer.max_step: pytorch_lightning.Trainer has no such argument; did you mean max_steps?",
+        ),
+    ],
+)
+def test_an_argument_of_the_trainer_without_effect_is_refused_with_the_one_to_use(override: str, remedy: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        check_config(composed("train", "data=demo", override))
+    assert remedy in str(caught.value)
+
+
+def test_an_argument_of_the_trainer_at_its_neutral_value_is_accepted() -> None:
+    check_config(composed("train", "data=demo", "+trainer.accumulate_grad_batches=1", "+trainer.max_epochs=null"))
+
+
+def test_splits_must_be_a_list() -> None:
+    with pytest.raises(ConfigError, match=r"1 problem in the configuration\n  splits: must be a list, got 'test'"):
+        check_config(OmegaConf.merge(composed("evaluate", "data=demo"), {"splits": "test"}))
+
+
 def test_evaluate_refuses_an_unknown_split() -> None:
     with pytest.raises(ConfigError, match="splits: must be among train, validation, test, got dev"):
         check_config(composed("evaluate", "data=demo", "splits=[dev]"))
 
 
-def test_a_sweeps_folders_carry_the_swept_keys_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_folders_of_a_sweep_are_named_after_the_swept_keys_only(monkeypatch: pytest.MonkeyPatch) -> None:
     line = ["kikitori", "-m", "data.release=/a/b", "optim.lr=1e-5,3e-5", "model.name=/x/y,/x/z", "seed=range(0,2)"]
     monkeypatch.setattr("sys.argv", line)
     job = ["data.release=/a/b", "optim.lr=1e-5", "model.name=/x/y", "seed=0"]
     assert swept(job) == "optim.lr-1e-5_model.name-x-y_seed-0"
 
 
-def test_a_secret_that_a_configuration_takes_from_the_environment_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_secret_read_from_the_environment_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_abcdefgh")
     with pytest.raises(ConfigError, match=r"data\.corpus_note: .*holds the value of HF_TOKEN") as caught:
         check_config(composed("train", "data=demo", "+data.corpus_note=from ${oc.env:HF_TOKEN}"))
     assert "hf_abcdefgh" not in str(caught.value)
 
 
-def test_the_place_of_a_secret_is_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_path_of_a_secret_file_is_not_a_secret(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("SSH_KEY_FILE", str(tmp_path))
     check_config(composed("train", f"data.release={tmp_path}"))

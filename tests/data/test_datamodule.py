@@ -87,8 +87,8 @@ def test_the_order_of_the_clips_does_not_depend_on_the_number_of_workers(tmp_pat
 
 def test_a_share_of_the_steps_uses_the_full_window(tmp_path: Path, micro: Whisper) -> None:
     write_common_voice(tmp_path / "ja", SPLITS)
-    short = micro.with_window(Window((0.7, 0.9), 0.1))
-    data = common_voice(tmp_path / "ja", short, full_window_share=0.5, trainer=trainer_of(4))
+    micro.set_window(Window((0.7, 0.9), 0.1))
+    data = common_voice(tmp_path / "ja", micro, full_window_share=0.5, trainer=trainer_of(4))
     data.setup()
     frames = [batch["input_features"][0].shape[2] for batch in data.train_dataloader()]
     assert frames == [70, 100, 70, 100]

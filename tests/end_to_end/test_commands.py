@@ -19,27 +19,6 @@ from kikitori.runtime.paths import DEMO
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("commands")]
 
 
-LOADING: dict[str, Any] = {
-    "global_batch_size": 8,
-    "eval_batch_size": 8,
-    "window": None,
-    "window_edges_s": [],
-    "window_margin_s": 0.0,
-    "full_window_share": 0.0,
-    "micro_batch_size": None,
-    "cache_encoder_outputs": False,
-    "num_workers": 0,
-    "group_by_length": True,
-    "limit": {"sample": False},
-    "min_duration_s": 0.3,
-    "max_duration_s": None,
-    "silence_dbfs": -50,
-    "max_reject_rate": 0.05,
-    "allow_shared_speakers": True,
-    "allow_shared_clips": False,
-}
-
-
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("cache")
@@ -291,12 +270,12 @@ def test_prepare_builds_the_audio_cache_that_training_uses(cache: Path, monkeypa
     done = kikitori("prepare", "data=demo", "hydra.run.dir=prepared", cache=cache)
     assert done.returncode == 0, done.stderr
     assert "480" in done.stdout
-    stores = {path.name: path.stat().st_mtime_ns for path in (cache / "store").glob("*.arrow")}
-    data = Demo(**{**LOADING, "language": "ja"})
+    caches = {path.name: path.stat().st_mtime_ns for path in (cache / "store").glob("*.arrow")}
+    data = Demo()
     monkeypatch.setenv("KIKITORI_CACHE", str(cache))
     data.setup()
-    assert {path.name: path.stat().st_mtime_ns for path in (cache / "store").glob("*.arrow")} == stores
-    assert {cached.path.name for cached in data.prepared.audio_caches.values()} <= stores.keys()
+    assert {path.name: path.stat().st_mtime_ns for path in (cache / "store").glob("*.arrow")} == caches
+    assert {cached.path.name for cached in data.prepared.audio_caches.values()} <= caches.keys()
 
 
 def test_compare_ranks_real_runs_and_writes_their_page(run: tuple[Path, str, str], cache: Path) -> None:

@@ -189,6 +189,6 @@ def test_a_process_that_hangs_ends_the_run_at_the_timeout(running: tuple[Path, s
 def test_more_processes_than_clips_are_refused(cache: Path) -> None:
     code, errors = train(*TWO, "score.train_clips=1", "hydra.run.dir=refused", cache=cache)
     assert code == 1
-    assert "1 clips of the train split are to be scored by 2 processes" in errors
+    assert "1 clips of the train split cannot be shared by 2 processes" in errors
     assert "Traceback" not in errors
     assert results(cache / "refused")["status"] == "failed"

@@ -1,4 +1,4 @@
-"""Made-up run folders, as training writes them, in a few lines."""
+"""Run folders with made-up results, in the layout that training writes."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -12,8 +12,8 @@ REFERENCES = ("カレーとサラダ", "ピザと紅茶", "うどんとビール
 SCORING = {"normaliser": "nfkc-casefold-nopunct-1", "segmenter": "sudachipy mode C"}
 
 
-def misheard(errors: int, references: Sequence[str] = REFERENCES) -> list[str]:
-    """The references with so many characters replaced at the head of every second one."""
+def with_errors(errors: int, references: Sequence[str] = REFERENCES) -> list[str]:
+    """The references, with the first `errors` characters of every second one replaced."""
     return ["ぬ" * min(errors, len(text)) + text[errors:] if i % 2 == 0 else text for i, text in enumerate(references)]
 
 
@@ -28,16 +28,16 @@ def write_run(
     command: str = "train",
     **results: Any,
 ) -> Path:
-    """A completed run whose validation and test clips have `errors` wrong characters in every second clip."""
-    stages = {"after": list(hypotheses or misheard(errors, references)), "before": [""] * len(references)}
+    """A completed run with `errors` wrong characters in every second clip of validation and test."""
+    stages = {"after": list(hypotheses or with_errors(errors, references)), "before": [""] * len(references)}
     if command == "evaluate":
         stages = {"evaluated": stages["after"]}
     scores: dict[str, Any] = {}
-    for stage, heard in stages.items():
-        counted = score_clips(references, heard, "ja")
+    for stage, outputs in stages.items():
+        counted = score_clips(references, outputs, "ja")
         names = [f"clip_{i}.mp3" for i in range(len(references))]
         for split in ("validation", "test"):
-            rows = map(prediction, names, references, heard, counted)
+            rows = map(prediction, names, references, outputs, counted)
             write_lines(folder / "predictions" / f"{split}_{stage}.jsonl", rows)
             scores.setdefault(stage, {})[split] = summarise(counted)
     facts = {"clips": len(references), "seconds": 9.0, **({"digest": digest} if digest else {})}
@@ -64,7 +64,7 @@ def write_run(
 
 
 def write_grid(sweep: Path, seeds: Sequence[int] = (0, 1)) -> Path:
-    """A sweep over two keys and the seeds; a larger model errs less, the learning rate does nothing."""
+    """A sweep over two keys and seeds. A larger model makes fewer errors; the learning rate has no effect."""
     number = 0
     for d_model in (32, 64):
         for lr in (0.001, 0.002):
@@ -78,6 +78,6 @@ def write_grid(sweep: Path, seeds: Sequence[int] = (0, 1)) -> Path:
 
 
 def write_sweep(sweep: Path, *trials: Mapping[str, Any]) -> None:
-    """sweep.json, as the launcher leaves it."""
+    """A sweep.json as the launcher writes it."""
     sweep.mkdir(parents=True, exist_ok=True)
     (sweep / "sweep.json").write_text(json.dumps({"command": [], "trials": list(trials)}), encoding="utf-8")

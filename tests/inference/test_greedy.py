@@ -20,7 +20,10 @@ D_MODEL, ROOM = 32, 60
 
 
 def talkative(seed: int) -> Whisper:
-    """A micro model that writes many tokens, and ends now and then: initialised so, the end token is never likely."""
+    """Makes a micro model that generates many different tokens and ends at different lengths.
+
+    With this initialisation the end token is never likely, so its embedding is replaced.
+    """
     torch.manual_seed(seed)
     sizes = {"d_model": D_MODEL, "encoder_layers": 1, "decoder_layers": 2, "attention_heads": 2, "window_s": 1}
     whisper = build_whisper(**sizes, language="ja", task="transcribe", max_label_tokens=ROOM + 4, init_std=0.5)
@@ -34,101 +37,101 @@ def encoded(batch: int, positions: int = 50) -> Tensor:
     return 3 * torch.randn(batch, positions, D_MODEL)
 
 
-def read(whisper: Whisper, states: Tensor, caps: Sequence[int]) -> list[list[int]]:
-    return greedy(whisper.model, states, whisper.processor.prefix, caps)
+def decode(whisper: Whisper, states: Tensor, limits: Sequence[int]) -> list[list[int]]:
+    return greedy(whisper.model, states, whisper.processor.prefix, limits)
 
 
-def reference(whisper: Whisper, states: Tensor, cap: int) -> list[list[int]]:
-    """What generate writes, its padding left out."""
+def reference(whisper: Whisper, states: Tensor, limit: int) -> list[list[int]]:
+    """Returns the tokens of generate, without padding."""
     outputs = BaseModelOutput(last_hidden_state=states)
-    rows = whisper.model.generate(encoder_outputs=outputs, language="ja", task="transcribe", max_new_tokens=cap)
+    rows = whisper.model.generate(encoder_outputs=outputs, language="ja", task="transcribe", max_new_tokens=limit)
     end = whisper.model.generation_config.eos_token_id
     return [[token for token in row if token != end] for row in rows.tolist()]
 
 
 @pytest.mark.parametrize("batch", [1, 2, 7, 12])
-@pytest.mark.parametrize("cap", [1, 2, 9, ROOM])
+@pytest.mark.parametrize("limit", [1, 2, 9, ROOM])
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_writes_what_generate_writes(batch: int, cap: int, seed: int) -> None:
+def test_the_tokens_equal_those_of_generate(batch: int, limit: int, seed: int) -> None:
     whisper = talkative(seed)
     states = encoded(batch)
-    assert read(whisper, states, [cap] * batch) == reference(whisper, states, cap)
+    assert decode(whisper, states, [limit] * batch) == reference(whisper, states, limit)
 
 
-def test_the_models_of_these_tests_end_rows_at_many_steps_and_write_many_tokens() -> None:
-    rows = read(talkative(0), encoded(12), [ROOM] * 12)
+def test_the_models_of_these_tests_end_rows_at_many_steps_and_generate_many_tokens() -> None:
+    rows = decode(talkative(0), encoded(12), [ROOM] * 12)
     assert len({len(row) for row in rows}) > 4
     assert len({token for row in rows for token in row}) > 50
 
 
 @pytest.mark.parametrize("positions", [1, 13, 50])
-def test_any_number_of_positions_will_do(positions: int) -> None:
+def test_any_number_of_positions_works(positions: int) -> None:
     whisper = talkative(3)
     states = encoded(5, positions)
-    assert read(whisper, states, [ROOM] * 5) == reference(whisper, states, ROOM)
+    assert decode(whisper, states, [ROOM] * 5) == reference(whisper, states, ROOM)
 
 
-def test_suppressed_tokens_are_never_written_and_some_not_at_first() -> None:
+def test_suppressed_tokens_are_never_generated_and_some_not_as_the_first() -> None:
     whisper = talkative(4)
     config = whisper.model.generation_config
     states = encoded(8)
-    free = read(whisper, states, [ROOM] * 8)
+    free = decode(whisper, states, [ROOM] * 8)
     config.begin_suppress_tokens = [*{row[0] for row in free if row}, config.eos_token_id]
     config.suppress_tokens = sorted({token for row in free for token in row[1:]} - {row[0] for row in free if row})[::2]
-    rows = read(whisper, states, [ROOM] * 8)
+    rows = decode(whisper, states, [ROOM] * 8)
     assert rows == reference(whisper, states, ROOM)
     assert all(row[0] not in config.begin_suppress_tokens for row in rows)
     assert any(token in config.begin_suppress_tokens for row in rows for token in row)
     assert not {token for row in rows for token in row} & set(config.suppress_tokens)
 
 
-def test_no_suppressed_tokens_at_all() -> None:
+def test_a_model_without_suppressed_tokens_works() -> None:
     whisper = talkative(5)
     whisper.model.generation_config.begin_suppress_tokens = whisper.model.generation_config.suppress_tokens = None
     states = encoded(8)
-    assert read(whisper, states, [ROOM] * 8) == reference(whisper, states, ROOM)
+    assert decode(whisper, states, [ROOM] * 8) == reference(whisper, states, ROOM)
 
 
 @settings(deadline=None, max_examples=25)
-@given(seed=st.integers(0, 2**32 - 1), caps=st.lists(st.integers(1, ROOM), min_size=1, max_size=9))
-def test_a_row_is_what_generate_gives_for_it_alone_up_to_its_own_cap(seed: int, caps: list[int]) -> None:
+@given(seed=st.integers(0, 2**32 - 1), limits=st.lists(st.integers(1, ROOM), min_size=1, max_size=9))
+def test_a_row_equals_what_generate_returns_for_it_alone_up_to_its_own_limit(seed: int, limits: list[int]) -> None:
     whisper = talkative(seed)
-    states = encoded(len(caps))
+    states = encoded(len(limits))
     before = states.clone()
-    alone = [reference(whisper, states[i : i + 1], cap)[0] for i, cap in enumerate(caps)]
-    assert read(whisper, states, caps) == alone
+    alone = [reference(whisper, states[i : i + 1], limit)[0] for i, limit in enumerate(limits)]
+    assert decode(whisper, states, limits) == alone
     assert torch.equal(states, before)
 
 
-def test_a_cap_beyond_the_decoders_context_is_the_context() -> None:
+def test_a_limit_beyond_the_decoders_context_is_the_context() -> None:
     whisper = talkative(6)
     states = encoded(12)
-    rows = read(whisper, states, [10_000] * 12)
+    rows = decode(whisper, states, [10_000] * 12)
     assert max(len(row) for row in rows) == ROOM
     assert rows == reference(whisper, states, ROOM)
 
 
-def test_no_rows() -> None:
-    assert read(talkative(0), encoded(0), []) == []
+def test_an_empty_batch_gives_no_rows() -> None:
+    assert decode(talkative(0), encoded(0), []) == []
 
 
-def test_a_row_that_ended_is_computed_no_further() -> None:
+def test_a_row_that_has_ended_is_not_computed_any_further() -> None:
     whisper = talkative(0)
     computed: list[int] = []
     whisper.model.proj_out.register_forward_hook(lambda module, inputs, output: computed.append(len(output)))
-    caps = [3, ROOM, 9, 1, ROOM, 7]
-    rows = read(whisper, encoded(6), caps)
-    # The end token is a step, too, where the cap leaves it one.
-    steps = [min(len(row) + 1, cap) for row, cap in zip(rows, caps, strict=True)]
+    limits = [3, ROOM, 9, 1, ROOM, 7]
+    rows = decode(whisper, encoded(6), limits)
+    # The end token takes a step, too, if the limit allows one more.
+    steps = [min(len(row) + 1, limit) for row, limit in zip(rows, limits, strict=True)]
     assert computed == [sum(step > i for step in steps) for i in range(max(steps))]
 
 
-def test_no_graph_for_gradients_is_kept() -> None:
+def test_no_graph_for_gradients_is_built() -> None:
     whisper = talkative(0)
     recorded: list[bool] = []
     whisper.model.proj_out.register_forward_hook(lambda module, inputs, output: recorded.append(output.requires_grad))
     with torch.enable_grad():
-        read(whisper, encoded(2), [3, 3])
+        decode(whisper, encoded(2), [3, 3])
     assert recorded
     assert not any(recorded)
 
@@ -146,26 +149,26 @@ class Casts(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-def test_autocast_casts_a_weight_once_as_lightning_has_it() -> None:
+def test_autocast_casts_a_weight_once_under_lightnings_precision_plugin() -> None:
     whisper = talkative(0)
     with torch.inference_mode(), MixedPrecision("bf16-mixed", "cpu").forward_context():
         states = encoded(3)
         with Casts(whisper.model.proj_out.weight.shape) as casts:
-            rows = read(whisper, states, [ROOM] * 3)
+            rows = decode(whisper, states, [ROOM] * 3)
     assert max(len(row) for row in rows) > 5
     assert casts.count == 1
 
 
 @pytest.mark.slow
-def test_real_whisper_base_reads_real_clips_as_generate_does(whisper_base: Whisper, speech: Path) -> None:
+def test_real_whisper_base_transcribes_real_clips_as_generate_does(whisper_base: Whisper, speech: Path) -> None:
     model, processor = whisper_base.model.eval(), whisper_base.processor
     clips = sorted((speech / "clips").glob("*.mp3"))
-    cap = model.generation_config.max_new_tokens
+    limit = model.generation_config.max_new_tokens
     for i in range(0, len(clips), 12):
         features = [processor.log_mel(waveform.decode(clip.read_bytes())) for clip in clips[i : i + 12]]
         with torch.inference_mode():
             states = model.model.encoder(torch.stack(features)).last_hidden_state
         assert states.shape[1] == 1500
-        rows = read(whisper_base, states, [cap] * len(states))
+        rows = decode(whisper_base, states, [limit] * len(states))
         assert any(rows)
-        assert rows == reference(whisper_base, states, cap)
+        assert rows == reference(whisper_base, states, limit)

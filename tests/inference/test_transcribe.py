@@ -15,7 +15,7 @@ from kikitori.model.whisper import Whisper, encode
 
 @settings(deadline=None)
 @given(samples=st.integers(0, 300_000), window_s=st.sampled_from([1.0, 3.0, 30.0]))
-def test_the_pieces_of_a_recording_are_the_recording(samples: int, window_s: float) -> None:
+def test_the_pieces_of_a_recording_join_to_the_recording(samples: int, window_s: float) -> None:
     waveform = torch.arange(samples, dtype=torch.float32)
     pieces = split_at_pauses(waveform, window_s)
     assert torch.equal(torch.cat(pieces), waveform)
@@ -23,14 +23,14 @@ def test_the_pieces_of_a_recording_are_the_recording(samples: int, window_s: flo
     assert all(len(piece) >= window_s * SAMPLE_RATE * 2 / 3 for piece in pieces[:-1])
 
 
-def test_a_recording_is_cut_in_its_pause() -> None:
+def test_a_recording_is_split_in_its_pause() -> None:
     waveform = torch.ones(5 * SAMPLE_RATE)
     waveform[round(2.4 * SAMPLE_RATE) : round(2.8 * SAMPLE_RATE)] = 0
     first, _ = split_at_pauses(waveform, 3.0)
     assert 2.4 < len(first) / SAMPLE_RATE < 2.8
 
 
-def test_a_transcript_does_not_depend_on_its_neighbours(micro: Whisper) -> None:
+def test_a_transcript_does_not_depend_on_the_other_clips_of_its_batch(micro: Whisper) -> None:
     features = torch.randn(3, 80, 100)
     micro.model.eval()
     states = encode(micro.model, features)
@@ -38,31 +38,33 @@ def test_a_transcript_does_not_depend_on_its_neighbours(micro: Whisper) -> None:
     assert together == [generate_text(micro, row[None], [1.0])[0] for row in states]
 
 
-def test_generation_is_capped_by_the_models_own_length(micro: Whisper) -> None:
+def test_generation_is_limited_by_the_models_context(micro: Whisper) -> None:
     micro.model.eval()
     micro.configure_generation(max_new_tokens=10_000, num_beams=1)
     tokens = micro.model.generate(torch.randn(1, 80, 100), language="ja", task="transcribe")
     assert tokens.shape[1] <= micro.processor.max_label_tokens
 
 
-def as_the_pipeline_reads(folder: Path, waveform: torch.Tensor) -> str:
-    reader = pipeline("automatic-speech-recognition", model=str(folder), device="cpu")
-    return reader({"raw": waveform.numpy(), "sampling_rate": SAMPLE_RATE})["text"].strip()
+def pipeline_transcript(folder: Path, waveform: torch.Tensor) -> str:
+    recognizer = pipeline("automatic-speech-recognition", model=str(folder), device="cpu")
+    return recognizer({"raw": waveform.numpy(), "sampling_rate": SAMPLE_RATE})["text"].strip()
 
 
-def test_our_transcript_equals_the_pipelines(micro: Whisper, tmp_path: Path) -> None:
+def test_the_transcript_equals_that_of_transformers_pipeline(micro: Whisper, tmp_path: Path) -> None:
     micro.model.eval()
     micro.save(tmp_path)
     waveform = torch.from_numpy(np.random.default_rng(0).normal(0, 0.1, 12_000).astype(np.float32))
-    assert transcribe(micro, waveform) == as_the_pipeline_reads(tmp_path, waveform)
+    assert transcribe(micro, waveform) == pipeline_transcript(tmp_path, waveform)
 
 
 @pytest.mark.slow
-def test_real_speech_is_read_as_the_pipeline_reads_it(whisper_base: Whisper, speech: Path, tmp_path: Path) -> None:
+def test_the_transcript_of_real_speech_equals_that_of_transformers_pipeline(
+    whisper_base: Whisper, speech: Path, tmp_path: Path
+) -> None:
     whisper_base.model.eval()
     whisper_base.save(tmp_path)
     for clip in sorted((speech / "clips").glob("*.mp3"))[:3]:
         waveform = decode(clip)
         ours = transcribe(whisper_base, waveform)
         assert ours
-        assert ours == as_the_pipeline_reads(tmp_path, waveform)
+        assert ours == pipeline_transcript(tmp_path, waveform)

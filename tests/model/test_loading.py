@@ -1,4 +1,6 @@
 import json
+import time
+from inspect import signature
 from pathlib import Path
 
 import huggingface_hub
@@ -10,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import GenerationConfig, WhisperConfig, WhisperForConditionalGeneration, WhisperProcessor
 from transformers.models.whisper.tokenization_whisper import LANGUAGES
 
-from kikitori.model.loading import build_whisper, load_whisper, rebuild_whisper
+from kikitori.model.loading import build_whisper, hub_is_reachable, load_whisper, model_folder, rebuild_whisper
 from kikitori.model.processor import byte_tokenizer
 from kikitori.model.whisper import Whisper, encode
 from kikitori.model.window import FULL, Window
@@ -183,45 +185,63 @@ def test_a_shorter_window_is_encoded_with_the_first_positional_embeddings(micro:
 
 def test_a_saved_model_and_a_recipe_keep_the_window(micro: Whisper, tmp_path: Path) -> None:
     window = Window((0.4, 0.8), 0.1)
-    micro.with_window(window).save(tmp_path)
+    micro.set_window(window)
+    micro.save(tmp_path)
     loaded = load_whisper(str(tmp_path), "ja", "transcribe")
     assert loaded.processor.window == window
     assert loaded.processor.log_mel(torch.zeros(4000)).shape == (80, 40)
-    assert rebuild_whisper(micro.with_window(window).recipe).processor.window == window
+    assert rebuild_whisper(micro.recipe).processor.window == window
 
 
-def test_a_copy_with_another_window_shares_the_model_and_leaves_the_original_unchanged(
-    micro: Whisper, tmp_path: Path
-) -> None:
-    recipe = micro.recipe
-    copy = micro.with_window(Window((0.5,), 0.1))
-    assert copy.model is micro.model
-    assert (micro.processor.window, micro.recipe) == (FULL, recipe)
-    copy.save(tmp_path / "copy")
-    micro.save(tmp_path / "original")
-    windows = [load_whisper(str(tmp_path / name)).processor.window for name in ("copy", "original")]
-    assert windows == [Window((0.5,), 0.1), FULL]
+def test_the_recipe_and_the_saved_model_follow_later_settings(micro: Whisper, tmp_path: Path) -> None:
+    assert (micro.processor.window, micro.recipe["window"]) == (FULL, FULL.as_plain())
+    for window, beams in ((Window((0.5,), 0.1), 1), (Window((0.7,), 0.2), 2)):
+        micro.set_window(window)
+        micro.configure_generation(max_new_tokens=7, num_beams=beams, max_tokens_per_s=3.0)
+        generation = {"max_new_tokens": 7, "num_beams": beams, "max_tokens_per_s": 3.0}
+        assert micro.recipe == {**micro.arguments, "generation": generation, "window": window.as_plain()}
+        micro.save(tmp_path)
+        for again in (rebuild_whisper(micro.recipe), load_whisper(str(tmp_path))):
+            assert again.processor.window == window
+            assert again.recipe["generation"] == generation
 
 
-def test_generation_settings_are_those_of_the_model_for_all_copies(micro: Whisper) -> None:
-    copy = micro.with_window(Window((0.5,), 0.1))
-    copy.configure_generation(max_new_tokens=7, num_beams=2, max_tokens_per_s=3.0)
-    expected = {"max_new_tokens": 7, "num_beams": 2, "max_tokens_per_s": 3.0}
-    assert micro.recipe["generation"] == copy.recipe["generation"] == expected
-    rebuilt = rebuild_whisper(copy.recipe)
-    assert rebuilt.recipe == copy.recipe
-    assert rebuilt.model.generation_config.num_beams == 2
-
-
-def test_the_default_sizes_are_those_of_the_micro_model() -> None:
+def test_the_defaults_are_those_of_the_micro_model() -> None:
     conf = OmegaConf.load(CONF / "model" / "micro.yaml")
-    sizes = ("d_model", "encoder_layers", "decoder_layers", "attention_heads", "window_s")
-    assert {key: build_whisper().arguments[key] for key in sizes} == {key: conf[key] for key in sizes}
+    defaults = {name: parameter.default for name, parameter in signature(build_whisper).parameters.items()}
+    assert {key: value for key, value in conf.items() if key != "_target_"} == {
+        key: defaults[key] for key in conf if key != "_target_"
+    }
 
 
 def test_a_folder_that_holds_no_model_is_named_as_such(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"cannot be loaded: the folder has no config\.json"):
         load_whisper(str(tmp_path))
+
+
+def test_a_model_is_found_in_the_folder_of_its_run_and_in_its_own(micro: Whisper, tmp_path: Path) -> None:
+    micro.save(tmp_path / "run/model")
+    for folder in (tmp_path / "run", tmp_path / "run/model"):
+        assert model_folder(folder, "checkpoint=a") == tmp_path / "run/model"
+    with pytest.raises(ModelError, match=r"checkpoint=a holds no model: .* kikitori train resume="):
+        model_folder(tmp_path, "checkpoint=a")
+
+
+def test_without_network_only_downloaded_files_are_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    # A port where nothing listens. The client's own retries would take minutes.
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
+    assert not hub_is_reachable()
+    start = time.monotonic()
+    with pytest.raises(ModelError, match=r"model\.name=openai/whisper-tinyy cannot be loaded: "):
+        load_whisper("openai/whisper-tinyy")
+    assert time.monotonic() - start < 20
+
+
+def test_offline_mode_asks_for_no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub, "get_session", lambda: pytest.fail("a request was made"))
+    assert huggingface_hub.constants.is_offline_mode()
+    assert hub_is_reachable()
 
 
 def test_a_stock_model_pads_every_clip_to_its_full_window(micro: Whisper) -> None:

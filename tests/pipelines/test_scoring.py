@@ -48,9 +48,9 @@ def test_predictions_keep_the_order_of_the_split(micro: Whisper, tmp_path: Path)
 def test_a_model_with_short_windows_is_also_scored_in_the_full_window(
     micro: Whisper, tmp_path: Path, monkeypatch: Any
 ) -> None:
-    whisper = micro.with_window(Window((0.6, 0.8), 0.05))
-    whisper.configure_generation(12, 1, max_tokens_per_s=3.0)
-    trainer, module, data = scored(tmp_path, whisper)
+    micro.set_window(Window((0.6, 0.8), 0.05))
+    micro.configure_generation(12, 1, max_tokens_per_s=3.0)
+    trainer, module, data = scored(tmp_path, micro)
     calls: list[tuple[int, list[int]]] = []
 
     def read(whisper: Whisper, states: Any, seconds: Any) -> list[str]:

@@ -36,6 +36,15 @@ def test_a_resumed_run_keeps_its_start_time_and_costs(tmp_path: Path) -> None:
     assert (again["started"], again["cost"]) == ("then", {"fit_s": 5.0})
 
 
+def test_a_run_is_replaced_only_if_it_failed_before_it_had_scores(tmp_path: Path) -> None:
+    first = stopped(tmp_path)
+    again = stopped(tmp_path, optim={"lr": 3e-5})
+    assert again["config"]["optim"] == {"lr": 3e-5}
+    write_json(tmp_path / "results.json", {**first, "scores": {"before": {"test": {"cer": 1.0}}}})
+    with pytest.raises(ConfigError, match=r"already holds a run; choose another folder, or add resume=auto"):
+        begin(tmp_path)
+
+
 def test_a_changed_recipe_is_refused_unless_it_is_accepted(tmp_path: Path) -> None:
     stopped(tmp_path)
     other = {"optim": {"lr": 3e-5, "betas": [0.9, 0.999]}}

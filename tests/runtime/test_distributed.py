@@ -62,5 +62,5 @@ def test_a_global_batch_that_does_not_divide_by_the_devices_is_refused() -> None
 
 def test_slurm_needs_a_number_of_devices() -> None:
     assert tasks(8) == 8
-    with pytest.raises(ConfigError, match="Slurm must be told how many"):
+    with pytest.raises(ConfigError, match="Slurm needs a number"):
         tasks("auto")

@@ -156,6 +156,7 @@ def test_the_log_counts_the_trials_that_ended(tmp_path: Path, caplog: pytest.Log
     sweep = Sweep(tmp_path, [], [trial(0, state="failed", reason="of an earlier start"), trial(1, "3e-5")])
     sweep.num_trials = 2
     with caplog.at_level("INFO"), live_progress(sweep) as show:
+        show()
         for number, state, value in (
             (0, "running", None),
             (0, "completed", 0.25),
@@ -186,6 +187,9 @@ def test_the_time_left_is_that_of_the_trials_that_ended_now(tmp_path: Path) -> N
         sweep.trials[number].state = "completed"
     pace.began -= 60
     assert summary(sweep, pace) == "3 of 5 trials ended, about 60 s left"
+    # 20 s later.
+    pace.began, pace.last_end = pace.began - 20, pace.last_end - 20
+    assert summary(sweep, pace) == "3 of 5 trials ended, about 40 s left"
 
 
 def test_long_values_are_shortened_in_a_label(tmp_path: Path) -> None:
@@ -198,14 +202,14 @@ def test_long_values_are_shortened_in_a_label(tmp_path: Path) -> None:
 def test_a_live_table_fits_the_terminal_and_shows_what_runs(tmp_path: Path, height: int) -> None:
     from rich.console import Console
 
-    states = ["completed"] * 20 + ["running", "failed", "running"] + ["waiting"] * 27
+    states = ["running"] + ["completed"] * 20 + ["failed", "running"] + ["waiting"] * 27
     sweep = Sweep(tmp_path, [], [trial(n, state=state) for n, state in enumerate(states)], num_trials=50)
     console = Console(width=80, height=height)
     with console.capture() as shown:
         console.print(table(sweep, Pace(), height))
     lines = shown.get().splitlines()
     assert len(lines) < height
-    assert sum("running" in line for line in lines) == 2
+    assert sum("running" in line and "optim.lr=" in line for line in lines) == 2
     hidden = [int(word) for line in lines if line.startswith("Not shown") for word in line.split() if word.isdigit()]
     assert sum(hidden) + sum("optim.lr=" in line for line in lines) == 50
     with console.capture() as shown:

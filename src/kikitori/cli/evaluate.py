@@ -1,4 +1,4 @@
-"""kikitori evaluate: score a checkpoint or a stock model on any corpus."""
+"""`kikitori evaluate`: scores a checkpoint or a stock model on any corpus."""
 
 import hydra
 from omegaconf import DictConfig
@@ -11,7 +11,7 @@ guard_hydra()
 
 @hydra.main(config_path=str(CONF), config_name="evaluate", version_base="1.3")
 def main(cfg: DictConfig) -> None:
-    """One run."""
+    """Runs one evaluation."""
     from kikitori.pipelines import evaluate
 
     evaluate.evaluate(cfg, run_folder())

@@ -20,7 +20,7 @@ from yaml import YAMLError
 from kikitori import __version__
 from kikitori.config.names import did_you_mean, explain, outdated, unknown_option
 from kikitori.config.overrides import LINE
-from kikitori.config.secrets import secret_in
+from kikitori.config.secrets import secret_fault
 from kikitori.runs.results import RESULTS, SWEEP, ended_before_scoring
 from kikitori.runs.resume import expand_resume, expand_resume_sweep
 from kikitori.runtime import distributed, processes
@@ -29,17 +29,17 @@ from kikitori.runtime.errors import KikitoriError, Stopped
 USAGE = """\
 kikitori: fine-tune Whisper on speech, Japanese first.
 
-  train       fine-tune a model, with scores before and after
-              kikitori train model=whisper_small data.release=cv-corpus-27.0-2026-09-09-ja.tar.gz
-              kikitori train resume=outputs/my-run
-  evaluate    score a checkpoint or a stock model
-              kikitori evaluate checkpoint=outputs/my-run data=demo
-  prepare     decode a corpus and list the clips that would be rejected
-              kikitori prepare data=manifest data.manifest=recordings/metadata.csv
-  transcribe  transcribe audio files
-              kikitori transcribe talk.mp3 --model outputs/my-run
-  compare     rank runs and sweeps, with intervals; --report writes a page
-              kikitori compare outputs/my-sweep --report report.html
+train       fine-tune a model, with scores before and after
+    kikitori train data.release=cv-corpus-27.0-2026-09-09-ja.tar.gz
+    kikitori train resume=outputs/my-run
+evaluate    score a checkpoint or a stock model
+    kikitori evaluate checkpoint=outputs/my-run data=demo
+prepare     decode a corpus and list the clips that would be rejected
+    kikitori prepare data=manifest data.manifest=recordings/metadata.csv
+transcribe  transcribe audio files
+    kikitori transcribe talk.mp3 --model outputs/my-run
+compare     rank runs and sweeps, with intervals; --report writes a page
+    kikitori compare outputs/my-sweep --report report.html
 
 kikitori COMMAND --help lists the options of a command. For train, evaluate and
 prepare these are choices and keys of the configuration: model=whisper_base
@@ -109,8 +109,8 @@ def _refuse(arguments: list[str]) -> None:
     """Exits before Hydra writes the command line to files if it holds a secret or contradicts itself."""
     for argument in arguments:
         key, _, value = argument.partition("=")
-        if variable := secret_in(value):
-            sys.exit(f"kikitori: {key} holds the value of {variable}, and overrides are written to files; leave it out")
+        if fault := secret_fault(value):
+            sys.exit(f"kikitori: {key} {fault}")
     given = {key: value.strip("'\"") for key, _, value in (argument.partition("=") for argument in arguments)}
     # A choice of `sweep` sets the mode.
     sweeps = "-m" in given or "--multirun" in given or given.get("hydra.mode") == "MULTIRUN" or "sweep" in given

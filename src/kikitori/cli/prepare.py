@@ -1,4 +1,4 @@
-"""kikitori prepare: decode a corpus into the store and tell what would be left out."""
+"""`kikitori prepare`: decodes a corpus into the audio cache and lists the clips that would be rejected."""
 
 import hydra
 from omegaconf import DictConfig
@@ -13,24 +13,25 @@ guard_hydra()
 
 @hydra.main(config_path=str(CONF), config_name="prepare", version_base="1.3")
 def main(cfg: DictConfig) -> None:
-    """Build the store and print what is in it."""
+    """Decodes the corpus and prints a summary."""
     from kikitori.pipelines import prepare
 
     folder = run_folder()
     data = prepare.prepare(cfg, folder)
     facts = data.summary()
-    table = Table("split", "clips", "hours", "stored in", title=facts["corpus"], title_justify="left")
+    table = Table("split", "clips", "duration", "cache", title=facts["corpus"], title_justify="left")
     for split, row in facts["splits"].items():
-        path = data.prepared.audio_caches[split].path
-        table.add_row(
-            split, str(row["clips"]), f"{row['seconds'] / 3600:.2f}", f"{path.stat().st_size / 2**20:.1f} MiB"
-        )
+        size = data.prepared.audio_caches[split].path.stat().st_size
+        table.add_row(split, str(row["clips"]), show_duration(row["seconds"]), f"{size / 2**20:.1f} MiB")
     console = Console()
     console.print(table)
     for reason, count in facts["rejects"].items():
-        console.print(f"left out: {count} {reason}")
-    console.print(
-        "Clips longer than a model's window, or with too many tokens for it, are found by train and evaluate."
-    )
+        console.print(f"rejected: {count} {reason}")
     if facts["rejects"]:
-        console.print(f"Each of these is in {folder / 'rejects.jsonl'}", soft_wrap=True)
+        console.print(f"{folder / 'rejects.jsonl'} lists each of them", soft_wrap=True)
+    console.print("train and evaluate also reject clips that have more seconds or tokens than their model takes.")
+
+
+def show_duration(seconds: float) -> str:
+    """Seconds as minutes, or as hours if there are many."""
+    return f"{seconds / 3600:.1f} h" if seconds >= 36_000 else f"{seconds / 60:.1f} min"

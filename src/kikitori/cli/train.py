@@ -1,4 +1,4 @@
-"""kikitori train: fine-tune a Whisper. `kikitori train --help` lists what can be chosen."""
+"""`kikitori train`: fine-tunes a Whisper."""
 
 import hydra
 from omegaconf import DictConfig
@@ -12,11 +12,11 @@ guard_hydra()
 
 @hydra.main(config_path=str(CONF), config_name="train", version_base="1.3")
 def main(cfg: DictConfig) -> float | None:
-    """One run, or one job of a multirun; what a search minimises is returned."""
+    """Runs one training, or one trial of a sweep. Returns the validation CER, which a search minimises."""
     from kikitori.pipelines import train
     from kikitori.runtime import distributed
 
-    # A job that Slurm put back into its queue goes on in its folder.
+    # A job that Slurm has requeued resumes in its folder.
     if distributed.restarted():
         cfg.resume = "auto"
     return best_cer(train.train(cfg, run_folder()))

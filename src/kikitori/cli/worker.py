@@ -11,12 +11,15 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
+from kikitori.config.targets import add_working_folder
 from kikitori.runtime.errors import Stopped
 from kikitori.runtime.processes import exit_with_launcher
 
+add_working_folder()
+
 
 def main() -> None:
-    """Run the command with the configuration that comes through standard input."""
+    """Runs the command with the configuration that comes through standard input."""
     exit_with_launcher()
     cfg = OmegaConf.create(json.load(sys.stdin))
     try:
@@ -25,8 +28,8 @@ def main() -> None:
         getattr(pipeline, command)(cfg, Path(sys.argv[2]))
     except Stopped as error:
         sys.exit(error.code)
-    # All is done; an interpreter that takes its time to end is now and then aborted by a thread of a library, which
-    # would be told as the failure of a run that went well.
+    # Without the interpreter's own shutdown: it is sometimes aborted by a library's thread, and the run, which is
+    # complete, would be reported as failed.
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)

@@ -108,7 +108,7 @@ class Leaderboard:
         return "device hours" if len(on_cpu) > 1 else "CPU hours" if on_cpu == {True} else "GPU hours"
 
 
-def data_sets(runs: Sequence[Run]) -> list[Leaderboard]:
+def leaderboards_of(runs: Sequence[Run]) -> list[Leaderboard]:
     """One table per set of clips and way of scoring, the largest first."""
     groups: dict[tuple[str | None, ...], list[Run]] = {}
     # Runs that scored both splits form the groups; a run that scored only one joins the group with the same clips.
@@ -124,7 +124,7 @@ def build_leaderboards(places: Sequence[str]) -> tuple[list[Leaderboard], list[R
     """The tables of the completed runs in the given folders, sweeps and globs, and the runs that are not completed."""
     runs = find_runs(places)
     completed = [run for run in runs if run.status == "completed"]
-    return data_sets(completed), [run for run in runs if run.status != "completed"]
+    return leaderboards_of(completed), [run for run in runs if run.status != "completed"]
 
 
 def rank(runs: Sequence[Run]) -> list[Row]:

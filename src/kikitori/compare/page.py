@@ -1,7 +1,10 @@
-"""The comparison as one HTML file that opens anywhere: no network, no other file, nothing of who spoke."""
+"""The comparison as one HTML file, which needs no network and no other file and names no speaker."""
 
 import json
 import math
+import os
+import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import datetime
@@ -15,14 +18,18 @@ from plotly.offline import get_plotlyjs
 from kikitori.compare import clip_diffs, formats
 from kikitori.compare.leaderboard import ALIKE, BEST, Leaderboard, Row
 from kikitori.compare.plots import figures
+from kikitori.config.overrides import override
 from kikitori.runs.reader import Run
+from kikitori.runs.results import SWEEP
 from kikitori.runtime.errors import DataError
 
-TEMPLATE = Path(__file__).parent / "templates"
+TEMPLATES = Path(__file__).parent / "templates"
+# More runs and sweeps than this are named by the folder that they share.
+MAX_NAMES = 3
 
 
 def write_page(path: Path, tables: Sequence[Leaderboard], failures: Sequence[Run], command: str) -> None:
-    """Write the page. Raises DataError where it cannot be written."""
+    """Writes the page. Raises DataError where it cannot be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(render(tables, failures, command), encoding="utf-8", errors="backslashreplace")
@@ -31,38 +38,56 @@ def write_page(path: Path, tables: Sequence[Leaderboard], failures: Sequence[Run
 
 
 def render(tables: Sequence[Leaderboard], failures: Sequence[Run], command: str) -> str:
-    """The page's text. Everything that a run brought along is escaped: by Jinja in the tables, here in the data."""
-    environment = Environment(loader=FileSystemLoader(TEMPLATE), autoescape=True, undefined=StrictUndefined)
+    """The page as HTML. Text from runs is escaped: by Jinja in the tables, by `script_json` in the data."""
+    environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined)
     sections = [
         _section(table, [run for run in failures if _of_same_data(run, table, len(tables))]) for table in tables
     ]
     share = clip_diffs.MAX_AUDIO // len(tables)
-    data = [
+    data: list[dict[str, Any]] = [
         {"figures": [asdict(figure) for figure in section["figures"]], "clips": clip_diffs.clips_of_table(table, share)}
         for section, table in zip(sections, tables, strict=True)
     ]
+    for section, part in zip(sections, data, strict=True):
+        section["has_clips"] = bool(part["clips"]["runs"])
+    num_runs = sum(len(table.runs) for table in tables)
     return environment.get_template("page.html").render(
+        title=title([*(run for table in tables for run in table.runs), *failures], num_runs),
         sections=sections,
-        failures=failures,
+        failures=[_failure(run) for run in failures],
         separate=formats.SEPARATE if len(tables) > 1 else "",
         command=command,
         made=datetime.now().isoformat(" ", "minutes"),
-        num_runs=sum(len(table.runs) for table in tables),
         data=script_json(data),
         plotly=Markup(get_plotlyjs()),
-        css=Markup((TEMPLATE / "page.css").read_text(encoding="utf-8")),
-        js=Markup((TEMPLATE / "page.js").read_text(encoding="utf-8")),
+        css=Markup((TEMPLATES / "page.css").read_text(encoding="utf-8")),
+        js=Markup((TEMPLATES / "page.js").read_text(encoding="utf-8")),
     )
 
 
+def title(runs: Sequence[Run], num_compared: int) -> str:
+    """The sweeps and single runs that are compared, by folder, and the number of runs."""
+    places = [run.folder.parent if (run.folder.parent / SWEEP).is_file() else run.folder for run in runs]
+    names = list(dict.fromkeys(map(_short_path, places)))
+    if len(names) > MAX_NAMES:
+        names = [_short_path(Path(os.path.commonpath(places)))]
+    return f"{', '.join(names)}: {num_compared} run{'s' * (num_compared != 1)} compared"
+
+
+def _short_path(path: Path) -> str:
+    """A folder as one would type it here; of a folder elsewhere only the name."""
+    here = Path.cwd()
+    return path.relative_to(here).as_posix() if here in path.parents else path.name
+
+
 def script_json(value: Any) -> Markup:
-    """JSON for the inside of a script element, which a "</script>" in a transcript must not close."""
+    """JSON for a script element, which "</script>" in a transcript must not close."""
     text = json.dumps(_finite(value), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     return Markup(text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029"))
 
 
 def _finite(value: Any) -> Any:
-    """JSON knows neither NaN nor infinity."""
+    """The value with None for NaN and infinity, which JSON does not have."""
     if isinstance(value, dict):
         return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -71,7 +96,7 @@ def _finite(value: Any) -> Any:
 
 
 def _of_same_data(run: Run, table: Leaderboard, num_tables: int) -> bool:
-    """Whether an unfinished run with a history belongs to a table; by digest where there are several."""
+    """Whether an unfinished run with a history has the clips of a table; compared by digest if there are several."""
     digests = [
         r.results.get("data", {}).get("splits", {}).get("validation", {}).get("digest") for r in (run, table.runs[0])
     ]
@@ -81,44 +106,59 @@ def _of_same_data(run: Run, table: Leaderboard, num_tables: int) -> bool:
 
 
 def _section(table: Leaderboard, unfinished: Sequence[Run]) -> dict[str, Any]:
-    """What the template needs of a data set."""
+    """The values that the template needs for a data set."""
     rows = [_leaderboard_row(table, rank, row) for rank, row in enumerate(table.rows, 1)]
+    # A column of dashes has nothing to show.
+    columns = [i for i, _ in enumerate(rows[0]["cells"]) if any(row["cells"][i]["text"] != "–" for row in rows)]
+    for row in rows:
+        row["cells"] = [row["cells"][i] for i in columns]
+    notes = formats.notes(table)
+    if top := _highest(table):
+        notes.append(f"The bars below the validation CER reach from 0 to {formats.percent(top)} %.")
     return {
         "name": table.name,
         "scoring": table.scoring,
-        "said": conclusion(table),
-        "columns": [(name, short(name, table.keys)) for name, _, _ in rows[0]["cells"]],
+        "conclusion": conclusion(table),
+        "columns": [(cell["column"], cell["label"]) for cell in rows[0]["cells"]],
         "rows": rows,
-        "notes": formats.notes(table),
-        "figures": figures(table, unfinished),
+        "notes": notes,
+        "figures": [figure for figure in figures(table, unfinished) if figure.variants],
         "runs": [_run(run, rank) for rank, row in enumerate(table.rows, 1) for run in row.runs],
     }
 
 
 def short(name: str, keys: Sequence[str]) -> str:
-    """A key's last part, which a telephone has room for, where no other key ends alike."""
+    """The last part of a key, to save space, unless another key has the same last part."""
     last = name.rpartition(".")[2]
     return last if name in keys and sum(key.rpartition(".")[2] == last for key in keys) == 1 else name
 
 
 def conclusion(table: Leaderboard) -> str:
-    """The answer in a sentence or two."""
+    """The result in one or two sentences."""
     best = table.rows[0]
     if best.verdict != BEST:
         return "No run was scored on validation, so nothing is ranked."
     alike = sum(row.verdict == ALIKE for row in table.rows)
     test = f", test {formats.bracketed(best.estimate['test'])} %" if "test" in best.estimate else ""
-    said = f"Best: {best.label}, with a validation CER of {formats.bracketed(best.estimate['validation'])} %{test}."
+    result = f"Best: {best.label}, with a validation CER of {formats.bracketed(best.estimate['validation'])} %{test}."
     if len(table.rows) == 1:
-        return said
+        return result
     others = len(table.rows) - 1
     if not alike:
-        return f"{said} {'The other one is' if others == 1 else f'The {others} others are'} worse on these clips."
-    return f"{said} {alike} of {others} others cannot be told from it on these clips."
+        return f"{result} {'The other row is' if others == 1 else f'The {others} other rows are'} worse on these clips."
+    if others == 1:
+        return f"{result} The other row is indistinguishable from it on these clips."
+    are = "is" if alike == 1 else "are"
+    return f"{result} {alike} of the {others} other rows {are} indistinguishable from it on these clips."
+
+
+def _highest(table: Leaderboard) -> float:
+    """The upper end of the highest validation interval; 0 where nothing was scored on validation."""
+    return max((row.estimate["validation"].high for row in table.rows if "validation" in row.estimate), default=0.0)
 
 
 def _leaderboard_row(table: Leaderboard, rank: int, row: Row) -> dict[str, Any]:
-    """Cells as (column, text, value to sort by), the words to filter by, and where its interval's bar stands."""
+    """The cells of a row, the words it is filtered by, its verdict, and the bar of its interval in percent."""
     validation, test = row.estimate.get("validation"), row.estimate.get("test")
     values = {
         "seeds": len(row.runs),
@@ -128,24 +168,34 @@ def _leaderboard_row(table: Leaderboard, rank: int, row: Row) -> dict[str, Any]:
         "test CER %": test and test.value,
         "time": sum(row.cost(key) or 0 for key in ("fit_s", "evaluate_s")),
         "clips/s": row.cost("train_clips_per_s"),
-        "GB": row.cost("peak_memory_gb"),
+        "peak GB": row.cost("peak_memory_gb"),
         "M params": row.parameters,
         "val WER %": row.wer,
         table.hours_name: row.hours,
+        **dict.fromkeys(table.keys),
         **row.choices,
     }
     shown = formats.identity(table, row) | formats.scores(row)
     shown |= {"val WER %": formats.percent(row.wer) if row.wer is not None else "–"}
     shown |= formats.costs(row) | {table.hours_name: formats.number(row.hours, 3)}
-    cells = [("#", str(rank), rank), *((key, text, values.get(key, text)) for key, text in shown.items())]
+    cells = [_cell("#", "#", str(rank), rank)]
+    cells += [_cell(key, short(key, table.keys), text, values.get(key, text)) for key, text in shown.items()]
     words = [f"{key}={text}" for key, text in shown.items()] + [run.name for run in row.runs]
-    top = max(r.estimate["validation"].high for r in table.rows if "validation" in r.estimate) if validation else 1
-    place = {n: 100 * getattr(validation, n) / (top or 1) for n in ("low", "value", "high")} if validation else None
-    return {"cells": cells, "words": " ".join(words), "verdict": row.verdict, "bar": place}
+    top = _highest(table) or 1.0
+    bar = {n: 100 * getattr(validation, n) / top for n in ("low", "value", "high")} if validation else None
+    return {"cells": cells, "words": " ".join(words), "verdict": row.verdict, "bar": bar}
+
+
+def _cell(column: str, label: str, text: str, value: Any) -> dict[str, Any]:
+    """A cell: its text, in `main` and `detail` a rate and its interval, and its value to sort by."""
+    main, bracket, detail = text.partition(" [")
+    is_words = isinstance(value, str) and len(text) > 12
+    parts = {"text": text, "main": main, "detail": bracket + detail, "is_words": is_words}
+    return {"column": column, "label": label, "value": value, **parts}
 
 
 def _run(run: Run, rank: int) -> dict[str, Any]:
-    """A line of the list of runs."""
+    """A row of the list of runs."""
     git, config = run.results.get("git") or {}, run.results.get("config", {})
     return {
         "rank": rank,
@@ -155,5 +205,27 @@ def _run(run: Run, rank: int) -> dict[str, Any]:
         "version": run.results.get("versions", {}).get("kikitori", ""),
         "started": str(run.results.get("started", ""))[:16].replace("T", " "),
         "device": run.results.get("cost", {}).get("device", ""),
-        "command": run.command,
+        "command": exact_command(run),
     }
+
+
+def _failure(run: Run) -> dict[str, Any]:
+    """A row of the list of runs that are not completed."""
+    log = _here(run.log) if run.log else ""
+    command = exact_command(run) if run.overrides else ""
+    return {"name": run.name, "status": run.status, "reason": run.reason, "log": log, "command": command}
+
+
+def exact_command(run: Run) -> str:
+    """The command that made this run, with its folder."""
+    own = [word for word in run.overrides if not re.match(r"(resume|hydra\.run\.dir)=", word)]
+    folder = _here(run.folder)
+    plain = re.fullmatch(r"[\w./+-]+", folder)
+    where = f"hydra.run.dir={folder}" if plain else override("hydra.run.dir", folder)
+    return shlex.join(["kikitori", run.results.get("command", "train"), *own, where])
+
+
+def _here(path: Path) -> str:
+    """A path relative to the current folder if it lies in it, so that the page shows no path of this machine."""
+    here = Path.cwd()
+    return path.relative_to(here).as_posix() if here in path.parents else str(path)

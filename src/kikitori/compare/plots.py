@@ -1,5 +1,6 @@
-"""The page's plots as plain Plotly figures: traces and layout. Colours of text and grid are the page's own business."""
+"""The page's plots as Plotly figures in plain dicts: traces and layout. The page sets the colours of text and grid."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html import escape
@@ -12,19 +13,27 @@ from kikitori.runs.reader import Run
 
 COLOURS = ("#3d85c6", "#e08a1e", "#2a9d6e", "#c2508f", "#8b6fd6", "#b5651d", "#17a2b8", "#d1495b")
 FRONT = "#d1495b"
-# In turn, so that rows of one price do not write over each other.
-LABEL_PLACES = ("top right", "bottom right", "top left", "bottom left")
+# Corners of a point for its label: Plotly's name and the direction.
+LABEL_POSITIONS = {"top right": (1, 1), "bottom right": (1, -1), "top left": (-1, 1), "bottom left": (-1, -1)}
 GREY = "rgba(140,140,140,0.55)"
-# Beyond it a hallucinating start would flatten all that follows.
-HIGHEST_CER = 1.1
-MOST_VALUES = 12
-MOST_PAIRS = 6
+# Curves are cut off here, in percent, unless one lies above it throughout: a start at 400 % would flatten the rest.
+MAX_RATE = 110
+MAX_VALUES = 12
+MAX_PAIRS = 6
+# Distance of a label from its point, as a share of the plot's width and height.
+LABEL_OFFSET = 0.06
+# A legend with more characters or entries than this would cover the plot; it shows ranks only.
+MAX_LEGEND = 110
+MAX_LEGEND_ENTRIES = 4
 CER = "validation CER %"
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A plot with its variants by name (one of them shown at a time), or a sentence on why there is none."""
+    """A plot with its variants by name, of which the page shows one at a time.
+
+    caption: how to read it; without variants, why there is no plot, and the page leaves it out.
+    """
 
     title: str
     caption: str
@@ -32,7 +41,7 @@ class Figure:
 
 
 def figures(table: Leaderboard, unfinished: Sequence[Run]) -> list[Figure]:
-    """All plots of a table; `unfinished`: pruned and failed runs on the same data, for the curves."""
+    """All plots of a table. unfinished: pruned and failed runs on the same data, for the curves."""
     ranked = [row for row in table.rows if "validation" in row.estimate]
     return [
         curves(ranked, unfinished),
@@ -44,35 +53,56 @@ def figures(table: Leaderboard, unfinished: Sequence[Run]) -> list[Figure]:
 
 
 def colour(rank: int) -> str:
-    """The first rows have one each; of more nobody tells lines apart."""
+    """One colour for each of the first rows, grey for the others: more colours cannot be distinguished."""
     return COLOURS[rank] if rank < len(COLOURS) else GREY
 
 
 def name(rank: int, row: Row) -> str:
-    """How a row is called on every plot. Plotly reads tags in text, and a value may hold one."""
+    """A row's name on the plots. Escaped, since Plotly interprets tags in text and a value may contain one."""
     return escape(f"#{rank + 1} {row.label}")
 
 
 def curves(rows: Sequence[Row], unfinished: Sequence[Run]) -> Figure:
-    """Scores and losses over optimizer steps, a line a run."""
+    """Rates and losses over optimizer steps, one line per run."""
     lines = [(run, colour(i), name(i, row), i) for i, row in enumerate(rows) for run in row.runs]
     lines = [line for line in lines if line[0].results.get("history")]
     ended = [(run, GREY, f"{escape(run.name)} ({run.status})", len(rows)) for run in unfinished]
     keys = ("val/cer", "val/loss", "train/loss", "val/wer")
     variants = {}
+    cut = 0.0
     for key in keys if lines else ():
         traces: list[dict[str, Any]] = []
         for run, tint, label, rank in [*lines, *ended]:
             first = not any(trace["legendgroup"] == label for trace in traces)
             traces.append(_curve(run, key, tint, label) | {"showlegend": first and rank < len(COLOURS)})
-        rated = key in ("val/cer", "val/wer")
-        top = max((y for t in traces for y in t["y"] if y is not None), default=100 * HIGHEST_CER)
-        bounds = {"range": [0, min(1.05 * top, 100 * HIGHEST_CER)]} if rated else {}
-        variants[key] = _figure(traces, "optimizer step", key + " %" * rated, yaxis=bounds)
-    said = (
-        f"Rates are cut at {100 * HIGHEST_CER:.0f} %; pruned and failed runs are grey. Click a name to hide its lines."
-    )
-    return Figure("Learning curves", said if lines else "No run recorded its validations.", variants)
+        _shorten_legend(traces, len(lines))
+        is_rate = key in ("val/cer", "val/wer")
+        highest, top = _rate_range(traces)
+        cut = max(cut, top if is_rate and highest > top else 0)
+        variants[key] = _figure(
+            traces, "optimizer step", key + " %" * is_rate, yaxis={"range": [0, top]} if is_rate else {}
+        )
+    caption = f"Rates above {cut:.0f} % are cut off. " * bool(cut) + "Pruned and failed runs are grey. " * bool(ended)
+    caption += "Click a name to hide its lines."
+    return Figure("Learning curves", caption if lines else "No run recorded its validations.", variants)
+
+
+def _rate_range(traces: Sequence[dict[str, Any]]) -> tuple[float, float]:
+    """The highest value, and the upper end of an axis on which each curve is visible at its lowest point at least."""
+    values = [[y for y in trace["y"] if y is not None] for trace in traces]
+    highest = max((max(ys) for ys in values if ys), default=MAX_RATE)
+    lowest = max((min(ys) for ys in values if ys), default=0)
+    return highest, min(1.05 * highest, max(MAX_RATE, 1.1 * lowest))
+
+
+def _shorten_legend(traces: Sequence[dict[str, Any]], num_ranked: int) -> None:
+    """Names rows by rank alone (#1), and unfinished runs not at all, where their full names would cover the plot."""
+    shown = [trace for trace in traces if trace["showlegend"]]
+    if len(shown) > MAX_LEGEND_ENTRIES or sum(len(trace["name"]) for trace in shown) > MAX_LEGEND:
+        for trace in traces[:num_ranked]:
+            trace["name"] = trace["name"].partition(" ")[0]
+        for trace in traces[num_ranked:]:
+            trace["showlegend"] = False
 
 
 def _curve(run: Run, key: str, tint: str, label: str) -> dict[str, Any]:
@@ -84,33 +114,41 @@ def _curve(run: Run, key: str, tint: str, label: str) -> dict[str, Any]:
         points.insert(0, (0, scale * start))
     x, y = zip(*points, strict=True) if points else ((), ())
     seed = escape(str(run.results.get("config", {}).get("seed")))
-    hover = f"{label}<br>seed {seed}, step %{{x}}: %{{y:.3g}}<extra></extra>"
+    unit = " %" if rate else ""
+    hover = f"{label}<br>seed {seed}, step %{{x}}: %{{y:.3g}}{unit}<extra></extra>"
     line = _points(x, y, "lines+markers", name=label, legendgroup=label, hovertemplate=hover)
     return line | {"line": {"color": tint, "width": 2}, "marker": {"size": 5}}
 
 
 def trade_off(rows: Sequence[Row], hours_name: str) -> Figure:
-    """CER against what it costs, with the Pareto front: the rows that no other beats in both."""
+    """CER against parameters and device hours, with the Pareto front."""
     variants = {}
     prices = {"parameters (M)": [_millions(row) for row in rows], hours_name: [row.hours for row in rows]}
     for axis, values in prices.items():
         known = [(x, i, row) for i, (x, row) in enumerate(zip(values, rows, strict=True)) if x is not None]
-        if known:
+        # One point, or one price for all rows, shows no trade-off.
+        if len({x for x, _, _ in known}) > 1:
             variants[axis] = _scatter(known, axis)
-    said = "Bars are 95 % intervals over clips; the line joins the rows that none beats in both (Pareto front)."
-    return Figure("CER against cost", said if variants else "No run says what it cost.", variants)
+    caption = (
+        "Bars are 95 % intervals over clips. The line joins the rows that no other row beats in both (Pareto front)."
+    )
+    return Figure("CER against cost", caption if variants else "No two rows with different costs.", variants)
 
 
 def _scatter(points: Sequence[tuple[float, int, Row]], axis: str) -> dict[str, Any]:
     estimates = [row.estimate["validation"] for _, _, row in points]
     x, y = [price for price, _, _ in points], [100 * e.value for e in estimates]
     front = pareto(list(zip(x, y, strict=True)))
+    is_log = min(x) > 0 and max(x) > 10 * min(x)
+    # As Plotly counts: on a logarithmic axis a range is given in powers of ten.
+    places = [math.log10(price) for price in x] if is_log else x
+    labels = place_labels(places, y, [*front, *range(len(points))])
     markers = _points(
         x,
         y,
         "markers+text",
-        text=[f"#{i + 1}" for _, i, _ in points],
-        textposition=[LABEL_PLACES[i % len(LABEL_PLACES)] for _, i, _ in points],
+        text=[f"#{i + 1}" if k in labels else "" for k, (_, i, _) in enumerate(points)],
+        textposition=[labels.get(k, "top right") for k in range(len(points))],
         marker={"size": 10, "color": [colour(i) for _, i, _ in points]},
         error_y={
             "type": "data",
@@ -127,8 +165,33 @@ def _scatter(points: Sequence[tuple[float, int, Row]], axis: str) -> dict[str, A
     ring = {"symbol": "circle-open", "size": 16, "line": {"width": 2}, "color": FRONT}
     line = _points([x[i] for i in front], [y[i] for i in front], "lines+markers", name="Pareto front", marker=ring)
     line |= {"line": {"dash": "dot", "width": 2, "color": FRONT}, "hoverinfo": "skip"}
-    wide = min(x) > 0 and max(x) > 10 * min(x)
-    return _figure([markers, line], axis, CER, xaxis={"type": "log"} if wide else {}, yaxis={"rangemode": "tozero"})
+    # Room for the labels of the outermost points.
+    margin = 0.1 * (max(places) - min(places))
+    horizontal = {"range": [min(places) - margin, max(places) + margin]} | ({"type": "log"} if is_log else {})
+    vertical = {"range": [0, 112 * max(e.high for e in estimates) or 1]}
+    return _figure([markers, line], axis, CER, xaxis=horizontal, yaxis=vertical)
+
+
+def place_labels(x: Sequence[float], y: Sequence[float], order: Sequence[int]) -> dict[int, str]:
+    """For each point's label the corner that is farthest from all other points and labels.
+
+    order: indices of the points, those first whose labels matter most. A point whose label would lie over another one
+    gets none.
+    """
+    spans = [(max(values) - min(values)) or 1.0 for values in (x, y)]
+    points = [(a / spans[0], b / spans[1]) for a, b in zip(x, y, strict=True)]
+    taken: list[tuple[float, float]] = []
+    labels: dict[int, str] = {}
+    for i in dict.fromkeys(order):
+        a, b = points[i]
+        corners = {key: (a + LABEL_OFFSET * dx, b + LABEL_OFFSET * dy) for key, (dx, dy) in LABEL_POSITIONS.items()}
+        others = [point for j, point in enumerate(points) if j != i] + taken
+        room = {key: min((math.dist(place, other) for other in others), default=1.0) for key, place in corners.items()}
+        best = max(room, key=lambda key: room[key])
+        if min((math.dist(corners[best], label) for label in taken), default=1.0) > LABEL_OFFSET:
+            taken.append(corners[best])
+            labels[i] = best
+    return labels
 
 
 def _millions(row: Row) -> float | None:
@@ -137,11 +200,14 @@ def _millions(row: Row) -> float | None:
 
 def axes(rows: Sequence[Row], keys: Sequence[str]) -> Figure:
     """Two swept keys against each other: a heat map of a grid, coloured points of a search."""
-    few = [key for key in keys if len({repr(row.choices[key]) for row in rows}) > 1]
-    pairs = list(combinations(few, 2))[:MOST_PAIRS]
-    variants = {f"{a} × {b}": _pair(rows, a, b) for a, b in pairs}
-    said = "Mean validation CER % of the rows that share both values; darker is better. Other keys are averaged over."
-    return Figure("Two axes", said if pairs else "Fewer than two keys were swept.", variants)
+    variants: dict[str, dict[str, Any]] = {}
+    for a, b in combinations(keys, 2):
+        # A key may not apply to all rows: an evaluated checkpoint has no learning rate.
+        both = [row for row in rows if a in row.choices and b in row.choices]
+        if min(len({repr(row.choices[key]) for row in both}) for key in (a, b)) > 1 and len(variants) < MAX_PAIRS:
+            variants[f"{a} × {b}"] = _pair(both, a, b)
+    caption = "Mean validation CER % of the rows with both values, over all values of the other keys; darker is better."
+    return Figure("Two axes", caption if variants else "Fewer than two keys were swept.", variants)
 
 
 def _pair(rows: Sequence[Row], first: str, second: str) -> dict[str, Any]:
@@ -151,7 +217,11 @@ def _pair(rows: Sequence[Row], first: str, second: str) -> dict[str, Any]:
         cells.setdefault(cell, []).append(100 * row.estimate["validation"].value)
     x, y = (_ordered(rows, key) for key in (first, second))
     scale: dict[str, Any] = {"colorscale": "Viridis", "colorbar": {"title": {"text": "CER %"}, "thickness": 10}}
-    if len(x) > MOST_VALUES or len(y) > MOST_VALUES:
+    # Values that a search draws hardly ever share a cell.
+    is_sparse = 2 * len(cells) <= len(x) * len(y) and all(
+        _number(row.choices[k]) for row in rows for k in (first, second)
+    )
+    if len(x) > MAX_VALUES or len(y) > MAX_VALUES or is_sparse:
         found = [(row.choices[first], row.choices[second], 100 * row.estimate["validation"].value) for row in rows]
         a, b, z = (list(column) for column in zip(*found, strict=True))
         hover = "%{x}, %{y}: %{marker.color:.1f} %<extra></extra>"
@@ -166,7 +236,7 @@ def _pair(rows: Sequence[Row], first: str, second: str) -> dict[str, Any]:
 
 
 def _ordered(rows: Sequence[Row], key: str) -> list[str]:
-    """A key's values as shown, numbers by size and before words."""
+    """The values of a key as they are shown: numbers in order, then words."""
     values = {format_value(row.choices[key]): row.choices[key] for row in rows}
     return sorted(values, key=lambda s: (not _number(values[s]), values[s] if _number(values[s]) else 0, s))
 
@@ -180,7 +250,7 @@ def _spans_decades(values: Sequence[Any]) -> bool:
 
 
 def seeds(rows: Sequence[Row]) -> Figure:
-    """Every run of the rows that have several seeds."""
+    """The runs of each row that has several seeds."""
     repeated = [(i, row) for i, row in enumerate(rows) if len(row.runs) > 1]
     traces = [
         _points(
@@ -195,16 +265,16 @@ def seeds(rows: Sequence[Row]) -> Figure:
         for i, row in repeated
     ]
     if not traces:
-        return Figure("Seed spread", "One seed each: nothing can be said of it. Add seed=0,1,2 to the sweep.")
+        return Figure("Seed spread", "One seed each; add seed=0,1,2 to the sweep.")
     x, y = [f"#{i + 1}" for i, _ in repeated], [100 * row.estimate["validation"].value for _, row in repeated]
     dash = {"symbol": "line-ew-open", "size": 24, "color": GREY, "line": {"width": 3}}
     means = _points(x, y, "markers", name="mean", hoverinfo="skip", marker=dash)
     figure = _figure([*traces, means], "row of the leaderboard", CER, xaxis={"type": "category"})
-    return Figure("Seed spread", "Each point is a seed's run, the bar their mean.", {"seeds": figure})
+    return Figure("Seed spread", "Each point is the run of a seed, the bar is their mean.", {"seeds": figure})
 
 
 def bars(table: Leaderboard) -> Figure:
-    """How much each key matters."""
+    """The importance of each key."""
     found = importances(table)
     if not found.keys:
         return Figure("Parameter importances", found.how)
@@ -213,7 +283,7 @@ def bars(table: Leaderboard) -> Figure:
     traces = [bar | {"name": "share", "hovertemplate": "%{y}: %{x:.2f}<extra></extra>"}]
     if found.chance:
         marker = {"symbol": "diamond", "size": 9, "color": COLOURS[1]}
-        traces.append(_points(found.chance, keys, "markers", name="what chance alone would give", marker=marker))
+        traces.append(_points(found.chance, keys, "markers", name="expected by chance alone", marker=marker))
     shown = _figure(traces, "share", "", xaxis={"range": [0, 1]}, yaxis={"autorange": "reversed", "type": "category"})
     return Figure("Parameter importances", found.how, {"importances": shown})
 
@@ -223,6 +293,6 @@ def _points(x: Sequence[Any], y: Sequence[Any], mode: str, **settings: Any) -> d
 
 
 def _figure(traces: list[dict[str, Any]], x: str, y: str, **more: dict[str, Any]) -> dict[str, Any]:
-    """Traces and a layout with titled axes; `more` goes into the axes."""
+    """Traces and a layout with axis titles. more: further settings of the axes."""
     axes_layout = {axis: {"title": {"text": title}, "automargin": True} for axis, title in (("xaxis", x), ("yaxis", y))}
     return {"data": traces, "layout": {axis: layout | more.get(axis, {}) for axis, layout in axes_layout.items()}}

@@ -17,7 +17,7 @@ from omegaconf.resolvers import oc
 
 from kikitori.config import targets
 from kikitori.config.overrides import leaves
-from kikitori.config.secrets import secret_in
+from kikitori.config.secrets import secret_fault, secret_in
 from kikitori.runtime.errors import ConfigError
 
 # Exactly what Hydra's own logging configurations contain: `()`, `ext://` and classes are calls, a file name is a file
@@ -75,8 +75,8 @@ def guard_hydra() -> None:
 def without_secrets(*arguments: Any) -> str | None:
     """The resolver ${oc.env:NAME,default}. Raises ConfigError if the value is a secret."""
     value = oc.env(*arguments)
-    if variable := secret_in(value or ""):
-        raise ConfigError(f"holds the value of {variable}, and a configuration is written to files; leave it out")
+    if fault := secret_fault(value or ""):
+        raise ConfigError(fault)
     return value
 
 
@@ -93,9 +93,8 @@ def _faults(cfg: DictConfig) -> Iterator[tuple[str, str]]:
     texts = [(key, f"{key} {value}") for key, value in leaves(written, into_lists=True)]
     # All at once first: searching each of 300 values for all variables takes longer.
     for key, text in texts if secret_in("\n".join(text for _, text in texts)) else []:
-        if variable := secret_in(text):
-            where = "a key" if secret_in(key) else key
-            yield where, f"holds the value of {variable}, and a configuration is written to files; leave it out"
+        if fault := secret_fault(text):
+            yield "a key" if secret_in(key) else key, fault
     hydra = written["hydra"]
     if hydra["callbacks"]:
         yield "hydra.callbacks", "must be empty: Hydra callbacks can run any code, and kikitori does not use them"

@@ -93,7 +93,7 @@ def unknown_key(key: str, command: str, words: Sequence[str]) -> str:
         return f"{key}: needs hydra/sweeper=optuna"
     if (CONF / key).is_dir():
         return f"{key}: kikitori {command} has no such group; it has {', '.join(groups)}"
-    every = _every_key()
+    every = every_key()
     if "." not in key and (close := get_close_matches(key, groups, n=1)):
         return f"{key}: no such group; did you mean {close[0]}?"
     if key in every:
@@ -136,7 +136,7 @@ def unknown_option(words: Sequence[str], options: Sequence[str]) -> str | None:
         if not name.startswith("--") or any(option.startswith(name) for option in options):
             continue
         value = value if equals or following.startswith("-") or "=" in following else following
-        keys = closest_keys(name.lstrip("-").replace("-", "_"), dict.fromkeys(_every_key(), ""))
+        keys = closest_keys(name.lstrip("-").replace("-", "_"), dict.fromkeys(every_key(), ""))
         example = f": {keys[0]}={value or '...'}" if keys else ", such as optim.lr=3e-5"
         return f"{name} is not an option; settings are given as key=value{example}"
     return None
@@ -148,7 +148,7 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {close[0]}?" if close else ""
 
 
-def _every_key() -> dict[str, list[str]]:
+def every_key() -> dict[str, list[str]]:
     """Every key of conf/, with the choices that have it (`data=demo`) or the root file (`train`)."""
     found: dict[str, list[str]] = {}
     for path in sorted(CONF.rglob("*.yaml"), key=lambda path: len(path.parts)):

@@ -16,7 +16,7 @@ from transformers import WhisperConfig
 
 from kikitori.config import names
 from kikitori.config.overrides import leaves
-from kikitori.config.secrets import secret_in
+from kikitori.config.secrets import secret_fault
 from kikitori.config.targets import allowed, faults
 from kikitori.corpora.types import SPLITS
 from kikitori.runtime.errors import ConfigError
@@ -99,8 +99,8 @@ def _problems(cfg: DictConfig) -> Iterator[str]:
         return
     flat = dict(leaves(values))
     for key, value in flat.items():
-        if variable := secret_in(str(value)):
-            yield f"{key}: holds the value of {variable}, and a configuration is written to files; leave it out"
+        if fault := secret_fault(str(value)):
+            yield f"{key}: {fault}"
             return  # other problems would print it
     yield from (f"{key}: is now {names.RENAMED_KEYS[key]}" for key in flat if key in names.RENAMED_KEYS)
     wrong_type = dict(faults(values)) | dict(_type_faults(values))
@@ -125,7 +125,7 @@ def _problems(cfg: DictConfig) -> Iterator[str]:
         if flat.get(key, neutral) != neutral:
             yield f"{key}: {remedy}"
     if flat.get("optim._target_") == "kikitori.adamw" and "optim._partial_" in flat:
-        yield "optim._partial_: leave it out; kikitori.adamw itself returns a function of the model and the steps"
+        yield "optim._partial_: kikitori.adamw returns a function of model and steps by itself; leave it out"
     for split in flat.get("splits", []) if "splits" not in wrong_type else []:
         if split not in SPLITS:
             yield f"splits: must be among {', '.join(SPLITS)}, got {split}"

@@ -1,1 +1,1 @@
-"""Encoder outputs to text, and recordings of any length to text."""
+"""Turns encoder outputs into text, and recordings of any length into text."""

@@ -1,4 +1,4 @@
-"""From log-Mel or a whole recording to text."""
+"""Generates the text of encoder outputs."""
 
 from collections.abc import Sequence
 
@@ -10,9 +10,10 @@ from kikitori.model.whisper import Whisper
 
 
 def generate_text(whisper: Whisper, encoder_states: Tensor, seconds: Sequence[float]) -> list[str]:
-    """The text of each row of (batch, positions, d_model), by the generation config: see `Whisper.limit_generation`.
+    """Generates the text of each row of (batch, positions, d_model), as `Whisper.configure_generation` set it.
 
-    seconds: of speech in each row, which bound what is written where the model knows its tokens a second.
+    seconds: durations of the audio, which limit the tokens of each row (`Whisper.max_new_tokens_for`) in greedy
+    decoding. With several beams, `generate` of transformers is used.
     """
     processor, model = whisper.processor, whisper.model
     if model.generation_config.num_beams == 1:

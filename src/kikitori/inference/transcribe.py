@@ -6,39 +6,22 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from kikitori.audio import waveform as waveforms
 from kikitori.audio.decoder_pool import Decoders
 from kikitori.audio.decoder_process import AudioError
-from kikitori.audio.waveform import SAMPLE_RATE
+from kikitori.audio.waveform import SAMPLE_RATE, waveform
 from kikitori.inference.generate import generate_text
 from kikitori.metrics.normalizer import word_separator
 from kikitori.model.whisper import Whisper, encode
 
-# The energy of a recording is looked at in steps of this length to find a pause.
+# Seconds over which the energy of a recording is averaged to find a pause.
 PAUSE_S = 0.2
 
 
-def split_at_pauses(waveform: Tensor, window_s: float) -> list[Tensor]:
-    """Cut (samples,) at 16 kHz into pieces no longer than the window, each at the quietest moment of its last third.
-
-    A model fine-tuned on short clips has forgotten timestamps, so the stock long-form algorithm cannot steer by them.
-    """
-    window, step = round(window_s * SAMPLE_RATE), round(PAUSE_S * SAMPLE_RATE)
-    pieces = []
-    while len(waveform) > window:
-        tail = waveform[window * 2 // 3 : window]
-        energy = tail[: len(tail) // step * step].reshape(-1, step).square().mean(dim=1)
-        cut = window * 2 // 3 + int(energy.argmin()) * step + step // 2
-        pieces.append(waveform[:cut])
-        waveform = waveform[cut:]
-    return [*pieces, waveform]
-
-
 def transcribe(whisper: Whisper, audio: str | Path | Tensor, batch_size: int = 8) -> str:
-    """The text of a recording of any length; one longer than the model's window is transcribed in pieces.
+    """Transcribes a recording of any length. One longer than the model's window is split at pauses.
 
     audio: a file (mp3, wav, flac, ogg or opus), or samples: (samples,) float in [-1, 1] at 16 kHz, mono.
-    batch_size: pieces that are transcribed at once.
+    batch_size: pieces of the recording that are transcribed at a time.
     Raises AudioError if the file is missing or cannot be decoded, ValueError if the samples have another shape.
     """
     samples = _read_file(Path(audio)) if isinstance(audio, str | Path) else torch.as_tensor(audio, dtype=torch.float32)
@@ -52,26 +35,41 @@ def transcribe(whisper: Whisper, audio: str | Path | Tensor, batch_size: int = 8
         whisper.model.train(training)
 
 
+def split_at_pauses(samples: Tensor, window_s: float) -> list[Tensor]:
+    """Splits (samples,) at 16 kHz into pieces that fit the window, each at the quietest moment of its last third.
+
+    The stock long-form algorithm relies on timestamps, and a model that was fine-tuned on short clips no longer
+    predicts them.
+    """
+    window, step = round(window_s * SAMPLE_RATE), round(PAUSE_S * SAMPLE_RATE)
+    pieces = []
+    while len(samples) > window:
+        tail = samples[window * 2 // 3 : window]
+        energy = tail[: len(tail) // step * step].reshape(-1, step).square().mean(dim=1)
+        cut = window * 2 // 3 + int(energy.argmin()) * step + step // 2
+        pieces.append(samples[:cut])
+        samples = samples[cut:]
+    return [*pieces, samples]
+
+
 def _read_file(path: Path) -> Tensor:
-    # In a process of its own: a damaged file may crash its decoder.
-    with Decoders(1) as decoders:
+    with Decoders(1) as decoders:  # in a separate process, which a damaged file may crash
         try:
-            return waveforms.waveform(*decoders(path.expanduser()))
+            return waveform(*decoders(path.expanduser()))
         except AudioError as error:
             raise AudioError(f"{path}: {error.args[0]}") from error
 
 
 @torch.inference_mode()
-def _transcribe(whisper: Whisper, waveform: Tensor, batch_size: int) -> str:
+def _transcribe(whisper: Whisper, samples: Tensor, batch_size: int) -> str:
     processor, model = whisper.processor, whisper.model
-    whole_s = processor.window_s
-    pieces = split_at_pauses(waveform, min(whole_s, processor.window.longest_s(whole_s)))
+    pieces = split_at_pauses(samples, min(processor.window_s, processor.window.longest_s(processor.window_s)))
     texts = []
-    # Only the last piece can be of another window than those before it.
-    for _, same in groupby(pieces, lambda piece: processor.window_frames(len(piece))):
-        alike = list(same)
-        for some in (alike[i : i + batch_size] for i in range(0, len(alike), batch_size)):
-            features = torch.stack([processor.log_mel(piece) for piece in some])
+    # Pieces of one batch must have the same window. Only that of the last piece can differ.
+    for _, group in groupby(pieces, lambda piece: processor.window_frames(len(piece))):
+        same_window = list(group)
+        for batch in (same_window[i : i + batch_size] for i in range(0, len(same_window), batch_size)):
+            features = torch.stack([processor.log_mel(piece) for piece in batch])
             states = encode(model, features.to(model.device, model.dtype))
-            texts += generate_text(whisper, states, [len(piece) / SAMPLE_RATE for piece in some])
+            texts += generate_text(whisper, states, [len(piece) / SAMPLE_RATE for piece in batch])
     return word_separator(processor.language).join(text for text in texts if text)

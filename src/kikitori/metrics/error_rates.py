@@ -31,11 +31,12 @@ class ClipScore:
 
 
 def score(references: Sequence[str], hypotheses: Sequence[str], language: str = "ja") -> dict[str, Any]:
-    """Error rates of hypotheses against references, as fractions: 0.25 is 25 %.
+    """Computes the error rates of hypotheses against references, as fractions: 0.25 is 25 %.
 
+    language: Whisper's code, such as ja; text is normalised and split into words accordingly.
     Returns cer and wer on normalised text, each with its 95 % bootstrap interval over clips (cer_ci95, wer_ci95),
-    cer_raw and wer_raw on the text as given, and the number of clips. language: Whisper's code, which decides how text
-    is normalised and split into words. Raises ValueError unless both are lists of the same length.
+    cer_raw and wer_raw on the text as given, and the number of clips.
+    Raises ValueError unless both are lists of the same length.
     """
     if isinstance(references, str) or isinstance(hypotheses, str):
         raise ValueError("references and hypotheses must be lists of texts, not single texts")

@@ -1,9 +1,11 @@
 """Creates Whisper models: pretrained, with random weights, or from a checkpoint's recipe."""
 
 import inspect
+import logging
 from pathlib import Path
 from typing import Any, Literal
 
+import huggingface_hub
 import torch
 from transformers import GenerationConfig, WhisperConfig, WhisperForConditionalGeneration, WhisperTokenizer
 from transformers.models.whisper.tokenization_whisper import LANGUAGES
@@ -20,6 +22,11 @@ from kikitori.model.processor import (
 from kikitori.model.whisper import Whisper
 from kikitori.model.window import window_from_plain
 from kikitori.runtime.errors import KikitoriError, ModelError, one_line
+
+# How long to wait for the Hub before only downloaded files are used.
+HUB_TIMEOUT_S = 5.0
+
+log = logging.getLogger(__name__)
 
 
 def load_whisper(
@@ -40,6 +47,12 @@ def load_whisper(
     """
     _check_name(name, revision)
     safely: dict[str, Any] = {"revision": revision or "main", "trust_remote_code": False}
+    if not Path(name).is_dir() and not hub_is_reachable():
+        log.warning(
+            "the Hugging Face Hub cannot be reached; using earlier downloads of %s (HF_HUB_OFFLINE=1 skips the check)",
+            name,
+        )
+        safely["local_files_only"] = True
     try:
         # The small files first, so that a wrong language is reported before gigabytes are downloaded.
         tokenizer = WhisperTokenizer.from_pretrained(name, **safely)
@@ -65,16 +78,8 @@ def load_whisper(
         raise ModelError(f"model.name={name} lacks {len(missing)} of Whisper's weights, such as {missing[0]}")
     if getattr(model.generation_config, "is_multilingual", True) is False:
         raise ModelError(f"model.name={name} is English-only and has no language tokens; use the multilingual model")
-    recipe = {"builder": "load", "name": name, "language": language, "task": task, "revision": revision}
-    return _finish(model, processor, recipe, freeze, gradient_checkpointing)
-
-
-def _saved_language(name: str, safely: dict[str, Any]) -> str | None:
-    """The language of a fine-tuned model's generation config; a stock model has none."""
-    try:
-        return getattr(GenerationConfig.from_pretrained(name, revision=safely["revision"]), "language", None)
-    except OSError:  # no such file
-        return None
+    arguments = {"builder": "load", "name": name, "language": language, "task": task, "revision": revision}
+    return _finish(model, processor, arguments, freeze, gradient_checkpointing)
 
 
 def build_whisper(
@@ -94,7 +99,7 @@ def build_whisper(
 ) -> Whisper:
     """Builds a Whisper with random weights, its own window of whole seconds, and a byte-level tokenizer.
 
-    It has the special tokens of the pretrained models, so that all other code treats it the same. The default sizes are
+    It has the special tokens of the pretrained models, so that all other code treats it the same. The defaults are
     those of `model=micro`: 1.1 M parameters, for clips of at most 3 s. Other arguments: see `load_whisper`.
     """
     sizes = {"d_model": d_model, "encoder_layers": encoder_layers, "decoder_layers": decoder_layers}
@@ -140,7 +145,33 @@ def rebuild_whisper(recipe: dict[str, Any]) -> Whisper:
     whisper = builder(**arguments)
     if "generation" in recipe:  # missing in checkpoints of early versions
         whisper.configure_generation(**recipe["generation"])
-    return whisper.with_window(window_from_plain(recipe.get("window")))
+    whisper.set_window(window_from_plain(recipe.get("window")))
+    return whisper
+
+
+def hub_is_reachable() -> bool:
+    """Whether the Hugging Face Hub answers. Its client retries each of a model's files for half a minute."""
+    if huggingface_hub.constants.is_offline_mode():  # set by HF_HUB_OFFLINE; the client uses no network then
+        return True
+    try:
+        huggingface_hub.get_session().head(huggingface_hub.constants.ENDPOINT, timeout=HUB_TIMEOUT_S)
+    except Exception:  # the HTTP library has errors of its own
+        return False
+    return True
+
+
+def model_folder(folder: Path, given_as: str) -> Path:
+    """The folder of the model itself in the folder of a run or model.
+
+    given_as: how the user named the folder, such as `checkpoint=outputs/a`. Raises ModelError if it holds no model.
+    """
+    for path in (folder / "model", folder):
+        if (path / "config.json").is_file():
+            return path
+    raise ModelError(
+        f"{given_as} holds no model: there is neither model/config.json nor config.json. A run saves its model when it "
+        "completes; resume one that did not with kikitori train resume=FOLDER"
+    )
 
 
 def _check_name(name: str, revision: str | None) -> None:
@@ -152,6 +183,15 @@ def _check_name(name: str, revision: str | None) -> None:
         raise _cannot_load(name, "the folder has no config.json")
     if any(folder.glob("shard-*.safetensors")):
         raise ModelError(f"model.name={name} cannot be loaded: it is sharded, in the format of torch.distributed")
+
+
+def _saved_language(name: str, safely: dict[str, Any]) -> str | None:
+    """The language of a fine-tuned model's generation config; a stock model has none."""
+    try:
+        own = {key: value for key, value in safely.items() if key != "trust_remote_code"}
+        return getattr(GenerationConfig.from_pretrained(name, **own), "language", None)
+    except OSError:  # no such file
+        return None
 
 
 def _cannot_load(name: str, reason: str) -> ModelError:

@@ -27,12 +27,12 @@ CPU_FRAMES = 6_000
 GENERATION_KEYS = ("max_new_tokens", "num_beams", "max_tokens_per_s")
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Whisper:
     """A model and its processor.
 
     arguments: the plain arguments of `load_whisper` or `build_whisper` that created it, with `builder` ("load" or
-    "build"). The model, with its weights and generation config, is shared by all copies that `with_window` makes.
+    "build"). The window and the generation settings are changed in place, like the weights by training.
     """
 
     model: WhisperForConditionalGeneration
@@ -45,14 +45,15 @@ class Whisper:
         generation = {key: getattr(self.model.generation_config, key, None) for key in GENERATION_KEYS}
         return {**self.arguments, "generation": generation, "window": self.processor.window.as_plain()}
 
-    def with_window(self, window: Window) -> "Whisper":
-        """Returns a copy that pads its clips to this window and shares the model. `save` stores the window."""
-        return replace(self, processor=replace(self.processor, window=window))
+    def set_window(self, window: Window) -> None:
+        """Changes how far clips are padded; it is saved with the model."""
+        self.processor = replace(self.processor, window=window)
+        setattr(self.model.config, WINDOW_KEY, window.as_plain())
 
     def configure_generation(
         self, max_new_tokens: int | None, num_beams: int | None, max_tokens_per_s: float | None = None
     ) -> None:
-        """Changes the model's generation config in place; it is saved with the model. None keeps a setting.
+        """Changes the model's generation config, which is saved with the model. None keeps a setting.
 
         num_beams: 1 for greedy decoding. max_tokens_per_s: see `max_new_tokens_for`; only kikitori's greedy decoding
         uses it. inf removes the limit.
@@ -79,7 +80,6 @@ class Whisper:
         processor = self.processor
         extractor = WhisperFeatureExtractor(processor.num_mel_bins, chunk_length=round(processor.window_s))
         WhisperProcessor(extractor, processor.tokenizer).save_pretrained(folder)
-        setattr(self.model.config, WINDOW_KEY, processor.window.as_plain())
         self.model.save_pretrained(folder)
 
 

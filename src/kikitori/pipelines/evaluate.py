@@ -6,7 +6,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from kikitori.corpora.types import Split
-from kikitori.model.loading import load_whisper, rebuild_whisper
+from kikitori.model.loading import load_whisper, model_folder, rebuild_whisper
 from kikitori.model.whisper import Whisper
 from kikitori.pipelines.builders import build_data, build_model, configure_model, prepare_data
 from kikitori.pipelines.scoring import score
@@ -26,7 +26,7 @@ def evaluate(cfg: DictConfig, folder: Path) -> Results:
         data = build_data(run.config, trainer)
         data.load_corpus()  # first, so that a missing corpus is found before a model is loaded
         whisper = load_checkpoint(run.config) if run.config["checkpoint"] else build_model(run.config)
-        whisper = whisper.with_window(data.window or whisper.processor.window)
+        whisper.set_window(data.window or whisper.processor.window)
         data = data.with_processor(whisper.processor)
         prepare_data(run.config, data, folder, run.results)
         configure_model(run, whisper, data)
@@ -42,7 +42,7 @@ def load_checkpoint(config: dict[str, Any]) -> Whisper:
     path = Path(config["checkpoint"]).expanduser()
     language, task = config["model"]["language"], config["model"]["task"]
     if path.is_dir():
-        return load_whisper(str(path / "model" if (path / "model").is_dir() else path), language, task)
+        return load_whisper(str(model_folder(path, f"checkpoint={path}")), language, task)
     if not path.is_file():
         raise ConfigError(f"checkpoint={path} does not exist; give a run folder, a model folder, or a .ckpt file")
     try:

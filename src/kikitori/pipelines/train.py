@@ -72,7 +72,7 @@ def load_data_and_model(run: Session, trainer: pl.Trainer) -> tuple[SpeechDataMo
     data.load_corpus()  # first, so that a missing corpus is found before a model is loaded
     whisper = build_model(run.config)
     pretrained_window = whisper.processor.window
-    whisper = whisper.with_window(data.window or pretrained_window)
+    whisper.set_window(data.window or pretrained_window)
     start_loggers(run, trainer)  # not earlier, so that a mistyped path opens no W&B run
     data = data.with_processor(whisper.processor)
     prepare_data(run.config, data, run.folder, run.results)

@@ -31,7 +31,8 @@ class Pace:
     """
 
     def __init__(self) -> None:
-        self.began = time.monotonic()
+        self.began = self.last_end = time.monotonic()
+        self.num_ended = 0
         self.started: set[int] = set()
         # When each running trial was first seen, and at which step.
         self.first_seen: dict[int, tuple[float, int]] = {}
@@ -45,10 +46,13 @@ class Pace:
     def sweep_seconds(self, sweep: Sweep) -> float | None:
         """Seconds until the last trial ends, None while that cannot be estimated."""
         ended = self.ended(sweep)
-        now = [trial for trial in ended if trial.number in self.started]
-        if not now or sweep.num_trials is None:
+        num_now = sum(trial.number in self.started for trial in ended)
+        if num_now > self.num_ended:
+            self.num_ended, self.last_end = num_now, time.monotonic()
+        if not num_now or sweep.num_trials is None:
             return None
-        return (time.monotonic() - self.began) / len(now) * (sweep.num_trials - len(ended))
+        per_trial = (self.last_end - self.began) / num_now
+        return max(0.0, per_trial * (sweep.num_trials - len(ended)) - (time.monotonic() - self.last_end))
 
     def trial_seconds(self, trial: Trial, seen: Mapping[str, int]) -> float | None:
         """Seconds until a trial's last step, None while that cannot be estimated."""

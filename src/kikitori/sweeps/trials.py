@@ -77,8 +77,18 @@ class Sweep:
                 f"resume_sweep={self.folder}: its trial {trial.number} has {was}, this command gives {now}; "
                 f"resume it with {self.resume_command}, or start a sweep in another folder"
             )
-        known.folder, known.overrides = trial.folder, trial.overrides
+        self._move(known, trial.folder)
+        known.overrides = trial.overrides
         return known
+
+    def _move(self, trial: Trial, name: str) -> None:
+        """Renames a trial's folder, which has the names of its swept keys, if one of them has a new name."""
+        old, new = self.folder / trial.folder, self.folder / name
+        # sweep.json may name any folder; only one of this sweep is moved.
+        if old != new and old.is_dir() and old.resolve().parent == self.folder.resolve() and not new.exists():
+            old.rename(new)
+            trial.log = trial.log.replace(trial.folder, name, 1)
+        trial.folder = name
 
     def failures(self) -> list[Trial]:
         """Trials that are neither completed nor pruned."""
@@ -109,7 +119,7 @@ def open_sweep(folder: Path, command: list[str], resume: str | None) -> Sweep:
     facts = read_json(path)
     try:
         return Sweep(folder, command, [_read_trial(trial) for trial in facts["trials"]], facts["started"], facts["id"])
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path} is no record of a sweep ({error}); start a sweep in another folder") from error
 
 

@@ -94,11 +94,11 @@ class WhisperModule(pl.LightningModule):
         processor = data.model_processor()
         check_same_inputs(processor, self.processor)
         if processor.window != self.processor.window:
-            self.whisper = self.whisper.with_window(processor.window)
+            self.whisper.set_window(processor.window)
             self.processor = self.whisper.processor
             log.warning(
-                "the data module pads clips to %s, and the model was passed with other windows; to transcribe and save, "
-                "use the WhisperModule's `whisper`, which has these windows",
+                "the data module pads clips to %s, and the model was passed with other windows; to transcribe and "
+                "save, use the WhisperModule's `whisper`, which has these windows",
                 describe_window(processor.window),
             )
         if stage == "fit" and self.micro_batch_sizes is None:

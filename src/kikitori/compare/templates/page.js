@@ -1,7 +1,7 @@
 "use strict";
 const DATA = JSON.parse(document.getElementById("data").textContent);
 
-// Text only ever enters the page as text: a transcript may hold markup.
+// Text is inserted as text only: a transcript may contain markup.
 function element(tag, text = "", className = "") {
   const made = document.createElement(tag);
   made.textContent = text;
@@ -9,16 +9,16 @@ function element(tag, text = "", className = "") {
   return made;
 }
 
-// Tables: a click on a heading sorts, a second one turns the order.
+// Tables: a click on a heading sorts by it, a second click reverses the order.
 const COLLATOR = new Intl.Collator(undefined, { numeric: true });
 function sortValue(row, index) {
   const cell = row.cells[index];
   return cell.dataset.value ?? cell.textContent;
 }
 function compareValues(a, b) {
-  if (a === "" || b === "") return (a === "") - (b === ""); // what is missing comes last
+  if (a === "" || b === "") return (a === "") - (b === ""); // missing values come last
   const [x, y] = [Number(a), Number(b)];
-  if (Number.isNaN(x) !== Number.isNaN(y)) return Number.isNaN(x) - Number.isNaN(y); // words come after numbers
+  if (Number.isNaN(x) !== Number.isNaN(y)) return Number.isNaN(x) - Number.isNaN(y); // numbers come before words
   return Number.isNaN(x) ? COLLATOR.compare(a, b) : x - y;
 }
 function makeSortable(table) {
@@ -55,7 +55,7 @@ function makeFilter(board) {
 }
 document.querySelectorAll(".leaderboard").forEach(makeFilter);
 
-// Plots take the page's colours, and again when these change from light to dark.
+// Plots use the colours of the page; they are drawn again when these change from light to dark.
 function drawFigure(card, figure) {
   const plot = card.querySelector(".plot");
   if (!plot) return;
@@ -63,7 +63,7 @@ function drawFigure(card, figure) {
   const style = getComputedStyle(document.documentElement);
   const [ink, line] = ["--ink", "--line"].map((name) => style.getPropertyValue(name).trim());
   const layout = structuredClone(variant.layout);
-  // On a telephone each name of the legend takes a line, at the plot's cost.
+  // On a phone each name of the legend takes a line, so the plot is made higher.
   const lines = plot.clientWidth < 500 ? variant.data.filter((trace) => trace.name && trace.showlegend !== false).length : 0;
   plot.style.height = lines > 2 ? `${280 + 20 * lines}px` : "";
   for (const axis of ["xaxis", "yaxis"]) {
@@ -77,7 +77,7 @@ function drawFigure(card, figure) {
   Plotly.react(plot, structuredClone(variant.data), layout, { responsive: true, displaylogo: false, displayModeBar: false });
 }
 
-// One clip's differences: what was said and not heard, heard and not said, or heard for something else.
+// The differences of a clip: deleted, inserted and substituted text.
 function differences(pieces) {
   const text = document.createDocumentFragment();
   for (const [kind, reference, hypothesis] of pieces) {
@@ -109,7 +109,8 @@ function headed(...columns) {
 }
 function addCell(row, text, className = "", value = null) {
   const cell = element("td", text, className);
-  // A heading stands over its numbers.
+  cell.dataset.label = row.closest("table").tHead.rows[0].cells[row.cells.length].textContent;
+  // A heading is aligned with its numbers.
   if (className.startsWith("number")) row.closest("table").tHead.rows[0].cells[row.cells.length].className = "number";
   if (value !== null) cell.dataset.value = value;
   row.append(cell);
@@ -118,7 +119,7 @@ function addCell(row, text, className = "", value = null) {
 
 function clipTable(part, audio) {
   const trained = part.clips.some((clip) => clip.before);
-  const columns = trained ? ["before", "after", "change", "CER % before", "CER % after"] : ["heard", "CER %"];
+  const columns = trained ? ["before", "after", "CER change", "CER % before", "CER % after"] : ["output", "CER %"];
   const table = headed("reference", ...columns);
   for (const clip of part.clips) {
     const row = table.tBodies[0].insertRow();
@@ -142,9 +143,9 @@ function clipTable(part, audio) {
   return table;
 }
 
-const KINDS = { substitute: "substituted", delete: "deleted (said, not heard)", insert: "inserted (heard, not said)" };
+const KINDS = { substitute: "substituted", delete: "deleted (missing in the output)", insert: "inserted (not in the reference)" };
 function errorTables({ before, after }) {
-  const totals = headed("edits", ...(before ? ["before"] : []), "after", "% of characters");
+  const totals = headed("edits", ...(before ? ["before", "after"] : ["count"]), "% of characters");
   for (const [kind, name] of Object.entries(KINDS)) {
     const row = totals.tBodies[0].insertRow();
     addCell(row, name);
@@ -152,7 +153,7 @@ function errorTables({ before, after }) {
     addCell(row, after.totals[kind], "number");
     addCell(row, percent(after.totals[kind] / Math.max(1, after.characters)), "number");
   }
-  const rows = headed("kind", "said", "heard", "count");
+  const rows = headed("kind", "reference", "output", "count");
   for (const [kind, reference, hypothesis, count] of after.rows) {
     const row = rows.tBodies[0].insertRow();
     addCell(row, KINDS[kind].split(" ")[0]);
@@ -160,37 +161,48 @@ function errorTables({ before, after }) {
     addCell(row, hypothesis || "–");
     addCell(row, count, "number");
   }
-  return [totals, rows].map((table) => {
+  return [totals, ...(rows.tBodies[0].rows.length ? [rows] : [])].map((table) => {
     const box = element("div", "", "scroll");
     box.append(table);
     return box;
   });
 }
 
+// Only the first clips are shown at first; the style sheet hides the others, in whatever order they are.
+const FIRST_CLIPS = 10;
+function moreButton(table, total) {
+  const button = element("button", `Show all ${total}`, "more");
+  table.className = "few";
+  button.addEventListener("click", () => {
+    table.className = "";
+    button.remove();
+  });
+  return button;
+}
+
 function makeClips(section, clips) {
   const card = section.querySelector(".clips");
+  if (!card) return; // no run's folder holds transcripts
   const [runs, splits] = [".choose-run", ".choose-split"].map((name) => card.querySelector(name));
   const count = card.querySelector(".count");
-  const silence = card.querySelector(".silence");
-  if (!clips.runs.length) {
-    card.replaceChildren(element("h3", "Before and after, clip by clip"), element("p", "No run's folder holds its predictions."));
-    return;
-  }
+  const noAudio = card.querySelector(".no-audio");
   for (const name of new Set(clips.runs.map((part) => part.run))) runs.append(element("option", name));
   for (const name of new Set(clips.runs.map((part) => part.split))) splits.append(element("option", name));
-  if (clips.silence) {
-    silence.hidden = false;
-    silence.textContent = `No audio: ${clips.silence}.`;
+  if (clips.no_audio) {
+    noAudio.hidden = false;
+    noAudio.textContent = `No audio: ${clips.no_audio}.`;
   }
   const show = () => {
     const part = clips.runs.find((p) => p.run === runs.value && p.split === splits.value);
-    card.querySelector(".clip-table").replaceChildren(...(part ? [clipTable(part, clips.audio[part.split] ?? {})] : []));
+    const box = card.querySelector(".clip-table");
+    box.replaceChildren(...(part ? [clipTable(part, clips.audio[part.split] ?? {})] : []));
+    if (part?.clips.length > FIRST_CLIPS) box.append(moreButton(box.firstChild, part.clips.length));
     card.querySelector(".errors").replaceChildren(...(part ? errorTables(part.errors) : []));
     const left = clips.left_out ? `; ${clips.left_out} further runs are not on this page` : "";
-    const heard = part?.clips.filter((clip) => clips.audio[part.split]?.[clip.clip]).length;
-    const audio = heard ? `; audio of ${heard}` : "";
+    const playable = part?.clips.filter((clip) => clips.audio[part.split]?.[clip.clip]).length;
+    const audio = playable ? `; audio of ${playable}` : "";
     count.textContent = part
-      ? `${part.clips.length} of ${part.total} clips, those that lost most first${audio}${left}`
+      ? `${part.clips.length} of ${part.total} clips, those that got worse first${audio}${left}`
       : "This run was not scored on that split.";
   };
   runs.addEventListener("change", show);

@@ -1,0 +1,196 @@
+"""Old and misspelt names: refused with the current name, translated in the record of an old run."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from omegaconf import OmegaConf, open_dict
+
+from kikitori.config.names import (
+    RENAMED_CHOICES,
+    RENAMED_KEYS,
+    RENAMED_TARGETS,
+    every_key,
+    explain,
+    outdated,
+    translate,
+    unknown_option,
+)
+from kikitori.config.overrides import to_plain
+from kikitori.config.targets import allowed
+from kikitori.config.validation import check_config
+from kikitori.runs.resume import changes, expand_resume
+from kikitori.runtime.errors import ConfigError
+from kikitori.runtime.paths import CONF
+
+# results.json of a run that was interrupted, as kikitori wrote it before these names changed.
+OLD_RUN = Path(__file__).parent / "old_run"
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("data.global_batch=8", "data.global_batch is now data.global_batch_size"),
+        ("data.batch=auto", "data.batch is now data.micro_batch_size"),
+        ("data.cache_encoder=true", "data.cache_encoder is now data.cache_encoder_outputs"),
+        ("accept=[seed]", "accept is now resume_accept"),
+        ("sweep.resume=outputs/a", "sweep.resume is now resume_sweep"),
+        ("+data.batch=2", "data.batch is now data.micro_batch_size"),
+        ("experiment=article", "experiment=article is now experiment=tutorial_100_clips"),
+        ("+experiment=hf_blog", "experiment=hf_blog is now experiment=hf_fine_tune_whisper"),
+        ("callbacks=[best]", "callbacks=[best] is now callbacks=[best_checkpoint]"),
+        (
+            "model._target_=kikitori.whisper.load",
+            "model._target_=kikitori.whisper.load is now model._target_=kikitori.load_whisper",
+        ),
+    ],
+)
+def test_an_old_name_gives_the_new_one(word: str, message: str) -> None:
+    assert list(outdated(["data=demo", word])) == [message]
+
+
+@pytest.mark.parametrize("word", ["data.global_batch_size=8", "sweep=size", "experiment=demo", "optim.lr=1e-5", "-m"])
+def test_a_current_name_is_unchanged(word: str) -> None:
+    assert not list(outdated([word]))
+    assert translate(word) == word
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("data.global_batch=choice(8,16)", "data.global_batch_size=choice(8,16)"),
+        ("experiment=article,hf_blog", "experiment=tutorial_100_clips,hf_fine_tune_whisper"),
+        ("callbacks=best,early_stopping", "callbacks=best_checkpoint,early_stopping"),
+        ("data.eval_batch_size=${data.global_batch}", "data.eval_batch_size=${data.global_batch_size}"),
+        (
+            "+callbacks.pruning={_target_:kikitori.pruning.PruneByStudy,study:a,name:b,trial:1}",
+            "+callbacks.pruning={_target_:kikitori.OptunaPruning,study:a,name:b,trial:1}",
+        ),
+        ("~callbacks=best", "~callbacks=best_checkpoint"),
+        ("model.name=best", "model.name=best"),
+    ],
+)
+def test_an_override_of_an_old_run_is_translated(old: str, new: str) -> None:
+    assert translate(old) == new
+
+
+def test_new_names_exist_and_old_ones_do_not() -> None:
+    assert set(RENAMED_TARGETS.values()) <= allowed()
+    assert not set(RENAMED_TARGETS) & allowed()
+    assert set(RENAMED_KEYS.values()) <= set(every_key())
+    assert not set(RENAMED_KEYS) & set(every_key())
+    for group, choices in RENAMED_CHOICES.items():
+        for old, new in choices.items():
+            assert (CONF / group / f"{new}.yaml").exists()
+            assert not (CONF / group / f"{old}.yaml").exists()
+
+
+def composed(command: str, *words: str) -> Any:
+    """The configuration of a command, without Hydra's own node but with its values."""
+    with initialize_config_dir(str(CONF.resolve()), version_base="1.3"):
+        cfg = compose(command, list(words), return_hydra_config=True)
+    with open_dict(cfg):
+        cfg.hydra.runtime.output_dir = "run"
+        HydraConfig.instance().set_config(cfg)
+        del cfg["hydra"]
+    return cfg
+
+
+def test_an_old_run_is_resumed_without_changes() -> None:
+    words = expand_resume("train", [f"resume={OLD_RUN}"])
+    assert words[-2:] == [f"hydra.run.dir='{OLD_RUN}'", "resume=auto"]
+    assert {"data.global_batch_size=4", "data.micro_batch_size=2", "callbacks=best_checkpoint"} <= set(words)
+    cfg = composed("train", *words)
+    check_config(cfg)
+    old = json.loads((OLD_RUN / "results.json").read_text(encoding="utf-8"))["config"]
+    assert "global_batch" in old["data"]
+    assert not changes(old, to_plain(cfg))
+
+
+def test_a_change_of_a_renamed_key_is_still_a_change() -> None:
+    before, now = {"data": {"global_batch": 8}}, {"data": {"global_batch_size": 16}}
+    assert changes(before, now) == {"data.global_batch_size": "was 8, is now 16"}
+
+
+def test_an_old_key_in_a_file_of_the_users_own_is_named() -> None:
+    cfg = composed("train", "data=demo", "+data.global_batch=8", "+accept=[seed]")
+    with pytest.raises(ConfigError) as caught:
+        check_config(cfg)
+    assert "2 problems in the configuration" in str(caught.value)
+    assert "data.global_batch: is now data.global_batch_size" in str(caught.value)
+    assert "accept: is now resume_accept" in str(caught.value)
+
+
+def test_an_old_target_is_refused_with_the_new_one() -> None:
+    with pytest.raises(ConfigError, match=r"got 'kikitori\.whisper\.load', which is now kikitori\.load_whisper"):
+        check_config(OmegaConf.create({"model": {"_target_": "kikitori.whisper.load"}}))
+
+
+def refusal(command: str, *words: str) -> str:
+    with pytest.raises(HydraException) as caught:
+        composed(command, *words)
+    message = explain(caught.value, command, words)
+    assert "To append" not in message
+    assert "earch path" not in message
+    return message
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("optim.learning_rate=1e-5", "optim.learning_rate: no such key; did you mean optim.lr?"),
+        ("lr=3e-5", "lr: no such key; did you mean optim.lr?"),
+        ("trainer.max_step=3", "trainer.max_step: no such key; did you mean trainer.max_steps?"),
+        ("batch_size=8", "did you mean data.global_batch_size or data.micro_batch_size or data.eval_batch_size?"),
+        ("optim.momentum=0.9", "optim.momentum: no such key; there are optim.lr, optim.weight_decay, "),
+        ("epochs=3", "epochs: no such key; see kikitori train --help"),
+        ("data.manifest=a.csv", "data.manifest: no such key here; it belongs to data=manifest"),
+        ("data.manifets=a.csv", "data.manifets: no such key; did you mean data.manifest, of data=manifest?"),
+        ("hydra.launcher.paralel=2", "did you mean hydra.launcher.parallel?"),
+        ("hydra/sweeper/sampler=grid", "hydra/sweeper/sampler: needs hydra/sweeper=optuna"),
+        ("+optim.lr=1", "+optim.lr: this key is there already; leave out the +"),
+        ("modle=micro", "modle: no such group; did you mean model?"),
+        ("model=whisper_smal", "model=whisper_smal: no such choice; did you mean whisper_small? There are micro, "),
+        ("trainer=gpu", "trainer=gpu: no such choice. There are auto, ddp"),
+        ("experiment=demos", "experiment=demos: no such choice; did you mean demo?"),
+        ("hydra/launcher=slurmm", "hydra/launcher=slurmm: no such choice; did you mean slurm?"),
+    ],
+)
+def test_a_misspelt_name_is_answered_with_the_closest_one(word: str, message: str) -> None:
+    assert message in refusal("train", word)
+
+
+def test_a_group_or_key_of_another_command_is_named() -> None:
+    assert refusal("prepare", "model=micro") == "model: kikitori prepare has no such group; it has data"
+    assert refusal("evaluate", "optim.lr=1") == "optim.lr: not a key of kikitori evaluate"
+
+
+def test_the_file_that_names_an_unknown_choice_is_given(tmp_path: Path) -> None:
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment/mine.yaml").write_text("# @package _global_\ndefaults:\n  - override /callbacks: best\n")
+    message = refusal("train", "experiment=mine", f"hydra.searchpath=[file://{tmp_path}]")
+    assert message.endswith("callbacks=best is now callbacks=best_checkpoint")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--max_steps", "3"], "--max_steps is not an option; settings are given as key=value: trainer.max_steps=3"),
+        (["--lr=3e-5", "data=demo"], "--lr is not an option; settings are given as key=value: optim.lr=3e-5"),
+        (
+            ["--max-steps", "data=demo"],
+            "--max-steps is not an option; settings are given as key=value: trainer.max_steps=...",
+        ),
+        (["--nonesuch"], "--nonesuch is not an option; settings are given as key=value, such as optim.lr=3e-5"),
+    ],
+)
+def test_a_key_written_as_an_option_is_answered_with_an_override(words: list[str], message: str) -> None:
+    assert unknown_option(words, ["--help", "--multirun"]) == message
+
+
+def test_an_abbreviated_option_is_one() -> None:
+    assert unknown_option(["--multi", "--help", "-m"], ["--help", "--multirun", "-m"]) is None

@@ -1,0 +1,145 @@
+"""The table of a run: complete at any width, and the same in results.md and in the terminal."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console, Group
+from run_folders import SCORING
+from terminal import run_in_terminal, widest
+
+from kikitori.runs.summary import Grid, cost_line, duration, fit, markdown, rows, title
+
+PRINT = (
+    "import json, sys; from kikitori.runs import summary; summary.print_results(json.load(open(sys.argv[1])), 'out')"
+)
+
+
+def score(cer: float, sign: float = 1.0) -> dict[str, Any]:
+    rates = {"cer": cer, "wer": 2 * cer, "cer_raw": 3 * cer, "wer_raw": 4 * cer, "clips": 200}
+    return rates | {"cer_ci95": [0.9 * cer, 1.1 * cer], "wer_ci95": [1.8 * cer, 2.2 * cer]}
+
+
+def results(scale: float = 1.0, **changes: Any) -> dict[str, Any]:
+    """Results of a training with rates up to 400 %, and so with the widest cells."""
+    splits = ("train", "validation", "test")
+    scores = {
+        stage: {split: score(scale * cer) for split in splits}
+        for stage, cer in (("before", 4.033), ("after", 1.21), ("change", -2.823))
+    }
+    facts = {split: {"clips": 200, "seconds": 600.0, "clips_over_window": 0} for split in splits}
+    cost = {"prepare_s": 2.0, "evaluate_s": 139.6, "fit_s": 7000.0, "train_clips_per_s": 67.09, "devices": 2}
+    cost |= {"device": "NVIDIA H100", "peak_memory_gb": 10.04}
+    made = {"command": "train", "scores": scores, "cost": cost, "scoring": SCORING}
+    made |= {"data": {"corpus": "Common Voice", "splits": facts, "rejects": {"silent": 3}}}
+    made |= {"model": {"name": "whisper-base", "parameters": 72_600_000, "window_s": 30.0}}
+    return made | changes
+
+
+def evaluation() -> dict[str, Any]:
+    return results(command="evaluate", scores={"evaluated": {s: score(4.033) for s in ("validation", "test")}})
+
+
+@pytest.mark.parametrize("made", [results(), results(0.1), evaluation()], ids=["training", "usual rates", "evaluation"])
+def test_the_table_is_complete_in_a_terminal_of_80_columns(tmp_path: Path, made: dict[str, Any]) -> None:
+    (tmp_path / "results.json").write_text(json.dumps(made))
+    lines = run_in_terminal(["-c", PRINT, str(tmp_path / "results.json")])
+    printed = "\n".join(lines)
+    assert widest(lines) <= 80
+    assert "…" not in printed
+    # A value and its interval may be on two lines, but each is whole.
+    parts = {part for cells in rows(made)[1:] for cell in cells for part in cell.replace(" [", "\n[").split("\n")}
+    assert not [part for part in parts if part not in printed]
+    assert lines[0] == "whisper-base on Common Voice"
+    assert lines[-1] == "Everything is in out"
+
+
+def test_results_md_and_the_terminal_have_the_same_title_and_costs_are_in_words() -> None:
+    text = markdown(results())
+    assert text.startswith(f"# {title(results())}\n")
+    cost = "preparation 2 s, training 1.9 h, scoring 2 min, 67.1 training clips/s, peak memory 10.0 GB, 2 × NVIDIA H100"
+    assert f"- Cost: {cost}\n" in text
+    assert "_s" not in cost_line(results()["cost"])
+
+
+def test_costs_that_are_unknown_are_left_out() -> None:
+    assert cost_line({"evaluate_s": 3.0, "fit_s": None, "train_clips_per_s": None}) == "scoring 3 s"
+
+
+def test_durations_have_the_unit_that_suits_them() -> None:
+    assert [duration(s) for s in (None, 42, 180, 9000)] == ["–", "42 s", "3 min", "2.5 h"]
+
+
+def test_clips_longer_than_the_window_are_reported(capsys: pytest.CaptureFixture[str]) -> None:
+    from kikitori.runs.summary import print_results
+
+    made = results()
+    made["data"]["splits"]["test"]["clips_over_window"] = 2
+    print_results(made, Path("out"))
+    assert "2 test clips are longer than the model's window; only their first 30 s are read" in capsys.readouterr().out
+
+
+NAMES = ["録音" * 40, "a-very-long-name-of-a-run-" * 6, "short", "[b]markup[/b]"]
+
+
+def grid(names: list[str], num_rows: int = 4) -> Grid:
+    cells = [names[i % len(names)] for i in range(num_rows)]
+    rates = [f"{i}.5 [{i}.1, {i}.9]" for i in range(num_rows)]
+    columns = {"run": cells, "val CER %": rates, "seeds": ["3"] * num_rows}
+    columns["against the best"] = ["worse by 1.0"] * num_rows
+    return Grid(["run"], [["val CER %", "seeds"], ["against the best"]], columns, left=["run"])
+
+
+def drawn(shown: Grid, width: int) -> str:
+    console = Console(width=width, force_terminal=True, color_system=None)
+    with console.capture() as capture:
+        console.print(Group(*fit(shown, console)))
+    return capture.get()
+
+
+@pytest.mark.parametrize("num_rows", [1, 4, 50])
+@pytest.mark.parametrize("width", [40, 60, 80, 120])
+def test_no_name_and_no_figure_is_cut_at_any_width(width: int, num_rows: int) -> None:
+    text = drawn(grid(NAMES, num_rows), width)
+    assert "…" not in text
+    assert widest(text.splitlines()) <= width
+    joined = "".join(char for char in text if char not in " \n│┃")
+    for name in NAMES[:num_rows]:
+        assert name in joined
+    for i in range(num_rows):
+        assert f"{i}.5" in text
+        assert f"[{i}.1, {i}.9]" in text
+
+
+def test_a_cell_wider_than_the_terminal_is_folded() -> None:
+    columns = {"run": ["a"], "reason": ["x" * 100 + "y"]}
+    text = drawn(Grid(["run"], [["reason"]], columns), 40)
+    assert widest(text.splitlines()) <= 40
+    assert text.count("x") == 100
+    assert "y" in text.splitlines()[-1]
+
+
+def test_long_names_are_listed_once_and_numbered_in_the_tables() -> None:
+    text = drawn(grid(NAMES), 80)
+    assert "#1  録音" in text
+    assert text.count("#1 ") == 2
+
+
+def test_a_narrow_terminal_loses_the_frame_first_and_then_the_single_table() -> None:
+    short = grid(["a", "b"])
+    widths = {width: drawn(short, width) for width in (60, 50, 42)}
+    assert "┃" in widths[60]
+    assert "┃" not in widths[50]
+    assert widths[50].count("run") == 1
+    assert widths[42].count("run") == 2
+
+
+def test_a_table_in_a_pipe_is_not_folded(capsys: pytest.CaptureFixture[str]) -> None:
+    from kikitori.runs.summary import terminal
+
+    console = terminal()
+    console.print(*fit(grid(NAMES), console))
+    (row,) = [line for line in capsys.readouterr().out.splitlines() if NAMES[1] in line]
+    assert "1.5 [1.1, 1.9]" in row
+    assert "worse by 1.0" in row
