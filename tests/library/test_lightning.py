@@ -153,6 +153,7 @@ def test_a_bucketed_window_reaches_the_batches_the_model_its_checkpoint_and_tran
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     buckets: dict[str, Any] = {"window": "bucketed", "window_edges_s": [0.6, 0.8], "window_margin_s": 0.05}
+    caplog.set_level("INFO", "kikitori")
     data, tuned = common_voice(release, micro, **buckets, full_window_share=0.5), module(micro)
     seen, kept = Seen(), ModelCheckpoint(tmp_path)
     trainer(tmp_path, max_steps=4, callbacks=[seen, kept], enable_checkpointing=True).fit(tuned, data)
@@ -167,10 +168,10 @@ def test_a_bucketed_window_reaches_the_batches_the_model_its_checkpoint_and_tran
         return ["犬"]
 
     monkeypatch.setattr("kikitori.inference.transcribe.generate_text", generate)
-    assert kikitori.transcribe(tuned.whisper, release / "clips/clip_0.mp3") == "犬"
+    assert tuned.whisper is micro
+    assert kikitori.transcribe(micro, release / "clips/clip_0.mp3") == "犬"
     assert positions == [30]
-    assert "use the WhisperModule's `whisper`, which has these windows" in caplog.text
-    assert caplog.text.count("pads clips to the first of 0.6, 0.8 s") == 1
+    assert caplog.text.count("clips are padded to the first of 0.6, 0.8 s") == 1
 
 
 def test_a_micro_batch_size_splits_a_step_and_not_its_gradient(
@@ -247,16 +248,17 @@ def weights(path: str) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("resumed_at", [2, 3, 4])
-@pytest.mark.parametrize("limits", [{"max_epochs": 3}, {"max_steps": 8}])
+@pytest.mark.parametrize(("limits", "workers"), [({"max_epochs": 3}, 0), ({"max_epochs": 3}, 1), ({"max_steps": 8}, 0)])
 def test_a_training_resumed_from_a_checkpoint_ends_like_one_that_was_not_interrupted(
-    release: Path, micro: Whisper, tmp_path: Path, resumed_at: int, limits: dict[str, int]
+    release: Path, micro: Whisper, tmp_path: Path, resumed_at: int, limits: dict[str, int], workers: int
 ) -> None:
+    data = common_voice(release, micro, num_workers=workers)
     kept = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=1, save_top_k=-1)
-    whole, seen = fit(release, micro, tmp_path, callbacks=[kept], enable_checkpointing=True, **limits)
+    whole, seen = fit(release, micro, tmp_path, data, callbacks=[kept], enable_checkpointing=True, **limits)
     last = ModelCheckpoint(tmp_path / "resumed", "{step}", every_n_train_steps=1, save_top_k=-1)
     checkpoint = str(tmp_path / f"step={resumed_at}.ckpt")
     resumed, rest = fit(
-        release, micro, tmp_path, ckpt_path=checkpoint, callbacks=[last], enable_checkpointing=True, **limits
+        release, micro, tmp_path, data, checkpoint, callbacks=[last], enable_checkpointing=True, **limits
     )
     assert resumed.global_step == whole.global_step
     assert rest.clips == seen.clips[resumed_at:]
@@ -295,7 +297,7 @@ def test_what_is_not_supported_is_one_line_before_training(
     release: Path, micro: Whisper, tmp_path: Path, arguments: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message) as refusal:
-        fit(release, micro, tmp_path, **{"max_steps": 2, **arguments} if "max_epochs" not in arguments else arguments)
+        fit(release, micro, tmp_path, stop_after=2, **arguments)
     assert "\n" not in str(refusal.value)
 
 
