@@ -5,8 +5,9 @@ STAMP := .venv/installed
 PYTEST := $(BIN)/python -m pytest -q
 # Without the tests that take minutes or need a server.
 DEFAULT := not long and not wandb_server and not slurm
-# Two workers, because many tests start processes of their own. Tests of one xdist_group share what is costly to set up.
-WORKERS := -n 2 --dist loadgroup
+# Two workers, because many tests start processes. All tests of a file run on one worker, because they share fixtures.
+# Files run in the order of their names, so that short ones come last.
+WORKERS := -n 2 --dist loadfile --no-loadscope-reorder
 
 # Advisories that do not affect this project, as --ignore-vuln ID, each with its reason in a comment here. There are none.
 EXCEPTIONS :=

@@ -6,7 +6,7 @@ import harness
 import pytest
 from run import BEGIN, COUNTS, END, TABLE, rows, table
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("chaos")]
+pytestmark = pytest.mark.slow
 
 # Only in `make chaos`: they wait, start several processes that import everything, or are covered by faster tests
 # (training/test_interrupted_training.py, training/test_checkpoint_files.py, data/test_audio_cache.py).

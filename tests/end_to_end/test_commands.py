@@ -16,7 +16,7 @@ from wandb_offline import OfflineRun
 from kikitori.data.datamodule import Demo
 from kikitori.runtime.paths import DEMO
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("commands")]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

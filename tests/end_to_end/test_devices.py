@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("devices")]
+pytestmark = pytest.mark.slow
 
 # Odd numbers of clips, and an epoch that is not a whole number of steps.
 SMALL = [

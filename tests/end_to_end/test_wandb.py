@@ -15,7 +15,7 @@ from wandb_offline import OfflineRun
 from kikitori.audio.waveform import decode, to_int16
 from kikitori.runtime.paths import DEMO
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("wandb")]
+pytestmark = pytest.mark.slow
 
 SECRETS = {"WANDB_API_KEY": "0123456789abcdef0123456789abcdef01234567", "HF_TOKEN": "hf_thisMustStayHere"}
 NAMED = [
