@@ -109,6 +109,12 @@ def test_help_has_the_choices_and_comments_of_the_users_own_files(tmp_path: Path
     assert "  notes=a\n      What it was for.\n" in text
 
 
+def test_hydras_own_help_is_unchanged(tmp_path: Path) -> None:
+    text = kikitori("train", "--hydra-help", cache=tmp_path).stdout
+    assert "--multirun,-m" in text
+    assert "hydra/launcher: basic, local, slurm" in text
+
+
 def test_help_into_a_closed_pipe_is_no_error(tmp_path: Path) -> None:
     line = [sys.executable, "-m", "kikitori", "train", "--help"]
     process = subprocess.Popen(line, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE)

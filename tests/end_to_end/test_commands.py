@@ -310,7 +310,7 @@ def test_help_lists_the_commands_with_an_example_each(cache: Path) -> None:
     for command in ("train", "evaluate", "prepare", "transcribe", "compare"):
         assert f"kikitori {command} " in printed
     groups = kikitori("train", "--help", cache=cache).stdout
-    assert "model: micro, whisper_base" in groups
+    assert "model=whisper_small\n      Whisper to fine-tune: micro, whisper_base" in groups
     assert "release: ???" in kikitori("train", "--cfg", "job", cache=cache).stdout
 
 

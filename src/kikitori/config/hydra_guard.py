@@ -10,6 +10,7 @@ from typing import Any
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.config_repository import ConfigRepository
+from hydra._internal.hydra import Hydra
 from hydra.core.config_search_path import ConfigSearchPath
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -68,8 +69,18 @@ def guard_hydra() -> None:
                 raise ConfigError(f"{place.path} would import a package to read configurations; give an absolute path")
         open_sources(self, config_search_path)
 
+    get_help = Hydra.get_help
+
+    @wraps(get_help)
+    def quick_help(self: Any, help_cfg: DictConfig, *args: Any, **kwargs: Any) -> str:
+        # Our template is the whole text (`documentation.help_text`). Hydra would first list all its own groups, which
+        # takes longer than everything else that --help does.
+        is_ours = "app_name" in help_cfg
+        return help_cfg.template if is_ours else get_help(self, help_cfg, *args, **kwargs)
+
     ConfigLoaderImpl.load_configuration = checked
     ConfigRepository.initialize_sources = opened
+    Hydra.get_help = quick_help
 
 
 def without_secrets(*arguments: Any) -> str | None:

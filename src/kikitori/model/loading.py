@@ -11,19 +11,12 @@ from transformers import GenerationConfig, WhisperConfig, WhisperForConditionalG
 from transformers.models.whisper.tokenization_whisper import LANGUAGES
 
 from kikitori.model.features import FRAMES_PER_SECOND
-from kikitori.model.processor import (
-    FRAMES_PER_POSITION,
-    START,
-    TASKS,
-    Processor,
-    byte_tokenizer,
-    make_processor,
-)
+from kikitori.model.processor import FRAMES_PER_POSITION, START, TASKS, Processor, byte_tokenizer, make_processor
 from kikitori.model.whisper import Whisper
 from kikitori.model.window import window_from_plain
 from kikitori.runtime.errors import KikitoriError, ModelError, one_line
 
-# How long to wait for the Hub before only downloaded files are used.
+# Seconds to wait for an answer of the Hub. Without one, only files that were downloaded before are used.
 HUB_TIMEOUT_S = 5.0
 
 log = logging.getLogger(__name__)
@@ -150,18 +143,18 @@ def rebuild_whisper(recipe: dict[str, Any]) -> Whisper:
 
 
 def hub_is_reachable() -> bool:
-    """Whether the Hugging Face Hub answers. Its client retries each of a model's files for half a minute."""
+    """Returns whether the Hugging Face Hub responds. Otherwise its client would retry each file for half a minute."""
     if huggingface_hub.constants.is_offline_mode():  # set by HF_HUB_OFFLINE; the client uses no network then
         return True
     try:
         huggingface_hub.get_session().head(huggingface_hub.constants.ENDPOINT, timeout=HUB_TIMEOUT_S)
-    except Exception:  # the HTTP library has errors of its own
+    except Exception:  # the HTTP library raises errors of many classes
         return False
     return True
 
 
 def model_folder(folder: Path, given_as: str) -> Path:
-    """The folder of the model itself in the folder of a run or model.
+    """Returns the folder that holds the model, given the folder of a run or of a model.
 
     given_as: how the user named the folder, such as `checkpoint=outputs/a`. Raises ModelError if it holds no model.
     """
@@ -186,7 +179,7 @@ def _check_name(name: str, revision: str | None) -> None:
 
 
 def _saved_language(name: str, safely: dict[str, Any]) -> str | None:
-    """The language of a fine-tuned model's generation config; a stock model has none."""
+    """Reads the language that a fine-tuned model was saved with; a stock model has none."""
     try:
         own = {key: value for key, value in safely.items() if key != "trust_remote_code"}
         return getattr(GenerationConfig.from_pretrained(name, **own), "language", None)

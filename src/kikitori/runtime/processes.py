@@ -1,6 +1,5 @@
 """Process helpers: CPU count, folder locks, stop signals, and exiting with the parent process."""
 
-import ctypes
 import os
 import signal
 import sys
@@ -93,6 +92,8 @@ def _exit_with(parent: int) -> None:
     Linux does that itself, however the parent ends. Elsewhere a thread polls.
     """
     if sys.platform == "linux":
+        import ctypes  # here, since the command line imports this module and must start fast
+
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     else:
         threading.Thread(target=_poll, args=(parent,), daemon=True).start()

@@ -96,11 +96,7 @@ class WhisperModule(pl.LightningModule):
         if processor.window != self.processor.window:
             self.whisper.set_window(processor.window)
             self.processor = self.whisper.processor
-            log.warning(
-                "the data module pads clips to %s, and the model was passed with other windows; to transcribe and "
-                "save, use the WhisperModule's `whisper`, which has these windows",
-                describe_window(processor.window),
-            )
+            log.info("clips are padded to %s, also when the model transcribes", describe_window(processor.window))
         if stage == "fit" and self.micro_batch_sizes is None:
             self._found_sizes = find_micro_batch_sizes(self.trainer, self.whisper, data)
         if data.cache_encoder_outputs:

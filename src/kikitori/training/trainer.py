@@ -20,7 +20,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from kikitori.config.targets import instantiate
 from kikitori.runtime import distributed
 from kikitori.runtime.console import shows_bars
-from kikitori.runtime.errors import ConfigError
+from kikitori.runtime.errors import ConfigError, one_line
 from kikitori.training.callbacks import ValidateEvery
 from kikitori.training.checkpoints import CheckpointFiles
 
@@ -57,7 +57,8 @@ def build_trainer(
             val_check_interval=ValidateEvery.NEVER,
         )
     except (TypeError, ValueError, MisconfigurationException) as error:
-        raise ConfigError(f"trainer={settings} is refused by Lightning: {error}") from error
+        given = ", ".join(f"trainer.{key}={value}" for key, value in settings.items() if not key.startswith("_"))
+        raise ConfigError(f"Lightning's Trainer refuses its settings: {one_line(error)} ({given})") from error
     # Lightning's own signal handlers end a run as a success, or start a broadcast during another collective.
     trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
     return trainer
@@ -109,6 +110,8 @@ def resolve_trainer_settings(trainer: dict[str, Any], gpus: int) -> tuple[dict[s
     """
     on_gpu = gpus > 0 and trainer["accelerator"] != "cpu"
     accelerator = trainer["accelerator"]
+    if accelerator in ("gpu", "cuda") and not gpus:
+        raise ConfigError(f"trainer.accelerator={accelerator}, but no GPU is visible; use auto or cpu")
     if accelerator == "auto":
         accelerator = "gpu" if on_gpu else "cpu"
     devices = trainer["devices"]
