@@ -13,7 +13,7 @@ from kikitori.pipelines.scoring import score
 from kikitori.pipelines.session import session
 from kikitori.runs.record import timed
 from kikitori.runs.results import Results
-from kikitori.runtime.errors import ConfigError, KikitoriError, ModelError
+from kikitori.runtime.errors import ConfigError, KikitoriError, ModelError, one_line
 from kikitori.training.checkpoints import read_checkpoint
 from kikitori.training.lightning_module import WhisperModule
 from kikitori.training.trainer import build_trainer, hardware_facts
@@ -53,6 +53,6 @@ def load_checkpoint(config: dict[str, Any]) -> Whisper:
     except KikitoriError:
         raise
     except Exception as error:  # a checkpoint of another program may lack or add anything
-        reason = str(error).splitlines()[0]
+        reason = one_line(error)
         raise ModelError(f"checkpoint={path} was not written by kikitori: {reason}") from error
     return whisper

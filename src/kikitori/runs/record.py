@@ -15,7 +15,7 @@ from kikitori.runs.results import FINISHED, RESULTS, RESULTS_TABLE, Results, end
 from kikitori.runs.resume import changes, refuse_changes
 from kikitori.runs.summary import markdown
 from kikitori.runtime.distributed import is_main
-from kikitori.runtime.errors import ConfigError, Pruned, Stopped, TrainingError
+from kikitori.runtime.errors import ConfigError, Pruned, Stopped, TrainingError, one_line
 from kikitori.runtime.files import read_json, write_json
 from kikitori.runtime.processes import folder_lock
 
@@ -114,7 +114,7 @@ def _remedy(error: BaseException) -> str | None:
     if isinstance(error, OSError) and error.errno in DISK_ERRORS:
         return f"{error.filename or 'the disk'}: {error.strerror}; fix that"
     if isinstance(error, RuntimeError) and "DataLoader worker" in str(error):
-        cause = str(error).splitlines()[0]
+        cause = one_line(error)
         return f"{cause}; if it ran out of memory, lower data.num_workers (0 uses no worker processes)"
     return None
 
