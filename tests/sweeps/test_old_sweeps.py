@@ -55,7 +55,7 @@ def test_a_trial_keeps_its_state_and_its_folder_gets_the_new_name(tmp_path: Path
 
 def test_another_value_of_a_renamed_key_is_still_another_trial(tmp_path: Path) -> None:
     sweep = open_sweep(old_sweep(tmp_path, overrides=["data.global_batch=16"]), [], str(tmp_path))
-    with pytest.raises(SweepError, match=r"its trial 0 has data\.global_batch_size=16, this command gives "):
+    with pytest.raises(SweepError, match=r"trial 0 was started with data\.global_batch_size=16; this command gives "):
         sweep.add(trial_now())
 
 

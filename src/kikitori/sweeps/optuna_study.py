@@ -49,7 +49,7 @@ def split_space(plugin: Any, arguments: Sequence[str]) -> tuple[list[str], dict[
 def distribution(override: Override) -> BaseDistribution:
     """Converts a Hydra sweep to an Optuna distribution; tag(log, interval(...)) is sampled on a log scale.
 
-    Raises ConfigError where the sweep is empty, or holds 0 on a log scale.
+    Raises ConfigError if the sweep is empty, or holds 0 on a log scale.
     """
     sweep = override.value()
     try:
@@ -73,7 +73,7 @@ def distribution(override: Override) -> BaseDistribution:
 def open_study(plugin: Any, space: Mapping[str, BaseDistribution], folder: Path) -> optuna.Study:
     """Opens the study of the configured file, or creates it.
 
-    Raises SweepError where the file is no study, or a study with another search space.
+    Raises SweepError if the file is no study, or a study with another search space.
     """
     path = Path(plugin.study)
     path.parent.mkdir(parents=True, exist_ok=True)

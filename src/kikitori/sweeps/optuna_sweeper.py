@@ -29,7 +29,7 @@ STATES = {"completed": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed
 def search(plugin: Any, arguments: Sequence[str]) -> None:
     """Runs trials until the study has `n_trials` of them, including those of earlier starts and other machines.
 
-    Raises ConfigError where no key is searched, SweepError where the study has another search space or trials failed.
+    Raises ConfigError if no key is searched, SweepError if the study has another search space or trials failed.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     fixed, space = split_space(plugin, arguments)
