@@ -64,17 +64,17 @@ def translate(override: str, own: Sequence[Path] = ()) -> str:
     )
     text = re.sub(r"(\$\{)([\w.]+)", lambda found: found[1] + RENAMED_KEYS.get(found[2], found[2]), text)
     key, equals, value = text.partition("=")
-    return f"{_new_key(key)}{equals}{translate_value(_swept_key(key), value, own)}"
+    return f"{_new_key(key)}{equals}{_translate_value(_swept_key(key), value, own)}"
 
 
-def translate_value(key: str, value: str, own: Sequence[Path] = ()) -> str:
+def _translate_value(key: str, value: str, own: Sequence[Path] = ()) -> str:
     """The value of a key with the names of this version: of choices of a group, and of keys in a mapping."""
     parts = _split(value)
     if len(parts) > 1:
-        return ",".join(translate_value(key, part, own) for part in parts)
+        return ",".join(_translate_value(key, part, own) for part in parts)
     core = value.strip()
     if bracketed := re.fullmatch(r"(\w*\(|\[|['\"])(.*)([)\]'\"])", core, re.DOTALL):
-        changed = bracketed[1] + translate_value(key, bracketed[2], own) + bracketed[3]
+        changed = bracketed[1] + _translate_value(key, bracketed[2], own) + bracketed[3]
     elif core[:1] == "{" and core[-1:] == "}":
         changed = "{" + ",".join(_translate_item(key, item, own) for item in _split(core[1:-1])) + "}"
     else:
@@ -92,7 +92,7 @@ def _translate_item(parent: str, item: str, own: Sequence[Path]) -> str:
     new = RENAMED_KEYS.get(key, key)
     if new.startswith(prefix):
         name = name.replace(key.removeprefix(prefix), new.removeprefix(prefix))
-    return f"{name}{colon}{translate_value(key, value, own)}"
+    return f"{name}{colon}{_translate_value(key, value, own)}"
 
 
 def _new_key(key: str) -> str:
