@@ -162,8 +162,8 @@ def test_an_old_key_in_a_file_of_the_users_own_is_named() -> None:
     with pytest.raises(ConfigError) as caught:
         check_config(cfg)
     assert "2 problems in the configuration" in str(caught.value)
-    assert "data.global_batch: is now data.global_batch_size" in str(caught.value)
-    assert "accept: is now resume_accept" in str(caught.value)
+    assert "data.global_batch: was renamed to data.global_batch_size" in str(caught.value)
+    assert "accept: was renamed to resume_accept" in str(caught.value)
 
 
 def test_an_old_target_is_refused_with_the_new_one() -> None:

@@ -102,7 +102,7 @@ def _problems(cfg: DictConfig) -> Iterator[str]:
         if fault := secret_fault(str(value)):
             yield f"{key}: {fault}"
             return  # other problems would print it
-    yield from (f"{key}: is now {names.RENAMED_KEYS[key]}" for key in flat if key in names.RENAMED_KEYS)
+    yield from (f"{key}: was renamed to {names.RENAMED_KEYS[key]}" for key in flat if key in names.RENAMED_KEYS)
     wrong_type = dict(faults(values)) | dict(_type_faults(values))
     wrong_type |= {
         key: f"must be {_describe(hint)}, got {flat[key]!r}"
