@@ -193,6 +193,13 @@ def refusal(command: str, *words: str) -> str:
         ("data.manifets=a.csv", "data.manifets: no such key; did you mean data.manifest, of data=manifest?"),
         ("hydra.launcher.paralel=2", "did you mean hydra.launcher.parallel?"),
         ("hydra/sweeper/sampler=grid", "hydra/sweeper/sampler: needs hydra/sweeper=optuna"),
+        ("optim.lr", "optim.lr: no value; settings are given as key=value: optim.lr=..."),
+        ("optim.lrr", "optim.lrr: no value; settings are given as key=value: optim.lr=..."),
+        ("data", "data: no value; settings are given as key=value: data=..."),
+        ("xyz", "xyz: no value; settings are given as key=value, such as optim.lr=3e-5"),
+        ("~optim.lrr", "optim.lrr: no such key; did you mean optim.lr?"),
+        ("~optimm", "optimm: no such group; did you mean optim?"),
+        ("~data.batch", "data.batch is now data.micro_batch_size"),
         ("+optim.lr=1", "+optim.lr: this key is there already; leave out the +"),
         ("modle=micro", "modle: no such group; did you mean model?"),
         ("model=whisper_smal", "model=whisper_smal: no such choice; did you mean whisper_small? There are micro, "),
@@ -207,6 +214,9 @@ def test_a_misspelt_name_is_answered_with_the_closest_one(word: str, message: st
 
 def test_a_group_or_key_of_another_command_is_named() -> None:
     assert refusal("prepare", "model=micro") == "model: kikitori prepare has no such group; it has data"
+    assert (
+        refusal("train", "checkpoint=x") == "checkpoint: not a key of kikitori train; it belongs to kikitori evaluate"
+    )
     assert refusal("evaluate", "optim.lr=1") == "optim.lr: not a key of kikitori evaluate"
 
 

@@ -130,11 +130,22 @@ def explain(error: Exception, command: str, words: Sequence[str]) -> str:
     if missing and options:
         group, _, choice = missing.rpartition("/")
         return prefix + unknown_choice(group, choice, options)
-    if unknown := re.search(r"Could not override '([^']+)'", text):
+    if no_value := re.match(r"Error parsing override '([^'=]+)'\nmissing EQUAL", text):
+        return without_value(no_value[1])
+    if unknown := re.search(r"Could not (?:override|delete from config\.) '([^']+)'", text):
         return prefix + unknown_key(unknown[1], command, words)
     if existing := re.search(r"An item is already at '([^']+)'", text):
         return f"+{existing[1]}: this key is there already; leave out the +"
     return text
+
+
+def without_value(word: str) -> str:
+    """The message for a word that is neither an option nor `key=value`."""
+    key = word.lstrip("+")
+    keys = closest_keys(key, dict.fromkeys(every_key(), ""))
+    known = key in every_key() or (CONF / key).is_dir()
+    example = f": {key}=..." if known else f": {keys[0]}=..." if keys else ", such as optim.lr=3e-5"
+    return f"{word}: no value; settings are given as key=value{example}"
 
 
 def unknown_choice(group: str, choice: str, options: Sequence[str]) -> str:
@@ -159,9 +170,10 @@ def unknown_key(key: str, command: str, words: Sequence[str]) -> str:
         return f"{key}: no such group; did you mean {close[0]}?"
     if key in every:
         owners = " or ".join(owner for owner in every[key] if owner.partition("=")[0] in groups)
-        return f"{key}: " + (
-            f"no such key here; it belongs to {owners}" if owners else f"not a key of kikitori {command}"
-        )
+        if owners:
+            return f"{key}: no such key here; it belongs to {owners}"
+        commands = " or ".join(f"kikitori {owner}" for owner in every[key] if (CONF / f"{owner}.yaml").exists())
+        return f"{key}: not a key of kikitori {command}" + (f"; it belongs to {commands}" if commands else "")
     used = used_files([CONF], command, {group: given.get(group, default) for group, default in groups.items()})
     known = {package(name, file) + key: entry.comment for name, file in used.items() for key, entry in file.leaves()}
     if close := closest_keys(key, known):
