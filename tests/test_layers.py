@@ -32,7 +32,11 @@ def imported(path: Path) -> set[str]:
     """Modules of kikitori that a file imports, at its top or inside a function, such as `data.collate`."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("kikitori."):
+        if isinstance(node, ast.ImportFrom) and node.module == "kikitori":
+            # A public name counts as its module; the version belongs to no package.
+            names = [alias.name for alias in node.names if alias.name != "__version__"]
+            found |= {kikitori._EXPORTS.get(name, f"kikitori.{name}").removeprefix("kikitori.") for name in names}
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("kikitori."):
             names = {f"{node.module}.{alias.name}".removeprefix("kikitori.") for alias in node.names}
             found |= names & MODULES.keys() or {str(node.module).removeprefix("kikitori.")}
         elif isinstance(node, ast.Import):

@@ -1,6 +1,8 @@
 """Contradictory command lines are refused before anything is written."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -64,3 +66,17 @@ def test_a_run_that_failed_at_once_may_be_replaced(tmp_path: Path) -> None:
     assert "already holds a run" in refusal("train", f"hydra.run.dir={tmp_path}")
     (tmp_path / "results.json").write_text("{")
     assert "already holds a run" in refusal("train", f"hydra.run.dir={tmp_path}")
+
+
+@pytest.mark.parametrize(("line", "code"), [(["train", "seed=1"], 1), (["train", "--help"], 0), (["compare", "a"], 0)])
+def test_a_broken_pipe_fails_a_run_and_ends_what_only_prints(line: list[str], code: int) -> None:
+    script = f"""
+from types import SimpleNamespace
+from kikitori.cli import main
+def fail(): raise BrokenPipeError(32, "Broken pipe")
+main.import_module = lambda name: SimpleNamespace(main=fail)
+main._run({line[0]!r}, {line[1:]!r})
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == code, done.stderr
+    assert ("Broken pipe" in done.stderr) == bool(code)

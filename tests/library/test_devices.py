@@ -30,6 +30,9 @@ def test_two_devices_train_and_score_as_one(tmp_path: Path) -> None:
     assert two["trained"] == pytest.approx(one["trained"], abs=1e-5)
     for stage in ("validated", "tested"):
         assert two[stage] == pytest.approx(one[stage], rel=1e-4)
+    # Two epochs of nine clips, each clip trained on by one process only.
+    assert sorted(map(len, two["trained_on"])) == [8, 10]
+    assert sorted([*two["trained_on"][0], *two["trained_on"][1]]) == sorted(one["trained_on"][0])
     assert sorted(map(len, two["clips"])) == [1, 2]
     assert sorted([*two["clips"][0], *two["clips"][1]]) == [f"clip_{i}.mp3" for i in (15, 16, 17)]
     assert len(one["clips"][0]) == 3

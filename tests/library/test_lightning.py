@@ -16,7 +16,7 @@ from training_runs import trainer
 import kikitori
 from kikitori.data.collate import collate
 from kikitori.model.whisper import Whisper, encode
-from kikitori.runtime.errors import ConfigError, DataError
+from kikitori.runtime.errors import ConfigError, DataError, ModelError
 from kikitori.training.loss import clip_losses
 from kikitori.training.trainer import refuse_unsupported
 
@@ -314,6 +314,17 @@ def test_a_training_without_end_takes_a_constant_schedule(release: Path, micro: 
     run = trainer(tmp_path, max_epochs=-1, callbacks=[Seen(stop_after=4)])
     run.fit(module(micro, schedule="constant"), common_voice(release, micro))
     assert (run.global_step, learning_rate(run)) == (4, 1e-3)
+
+
+def test_a_misspelt_value_is_named(release: Path, micro: Whisper) -> None:
+    with pytest.raises(ConfigError, match=r"data\.limit has no trian; its keys are train, validation, test and sample"):
+        common_voice(release, micro, limit={"trian": 8})
+    with pytest.raises(ConfigError, match=r"data\.window=short: must be full, bucketed or None"):
+        common_voice(release, micro, window="short")
+    with pytest.raises(ConfigError, match=r"optim\.schedule=cosine: must be linear or constant"):
+        kikitori.adamw(schedule="cosine")  # type: ignore[arg-type]
+    with pytest.raises(ModelError, match=r"model\.freeze=decoder: must be encoder or none"):
+        kikitori.build_whisper(freeze="decoder")  # type: ignore[arg-type]
 
 
 def test_what_is_missing_is_named_before_training(release: Path, micro: Whisper, tmp_path: Path) -> None:

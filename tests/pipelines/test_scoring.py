@@ -7,7 +7,7 @@ from recordings import encoded, tone, write_common_voice
 
 from kikitori.model.whisper import Whisper
 from kikitori.model.window import Window
-from kikitori.pipelines import scoring
+from kikitori.pipelines.scoring import Scorer
 from kikitori.pipelines.session import Session
 from kikitori.runs.results import FULL_WINDOW, predictions_file
 from kikitori.runtime.files import read_lines
@@ -18,7 +18,7 @@ LENGTHS_S = (0.4, 0.9, 0.5, 0.7, 0.8, 0.45)
 
 
 def session(folder: Path) -> Session:
-    return Session({}, folder, {"scores": {}}, Stop(), {})
+    return Session({"score": {"train_clips": 1}}, folder, {"scores": {}}, Stop(), {})
 
 
 def scored(tmp_path: Path, whisper: Whisper) -> tuple[Any, Any, Any]:
@@ -35,7 +35,7 @@ def scored(tmp_path: Path, whisper: Whisper) -> tuple[Any, Any, Any]:
 def test_predictions_keep_the_order_of_the_split(micro: Whisper, tmp_path: Path) -> None:
     trainer, module, data = scored(tmp_path, micro)
     run = session(tmp_path)
-    scoring.score(run, trainer, module, data, "after", sample={"train": 1})
+    Scorer(run, trainer, module, data).score("after")
     rows = read_lines(predictions_file(tmp_path, "validation", "after"))
     assert [(r["clip"], r["reference"]) for r in rows] == [(c.name, c.text) for c in data.clips["validation"]]
     assert {split: rates["clips"] for split, rates in run.results["scores"]["after"].items()} == {
@@ -59,13 +59,13 @@ def test_a_model_with_short_windows_is_also_scored_in_the_full_window(
 
     monkeypatch.setattr("kikitori.training.lightning_module.generate_text", read)
     run = session(tmp_path)
-    scoring.score_in_full_window(run, trainer, module, data, 2)
+    Scorer(run, trainer, module, data).score_in_full_window(2)
     assert {split: rates["clips"] for split, rates in run.results["scores"][FULL_WINDOW].items()} == {
         "validation": 2,
         "test": 2,
     }
     assert all(positions == 50 and set(caps) == {12} for positions, caps in calls)
     calls.clear()
-    scoring.score(run, trainer, module, data, "after", ["validation"])
+    Scorer(run, trainer, module, data).score("after", ["validation"])
     assert {positions for positions, _ in calls} == {30, 40, 50}
     assert all(max(caps) <= 6 for _, caps in calls)

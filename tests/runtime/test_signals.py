@@ -50,8 +50,7 @@ from kikitori.runtime import signals
 sys.excepthook = lambda kind, error, trace: sys.exit(error.code)
 c, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(64)
 signals.GRACE_S = 0.5
-with signals.handle_signals() as stop:
-    stop.on_forced_exit = lambda reason: print(reason, flush=True)
+with signals.handle_signals(lambda reason: print(reason, flush=True)) as stop:
     {block}
 """
 

@@ -47,6 +47,8 @@ optim.lr=3e-5. -m sweeps over comma-separated values, --cfg job prints the
 composed configuration. kikitori --version prints the version.
 Completion: eval "$(kikitori train -sc install=bash)" (or zsh, fish)."""
 HYDRA_COMMANDS = ("train", "evaluate", "prepare")
+# Options of Hydra with which a command prints something and does not run.
+PRINTS_ONLY = {"--help", "-h", "--hydra-help", "--cfg", "-c", "--info", "-i"}
 COMMANDS = (*HYDRA_COMMANDS, "transcribe", "compare")
 
 
@@ -163,7 +165,10 @@ def _run(command: str, words: list[str]) -> None:
             signal.signal(number, signal.SIG_IGN)
         print(error, file=sys.stderr)
         sys.exit(error.code)
-    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+    except BrokenPipeError as error:
+        if command in HYDRA_COMMANDS and not PRINTS_ONLY & set(words):
+            sys.exit(str(error))  # a run that failed
+        # The reader of the output, such as `head`, has seen enough.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (KikitoriError, CompactHydraException, OmegaConfBaseException, YAMLError, OSError) as error:
         if full:

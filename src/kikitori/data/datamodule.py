@@ -76,6 +76,10 @@ class SpeechDataModule(pl.LightningDataModule):
         trainer: pl.Trainer | None = None,
     ) -> None:
         super().__init__()
+        if unknown := sorted(set(limit) - {*SPLITS, "sample"}):
+            raise ConfigError(f"data.limit has no {', '.join(unknown)}; its keys are {', '.join(SPLITS)} and sample")
+        if window not in (None, "full", "bucketed"):
+            raise ConfigError(f"data.window={window}: must be full, bucketed or None")
         self.trainer = trainer
         self.window = make_window(window, window_edges_s, window_margin_s) if window else None
         self.processor = self._with_own_window(processor)

@@ -209,6 +209,8 @@ def _finish(
     model.generation_config = _generation_config(saved, processor)
     # Trainers and stock tools expect generation settings in one place only.
     model.config.suppress_tokens = model.config.begin_suppress_tokens = None
+    if freeze not in ("encoder", "none"):
+        raise ModelError(f"model.freeze={freeze}: must be encoder or none")
     if freeze == "encoder":
         model.model.encoder.requires_grad_(False)
     if gradient_checkpointing:

@@ -5,11 +5,10 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from kikitori.corpora.types import Split
 from kikitori.model.loading import load_whisper, model_folder, rebuild_whisper
 from kikitori.model.whisper import Whisper
 from kikitori.pipelines.builders import build_data, build_model, configure_model, prepare_data
-from kikitori.pipelines.scoring import score
+from kikitori.pipelines.scoring import Scorer
 from kikitori.pipelines.session import session
 from kikitori.runs.record import timed
 from kikitori.runs.results import Results
@@ -31,8 +30,7 @@ def evaluate(cfg: DictConfig, folder: Path) -> Results:
         prepare_data(run.config, data, folder, run.results)
         configure_model(run, whisper, data)
         with timed(run.results, "evaluate_s"):
-            sample: dict[Split, int | None] = {"train": run.config["score"]["train_clips"]}
-            score(run, trainer, WhisperModule(whisper), data, "evaluated", sample=sample)
+            Scorer(run, trainer, WhisperModule(whisper), data).score("evaluated")
         run.results["cost"] |= hardware_facts(trainer)
     return run.results
 

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -23,39 +24,63 @@ log = logging.getLogger(__name__)
 Scores = dict[Split, list[ClipScore]]
 
 
-def score(
-    run: Session,
-    trainer: pl.Trainer,
-    module: WhisperModule,
-    data: SpeechDataModule,
-    stage: str,
-    splits: Sequence[Split] | None = None,
-    sample: Mapping[Split, int | None] | None = None,
-    window: Window | None = None,
-) -> Scores:
-    """Transcribes and scores the clips of some splits, writes the predictions, and adds the rates to the results.
+@dataclass(frozen=True)
+class Scorer:
+    """Transcribes and scores whole splits with one model, and adds the rates to the run's results."""
 
-    stage: the key of the rates in the results. splits: None for all of the data's. sample: for a split, the number of
-    clips to take at random (seeded); None, or a split that is missing, for all. window: how far clips are padded; None
-    for the data's own.
-    """
-    scores: Scores = {}
-    rates: dict[str, Any] = {}
-    for split in splits or data.splits:
-        log.info("scoring %s", describe_stage(split, stage))
-        limit = (sample or {}).get(split)
-        batches: Any = trainer.predict(module, data.score_dataloader(split, limit, window))
+    run: Session
+    trainer: pl.Trainer
+    module: WhisperModule
+    data: SpeechDataModule
+
+    def score(
+        self,
+        stage: str,
+        splits: Sequence[Split] | None = None,
+        sample: Mapping[Split, int | None] | None = None,
+        window: Window | None = None,
+    ) -> Scores:
+        """Scores the clips of some splits and writes their predictions.
+
+        stage: the key of the rates in the results. splits: None for all of the data's. sample: for a split, the number
+        of clips to take at random (seeded); None, or a split that is missing, for all, but the training split has the
+        configured number. window: how far clips are padded; None for the data's own.
+        """
+        sample = {"train": self.run.config["score"]["train_clips"], **(sample or {})}
+        scores: Scores = {}
+        for split in splits or self.data.splits:
+            log.info("scoring %s", describe_stage(split, stage))
+            scores[split] = self._score_split(stage, split, sample.get(split), window)
+        self.run.results["scores"][stage] = {split: summarise(clips) for split, clips in scores.items()}
+        return scores
+
+    def score_in_full_window(self, clips: int | None) -> None:
+        """Scores a model trained in shorter windows as stock tools read it, which always use the full window.
+
+        clips: how many of validation and test; None for all.
+        """
+        generation = self.module.model.generation_config
+        # Stock tools have no such limit either, which would hide text invented in the unfamiliar silence.
+        rate, generation.max_tokens_per_s = generation.max_tokens_per_s, None
+        # At least one clip per process.
+        some = clips and max(clips, self.data.world_size)
+        try:
+            splits: tuple[Split, ...] = ("validation", "test")
+            self.score(FULL_WINDOW, splits, dict.fromkeys(splits, some), FULL)
+        finally:
+            generation.max_tokens_per_s = rate
+
+    def _score_split(self, stage: str, split: Split, limit: int | None, window: Window | None) -> list[ClipScore]:
+        batches: Any = self.trainer.predict(self.module, self.data.score_dataloader(split, limit, window))
         rows = {row[:2]: row for row in gather_rows([row for batch in batches for row in batch])}
         # Batches are by length; predictions are in the split's own order.
-        ordered = [rows[clip.name, clip.text] for clip in data.scored(split, limit)]
+        ordered = [rows[clip.name, clip.text] for clip in self.data.scored(split, limit)]
         clips, references, hypotheses = zip(*ordered, strict=True)
-        scores[split] = score_clips(references, hypotheses, data.language)
+        scores = score_clips(references, hypotheses, self.data.language)
         if is_main():
-            predictions = map(prediction, clips, references, hypotheses, scores[split])
-            write_lines(predictions_file(run.folder, split, stage), predictions)
-        rates[split] = summarise(scores[split])
-    run.results["scores"][stage] = rates
-    return scores
+            predictions = map(prediction, clips, references, hypotheses, scores)
+            write_lines(predictions_file(self.run.folder, split, stage), predictions)
+        return scores
 
 
 def describe_stage(split: Split, stage: str) -> str:
@@ -66,25 +91,6 @@ def describe_stage(split: Split, stage: str) -> str:
         FULL_WINDOW: " after training, in the full window",
     }
     return f"{split}{words.get(stage, '')}"
-
-
-def score_in_full_window(
-    run: Session, trainer: pl.Trainer, module: WhisperModule, data: SpeechDataModule, clips: int | None
-) -> None:
-    """Scores a model that was trained in shorter windows as stock tools read it, which always use the full window.
-
-    clips: how many of validation and test; None for all.
-    """
-    generation = module.model.generation_config
-    # Stock tools have no such limit either, which would hide text invented in the unfamiliar silence.
-    rate, generation.max_tokens_per_s = generation.max_tokens_per_s, None
-    # At least one clip per process.
-    some = clips and max(clips, data.world_size)
-    try:
-        splits: tuple[Split, ...] = ("validation", "test")
-        score(run, trainer, module, data, FULL_WINDOW, splits, dict.fromkeys(splits, some), FULL)
-    finally:
-        generation.max_tokens_per_s = rate
 
 
 def gather_rows(rows: list[Any]) -> list[Any]:

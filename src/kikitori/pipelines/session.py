@@ -53,25 +53,21 @@ def session(command: str, cfg: DictConfig, folder: Path) -> Iterator[Session]:
         torch.cuda.reset_peak_memory_stats()
     config = to_plain(cfg)
     results: Results = {"scores": {}, "cost": {}}
-    with handle_signals() as stop:
+
+    def on_forced_exit(reason: str) -> None:
+        log.error(reason)
+        if "status" in results:  # results.json exists
+            fail(results, folder, reason)
+
+    with handle_signals(on_forced_exit) as stop:
         with closing_wandb(results), record(results, command, config, folder):
-            yield from _started(command, config, folder, results, stop)
+            settings = _trainer_settings(command, config)
+            devices, nodes = settings["devices"], settings.get("num_nodes", 1)
+            with run_on_all_devices(command, config, folder, devices, nodes, on_forced_exit):
+                pl.seed_everything(config["seed"], workers=True, verbose=False)
+                yield Session(config, folder, results, stop, settings)
         if results.get("status") == "completed":  # in the main process only
             print_results(results, folder)
-
-
-def _started(command: str, config: dict[str, Any], folder: Path, results: Results, stop: Stop) -> Iterator[Session]:
-    settings = _trainer_settings(command, config)
-
-    def on_death(reason: str) -> None:
-        log.error(reason)
-        fail(results, folder, reason)
-
-    stop.on_forced_exit = on_death
-    devices, nodes = settings["devices"], settings.get("num_nodes", 1)
-    with run_on_all_devices(command, config, folder, devices, nodes, on_death):
-        pl.seed_everything(config["seed"], workers=True, verbose=False)
-        yield Session(config, folder, results, stop, settings)
 
 
 def _trainer_settings(command: str, config: dict[str, Any]) -> dict[str, Any]:

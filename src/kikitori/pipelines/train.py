@@ -9,14 +9,13 @@ from pytorch_lightning.callbacks import LearningRateMonitor
 from pytorch_lightning.loggers import CSVLogger, Logger
 
 from kikitori.config.targets import instantiate
-from kikitori.corpora.types import Split
 from kikitori.data.collate import check_label_contract
 from kikitori.data.datamodule import SpeechDataModule
 from kikitori.metrics.error_rates import change
 from kikitori.model.whisper import Whisper
 from kikitori.model.window import FULL, Window
 from kikitori.pipelines.builders import build_data, build_model, configure_model, prepare_data
-from kikitori.pipelines.scoring import Scores, is_scored, read_scores, score, score_in_full_window
+from kikitori.pipelines.scoring import Scorer, Scores, is_scored, read_scores
 from kikitori.pipelines.session import Session, session
 from kikitori.runs.model_card import model_card
 from kikitori.runs.record import save, timed
@@ -47,9 +46,10 @@ def train(cfg: DictConfig, folder: Path) -> Results:
         data, whisper, pretrained_window = load_data_and_model(run, trainer)
         module = make_module(run, trainer, data, whisper)
         checkpoint = find_checkpoint(run, data)
-        before = score_before(run, trainer, module, data, pretrained_window, checkpoint)
+        scorer = Scorer(run, trainer, module, data)
+        before = score_before(scorer, pretrained_window, checkpoint)
         fit(run, trainer, module, data, history, checkpoint)
-        after = score_after(run, trainer, module, data)
+        after = score_after(scorer)
         publish(run, trainer, whisper, data, before, after)
     return run.results
 
@@ -110,21 +110,15 @@ def find_checkpoint(run: Session, data: SpeechDataModule) -> Path | None:
     return checkpoint
 
 
-def score_before(
-    run: Session,
-    trainer: pl.Trainer,
-    module: WhisperModule,
-    data: SpeechDataModule,
-    pretrained_window: Window,
-    checkpoint: Path | None,
-) -> Scores:
+def score_before(scorer: Scorer, pretrained_window: Window, checkpoint: Path | None) -> Scores:
     """Scores before training, in the windows the model came with; a resumed run reads those it wrote earlier."""
+    run = scorer.run
     with timed(run.results, "evaluate_s"):
         if checkpoint:
-            scores = read_scores(run, data.splits, "before")
+            scores = read_scores(run, scorer.data.splits, "before")
         else:
             # In the windows it was trained in: other windows would make the model look worse than it is.
-            scores = score(run, trainer, module, data, "before", sample=train_sample(run), window=pretrained_window)
+            scores = scorer.score("before", window=pretrained_window)
     save(run.results, run.folder)
     return scores
 
@@ -149,12 +143,12 @@ def fit(
     results["checkpoint"] = {"steps": trainer.global_step, **best_checkpoint(trainer)}
 
 
-def score_after(run: Session, trainer: pl.Trainer, module: WhisperModule, data: SpeechDataModule) -> Scores:
+def score_after(scorer: Scorer) -> Scores:
     """Scores of the best checkpoint; one trained in shorter windows is also scored in 30 s, as stock tools read it."""
-    with timed(run.results, "evaluate_s"):
-        scores = score(run, trainer, module, data, "after", sample=train_sample(run))
-        if module.processor.window != FULL:
-            score_in_full_window(run, trainer, module, data, run.config["score"]["full_window_clips"])
+    with timed(scorer.run.results, "evaluate_s"):
+        scores = scorer.score("after")
+        if scorer.module.processor.window != FULL:
+            scorer.score_in_full_window(scorer.run.config["score"]["full_window_clips"])
     return scores
 
 
@@ -171,11 +165,6 @@ def publish(
         log_scores(trainer.loggers[1:], results)
     for logger in wandb_loggers(trainer):
         logger.finish(results, data.language, data.prepared.audio_caches["validation"].pcm)
-
-
-def train_sample(run: Session) -> dict[Split, int | None]:
-    """How many clips of the training split are scored; None for all."""
-    return {"train": run.config["score"]["train_clips"]}
 
 
 def wandb_loggers(trainer: pl.Trainer) -> list[WandbRunLogger]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from kikitori.config.overrides import options, overrides
 from kikitori.runs.provenance import git_state, versions
-from kikitori.runs.results import FINISHED, RESULTS, RESULTS_TABLE, Results, ended_before_scoring
+from kikitori.runs.results import FINISHED, RESULTS, RESULTS_TABLE, WANDB_RUN_ID, Results, ended_before_scoring
 from kikitori.runs.resume import changes, refuse_changes
 from kikitori.runs.summary import markdown
 from kikitori.runtime.distributed import is_main
@@ -67,7 +67,9 @@ def _start(command: str, config: dict[str, Any], folder: Path) -> Results:
     path = folder / RESULTS
     earlier = read_json(path) if path.exists() else {}
     if earlier and not config.get("resume") and ended_before_scoring(folder):
-        earlier = {}  # a run that failed over a wrong path, for example, may be replaced
+        # A run that failed over a wrong path, for example, is replaced; its W&B run is not continued.
+        earlier = {}
+        (folder / WANDB_RUN_ID).unlink(missing_ok=True)
     if earlier and not config.get("resume"):
         raise ConfigError(f"hydra.run.dir={folder} already holds a run; choose another folder, or add resume=auto")
     if earlier.get("status") in FINISHED:

@@ -13,6 +13,8 @@ Results = dict[str, Any]
 RESULTS = "results.json"
 RESULTS_TABLE = "results.md"
 PROGRESS = "progress.json"
+# The id of the W&B run, which a resumed run continues.
+WANDB_RUN_ID = "wandb/run-id"
 # Files of a sweep's folder, next to the folders of its trials: its record, and the study of a search.
 SWEEP = "sweep.json"
 STUDY = "study.journal"

@@ -25,7 +25,7 @@ from pytorch_lightning.utilities import rank_zero_only
 from kikitori.audio.waveform import SAMPLE_RATE
 from kikitori.config.overrides import sweep_name
 from kikitori.metrics.alignment import error_types
-from kikitori.runs.results import FINISHED, predictions_file
+from kikitori.runs.results import FINISHED, WANDB_RUN_ID, predictions_file
 from kikitori.runtime.errors import one_line
 from kikitori.runtime.files import read_lines
 from kikitori.runtime.rng import seeded_sample
@@ -89,7 +89,7 @@ class WandbRunLogger(WandbLogger):
         mode = os.environ.get("WANDB_MODE") or ("online" if has_credentials() else "offline")
         self.folder = Path(folder)
         self.audio, self.sends_model, self.aliases = audio, log_model, list(aliases)
-        self._id_file = self.folder / "wandb" / "run-id"
+        self._id_file = self.folder / WANDB_RUN_ID
         self.has_failed = False
         self._is_online = mode not in ("offline", "dryrun", "disabled")
         finish_s = ARTIFACT_S if log_model else FINISH_S

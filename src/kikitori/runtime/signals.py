@@ -29,14 +29,14 @@ STOP_KEY = "kikitori/stop"
 class Stop:
     """The stop request of a run: whether a signal arrived, which one, and at which step training stops."""
 
-    def __init__(self) -> None:
+    def __init__(self, on_forced_exit: Callable[[str], None] = lambda reason: None) -> None:
         self.number: int | None = None
         # True during training, which checks for a signal between steps.
         self.is_polled = False
         # Held while a checkpoint is written, so that a forced exit never interrupts that.
         self.saving = threading.Lock()
         # Called with the reason before a forced exit, to write down how the run ended.
-        self.on_forced_exit: Callable[[str], None] = lambda reason: None
+        self.on_forced_exit = on_forced_exit
 
     def handle(self, number: int, _: Any) -> None:
         """Handles a signal. A second one has no effect."""
@@ -92,13 +92,15 @@ class Stop:
 
 
 @contextmanager
-def handle_signals() -> Iterator[Stop]:
+def handle_signals(on_forced_exit: Callable[[str], None] = lambda reason: None) -> Iterator[Stop]:
     """Handles stop signals during the block. Outside of the main thread it has no effect.
+
+    on_forced_exit: called with the reason before the process is ended by force.
 
     Python runs signal handlers in the main thread, which may hang in a collective operation whose other processes have
     died. A second thread therefore receives the signals, too, and ends the process if it has not ended in time.
     """
-    stop = Stop()
+    stop = Stop(on_forced_exit)
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return

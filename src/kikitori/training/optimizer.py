@@ -27,6 +27,8 @@ def adamw(
     lr: the peak, reached after `warmup_steps` of linear increase. schedule: afterwards linear to 0 at the last step, or
     constant. weight_decay: of matrices; biases and norms do not decay.
     """
+    if schedule not in ("linear", "constant"):
+        raise ConfigError(f"optim.schedule={schedule}: must be linear or constant")
     return partial(_adamw, lr=lr, weight_decay=weight_decay, betas=betas, warmup_steps=warmup_steps, schedule=schedule)
 
 
