@@ -17,7 +17,7 @@ from kikitori.corpora import common_voice, manifest
 from kikitori.corpora.types import SPLITS, Clip, Corpus, Reject, Split
 from kikitori.data.collate import Batch, collate
 from kikitori.data.dataset import ExampleLists, SpeechDataset
-from kikitori.data.encoder_cache import EncoderCache, build_encoder_caches
+from kikitori.data.encoder_cache import EncoderCache, build_encoder_caches, check_cacheable, key
 from kikitori.data.filters import FilterRules
 from kikitori.data.preparation import PreparedData, check_usable, decode, prepare, unreadable_rows
 from kikitori.data.sampler import ScoringBatches, StepSampler
@@ -107,8 +107,8 @@ class SpeechDataModule(pl.LightningDataModule):
         self._corpus: Corpus | None = None
         self._prepared: PreparedData | None = None
         self._encoder_caches: dict[Split, dict[Window, EncoderCache]] = {}
-        # What the encoder caches were built for.
-        self._encoder: tuple[WhisperForConditionalGeneration, str] | None = None
+        # A hash of the weights and the precision that the encoder caches were built for.
+        self._encoder: str | None = None
 
     def read(self) -> Corpus:
         """Reads the rows of the corpus; no audio. The one method that a subclass must define."""
@@ -288,8 +288,10 @@ class SpeechDataModule(pl.LightningDataModule):
         Datasets and loaders made after this hold the outputs instead of log-Mels.
         Raises ConfigError if the encoder is trained, or its outputs vary.
         """
-        encoder = (model, str(trainer.precision))
-        if self._encoder and self._encoder[0] is model and self._encoder[1] == encoder[1]:
+        check_cacheable(model)
+        # Of its weights, which may have been trained since the last call.
+        encoder = key(model, {}, (), str(trainer.precision))
+        if self._encoder == encoder:
             return
         own, full_too = self.model_processor().window, {FULL} if self.full_window_share else set()
         self._encoder_caches = {}
