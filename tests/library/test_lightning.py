@@ -328,6 +328,9 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
         r"accumulate_grad_batches=2\) is not supported: .* set the data's global_batch_size",
     ),
     ({"overfit_batches": 1}, r"overfit_batches=1\) is not supported: .* limit=\{'train': 8\}"),
+    ({"precision": "16-true"}, r'precision="16-true"\) is not supported: .* pass "16-mixed", "bf16-mixed" or "32-true"'),
+    ({"precision": "bf16-true"}, r'precision="bf16-true"\) is not supported: '),
+    ({"precision": "64-true"}, r'precision="64-true"\) is not supported: '),
     ({"max_epochs": -1}, r"schedule='linear' needs a last step, .* adamw\(schedule='constant'\)"),
 ]
 
@@ -339,6 +342,15 @@ def test_what_is_not_supported_is_one_line_before_training(
     with pytest.raises(ConfigError, match=message) as refusal:
         fit(release, micro, tmp_path, stop_after=2, **arguments)
     assert "\n" not in str(refusal.value)
+
+
+def test_a_precision_without_fp32_weights_is_refused_for_scoring_too(
+    release: Path, micro: Whisper, tmp_path: Path
+) -> None:
+    run = trainer(tmp_path, precision="bf16-true")
+    with pytest.raises(ConfigError, match="is not supported: the model's weights stay in fp32"):
+        run.test(module(micro), common_voice(release, micro))
+    assert micro.model.dtype == torch.float32
 
 
 def test_a_sharded_strategy_is_refused() -> None:
