@@ -328,7 +328,10 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
         r"accumulate_grad_batches=2\) is not supported: .* set the data's global_batch_size",
     ),
     ({"overfit_batches": 1}, r"overfit_batches=1\) is not supported: .* limit=\{'train': 8\}"),
-    ({"precision": "16-true"}, r'precision="16-true"\) is not supported: .* pass "16-mixed", "bf16-mixed" or "32-true"'),
+    (
+        {"precision": "16-true"},
+        r'precision="16-true"\) is not supported: .* pass "16-mixed", "bf16-mixed" or "32-true"',
+    ),
     ({"precision": "bf16-true"}, r'precision="bf16-true"\) is not supported: '),
     ({"precision": "64-true"}, r'precision="64-true"\) is not supported: '),
     ({"max_epochs": -1}, r"schedule='linear' needs a last step, .* adamw\(schedule='constant'\)"),
