@@ -85,7 +85,7 @@ class SpeechDataModule(pl.LightningDataModule):
             raise ConfigError(f"data.window={window}: must be full, bucketed or None")
         if wrong := [split for split in load_splits if split not in SPLITS]:
             raise ConfigError(f"load_splits has no {wrong[0]!r}; the splits are {', '.join(SPLITS)}")
-        counts = {"global_batch_size": global_batch_size, "eval_batch_size": eval_batch_size}
+        counts: dict[str, Any] = {"global_batch_size": global_batch_size, "eval_batch_size": eval_batch_size}
         counts |= {f"limit.{split}": n for split, n in limit.items() if split != "sample" and n is not None}
         counts |= {} if micro_batch_size in (None, "auto") else {"micro_batch_size": micro_batch_size}
         check_above_zero("data", counts, whole=True)
