@@ -168,7 +168,8 @@ def build(release: str) -> SpeechDataModule:
     """Builds the data module of `kikitori train data.release=...` with the training split only, for 80 Mel bins."""
     quiet_libraries()
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose("train", [f"data.release={release}", "data.allow_shared_speakers=true"])
+        # Without loggers, whose folders only Hydra's command line defines.
+        cfg = compose("train", [f"data.release={release}", "data.allow_shared_speakers=true", "logger=none"])
     tokenizer, config = stand_ins.tokenizer(), WhisperConfig()
     processor = make_processor(tokenizer, config, cfg.model.language, cfg.model.task, "benchmark")
     return build_data({**to_plain(cfg), "splits": ["train"]}).with_processor(processor)
