@@ -168,11 +168,12 @@ def build(release: str) -> SpeechDataModule:
     """Builds the data module of `kikitori train data.release=...` with the training split only, for 80 Mel bins."""
     quiet_libraries()
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        # Without loggers, whose folders only Hydra's command line defines.
-        cfg = compose("train", [f"data.release={release}", "data.allow_shared_speakers=true", "logger=none"])
+        cfg = compose("train", [f"data.release={release}", "data.allow_shared_speakers=true"])
     tokenizer, config = stand_ins.tokenizer(), WhisperConfig()
     processor = make_processor(tokenizer, config, cfg.model.language, cfg.model.task, "benchmark")
-    return build_data({**to_plain(cfg), "splits": ["train"]}).with_processor(processor)
+    # Other nodes name the folder of a run, which only the command line has.
+    needed = {"data": to_plain(cfg.data), "seed": cfg.seed, "splits": ["train"]}
+    return build_data(needed).with_processor(processor)
 
 
 def loader(data: SpeechDataModule) -> Any:
