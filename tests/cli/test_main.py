@@ -81,3 +81,11 @@ main._run({line[0]!r}, {line[1:]!r})
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode == code, done.stderr
     assert ("Broken pipe" in done.stderr) == bool(code)
+
+
+def test_a_secret_is_not_printed_by_the_refusal_of_an_old_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_TOKEN", "s3cret-s3cret")
+    with pytest.raises(SystemExit) as caught:
+        main._prepare_line("train", ["data={batch: 4, x: s3cret-s3cret}"])
+    assert "MY_TOKEN" in str(caught.value)
+    assert "s3cret" not in str(caught.value)

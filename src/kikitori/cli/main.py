@@ -84,6 +84,7 @@ def main() -> None:
 def _prepare_line(command: str, words: list[str]) -> list[str]:
     """The words after the command, checked, with `resume=FOLDER` and `resume_sweep=FOLDER` expanded."""
     if command in HYDRA_COMMANDS:
+        _refuse_secrets(words)
         _refuse_names(words)
         try:
             words = expand_resume_sweep(command, expand_resume(command, words))
@@ -93,6 +94,14 @@ def _prepare_line(command: str, words: list[str]) -> list[str]:
     os.environ[LINE] = json.dumps(words)
     # A resumed sweep runs in its own folder.
     return [*words, *(f"hydra.sweep.dir={w.partition('=')[2]}" for w in words if w.startswith("resume_sweep="))]
+
+
+def _refuse_secrets(words: list[str]) -> None:
+    """Exits if an override holds a secret. Every other message may print the override."""
+    for word in words:
+        key, _, value = word.partition("=")
+        if fault := secret_fault(value):
+            sys.exit(f"kikitori: {key} {fault}")
 
 
 def _refuse_names(words: list[str]) -> None:
@@ -106,10 +115,7 @@ def _refuse_names(words: list[str]) -> None:
 
 def _refuse(arguments: list[str]) -> None:
     """Exits before Hydra writes the command line to files if it holds a secret or contradicts itself."""
-    for argument in arguments:
-        key, _, value = argument.partition("=")
-        if fault := secret_fault(value):
-            sys.exit(f"kikitori: {key} {fault}")
+    _refuse_secrets(arguments)
     given = {key: value.strip("'\"") for key, _, value in (argument.partition("=") for argument in arguments)}
     # A choice of `sweep` sets the mode.
     sweeps = "-m" in given or "--multirun" in given or given.get("hydra.mode") == "MULTIRUN" or "sweep" in given

@@ -23,8 +23,7 @@ from kikitori.data.preparation import PreparedData, check_usable, decode, prepar
 from kikitori.data.sampler import ScoringBatches, StepSampler
 from kikitori.model.processor import Processor
 from kikitori.model.window import FULL, Window, make_window
-from kikitori.runtime.arguments import check_above_zero, check_fraction, check_not_negative
-from kikitori.runtime.errors import ConfigError, DataError
+from kikitori.runtime.errors import ConfigError, DataError, check_above_zero, check_fraction, check_not_negative
 from kikitori.runtime.paths import DEMO, cache_folder
 from kikitori.runtime.processes import exit_with_parent
 from kikitori.runtime.rng import seeded_sample
