@@ -23,8 +23,7 @@ from kikitori.data.preparation import PreparedData, check_usable, decode, prepar
 from kikitori.data.sampler import ScoringBatches, StepSampler
 from kikitori.model.processor import Processor
 from kikitori.model.window import FULL, Window, make_window
-from kikitori.runtime.arguments import check_above_zero, check_fraction, check_not_negative
-from kikitori.runtime.errors import ConfigError, DataError
+from kikitori.runtime.errors import ConfigError, DataError, check_above_zero, check_fraction, check_not_negative
 from kikitori.runtime.paths import DEMO, cache_folder
 from kikitori.runtime.processes import exit_with_parent
 from kikitori.runtime.rng import seeded_sample
@@ -85,7 +84,7 @@ class SpeechDataModule(pl.LightningDataModule):
             raise ConfigError(f"data.window={window}: must be full, bucketed or None")
         if wrong := [split for split in load_splits if split not in SPLITS]:
             raise ConfigError(f"load_splits has no {wrong[0]!r}; the splits are {', '.join(SPLITS)}")
-        counts = {"global_batch_size": global_batch_size, "eval_batch_size": eval_batch_size}
+        counts: dict[str, Any] = {"global_batch_size": global_batch_size, "eval_batch_size": eval_batch_size}
         counts |= {f"limit.{split}": n for split, n in limit.items() if split != "sample" and n is not None}
         counts |= {} if micro_batch_size in (None, "auto") else {"micro_batch_size": micro_batch_size}
         check_above_zero("data", counts, whole=True)

@@ -16,9 +16,8 @@ from kikitori.data.collate import Batch
 from kikitori.data.datamodule import SpeechDataModule
 from kikitori.model.processor import FRAMES_PER_POSITION
 from kikitori.model.whisper import Whisper, encode
-from kikitori.runtime.arguments import check_above_zero
 from kikitori.runtime.distributed import all_gather
-from kikitori.runtime.errors import TrainingError
+from kikitori.runtime.errors import TrainingError, check_above_zero
 from kikitori.runtime.files import read_json, write_json
 from kikitori.runtime.paths import cache_folder
 from kikitori.training.loss import clip_losses

@@ -9,8 +9,7 @@ from torch import nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from kikitori.runtime.arguments import check_above_zero, check_not_negative
-from kikitori.runtime.errors import ConfigError
+from kikitori.runtime.errors import ConfigError, check_above_zero, check_not_negative
 
 # Builds the optimizer of a model and its scheduler for a number of steps (inf: without an end).
 OptimizerFactory = Callable[[nn.Module, float], tuple[Optimizer, Any]]
