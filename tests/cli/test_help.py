@@ -33,7 +33,7 @@ def test_help_is_also_a_command(tmp_path: Path) -> None:
 def test_a_misspelt_command_is_answered_with_the_closest_one(tmp_path: Path) -> None:
     done = kikitori("trian", cache=tmp_path)
     assert done.returncode == 1
-    assert "'trian' is none of train, evaluate, prepare, transcribe, compare; did you mean train?" in done.stderr
+    assert "'trian' is not one of train, evaluate, prepare, transcribe, compare; did you mean train?" in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -5,10 +5,10 @@ import shlex
 from pathlib import Path
 
 import pytest
+from generate_configuration import reference
 from hydra import compose, initialize_config_dir
 
 from kikitori.config.documentation import comments, read_file, settable, show, used_files
-from kikitori.config.reference import reference
 from kikitori.runtime.paths import CONF
 
 FILES = sorted(path.relative_to(CONF).with_suffix("").as_posix() for path in CONF.rglob("*.yaml"))
@@ -106,7 +106,7 @@ def test_what_follows_from_the_choices_is_not_shown_as_a_key() -> None:
 def test_the_page_of_the_configuration_is_current() -> None:
     page = Path(__file__).parents[2] / "docs/configuration.md"
     assert page.read_text(encoding="utf-8") == reference(), (
-        "run: python -m kikitori.config.reference > docs/configuration.md"
+        "run: python docs/generate_configuration.py > docs/configuration.md"
     )
 
 

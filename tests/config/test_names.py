@@ -47,13 +47,24 @@ OLD_RUN = Path(__file__).parent / "old_run"
             "model._target_=kikitori.whisper.load",
             "model._target_=kikitori.whisper.load is now model._target_=kikitori.load_whisper",
         ),
+        (
+            "hydra.sweeper.params.data.global_batch=8,16",
+            "hydra.sweeper.params.data.global_batch is now hydra.sweeper.params.data.global_batch_size",
+        ),
+        ("data={batch: 4}", "data={batch: 4} is now data={micro_batch_size: 4}"),
     ],
 )
 def test_an_old_name_gives_the_new_one(word: str, message: str) -> None:
     assert list(outdated(["data=demo", word])) == [message]
 
 
-@pytest.mark.parametrize("word", ["data.global_batch_size=8", "sweep=size", "experiment=demo", "optim.lr=1e-5", "-m"])
+@pytest.mark.parametrize(
+    "word",
+    [
+        *("data.global_batch_size=8", "sweep=size", "experiment=demo", "optim.lr=1e-5", "-m"),
+        *("experiment=theirs/article", "callbacks=[best-3,my_best]", "notes={batch: 4}", "data={name: 'batch: 4'}"),
+    ],
+)
 def test_a_current_name_is_unchanged(word: str) -> None:
     assert not list(outdated([word]))
     assert translate(word) == word
@@ -72,10 +83,40 @@ def test_a_current_name_is_unchanged(word: str) -> None:
         ),
         ("~callbacks=best", "~callbacks=best_checkpoint"),
         ("model.name=best", "model.name=best"),
+        ("experiment=theirs/article, article", "experiment=theirs/article, tutorial_100_clips"),
+        ("experiment=choice('article',demo)", "experiment=choice('tutorial_100_clips',demo)"),
+        (
+            "callbacks=choice([best],[best,early_stopping])",
+            "callbacks=choice([best_checkpoint],[best_checkpoint,early_stopping])",
+        ),
+        ("hydra.sweeper.params.+experiment=article", "hydra.sweeper.params.+experiment=tutorial_100_clips"),
+        (
+            "hydra.sweeper.params={data.batch: 4, callbacks: 'best,early_stopping'}",
+            "hydra.sweeper.params={data.micro_batch_size: 4, callbacks: 'best_checkpoint,early_stopping'}",
+        ),
+        (
+            "data={limit: {train: 8}, batch: 4},{batch: 8}",
+            "data={limit: {train: 8}, micro_batch_size: 4},{micro_batch_size: 8}",
+        ),
     ],
 )
 def test_an_override_of_an_old_run_is_translated(old: str, new: str) -> None:
     assert translate(old) == new
+
+
+@pytest.mark.parametrize("option", ["--config-dir {}", "--config-dir={}", "-cd {}", "hydra.searchpath=[file://{}]"])
+def test_a_choice_of_the_users_own_may_have_an_old_name(tmp_path: Path, option: str) -> None:
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment/article.yaml").touch()
+    words = [*option.format(tmp_path).split(), "experiment=article"]
+    assert not list(outdated(words))
+    assert list(outdated([*words[:-1], "experiment=hf_blog"]))
+    assert translate(f"experiment={'x' * 5000}", [tmp_path]) == f"experiment={'x' * 5000}"
+    assert translate("experiment=article,hf_blog", [tmp_path]) == "experiment=article,hf_fine_tune_whisper"
+
+
+def test_an_old_key_that_a_sweep_varies_is_named_where_a_trial_is_composed() -> None:
+    assert refusal("train", "data.batch=4") == "data.batch is now data.micro_batch_size"
 
 
 def test_new_names_exist_and_old_ones_do_not() -> None:
@@ -121,8 +162,8 @@ def test_an_old_key_in_a_file_of_the_users_own_is_named() -> None:
     with pytest.raises(ConfigError) as caught:
         check_config(cfg)
     assert "2 problems in the configuration" in str(caught.value)
-    assert "data.global_batch: is now data.global_batch_size" in str(caught.value)
-    assert "accept: is now resume_accept" in str(caught.value)
+    assert "data.global_batch: was renamed to data.global_batch_size" in str(caught.value)
+    assert "accept: was renamed to resume_accept" in str(caught.value)
 
 
 def test_an_old_target_is_refused_with_the_new_one() -> None:
@@ -152,6 +193,13 @@ def refusal(command: str, *words: str) -> str:
         ("data.manifets=a.csv", "data.manifets: no such key; did you mean data.manifest, of data=manifest?"),
         ("hydra.launcher.paralel=2", "did you mean hydra.launcher.parallel?"),
         ("hydra/sweeper/sampler=grid", "hydra/sweeper/sampler: needs hydra/sweeper=optuna"),
+        ("optim.lr", "optim.lr: no value; settings are given as key=value: optim.lr=..."),
+        ("optim.lrr", "optim.lrr: no value; settings are given as key=value: optim.lr=..."),
+        ("data", "data: no value; settings are given as key=value: data=..."),
+        ("xyz", "xyz: no value; settings are given as key=value, such as optim.lr=3e-5"),
+        ("~optim.lrr", "optim.lrr: no such key; did you mean optim.lr?"),
+        ("~optimm", "optimm: no such group; did you mean optim?"),
+        ("~data.batch", "data.batch is now data.micro_batch_size"),
         ("+optim.lr=1", "+optim.lr: this key is there already; leave out the +"),
         ("modle=micro", "modle: no such group; did you mean model?"),
         ("model=whisper_smal", "model=whisper_smal: no such choice; did you mean whisper_small? There are micro, "),
@@ -166,6 +214,9 @@ def test_a_misspelt_name_is_answered_with_the_closest_one(word: str, message: st
 
 def test_a_group_or_key_of_another_command_is_named() -> None:
     assert refusal("prepare", "model=micro") == "model: kikitori prepare has no such group; it has data"
+    assert (
+        refusal("train", "checkpoint=x") == "checkpoint: not a key of kikitori train; it belongs to kikitori evaluate"
+    )
     assert refusal("evaluate", "optim.lr=1") == "optim.lr: not a key of kikitori evaluate"
 
 

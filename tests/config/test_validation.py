@@ -236,6 +236,7 @@ def test_a_class_of_the_users_own_is_checked_like_any_other(tmp_path: Path, monk
         ("+trainer.max_epochs=3", "trainer.max_epochs: training is counted in optimizer steps; set trainer.max_steps"),
         ("+trainer.val_check_interval=5", "trainer.val_check_interval: set validation.every_steps"),
         ("+trainer.check_val_every_n_epoch=1", "trainer.check_val_every_n_epoch: set validation.every_steps"),
+        ("+trainer.overfit_batches=0.1", "trainer.overfit_batches: set data.limit.train=8"),
         ("+trainer.fast_dev_run=true", "trainer.fast_dev_run: set trainer.max_steps=2 and data.limit.train=8"),
         (
             "+trainer.max_step=3",
@@ -251,6 +252,7 @@ def test_an_argument_of_the_trainer_without_effect_is_refused_with_the_one_to_us
 
 def test_an_argument_of_the_trainer_at_its_neutral_value_is_accepted() -> None:
     check_config(composed("train", "data=demo", "+trainer.accumulate_grad_batches=1", "+trainer.max_epochs=null"))
+    check_config(composed("train", "data=demo", "+trainer.max_epochs=-1", "+trainer.overfit_batches=0.0"))
 
 
 def test_splits_must_be_a_list() -> None:

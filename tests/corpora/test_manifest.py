@@ -139,11 +139,11 @@ def test_a_missing_column_is_named_with_the_existing_ones(tmp_path: Path) -> Non
 
 
 def test_an_unknown_split_is_named_with_its_line(tmp_path: Path) -> None:
-    assert "all.csv line 3: split 'eval' is none of train, validation, test" in message(
+    assert "all.csv line 3: split 'eval' is not one of train, validation, test" in message(
         write_csv(tmp_path / "all.csv", [ROWS[0], ROWS[1] | {"split": "eval"}])
     )
     (tmp_path / "all.csv").write_text("path,text,split\na.wav,one, two,train\n")
-    assert "line 2: split ' two' is none of" in message(tmp_path / "all.csv")
+    assert "line 2: split ' two' is not one of" in message(tmp_path / "all.csv")
     assert "must be quoted" in message(tmp_path / "all.csv")
 
 

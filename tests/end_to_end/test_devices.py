@@ -24,7 +24,7 @@ SMALL = [
     *("data.window=bucketed", "data.window_edges_s=[1.5,1.8,2.1,2.5]", "data.full_window_share=0.25"),
 ]
 ENDLESS = ["trainer.max_steps=100000", "validation.every_steps=5"]
-# It also applies to the start, where one process may import for longer than the other: on a busy machine 20 s are few.
+# It also applies to the start, where one process may import for longer than the other.
 TIMEOUT_S = 100
 # With micro-batches of two clips, so that a step has several.
 TWO = ["trainer=ddp", "trainer.devices=2", "data.micro_batch_size=2"]

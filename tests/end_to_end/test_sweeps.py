@@ -149,7 +149,7 @@ def test_a_stopped_sweep_stops_its_trials_and_refuses_other_arguments(tmp_path: 
     assert f"stopped by SIGINT, 2 trials left; to resume: kikitori train -m resume_sweep={folder}" in output
     assert not processes(f"hydra.run.dir='{folder}/")
     assert (
-        "its trial 0 has trainer.max_steps=4000"
+        "trial 0 was started with trainer.max_steps=4000"
         in sweep(tmp_path, "seed=0,1", "trainer.max_steps=8", f"resume_sweep={folder}")[1]
     )
 

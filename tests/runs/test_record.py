@@ -71,17 +71,23 @@ def test_changed_clips_are_refused_unless_they_are_accepted(tmp_path: Path) -> N
     check_data(before, facts("b", 35), ["data"], tmp_path)
 
 
-def test_a_full_disk_ends_the_run_with_the_remedy(tmp_path: Path) -> None:
-    message = "/far/file: No space left on device; fix that, then run kikitori prepare resume="
+@pytest.mark.parametrize(
+    ("number", "remedy"),
+    [(errno.ENOSPC, "free space"), (errno.EACCES, "fix its permissions"), (errno.EIO, "check the disk")],
+)
+def test_an_error_of_the_disk_ends_the_run_with_the_remedy(tmp_path: Path, number: int, remedy: str) -> None:
+    message = f"/far/file: {os.strerror(number)}; {remedy}, then resume with kikitori prepare resume="
     with pytest.raises(TrainingError, match=message), record({}, "prepare", RECIPE, tmp_path):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/far/file")
+        raise OSError(number, os.strerror(number), "/far/file")
     assert read_json(tmp_path / "results.json")["status"] == "failed"
 
 
 @pytest.mark.parametrize("status", ["completed", "pruned"])
 def test_a_finished_run_is_not_resumed(tmp_path: Path, status: str) -> None:
     write_json(tmp_path / "results.json", {**stopped(tmp_path), "status": status})
-    with pytest.raises(ConfigError, match=f"a run that is {status}: nothing is left to resume"):
+    with pytest.raises(
+        ConfigError, match=f"a run that is {status}: nothing is left to resume; start a new run in another"
+    ):
         begin(tmp_path, resume="auto")
 
 

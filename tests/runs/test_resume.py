@@ -1,4 +1,4 @@
-"""`resume=FOLDER` is the command that the folder's run was started with, and what is given besides."""
+"""`resume=` and `resume_sweep=` use the recorded command of a folder; overrides given now take precedence."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -44,6 +44,38 @@ def test_a_users_own_configuration_folder_is_kept(tmp_path: Path) -> None:
         "/other",
         "experiment=mine",
     ]
+
+
+@pytest.mark.parametrize(
+    "option", ["--config-dir /other", "--config-dir=/other", "-cd /other", "-cn other", "--config-n=b"]
+)
+def test_a_configuration_given_now_replaces_that_of_the_run_or_sweep(tmp_path: Path, option: str) -> None:
+    folder = run(tmp_path / "a", "experiment=mine", options=["--config-dir", "/mine"])
+    assert "/mine" not in expand_resume("train", [*option.split(), f"resume={folder}"])
+    resume = sweep(tmp_path / "b", "--config-dir", "/mine", "-m", "experiment=mine")
+    line = expand_resume_sweep("train", [*option.split(), resume])
+    assert "/mine" not in line
+    assert "-m" in line
+
+
+def test_the_value_of_an_option_is_no_override(tmp_path: Path) -> None:
+    folder = run(tmp_path / "a", "seed=1", "a=1", options=["--config-dir", "a=b"])
+    line = expand_resume("train", [f"resume={folder}"])
+    assert line == ["--config-dir", "a=b", "seed=1", "a=1", f"hydra.run.dir='{folder}'", "resume=auto"]
+    line = expand_resume("train", ["seed=2", "-cd", "a=c", f"resume={folder}"])
+    assert line == ["-cd", "a=c", "a=1", "seed=2", f"hydra.run.dir='{folder}'", "resume=auto"]
+    resume = sweep(tmp_path / "b", "--config-dir", "a=b", "-m", "seed=1,2")
+    assert expand_resume_sweep("train", [resume]) == ["--config-dir", "a=b", "-m", "seed=1,2", resume]
+
+
+def test_a_choice_of_the_users_own_keeps_its_name(tmp_path: Path) -> None:
+    (tmp_path / "mine/experiment").mkdir(parents=True)
+    (tmp_path / "mine/experiment/article.yaml").touch()
+    options = ["--config-dir", str(tmp_path / "mine")]
+    folder = run(tmp_path / "a", "experiment=article", options=options)
+    assert "experiment=article" in expand_resume("train", [f"resume={folder}"])
+    resume = sweep(tmp_path / "b", *options, "-m", "experiment=article,hf_blog")
+    assert "experiment=article,hf_fine_tune_whisper" in expand_resume_sweep("train", [resume])
 
 
 @pytest.mark.parametrize("line", [["seed=1"], ["resume=auto", "hydra.run.dir=x"], ["resume=null"], []])

@@ -1,6 +1,7 @@
 """Sweeps that were started before a key was renamed are resumed: their trials, folders and studies."""
 
 import json
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,7 +10,7 @@ from typing import Any
 import optuna
 import pytest
 from omegaconf import OmegaConf
-from optuna.distributions import CategoricalDistribution, distribution_to_json
+from optuna.distributions import BaseDistribution, CategoricalDistribution, distribution_to_json
 from optuna.samplers import GridSampler, RandomSampler
 from optuna.trial import TrialState
 
@@ -55,7 +56,7 @@ def test_a_trial_keeps_its_state_and_its_folder_gets_the_new_name(tmp_path: Path
 
 def test_another_value_of_a_renamed_key_is_still_another_trial(tmp_path: Path) -> None:
     sweep = open_sweep(old_sweep(tmp_path, overrides=["data.global_batch=16"]), [], str(tmp_path))
-    with pytest.raises(SweepError, match=r"its trial 0 has data\.global_batch_size=16, this command gives "):
+    with pytest.raises(SweepError, match=r"trial 0 was started with data\.global_batch_size=16; this command gives "):
         sweep.add(trial_now())
 
 
@@ -99,10 +100,10 @@ def plugin(folder: Path, sampler: Any) -> Any:
     return SimpleNamespace(**study, sampler=sampler, config=config, pruner=None, n_trials=2)
 
 
-def old_study(folder: Path) -> optuna.Study:
-    """A study as it was written before the key was renamed."""
+def old_study(folder: Path, space: Mapping[str, BaseDistribution] = OLD_SPACE) -> optuna.Study:
+    """A study as it was written before the keys were renamed."""
     study = optuna.create_study(storage=open_storage(folder / "study.journal"), study_name="kikitori")
-    described = {key: json.loads(distribution_to_json(values)) for key, values in OLD_SPACE.items()}
+    described = {key: json.loads(distribution_to_json(values)) for key, values in space.items()}
     study.set_user_attr("space", described)
     return study
 
@@ -140,3 +141,49 @@ def test_another_space_is_still_refused(tmp_path: Path) -> None:
     old_study(tmp_path)
     with pytest.raises(SweepError, match="has another search space"):
         open_study(searching, {"data.global_batch_size": CategoricalDistribution(["8"])}, tmp_path)
+
+
+OLD_CHOICES = {"callbacks": ["best", "early_stopping"], "+experiment": ["article", "demo"], "data.batch": ["2"]}
+CHOICES = {
+    "callbacks": CategoricalDistribution(["best_checkpoint", "early_stopping"]),
+    "+experiment": CategoricalDistribution(["tutorial_100_clips", "demo"]),
+    "data.micro_batch_size": CategoricalDistribution(["2"]),
+}
+
+
+def idle_runner(folder: Path) -> Any:
+    def compose(number: int, overrides: list[str]) -> tuple[Trial, Any]:
+        return Trial(number, f"{number}", overrides, {}), None
+
+    return SimpleNamespace(sweep=Sweep(folder, [], id="a"), compose=compose, prepare=lambda configs: None)
+
+
+def test_a_study_over_a_renamed_choice_is_continued_with_its_own_values(tmp_path: Path) -> None:
+    old = {key: CategoricalDistribution(choices) for key, choices in OLD_CHOICES.items()}
+    searching = plugin(tmp_path, partial(GridSampler, seed=0))
+    searching.n_trials = 4
+    study = old_study(tmp_path, old)
+    study.sampler = make_sampler(searching.sampler, old, 0)
+    first = study.ask(old)
+    first.set_user_attr("sweep", "a")
+    first.set_user_attr("number", 0)
+    study.tell(first, state=TrialState.FAIL)
+
+    study = open_study(searching, CHOICES, tmp_path)
+    trials = list(Search(searching, idle_runner(tmp_path), study, [], CHOICES).trials())
+    assert {tuple(trial.overrides) for trial in trials} == {
+        (f"callbacks={callbacks}", f"+experiment={experiment}", "data.micro_batch_size=2")
+        for callbacks in CHOICES["callbacks"].choices
+        for experiment in CHOICES["+experiment"].choices
+    }
+    for trial in study.trials:
+        assert {key: trial.params[key] in OLD_CHOICES[key] for key in trial.params} == dict.fromkeys(OLD_CHOICES, True)
+
+
+def test_a_study_over_a_choice_of_the_users_own_with_an_old_name_keeps_it(tmp_path: Path) -> None:
+    space = {"experiment": CategoricalDistribution(["article", "demo"])}
+    old_study(tmp_path, space)
+    searching = plugin(tmp_path, partial(GridSampler, seed=0))
+    study = open_study(searching, space, tmp_path)
+    trials = list(Search(searching, idle_runner(tmp_path), study, [], space).trials())
+    assert {trial.overrides[0] for trial in trials} == {"experiment=article", "experiment=demo"}

@@ -57,9 +57,8 @@ def test_another_command_is_not_mixed_into_a_sweep(tmp_path: Path) -> None:
     sweep = Sweep(tmp_path, [])
     first = sweep.add(trial())
     assert sweep.add(trial()) is first
-    message = (
-        r"its trial 0 has optim\.lr=1e-5, this command gives optim\.lr=3e-5; resume it with kikitori train -m resume_"
-    )
+    message = r"trial 0 was started with optim\.lr=1e-5; this command gives optim\.lr=3e-5; "
+    message += "resume it with kikitori train -m resume_"
     with pytest.raises(SweepError, match=message):
         sweep.add(trial(0, "3e-5"))
 

@@ -76,7 +76,7 @@ def main() -> None:
         print(USAGE)
     elif arguments[0] not in COMMANDS:
         suggestion = did_you_mean(arguments[0], COMMANDS)
-        sys.exit(f"kikitori: {arguments[0]!r} is none of {', '.join(COMMANDS)}{suggestion}")
+        sys.exit(f"kikitori: {arguments[0]!r} is not one of {', '.join(COMMANDS)}{suggestion}")
     else:
         _run(arguments[0], _prepare_line(arguments[0], arguments[1:]))
 
@@ -136,10 +136,10 @@ def _refuse_folders(given: dict[str, str], sweeps: bool) -> None:
         message = f"kikitori: hydra.run.dir={folder} already holds a run"
         sys.exit(f"{message}; choose another folder, or add resume=auto to resume it")
     sweep = given.get("resume_sweep")
-    if sweep is not None and not sweeps:
-        sys.exit(f"kikitori: resume_sweep={sweep} resumes a sweep; add -m and the sweep's other arguments")
     if sweep is not None and not Path(sweep, SWEEP).exists():
         sys.exit(f"kikitori: resume_sweep={sweep} holds no {SWEEP}; give the folder of a sweep")
+    if sweep is not None and not sweeps:
+        sys.exit(f"kikitori: resume_sweep={sweep} resumes a sweep; add -m")
 
 
 def _run(command: str, words: list[str]) -> None:

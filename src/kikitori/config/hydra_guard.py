@@ -155,7 +155,7 @@ def _setting_faults(node: Any, known: Mapping[str, tuple[str, ...] | None], key:
     for name, value in _parts(node, key):
         choices, text = known.get(name), str(value)
         if name not in known:
-            yield f"{key}.{name}", f"is none of {', '.join(known)}; leave it out"
+            yield f"{key}.{name}", f"is not one of {', '.join(known)}; leave it out"
         elif choices and value not in choices:
             yield f"{key}.{name}", f"must be {' or '.join(choices)}, got {value!r}"
         elif not choices and ("://" in text or "${" in text):

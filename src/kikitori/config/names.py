@@ -7,7 +7,9 @@ read, so that it can be resumed and compared. For a misspelt name the closest kn
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
+from pathlib import Path
 
+from kikitori.config.command_line import config_folders, split_words
 from kikitori.config.documentation import package, read_file, used_files
 from kikitori.runtime.paths import CONF
 
@@ -31,6 +33,8 @@ RENAMED_KEYS = {
     "data.global_batch": "data.global_batch_size",
     "sweep.resume": "resume_sweep",
 }
+# The node whose keys are the keys that a sweep varies.
+SWEPT = "hydra.sweeper.params"
 # By group.
 RENAMED_CHOICES = {
     "callbacks": {"best": "best_checkpoint"},
@@ -38,28 +42,83 @@ RENAMED_CHOICES = {
 }
 
 
-def outdated(words: Iterable[str]) -> Iterator[str]:
+def outdated(words: Sequence[str]) -> Iterator[str]:
     """Yields one message for each override of a command line that uses an old name."""
-    for word in words:
+    own = config_folders(words)
+    for word in split_words(words)[1]:
         key, _, value = word.lstrip("+~").partition("=")
-        new_key, _, new_value = translate(word).lstrip("+~").partition("=")
+        new_key, _, new_value = translate(word, own).lstrip("+~").partition("=")
         if new_key != key:
             yield f"{key} is now {new_key}"
         elif new_value != value:
             yield f"{key}={value} is now {key}={new_value}"
 
 
-def translate(override: str) -> str:
-    """An override with the names of this version. Its value may be a list or a sweep of several, or a mapping."""
+def translate(override: str, own: Sequence[Path] = ()) -> str:
+    """An override with the names of this version. Its value may be a list or a sweep of several, or a mapping.
+
+    own: the user's configuration folders; a choice that is a file there keeps its name.
+    """
     text = re.sub(
         r"(_target_\s*[=:]\s*)([\w.]+)", lambda found: found[1] + RENAMED_TARGETS.get(found[2], found[2]), override
     )
     text = re.sub(r"(\$\{)([\w.]+)", lambda found: found[1] + RENAMED_KEYS.get(found[2], found[2]), text)
     key, equals, value = text.partition("=")
-    name = key.lstrip("+~")
-    if name in RENAMED_CHOICES:
-        value = re.sub(r"[\w-]+", lambda word: RENAMED_CHOICES[name].get(word[0], word[0]), value)
-    return f"{key.removesuffix(name)}{RENAMED_KEYS.get(name, name)}{equals}{value}"
+    return f"{_new_key(key)}{equals}{_translate_value(_swept_key(key), value, own)}"
+
+
+def _translate_value(key: str, value: str, own: Sequence[Path] = ()) -> str:
+    """The value of a key with the names of this version: of choices of a group, and of keys in a mapping."""
+    parts = _split(value)
+    if len(parts) > 1:
+        return ",".join(_translate_value(key, part, own) for part in parts)
+    core = value.strip()
+    if bracketed := re.fullmatch(r"(\w*\(|\[|['\"])(.*)([)\]'\"])", core, re.DOTALL):
+        changed = bracketed[1] + _translate_value(key, bracketed[2], own) + bracketed[3]
+    elif core[:1] == "{" and core[-1:] == "}":
+        changed = "{" + ",".join(_translate_item(key, item, own) for item in _split(core[1:-1])) + "}"
+    else:
+        changed = RENAMED_CHOICES.get(key, {}).get(core, core)
+        if changed != core and any((folder / key / f"{core}.yaml").exists() for folder in own):
+            changed = core
+    return value.replace(core, changed, 1) if core else value
+
+
+def _translate_item(parent: str, item: str, own: Sequence[Path]) -> str:
+    """One `key: value` of the mapping that is the value of `parent`."""
+    name, colon, value = item.partition(":")
+    prefix = "" if parent == SWEPT else f"{parent}."
+    key = prefix + name.strip().lstrip("+~")
+    new = RENAMED_KEYS.get(key, key)
+    if new.startswith(prefix):
+        name = name.replace(key.removeprefix(prefix), new.removeprefix(prefix))
+    return f"{name}{colon}{_translate_value(key, value, own)}"
+
+
+def _new_key(key: str) -> str:
+    name = _swept_key(key)
+    return key.removesuffix(name) + RENAMED_KEYS.get(name, name)
+
+
+def _swept_key(key: str) -> str:
+    """The key itself, or the one that a key of `hydra.sweeper.params` varies."""
+    return key.lstrip("+~").removeprefix(f"{SWEPT}.").lstrip("+~")
+
+
+def _split(text: str) -> list[str]:
+    """The parts between the commas that are in no brackets or quotes."""
+    parts, depth, quote = [""], 0, ""
+    for before, character in zip(" " + text, text, strict=False):
+        if quote:
+            quote = "" if character == quote and before != "\\" else quote
+        elif character in "'\"":
+            quote = character
+        depth += (character in "([{") - (character in ")]}") if not quote else 0
+        if character == "," and not depth and not quote:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return parts
 
 
 def explain(error: Exception, command: str, words: Sequence[str]) -> str:
@@ -71,11 +130,22 @@ def explain(error: Exception, command: str, words: Sequence[str]) -> str:
     if missing and options:
         group, _, choice = missing.rpartition("/")
         return prefix + unknown_choice(group, choice, options)
-    if unknown := re.search(r"Could not override '([^']+)'", text):
+    if no_value := re.match(r"Error parsing override '([^'=]+)'\nmissing EQUAL", text):
+        return without_value(no_value[1])
+    if unknown := re.search(r"Could not (?:override|delete from config\.) '([^']+)'", text):
         return prefix + unknown_key(unknown[1], command, words)
     if existing := re.search(r"An item is already at '([^']+)'", text):
         return f"+{existing[1]}: this key is there already; leave out the +"
     return text
+
+
+def without_value(word: str) -> str:
+    """The message for a word that is neither an option nor `key=value`."""
+    key = word.lstrip("+")
+    keys = closest_keys(key, dict.fromkeys(every_key(), ""))
+    known = key in every_key() or (CONF / key).is_dir()
+    example = f": {key}=..." if known else f": {keys[0]}=..." if keys else ", such as optim.lr=3e-5"
+    return f"{word}: no value; settings are given as key=value{example}"
 
 
 def unknown_choice(group: str, choice: str, options: Sequence[str]) -> str:
@@ -89,6 +159,8 @@ def unknown_key(key: str, command: str, words: Sequence[str]) -> str:
     """The message for a key, or a group, that the configuration of a command does not have with these overrides."""
     given = dict(word.lstrip("+").partition("=")[::2] for word in words)
     groups = {group: entry.value for group, entry in read_file(CONF / f"{command}.yaml").groups.items()}
+    if key in RENAMED_KEYS:
+        return f"{key} is now {RENAMED_KEYS[key]}"
     if key.startswith("hydra/sweeper/"):
         return f"{key}: needs hydra/sweeper=optuna"
     if (CONF / key).is_dir():
@@ -98,9 +170,10 @@ def unknown_key(key: str, command: str, words: Sequence[str]) -> str:
         return f"{key}: no such group; did you mean {close[0]}?"
     if key in every:
         owners = " or ".join(owner for owner in every[key] if owner.partition("=")[0] in groups)
-        return f"{key}: " + (
-            f"no such key here; it belongs to {owners}" if owners else f"not a key of kikitori {command}"
-        )
+        if owners:
+            return f"{key}: no such key here; it belongs to {owners}"
+        commands = " or ".join(f"kikitori {owner}" for owner in every[key] if (CONF / f"{owner}.yaml").exists())
+        return f"{key}: not a key of kikitori {command}" + (f"; it belongs to {commands}" if commands else "")
     used = used_files([CONF], command, {group: given.get(group, default) for group, default in groups.items()})
     known = {package(name, file) + key: entry.comment for name, file in used.items() for key, entry in file.leaves()}
     if close := closest_keys(key, known):

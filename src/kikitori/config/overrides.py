@@ -14,6 +14,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from kikitori.config import names
+from kikitori.config.command_line import split_words
 from kikitori.config.documentation import help_text
 from kikitori.runtime.errors import ConfigError
 from kikitori.runtime.paths import CONF
@@ -27,7 +28,7 @@ def swept_values(overrides: Sequence[str]) -> dict[str, str]:
     """The overrides of a job that its sweep varies, on the command line or in `hydra.sweeper.params`."""
     # A Slurm job finds the sweep's command line in its environment only.
     line = json.loads(os.environ[LINE]) if LINE in os.environ else sys.argv[1:]
-    given = OverridesParser.create().parse_overrides([a for a in line if "=" in a and not a.startswith("-")])
+    given = OverridesParser.create().parse_overrides([word for word in split_words(line)[1] if "=" in word])
     keys = {override.get_key_element() for override in given if override.is_sweep_override()}
     keys |= set(OmegaConf.select(HydraConfig.get(), "sweeper.params") or {}) if HydraConfig.initialized() else set()
     pairs = [override.partition("=") for override in overrides]

@@ -48,17 +48,18 @@ CHOICES = {
     "callbacks.checkpoint.monitor": ("val/cer", "val/wer", "val/loss"),
     "callbacks.checkpoint.mode": ("min", "max"),
 }
-# Arguments of Lightning's Trainer that kikitori replaces: the value that changes nothing, and the remedy.
+# Arguments of Lightning's Trainer that kikitori replaces: the values that change nothing, and the remedy.
 REPLACED = {
     "trainer.accumulate_grad_batches": (
-        1,
+        (1,),
         "data.global_batch_size is the size of a step's batch; data.micro_batch_size splits it",
     ),
-    "trainer.check_val_every_n_epoch": (None, "set validation.every_steps"),
-    "trainer.fast_dev_run": (False, "set trainer.max_steps=2 and data.limit.train=8, .validation=8, .test=8"),
-    "trainer.gradient_clip_algorithm": ("norm", "must be norm"),
-    "trainer.max_epochs": (None, "training is counted in optimizer steps; set trainer.max_steps"),
-    "trainer.val_check_interval": (None, "set validation.every_steps"),
+    "trainer.check_val_every_n_epoch": ((None,), "set validation.every_steps"),
+    "trainer.fast_dev_run": ((False,), "set trainer.max_steps=2 and data.limit.train=8, .validation=8, .test=8"),
+    "trainer.gradient_clip_algorithm": (("norm",), "must be norm"),
+    "trainer.max_epochs": ((None, -1), "training is counted in optimizer steps; set trainer.max_steps"),
+    "trainer.overfit_batches": ((0,), "set data.limit.train=8"),
+    "trainer.val_check_interval": ((None,), "set validation.every_steps"),
 }
 # Types of keys that are not arguments of one of our functions.
 TYPES: dict[str, Any] = {
@@ -102,7 +103,7 @@ def _problems(cfg: DictConfig) -> Iterator[str]:
         if fault := secret_fault(str(value)):
             yield f"{key}: {fault}"
             return  # other problems would print it
-    yield from (f"{key}: is now {names.RENAMED_KEYS[key]}" for key in flat if key in names.RENAMED_KEYS)
+    yield from (f"{key}: was renamed to {names.RENAMED_KEYS[key]}" for key in flat if key in names.RENAMED_KEYS)
     wrong_type = dict(faults(values)) | dict(_type_faults(values))
     wrong_type |= {
         key: f"must be {_describe(hint)}, got {flat[key]!r}"
@@ -122,7 +123,7 @@ def _problems(cfg: DictConfig) -> Iterator[str]:
     if "data.window_edges_s" not in wrong_type:
         yield from _window_faults(flat)
     for key, (neutral, remedy) in REPLACED.items():
-        if flat.get(key, neutral) != neutral:
+        if key in flat and flat[key] not in neutral:
             yield f"{key}: {remedy}"
     if flat.get("optim._target_") == "kikitori.adamw" and "optim._partial_" in flat:
         yield "optim._partial_: kikitori.adamw returns a function of model and steps by itself; leave it out"

@@ -50,7 +50,7 @@ def read(
 def _split(name: object, table: Path, line: int) -> Split:
     if not isinstance(name, str) or name not in SPLIT_NAMES:
         raise DataError(
-            f"{table} line {line}: split {name!r} is none of {', '.join(SPLITS)}. Correct that row; a text that "
+            f"{table} line {line}: split {name!r} is not one of {', '.join(SPLITS)}. Correct that row; a text that "
             "contains the table's separator must be quoted."
         )
     return SPLIT_NAMES[name]

@@ -17,6 +17,7 @@ from typing import Any
 
 import yaml
 
+from kikitori.config.command_line import config_folders
 from kikitori.config.names import translate
 from kikitori.config.overrides import flatten
 from kikitori.runs.results import RESULTS, SWEEP, predictions_file
@@ -74,8 +75,9 @@ class Run:
     def overrides(self) -> list[str]:
         """The overrides of the command line; a trial's include the values of its sweep."""
         given = self.results.get("overrides") or _hydra_overrides(self.folder)
+        own = config_folders([*(self.results.get("options") or []), *given])
         # A trial's link to its Optuna study is not part of its recipe.
-        return [translate(override) for override in given if not override.startswith("+callbacks.pruning=")]
+        return [translate(override, own) for override in given if not override.startswith("+callbacks.pruning=")]
 
     @property
     def command(self) -> str:

@@ -21,7 +21,13 @@ from kikitori.runtime.processes import folder_lock
 
 log = logging.getLogger(__name__)
 
-DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO)
+# Errors of the disk, with the remedy.
+DISK_ERRORS = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "free space"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM), "fix its permissions"),
+    errno.EROFS: "mount it writable",
+    errno.EIO: "check the disk",
+}
 
 
 @contextmanager
@@ -49,7 +55,7 @@ def record(results: Results, command: str, config: dict[str, Any], folder: Path)
         except BaseException as error:
             results |= {"status": "failed", "error": describe_error(error)}
             if remedy := _remedy(error):
-                raise TrainingError(f"{remedy}, then run kikitori {command} resume={folder}") from error
+                raise TrainingError(f"{remedy}, then resume with kikitori {command} resume={folder}") from error
             raise
         finally:
             results["finished"] = _now()
@@ -73,7 +79,10 @@ def _start(command: str, config: dict[str, Any], folder: Path) -> Results:
     if earlier and not config.get("resume"):
         raise ConfigError(f"hydra.run.dir={folder} already holds a run; choose another folder, or add resume=auto")
     if earlier.get("status") in FINISHED:
-        raise ConfigError(f"hydra.run.dir={folder} holds a run that is {earlier['status']}: nothing is left to resume")
+        raise ConfigError(
+            f"hydra.run.dir={folder} holds a run that is {earlier['status']}: nothing is left to resume; "
+            "start a new run in another folder"
+        )
     if earlier:
         refuse_changes(changes(earlier.get("config", {}), config), config.get("resume_accept") or [], folder)
     # Enough to start the run again: Hydra's own record in .hydra may be cut off by a kill.
@@ -114,7 +123,7 @@ def describe_error(error: BaseException) -> str:
 def _remedy(error: BaseException) -> str | None:
     """What happened and what to do, if the machine is the cause."""
     if isinstance(error, OSError) and error.errno in DISK_ERRORS:
-        return f"{error.filename or 'the disk'}: {error.strerror}; fix that"
+        return f"{error.filename or 'the disk'}: {error.strerror}; {DISK_ERRORS[error.errno]}"
     if isinstance(error, RuntimeError) and "DataLoader worker" in str(error):
         cause = one_line(error)
         return f"{cause}; if it ran out of memory, lower data.num_workers (0 uses no worker processes)"

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from kikitori.config.command_line import chooses_configuration, config_folders, split_words
 from kikitori.config.names import translate
 from kikitori.config.overrides import flatten, override
 from kikitori.runs.results import RESULTS, SWEEP, Results
@@ -16,7 +17,6 @@ from kikitori.runtime.files import read_json
 START_KEYS = ("resume", "resume_accept", "resume_sweep", "sweep", "hydra.run.dir")
 # The same for a sweep, whose choice `sweep=` belongs to it.
 SWEEP_START_KEYS = ("resume", "resume_accept", "resume_sweep", "hydra.sweep.dir")
-CONFIG_OPTIONS = ("--config-", "-cd", "-cn", "-cp")
 # Keys in which a resumed run may differ without resume_accept.
 NOT_OF_THE_RECIPE = re.compile(
     r"resume(_sweep)?|(resume_)?accept\b.*|sweep\b.*|logger\b.*|trainer\.strategy\b.*"
@@ -30,11 +30,12 @@ def expand_resume(command: str, given: list[str]) -> list[str]:
     Overrides given now take precedence, so that they are seen, and refused or accepted, as changes of the run.
     Raises ConfigError if the folder holds no run of this command, DataError if its results.json is damaged.
     """
-    values = [word.partition("=")[2].strip("'\"") for word in given if word.startswith("resume=")]
+    given_options, given_overrides = split_words(given)
+    values = [word.partition("=")[2].strip("'\"") for word in given_overrides if word.startswith("resume=")]
     if not values or values[-1] in ("", "auto", "null"):
         return given
     folder = Path(values[-1])
-    if {"-m", "--multirun"} & set(given):
+    if {"-m", "--multirun"} & set(given_options):
         raise ConfigError(f"resume={folder} resumes a single run; for a sweep use resume_sweep=<its folder>")
     if not (folder / RESULTS).exists():
         raise ConfigError(
@@ -44,14 +45,12 @@ def expand_resume(command: str, given: list[str]) -> list[str]:
     results = read_json(folder / RESULTS)
     if results.get("command") != command:
         raise ConfigError(f"resume={folder} holds a run of kikitori {results.get('command')}, not of {command}")
-    now = [word for word in given if _key(word) != "resume"]
+    now = [word for word in given_overrides if _key(word) != "resume"]
     taken = {_key(word) for word in now} | set(START_KEYS)
-    overrides = [translate(str(word)) for word in results.get("overrides", [])]
-    recorded = [word for word in overrides if _key(word) not in taken]
-    # --config-dir and its like, if the run was started with them and none is given now.
-    options = [] if any(word.startswith("--config-") for word in now) else map(str, results.get("options", []))
-    given_options, overrides = _split_words(now)
-    return [*options, *given_options, *recorded, *overrides, override("hydra.run.dir", folder), "resume=auto"]
+    options, overrides = ([str(word) for word in results.get(name, [])] for name in ("options", "overrides"))
+    recorded = [word for word in _translated(options, overrides) if _key(word) not in taken]
+    options = _kept(options, given_options)
+    return [*options, *given_options, *recorded, *now, override("hydra.run.dir", folder), "resume=auto"]
 
 
 def expand_resume_sweep(command: str, given: list[str]) -> list[str]:
@@ -61,7 +60,8 @@ def expand_resume_sweep(command: str, given: list[str]) -> list[str]:
     leaves the line unchanged. Raises ConfigError if its sweep is one of another command, DataError if sweep.json is
     damaged.
     """
-    values = [word.partition("=")[2].strip("'\"") for word in given if word.startswith("resume_sweep=")]
+    given_options, given_overrides = split_words(given)
+    values = [word.partition("=")[2].strip("'\"") for word in given_overrides if word.startswith("resume_sweep=")]
     folder = Path(values[-1]) if values else None
     if folder is None or values[-1] in ("", "null") or not (folder / SWEEP).exists():
         return given
@@ -70,13 +70,10 @@ def expand_resume_sweep(command: str, given: list[str]) -> list[str]:
         raise DataError(f"{folder / SWEEP} holds no command; start a sweep in another folder")
     if recorded[1:2] not in ([], [command]):
         raise ConfigError(f"resume_sweep={folder} holds a sweep of kikitori {recorded[1]}, not of {command}")
-    taken = {_key(word) for word in given} | set(SWEEP_START_KEYS)
-    words = [translate(word) for word in recorded[2:]]
-    options, overrides = _split_words([word for word in words if _key(word) not in taken])
-    given_options, given_overrides = _split_words(given)
-    if any(word.startswith(CONFIG_OPTIONS) for word in given_options):
-        options = []
-    return [*options, *given_options, *overrides, *given_overrides]
+    taken = {_key(word) for word in given_overrides} | set(SWEEP_START_KEYS)
+    options, overrides = split_words(recorded[2:])
+    words = [word for word in _translated(options, overrides) if _key(word) not in taken]
+    return [*_kept(options, given_options), *given_options, *words, *given_overrides]
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:
@@ -109,10 +106,16 @@ def refuse_changes(found: Mapping[str, str], accepted: Sequence[str], folder: Pa
         )
 
 
-def _split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Options with their values, and overrides. argparse accepts no option between two overrides."""
-    overrides = [word for word in words if not word.startswith("-") and ("=" in word or word.startswith("~"))]
-    return [word for word in words if word not in overrides], overrides
+def _kept(options: Sequence[str], given: Sequence[str]) -> list[str]:
+    """The recorded options that are not given now; of those that choose a configuration none, if one is chosen now."""
+    if chooses_configuration(given):
+        options = [word for word in options if word in ("-m", "--multirun")]
+    return [word for word in options if word not in given]
+
+
+def _translated(options: Sequence[str], overrides: Sequence[str]) -> list[str]:
+    own = config_folders([*options, *overrides])
+    return [translate(word, own) for word in overrides]
 
 
 def _key(word: str) -> str:

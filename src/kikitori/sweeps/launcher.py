@@ -51,7 +51,7 @@ NOT_FOR_DECODING = (
 def launch(plugin: Any, job_overrides: Sequence[Sequence[str]], first: int) -> list[JobReturn]:
     """Runs a fixed list of trials, as Hydra's own sweepers call a launcher.
 
-    Raises ConfigError before any trial starts where a configuration is wrong, and SweepError after the last trial where
+    Raises ConfigError before any trial starts if a configuration is wrong, and SweepError after the last trial if
     some failed.
     """
     if not job_overrides:
@@ -92,7 +92,7 @@ class TrialRunner:
         """Locks the sweep's folder, so that no second process runs the same trials, and prints the table at the end.
 
         is_continued: whether these trials belong to a sweep that this process started. Raises SweepError at the end
-        where trials failed.
+        if trials failed.
         """
         setup_globals()
         quiet_libraries()

@@ -16,12 +16,13 @@ from optuna.distributions import (
     FloatDistribution,
     IntDistribution,
     distribution_to_json,
+    json_to_distribution,
 )
 from optuna.samplers import GridSampler
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
-from kikitori.config.names import RENAMED_KEYS
+from kikitori.config.names import translate
 from kikitori.config.targets import instantiate
 from kikitori.runtime.errors import ConfigError, SweepError
 
@@ -49,7 +50,7 @@ def split_space(plugin: Any, arguments: Sequence[str]) -> tuple[list[str], dict[
 def distribution(override: Override) -> BaseDistribution:
     """Converts a Hydra sweep to an Optuna distribution; tag(log, interval(...)) is sampled on a log scale.
 
-    Raises ConfigError where the sweep is empty, or holds 0 on a log scale.
+    Raises ConfigError if the sweep is empty, or holds 0 on a log scale.
     """
     sweep = override.value()
     try:
@@ -73,7 +74,7 @@ def distribution(override: Override) -> BaseDistribution:
 def open_study(plugin: Any, space: Mapping[str, BaseDistribution], folder: Path) -> optuna.Study:
     """Opens the study of the configured file, or creates it.
 
-    Raises SweepError where the file is no study, or a study with another search space.
+    Raises SweepError if the file is no study, or a study with another search space.
     """
     path = Path(plugin.study)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -85,7 +86,8 @@ def open_study(plugin: Any, space: Mapping[str, BaseDistribution], folder: Path)
     except Exception as error:  # Optuna raises many kinds for a file that is no journal
         raise SweepError(f"hydra.sweeper.study={path} is no Optuna study ({error}); give another file") from error
     known = study.user_attrs.get("space", described)
-    if {RENAMED_KEYS.get(key, key): values for key, values in known.items()} != described:
+    # First without, because a choice of the user's own may have a name that was one of ours.
+    if described not in (_renamed(known), _renamed(known, with_choices=True)):
         raise SweepError(
             f"hydra.sweeper.study={path} has another search space: {_describe(known)}; this command gives "
             f"{_describe(described)}; give the same search space, or another file"
@@ -104,9 +106,23 @@ def open_study(plugin: Any, space: Mapping[str, BaseDistribution], folder: Path)
 
 
 def named_as_in(study: optuna.Study, space: Mapping[str, BaseDistribution]) -> dict[str, BaseDistribution]:
-    """The search space with the keys of a study that was started before a rename, so that its trials still count."""
-    earlier = {RENAMED_KEYS.get(key, key): key for key in study.user_attrs["space"]}
-    return {earlier[key]: values for key, values in space.items()}
+    """The search space with the names of a study that was started before a rename, so that its trials still count."""
+    known = study.user_attrs["space"]
+    earlier = {translate(key): key for key in known}
+    return {earlier[key]: json_to_distribution(json.dumps(known[earlier[key]])) for key in space}
+
+
+def named_now(params: Mapping[str, Any], study: optuna.Study, space: Mapping[str, BaseDistribution]) -> dict[str, Any]:
+    """The parameters of a trial of such a study with the names of the search space."""
+    earlier = named_as_in(study, space)
+
+    def value_now(key: str, value: Any) -> Any:
+        before, now = earlier[key], space[translate(key)]
+        if isinstance(before, CategoricalDistribution) and isinstance(now, CategoricalDistribution):
+            return now.choices[before.choices.index(value)]
+        return value
+
+    return {translate(key): value_now(key, value) for key, value in params.items()}
 
 
 def make_sampler(make: Any, space: Mapping[str, BaseDistribution], earlier: int) -> optuna.samplers.BaseSampler:
@@ -139,6 +155,16 @@ def values_of(values: BaseDistribution) -> list[Any]:
         return list(values.choices)
     assert isinstance(values, IntDistribution)
     return list(range(values.low, values.high + 1, values.step))
+
+
+def _renamed(space: Mapping[str, Any], with_choices: bool = False) -> dict[str, Any]:
+    """A described search space with the keys of this version, and its names of choices too if wanted."""
+    renamed = {translate(key): json.loads(json.dumps(values)) for key, values in space.items()}
+    for key, values in renamed.items() if with_choices else ():
+        attributes = values["attributes"]
+        if "choices" in attributes:
+            attributes["choices"] = [translate(f"{key}={choice}").partition("=")[2] for choice in attributes["choices"]]
+    return renamed
 
 
 def _describe(space: Mapping[str, Any]) -> str:

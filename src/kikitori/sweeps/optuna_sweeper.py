@@ -14,11 +14,10 @@ from optuna.distributions import BaseDistribution
 from optuna.samplers import GridSampler, RandomSampler
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from kikitori.config.names import RENAMED_KEYS
 from kikitori.runs.results import RESULTS
 from kikitori.runtime.errors import SweepError
 from kikitori.sweeps.launcher import TrialRunner
-from kikitori.sweeps.optuna_study import named_as_in, open_study, split_space, values_of
+from kikitori.sweeps.optuna_study import named_as_in, named_now, open_study, split_space, values_of
 from kikitori.sweeps.trials import Trial, update_state
 
 log = logging.getLogger(__name__)
@@ -29,7 +28,7 @@ STATES = {"completed": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed
 def search(plugin: Any, arguments: Sequence[str]) -> None:
     """Runs trials until the study has `n_trials` of them, including those of earlier starts and other machines.
 
-    Raises ConfigError where no key is searched, SweepError where the study has another search space or trials failed.
+    Raises ConfigError if no key is searched, SweepError if the study has another search space or trials failed.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     fixed, space = split_space(plugin, arguments)
@@ -62,6 +61,7 @@ class Search:
         self.runner = runner
         self.study = study
         self.fixed = fixed
+        self.given = space
         self.space = named_as_in(study, space)
         self.sweep = runner.sweep.id
         self.n_trials = plugin.n_trials
@@ -106,7 +106,7 @@ class Search:
 
     def _trial(self, number: int, chosen: FrozenTrial) -> Trial:
         self.numbers[number] = chosen.number
-        overrides = with_values(self.fixed, {RENAMED_KEYS.get(k, k): v for k, v in chosen.params.items()})
+        overrides = with_values(self.fixed, named_now(chosen.params, self.study, self.given))
         if self.plugin.pruner is not None:
             path = json.dumps(str(Path(self.plugin.study).resolve()), ensure_ascii=False)
             pruning = f"study:{path},name:{json.dumps(self.plugin.study_name)},trial:{chosen.number}"

@@ -12,7 +12,7 @@ from kikitori.sweeps.optuna_study import open_storage
 
 
 class OptunaPruning(pl.Callback):
-    """Reports val/cer after each validation, and raises `Pruned` where the study's pruner decides so.
+    """Reports val/cer after each validation, and raises `Pruned` if the study's pruner decides so.
 
     study: path of the study's journal. name: the study's name in it. trial: number of this trial in the study.
     """

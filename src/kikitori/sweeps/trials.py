@@ -3,12 +3,13 @@
 import shlex
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 from uuid import uuid4
 
+from kikitori.config.command_line import config_folders
 from kikitori.config.names import translate
 from kikitori.runs.results import FINISHED, PROGRESS, RESULTS, SWEEP, best_cer
 from kikitori.runtime.errors import DataError, SweepError
@@ -65,16 +66,16 @@ class Sweep:
         write_json(self.folder / SWEEP, {**facts, "trials": [asdict(trial) for trial in self.trials]})
 
     def add(self, trial: Trial) -> Trial:
-        """Adds a trial, or returns the one with its number. Raises SweepError where that one has other overrides."""
+        """Adds a trial, or returns the one with its number. Raises SweepError if that one has other overrides."""
         known = next((t for t in self.trials if t.number == trial.number), None)
         if known is None:
             self.trials.append(trial)
             return trial
         old, new = (set(filter(_is_permanent, t.overrides)) for t in (known, trial))
         if old != new:
-            was, now = (", ".join(sorted(values)) or "nothing of it" for values in (old - new, new - old))
+            was, now = (", ".join(sorted(values)) or "no further overrides" for values in (old - new, new - old))
             raise SweepError(
-                f"resume_sweep={self.folder}: its trial {trial.number} has {was}, this command gives {now}; "
+                f"resume_sweep={self.folder}: trial {trial.number} was started with {was}; this command gives {now}; "
                 f"resume it with {self.resume_command}, or start a sweep in another folder"
             )
         self._move(known, trial.folder)
@@ -104,7 +105,7 @@ class Sweep:
 def open_sweep(folder: Path, command: list[str], resume: str | None) -> Sweep:
     """Starts a sweep in this folder, or reopens the one to resume.
 
-    Raises SweepError where the folder already holds a sweep, or none to resume.
+    Raises SweepError if the folder already holds a sweep, or none to resume.
     """
     path = folder / SWEEP
     if resume and not path.exists():
@@ -118,15 +119,17 @@ def open_sweep(folder: Path, command: list[str], resume: str | None) -> Sweep:
         return Sweep(folder, command)
     facts = read_json(path)
     try:
-        return Sweep(folder, command, [_read_trial(trial) for trial in facts["trials"]], facts["started"], facts["id"])
+        own = config_folders(facts.get("command", []))
+        trials = [_read_trial(trial, own) for trial in facts["trials"]]
+        return Sweep(folder, command, trials, facts["started"], facts["id"])
     except (KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path} is no record of a sweep ({error}); start a sweep in another folder") from error
 
 
-def _read_trial(facts: Mapping[str, Any]) -> Trial:
-    """A trial from sweep.json, with the names of this version."""
-    swept = dict(translate(f"{key}={value}").split("=", 1) for key, value in facts["swept"].items())
-    return Trial(**{**facts, "overrides": [translate(text) for text in facts["overrides"]], "swept": swept})
+def _read_trial(facts: Mapping[str, Any], own: Sequence[Path]) -> Trial:
+    """A trial from sweep.json, with the names of this version. own: the user's configuration folders."""
+    swept = dict(translate(f"{key}={value}", own).split("=", 1) for key, value in facts["swept"].items())
+    return Trial(**{**facts, "overrides": [translate(text, own) for text in facts["overrides"]], "swept": swept})
 
 
 def update_state(trial: Trial, folder: Path, code: int | None, since: float = 0.0) -> None:

@@ -1,4 +1,4 @@
-"""Prints docs/configuration.md: `python -m kikitori.config.reference > docs/configuration.md`."""
+"""Prints docs/configuration.md: `python docs/generate_configuration.py > docs/configuration.md`."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -9,7 +9,7 @@ from kikitori.runtime.paths import CONF
 INTRODUCTION = """\
 # Configuration
 
-<!-- Made from the comments in conf/ by `python -m kikitori.config.reference > docs/configuration.md`. -->
+<!-- Made from the comments in conf/ by `python docs/generate_configuration.py > docs/configuration.md`. -->
 
 Every setting is a key in a YAML file under [conf/](../conf) and can be changed on the command line as `key=value`:
 `kikitori train optim.lr=3e-5`. A folder there is a group, each of its files a choice: `kikitori train data=manifest`.
