@@ -10,6 +10,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from recordings import write_common_voice
 from training_runs import trainer
 
@@ -125,6 +126,25 @@ def test_limited_batches_of_an_epoch_are_not_those_of_the_one_before(
     assert (run.global_step, learning_rate(run)) == (4, 0)
 
 
+@pytest.mark.parametrize(("limit", "per_epoch"), [(0.5, 1), (0.7, 2), (1.0, 3), (2, 2), (9, 3)])
+def test_a_limit_of_batches_applies_once_and_ends_the_schedule(
+    release: Path, micro: Whisper, tmp_path: Path, limit: float, per_epoch: int
+) -> None:
+    run, seen = fit(release, micro, tmp_path, max_epochs=2, limit_train_batches=limit)
+    assert (run.global_step, run.current_epoch, learning_rate(run)) == (2 * per_epoch, 2, 0)
+    assert seen.validated == [per_epoch, 2 * per_epoch]
+
+
+def test_half_the_batches_of_an_epoch_are_half_of_its_steps(release: Path, micro: Whisper, tmp_path: Path) -> None:
+    data = common_voice(release, micro, global_batch_size=2, num_workers=1)
+    run, seen = fit(release, micro, tmp_path, data, max_epochs=2, limit_train_batches=0.6)
+    whole = fit(release, micro, tmp_path, data, max_steps=6)[1]
+    assert (run.global_step, learning_rate(run)) == (6, 0)
+    assert seen.clips == whole.clips
+    with pytest.raises(MisconfigurationException, match=r"0\.1 \* 5 < 1\. .* Try at least `limit_train_batches=0\.2`"):
+        fit(release, micro, tmp_path, data, max_epochs=2, limit_train_batches=0.1)
+
+
 def test_fast_dev_run_takes_one_step(release: Path, micro: Whisper, tmp_path: Path) -> None:
     run, seen = fit(release, micro, tmp_path, fast_dev_run=True)
     assert (run.global_step, seen.validated) == (1, [1])
@@ -225,6 +245,26 @@ def test_cached_encoder_outputs_are_computed_once_for_each_model(
     torch.testing.assert_close(data.dataset("validation")[0]["encoder_states"], expected)
 
 
+def test_encoder_outputs_are_not_reused_after_the_encoder_was_trained(
+    release: Path, micro: Whisper, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KIKITORI_CACHE", str(tmp_path / "cache"))
+    encoder = micro.model.model.encoder.requires_grad_(False)
+    data = common_voice(release, micro, cache_encoder_outputs=True)
+    trainer(tmp_path, max_steps=1).fit(module(micro), data)
+    encoder.requires_grad_(True)
+    with pytest.raises(ConfigError, match=r"needs an encoder that is not trained; add model\.freeze=encoder"):
+        trainer(tmp_path, max_steps=1).fit(module(micro), data)
+    trainer(tmp_path, max_steps=2).fit(module(micro), common_voice(release, micro))
+    encoder.requires_grad_(False)
+    trainer(tmp_path, max_steps=1).fit(module(micro), data)
+    assert len(list((tmp_path / "cache/encoder").glob("*.states"))) == 6
+    name = data.clips["validation"][0].name
+    log_mel = micro.processor.log_mel(torch.from_numpy(data.prepared.audio_caches["validation"].pcm(name)) / 32_768)
+    expected = encode(micro.model.eval(), log_mel[None])[0]
+    torch.testing.assert_close(data.dataset("validation")[0]["encoder_states"], expected)
+
+
 def test_a_loader_of_ones_own_weighs_every_token_alike(release: Path, micro: Whisper, tmp_path: Path) -> None:
     dataset: Any = common_voice(release, micro).dataset("train")
     loader = torch.utils.data.DataLoader(dataset, batch_size=4, collate_fn=collate)
@@ -288,6 +328,12 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
         r"accumulate_grad_batches=2\) is not supported: .* set the data's global_batch_size",
     ),
     ({"overfit_batches": 1}, r"overfit_batches=1\) is not supported: .* limit=\{'train': 8\}"),
+    (
+        {"precision": "16-true"},
+        r'precision="16-true"\) is not supported: .* pass "16-mixed", "bf16-mixed" or "32-true"',
+    ),
+    ({"precision": "bf16-true"}, r'precision="bf16-true"\) is not supported: '),
+    ({"precision": "64-true"}, r'precision="64-true"\) is not supported: '),
     ({"max_epochs": -1}, r"schedule='linear' needs a last step, .* adamw\(schedule='constant'\)"),
 ]
 
@@ -299,6 +345,15 @@ def test_what_is_not_supported_is_one_line_before_training(
     with pytest.raises(ConfigError, match=message) as refusal:
         fit(release, micro, tmp_path, stop_after=2, **arguments)
     assert "\n" not in str(refusal.value)
+
+
+def test_a_precision_without_fp32_weights_is_refused_for_scoring_too(
+    release: Path, micro: Whisper, tmp_path: Path
+) -> None:
+    run = trainer(tmp_path, precision="bf16-true")
+    with pytest.raises(ConfigError, match="is not supported: the model's weights stay in fp32"):
+        run.test(module(micro), common_voice(release, micro))
+    assert micro.model.dtype == torch.float32
 
 
 def test_a_sharded_strategy_is_refused() -> None:

@@ -57,9 +57,6 @@ def main() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # Weights that are not safetensors are refused, not sent through a converter on the Hub.
     os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"
-    # OpenMP threads spin while they wait for each other, which slows a busy CPU down up to 50 times. With this shorter
-    # spin a quiet CPU is a seventh slower. The variable is read when torch is imported.
-    os.environ.setdefault("GOMP_SPINCOUNT", "3000")
     # The 400,000 imported objects live until the end. Garbage collection while they were created, and once more at
     # exit, took 1.5 of the 5.8 s of CPU time in which a command started and ended.
     gc.set_threshold(10_000)

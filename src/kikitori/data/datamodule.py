@@ -17,12 +17,13 @@ from kikitori.corpora import common_voice, manifest
 from kikitori.corpora.types import SPLITS, Clip, Corpus, Reject, Split
 from kikitori.data.collate import Batch, collate
 from kikitori.data.dataset import ExampleLists, SpeechDataset
-from kikitori.data.encoder_cache import EncoderCache, build_encoder_caches
+from kikitori.data.encoder_cache import EncoderCache, build_encoder_caches, check_cacheable, key
 from kikitori.data.filters import FilterRules
 from kikitori.data.preparation import PreparedData, check_usable, decode, prepare, unreadable_rows
 from kikitori.data.sampler import ScoringBatches, StepSampler
 from kikitori.model.processor import Processor
 from kikitori.model.window import FULL, Window, make_window
+from kikitori.runtime.arguments import check_above_zero, check_fraction, check_not_negative
 from kikitori.runtime.errors import ConfigError, DataError
 from kikitori.runtime.paths import DEMO, cache_folder
 from kikitori.runtime.processes import exit_with_parent
@@ -76,10 +77,22 @@ class SpeechDataModule(pl.LightningDataModule):
         trainer: pl.Trainer | None = None,
     ) -> None:
         super().__init__()
+        if not isinstance(limit, Mapping):
+            raise ConfigError(f"data.limit={limit}: must be a mapping, such as {{'train': {limit}}}")
         if unknown := sorted(set(limit) - {*SPLITS, "sample"}):
             raise ConfigError(f"data.limit has no {', '.join(unknown)}; its keys are {', '.join(SPLITS)} and sample")
         if window not in (None, "full", "bucketed"):
             raise ConfigError(f"data.window={window}: must be full, bucketed or None")
+        if wrong := [split for split in load_splits if split not in SPLITS]:
+            raise ConfigError(f"load_splits has no {wrong[0]!r}; the splits are {', '.join(SPLITS)}")
+        counts: dict[str, Any] = {"global_batch_size": global_batch_size, "eval_batch_size": eval_batch_size}
+        counts |= {f"limit.{split}": n for split, n in limit.items() if split != "sample" and n is not None}
+        counts |= {} if micro_batch_size in (None, "auto") else {"micro_batch_size": micro_batch_size}
+        check_above_zero("data", counts, whole=True)
+        check_above_zero("data", {} if max_duration_s is None else {"max_duration_s": max_duration_s})
+        check_not_negative("data", {"num_workers": num_workers}, whole=True)
+        check_not_negative("data", {"min_duration_s": min_duration_s, "window_margin_s": window_margin_s})
+        check_fraction("data", {"max_reject_rate": max_reject_rate, "full_window_share": full_window_share})
         self.trainer = trainer
         self.window = make_window(window, window_edges_s, window_margin_s) if window else None
         self.processor = self._with_own_window(processor)
@@ -107,8 +120,8 @@ class SpeechDataModule(pl.LightningDataModule):
         self._corpus: Corpus | None = None
         self._prepared: PreparedData | None = None
         self._encoder_caches: dict[Split, dict[Window, EncoderCache]] = {}
-        # What the encoder caches were built for.
-        self._encoder: tuple[WhisperForConditionalGeneration, str] | None = None
+        # A hash of the weights and the precision that the encoder caches were built for.
+        self._encoder: str | None = None
 
     def read(self) -> Corpus:
         """Reads the rows of the corpus; no audio. The one method that a subclass must define."""
@@ -169,7 +182,12 @@ class SpeechDataModule(pl.LightningDataModule):
 
     def dataset(self, split: Split, window: Window | None = None) -> SpeechDataset:
         """The examples of a split. window: how far the clips are padded; None for the module's own."""
-        return self._dataset(split, self.clips[split], window)
+        return self._dataset(split, self._clips_of(split), window)
+
+    def _clips_of(self, split: Split) -> Sequence[Clip]:
+        if split not in self.splits:
+            raise ConfigError(f"there is no split {split!r}; this data module has {', '.join(self.splits)}")
+        return self.clips[split]
 
     def _dataset(self, split: Split, clips: Sequence[Clip], window: Window | None) -> SpeechDataset:
         processor = self.model_processor()
@@ -255,7 +273,7 @@ class SpeechDataModule(pl.LightningDataModule):
 
     def scored(self, split: Split, clips: int | None = None) -> Sequence[Clip]:
         """The clips of a split, or a seeded sample of `clips` of them."""
-        every = self.clips[split]
+        every = self._clips_of(split)
         if clips is None or clips >= len(every):
             return every
         return [every[i] for i in seeded_sample(len(every), clips, self.seed)]
@@ -288,8 +306,10 @@ class SpeechDataModule(pl.LightningDataModule):
         Datasets and loaders made after this hold the outputs instead of log-Mels.
         Raises ConfigError if the encoder is trained, or its outputs vary.
         """
-        encoder = (model, str(trainer.precision))
-        if self._encoder and self._encoder[0] is model and self._encoder[1] == encoder[1]:
+        check_cacheable(model)
+        # Of its weights, which may have been trained since the last call.
+        encoder = key(model, {}, (), str(trainer.precision))
+        if self._encoder == encoder:
             return
         own, full_too = self.model_processor().window, {FULL} if self.full_window_share else set()
         self._encoder_caches = {}

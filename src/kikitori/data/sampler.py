@@ -69,10 +69,10 @@ class StepSampler(DistributedSampler[list[SampledClip]]):
 
     lengths: seconds of each clip. windows: log-Mel frames that each clip is padded to. tokens: supervised tokens of
     each. steps: of the whole training, in one iteration; None for iterations of `steps_per_epoch`, by default those
-    that read each clip once. full_window_share: share of the steps whose clips are padded to the full window.
-    global_step: returns the number of steps done, from which an iteration continues. A global batch that the processes
-    cannot share evenly, such as an epoch's last, is filled up with clips of weight 0, so that all processes have the
-    same number of clips.
+    that read each clip once, and fewer for a Trainer with limit_train_batches. full_window_share: share of the steps
+    whose clips are padded to the full window. global_step: returns the number of steps done, from which an iteration
+    continues. A global batch that the processes cannot share evenly, such as an epoch's last, is filled up with clips
+    of weight 0, so that all processes have the same number of clips.
 
     As a DistributedSampler, it keeps Lightning from sharing the clips among the processes a second time.
     """
@@ -108,8 +108,11 @@ class StepSampler(DistributedSampler[list[SampledClip]]):
         self.steps_per_epoch = steps_per_epoch or self.batches_per_pass
 
     def __len__(self) -> int:
-        """Batches of the whole training or of an epoch, including those done: Lightning continues its count."""
-        return self.steps_per_epoch if self.steps is None else self.steps
+        """Batches of the whole training or of an epoch, including those done: Lightning continues its count.
+
+        Of an epoch that reads each clip once: Lightning applies limit_train_batches, which may be a fraction, to this.
+        """
+        return self.batches_per_pass if self.steps is None else self.steps
 
     def __iter__(self) -> Iterator[list[SampledClip]]:
         first = self.global_step()

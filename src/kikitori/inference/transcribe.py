@@ -11,7 +11,7 @@ from kikitori.audio.decoder_process import AudioError
 from kikitori.audio.waveform import SAMPLE_RATE, waveform
 from kikitori.inference.generate import generate_text
 from kikitori.metrics.normalizer import word_separator
-from kikitori.model.whisper import Whisper, encode
+from kikitori.model.whisper import Whisper, check_whisper, encode
 
 # Seconds over which the energy of a recording is averaged to find a pause.
 PAUSE_S = 0.2
@@ -22,11 +22,17 @@ def transcribe(whisper: Whisper, audio: str | Path | Tensor, batch_size: int = 8
 
     audio: a file (mp3, wav, flac, ogg or opus), or samples: (samples,) float in [-1, 1] at 16 kHz, mono.
     batch_size: pieces of the recording that are transcribed at a time.
-    Raises AudioError if the file is missing or cannot be decoded, ValueError if the samples have another shape.
+    Raises AudioError if the file is missing or cannot be decoded, ValueError for samples of another shape or type.
     """
-    samples = _read_file(Path(audio)) if isinstance(audio, str | Path) else torch.as_tensor(audio, dtype=torch.float32)
+    check_whisper(whisper, "transcribe")
+    samples = _read_file(Path(audio).expanduser()) if isinstance(audio, str | Path) else torch.as_tensor(audio)
     if samples.ndim != 1:
         raise ValueError(f"audio must be a file, or samples of shape (samples,), got shape {tuple(samples.shape)}")
+    if not samples.is_floating_point():
+        raise ValueError(
+            f"the samples are {samples.dtype}; they must be float in [-1, 1]: for 16-bit audio pass samples / 32768"
+        )
+    samples = samples.to(torch.float32)
     training = whisper.model.training
     whisper.model.eval()
     try:
@@ -53,9 +59,12 @@ def split_at_pauses(samples: Tensor, window_s: float) -> list[Tensor]:
 
 
 def _read_file(path: Path) -> Tensor:
+    if not path.exists() or path.is_dir():
+        fault = "is a folder" if path.is_dir() else "does not exist"
+        raise AudioError(f"{path}: {fault}; give an mp3, wav, flac, ogg or opus file")
     with Decoders(1) as decoders:  # in a separate process, which a damaged file may crash
         try:
-            return waveform(*decoders(path.expanduser()))
+            return waveform(*decoders(path))
         except AudioError as error:
             raise AudioError(f"{path}: {error.args[0]}") from error
 

@@ -2,6 +2,8 @@
 
 import inspect
 import logging
+from collections.abc import Callable, Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
@@ -38,6 +40,7 @@ def load_whisper(
     freeze: the part that is not trained. config: fields of `WhisperConfig` to change, such as dropout and SpecAugment.
     Raises ModelError if the model cannot be loaded or does not support the language.
     """
+    _check_fields(load_whisper, config)
     _check_name(name, revision)
     safely: dict[str, Any] = {"revision": revision or "main", "trust_remote_code": False}
     if not Path(name).is_dir() and not hub_is_reachable():
@@ -95,6 +98,7 @@ def build_whisper(
     It has the special tokens of the pretrained models, so that all other code treats it the same. The defaults are
     those of `model=micro`: 1.1 M parameters, for clips of at most 3 s. Other arguments: see `load_whisper`.
     """
+    _check_fields(build_whisper, config)
     sizes = {"d_model": d_model, "encoder_layers": encoder_layers, "decoder_layers": decoder_layers}
     sizes |= {"attention_heads": attention_heads, "num_mel_bins": num_mel_bins, "max_label_tokens": max_label_tokens}
     arguments = {"builder": "build", **sizes, "window_s": window_s, "language": language, "task": task}
@@ -165,6 +169,18 @@ def model_folder(folder: Path, given_as: str) -> Path:
         f"{given_as} holds no model: there is neither model/config.json nor config.json. A run saves its model when it "
         "completes; resume one that did not with kikitori train resume=FOLDER"
     )
+
+
+def _check_fields(builder: Callable[..., Whisper], config: Mapping[str, Any]) -> None:
+    """Raises ModelError for an argument that is no field of WhisperConfig, which transformers would ignore."""
+    known = {*inspect.signature(builder).parameters, *WhisperConfig.__annotations__} - {"config"}
+    for key in config:
+        if key not in known:
+            close = get_close_matches(key, sorted(known), n=1)
+            raise ModelError(
+                f"{builder.__name__} has no argument {key}, and WhisperConfig no such field"
+                + (f"; did you mean {close[0]}?" if close else "; leave it out")
+            )
 
 
 def _check_name(name: str, revision: str | None) -> None:

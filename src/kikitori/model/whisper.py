@@ -83,6 +83,18 @@ class Whisper:
         self.model.save_pretrained(folder)
 
 
+def check_whisper(given: Any, caller: str) -> None:
+    """Raises TypeError with the remedy unless `given` is a Whisper. caller: what takes it, such as `transcribe`."""
+    if isinstance(given, Whisper):
+        return
+    name, remedy = type(given).__name__, "pass what kikitori.load_whisper or kikitori.build_whisper returns"
+    if isinstance(given, str | Path):
+        name, remedy = f"the {name} {str(given)!r}", f"pass kikitori.load_whisper({str(given)!r})"
+    elif isinstance(getattr(given, "whisper", None), Whisper):
+        remedy = "pass module.whisper"
+    raise TypeError(f"{caller} takes a Whisper, got {name}; {remedy}")
+
+
 def encode(model: WhisperForConditionalGeneration, input_features: Tensor) -> Tensor:
     """Computes the encoder's output (batch, positions, d_model) for (batch, mels, frames), frames even.
 

@@ -16,8 +16,6 @@ IRRELEVANT_WARNINGS = (
     ".*Experiment logs directory.*",
     ".*smaller than the logging interval.*",
     ".*treespec.*",
-    ".*custom batch sampler .ScoringBatches.*",
-    ".*predict returned None.*",
     # A resumed run uses the same folder, and the order of its clips depends on the step alone.
     ".*Checkpoint directory .* exists and is not empty.*",
     ".*resuming from a checkpoint that ended before the epoch ended.*",

@@ -5,7 +5,7 @@ With `auto`, the number of clips that a GPU computes at once is found by trying,
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pytorch_lightning as pl
 import torch
@@ -16,6 +16,7 @@ from kikitori.data.collate import Batch
 from kikitori.data.datamodule import SpeechDataModule
 from kikitori.model.processor import FRAMES_PER_POSITION
 from kikitori.model.whisper import Whisper, encode
+from kikitori.runtime.arguments import check_above_zero
 from kikitori.runtime.distributed import all_gather
 from kikitori.runtime.errors import TrainingError
 from kikitori.runtime.files import read_json, write_json
@@ -30,6 +31,19 @@ HEADROOM = 1.1
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
+
+
+def check_sizes(micro_batch_sizes: Any) -> None:
+    """Raises TypeError unless sizes are given by window, and ConfigError for one that is not above 0."""
+    if micro_batch_sizes is None:
+        return
+    if not isinstance(micro_batch_sizes, Mapping):
+        raise TypeError(
+            f"micro_batch_sizes={micro_batch_sizes}: must be a mapping from the log-Mel frames of a window to clips, "
+            f"such as {{100: {micro_batch_sizes}}}; for every window alike, pass the data module "
+            f"micro_batch_size={micro_batch_sizes}"
+        )
+    check_above_zero("micro_batch_sizes", micro_batch_sizes, whole=True)
 
 
 def find_micro_batch_sizes(trainer: pl.Trainer, whisper: Whisper, data: SpeechDataModule) -> dict[int, int]:

@@ -19,13 +19,12 @@ from kikitori.inference.generate import generate_text
 from kikitori.metrics.error_rates import edits_and_lengths, score_clips
 from kikitori.model.loading import rebuild_whisper
 from kikitori.model.processor import Processor
-from kikitori.model.whisper import Whisper, encode
+from kikitori.model.whisper import Whisper, check_whisper, encode
 from kikitori.model.window import describe_window
 from kikitori.runtime.errors import ConfigError, TrainingError
-from kikitori.training import optimizer
-from kikitori.training.batch_size_finder import find_micro_batch_sizes, micro_batches, split_on_oom
+from kikitori.training.batch_size_finder import check_sizes, find_micro_batch_sizes, micro_batches, split_on_oom
 from kikitori.training.loss import clip_losses
-from kikitori.training.optimizer import OptimizerFactory
+from kikitori.training.optimizer import OptimizerFactory, check_factory, reconfigure
 from kikitori.training.trainer import refuse_unsupported
 
 log = logging.getLogger(__name__)
@@ -59,6 +58,10 @@ class WhisperModule(pl.LightningModule):
         self.automatic_optimization = False
         if whisper is None and recipe is None:
             raise ConfigError("WhisperModule has no model; pass one, such as kikitori.load_whisper(name)")
+        if whisper is not None:
+            check_whisper(whisper, "WhisperModule")
+        check_factory(make_optimizer)
+        check_sizes(micro_batch_sizes)
         self.whisper = whisper or rebuild_whisper(recipe or {})
         self.model = self.whisper.model
         self.processor = self.whisper.processor
@@ -229,7 +232,7 @@ class WhisperModule(pl.LightningModule):
     def on_train_start(self) -> None:
         # A checkpoint restores its optimizer's settings; if they differ from the configured ones, the latter apply.
         schedulers, optimizers = self.trainer.lr_scheduler_configs, self.trainer.optimizers
-        optimizer.reconfigure(optimizers[0], schedulers[0].scheduler, self._configured)
+        reconfigure(optimizers[0], schedulers[0].scheduler, self._configured)
 
     def configure_optimizers(self) -> Any:
         assert self.make_optimizer is not None

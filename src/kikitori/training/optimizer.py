@@ -9,6 +9,7 @@ from torch import nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from kikitori.runtime.arguments import check_above_zero, check_not_negative
 from kikitori.runtime.errors import ConfigError
 
 # Builds the optimizer of a model and its scheduler for a number of steps (inf: without an end).
@@ -29,7 +30,26 @@ def adamw(
     """
     if schedule not in ("linear", "constant"):
         raise ConfigError(f"optim.schedule={schedule}: must be linear or constant")
+    check_above_zero("optim", {"lr": lr})
+    check_not_negative("optim", {"weight_decay": weight_decay})
+    check_not_negative("optim", {"warmup_steps": warmup_steps}, whole=True)
     return partial(_adamw, lr=lr, weight_decay=weight_decay, betas=betas, warmup_steps=warmup_steps, schedule=schedule)
+
+
+def check_factory(make_optimizer: Any) -> None:
+    """Raises TypeError for an optimizer, or its class, in place of a function that builds it."""
+    if make_optimizer is adamw:
+        got = "the function adamw itself"
+    elif isinstance(make_optimizer, type):
+        got = f"the class {make_optimizer.__name__}"
+    elif make_optimizer is None or callable(make_optimizer):
+        return
+    else:
+        got = type(make_optimizer).__name__
+    raise TypeError(
+        "make_optimizer must be a function (model, steps) -> (optimizer, scheduler), because the steps are known only "
+        f"when training starts; got {got}; pass kikitori.adamw(lr=1e-5)"
+    )
 
 
 def _adamw(

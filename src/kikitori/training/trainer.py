@@ -26,6 +26,9 @@ from kikitori.training.checkpoints import CheckpointFiles
 
 log = logging.getLogger(__name__)
 
+# Lightning's names of the precisions with fp32 weights.
+PRECISIONS = ("32-true", "16-mixed", "bf16-mixed")
+
 
 def build_trainer(
     settings: dict[str, Any], folder: Path, callbacks: list[pl.Callback], loggers: list[Logger]
@@ -83,6 +86,11 @@ def refuse_unsupported(trainer: pl.Trainer) -> None:
         raise ConfigError(
             f"{type(strategy).__name__} is not supported: gradients are clipped by the norm of the whole model, which "
             'sharded strategies do not compute; pass Trainer(strategy="ddp")'
+        )
+    if (precision := str(trainer.precision)) not in PRECISIONS:
+        raise ConfigError(
+            f'Trainer(precision="{precision}") is not supported: the model\'s weights stay in fp32; pass "16-mixed", '
+            '"bf16-mixed" or "32-true"'
         )
     if trainer.state.fn != TrainerFn.FITTING:
         return
