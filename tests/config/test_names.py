@@ -20,7 +20,7 @@ from kikitori.config.names import (
     translate,
     unknown_option,
 )
-from kikitori.config.overrides import to_plain
+from kikitori.config.overrides import config_folders, to_plain
 from kikitori.config.targets import allowed
 from kikitori.config.validation import check_config
 from kikitori.runs.resume import changes, expand_resume
@@ -109,8 +109,9 @@ def test_a_choice_of_the_users_own_may_have_an_old_name(tmp_path: Path, option: 
     (tmp_path / "experiment").mkdir()
     (tmp_path / "experiment/article.yaml").touch()
     words = [*option.format(tmp_path).split(), "experiment=article"]
-    assert not list(outdated(words))
-    assert list(outdated([*words[:-1], "experiment=hf_blog"]))
+    own = config_folders(words)
+    assert not list(outdated(words[-1:], own))
+    assert list(outdated(["experiment=hf_blog"], own))
     assert translate(f"experiment={'x' * 5000}", [tmp_path]) == f"experiment={'x' * 5000}"
     assert translate("experiment=article,hf_blog", [tmp_path]) == "experiment=article,hf_fine_tune_whisper"
 

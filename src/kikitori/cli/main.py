@@ -19,7 +19,7 @@ from yaml import YAMLError
 
 from kikitori import __version__
 from kikitori.config.names import did_you_mean, explain, outdated, unknown_option
-from kikitori.config.overrides import LINE
+from kikitori.config.overrides import LINE, config_folders, split_words
 from kikitori.config.secrets import secret_fault
 from kikitori.runs.results import RESULTS, SWEEP, ended_before_scoring
 from kikitori.runs.resume import expand_resume, expand_resume_sweep
@@ -97,7 +97,7 @@ def _prepare_line(command: str, words: list[str]) -> list[str]:
 
 def _refuse_names(words: list[str]) -> None:
     """Exits if an override has the name of an earlier version, or an option does not exist."""
-    if old := list(outdated(words)):
+    if old := list(outdated(split_words(words)[1], config_folders(words))):
         sys.exit(f"kikitori: {'; '.join(old)}")
     options = [name for action in get_args_parser()._actions for name in action.option_strings]
     if unknown := unknown_option(words, options):

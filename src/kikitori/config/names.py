@@ -9,7 +9,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 
-from kikitori.config.command_line import config_folders, split_words
 from kikitori.config.documentation import package, read_file, used_files
 from kikitori.runtime.paths import CONF
 
@@ -42,10 +41,9 @@ RENAMED_CHOICES = {
 }
 
 
-def outdated(words: Sequence[str]) -> Iterator[str]:
-    """Yields one message for each override of a command line that uses an old name."""
-    own = config_folders(words)
-    for word in split_words(words)[1]:
+def outdated(overrides: Iterable[str], own: Sequence[Path] = ()) -> Iterator[str]:
+    """Yields one message for each override that uses an old name. own: the user's configuration folders."""
+    for word in overrides:
         key, _, value = word.lstrip("+~").partition("=")
         new_key, _, new_value = translate(word, own).lstrip("+~").partition("=")
         if new_key != key:

@@ -17,9 +17,8 @@ from typing import Any
 
 import yaml
 
-from kikitori.config.command_line import config_folders
 from kikitori.config.names import translate
-from kikitori.config.overrides import flatten
+from kikitori.config.overrides import config_folders, flatten
 from kikitori.runs.results import RESULTS, SWEEP, predictions_file
 from kikitori.runtime.errors import DataError
 from kikitori.runtime.files import read_lines

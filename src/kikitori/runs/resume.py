@@ -6,9 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from kikitori.config.command_line import chooses_configuration, config_folders, split_words
 from kikitori.config.names import translate
-from kikitori.config.overrides import flatten, override
+from kikitori.config.overrides import chooses_configuration, config_folders, flatten, override, split_words
 from kikitori.runs.results import RESULTS, SWEEP, Results
 from kikitori.runtime.errors import ConfigError, DataError
 from kikitori.runtime.files import read_json

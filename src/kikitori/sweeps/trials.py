@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, Literal
 from uuid import uuid4
 
-from kikitori.config.command_line import config_folders
 from kikitori.config.names import translate
+from kikitori.config.overrides import config_folders
 from kikitori.runs.results import FINISHED, PROGRESS, RESULTS, SWEEP, best_cer
 from kikitori.runtime.errors import DataError, SweepError
 from kikitori.runtime.files import read_json, write_json
