@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 from run_folders import write_grid, write_run
 
+from kikitori.compare.label_placement import LABEL_OFFSET, LABEL_POSITIONS, place_labels
 from kikitori.compare.leaderboard import leaderboards_of
-from kikitori.compare.plots import LABEL_OFFSET, LABEL_POSITIONS, Figure, figures, place_labels
+from kikitori.compare.plots import Figure, figures
 from kikitori.runs.reader import find_runs
 
 

@@ -68,3 +68,25 @@ def test_a_process_of_another_parent_is_killed() -> None:
     variables = os.environ | {"KIKITORI_PARENT": str(os.getppid())}
     done = subprocess.run([sys.executable, "-c", code], env=variables, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (-signal.SIGKILL, "")
+
+
+LEFT_BEHIND = """
+import multiprocessing, signal, time
+from kikitori.runtime.processes import kill_workers_at_exit
+
+def work(ready):
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    ready.set()
+    time.sleep(60)
+
+context = multiprocessing.get_context("fork")
+ready = context.Event()
+context.Process(target=work, args=(ready,), daemon=True).start()
+ready.wait()
+kill_workers_at_exit()
+"""
+
+
+def test_a_script_does_not_wait_for_workers_that_ignore_sigterm() -> None:
+    script = LEFT_BEHIND
+    assert subprocess.run([sys.executable, "-c", script], timeout=30).returncode == 0

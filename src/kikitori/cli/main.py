@@ -3,7 +3,6 @@
 import atexit
 import gc
 import json
-import multiprocessing
 import os
 import signal
 import sys
@@ -182,15 +181,7 @@ def _run(command: str, words: list[str]) -> None:
             message = f"{message}\n{cause}(HYDRA_FULL_ERROR=1 shows where)"
         sys.exit(message)
     finally:
-        _end_workers()
-
-
-def _end_workers() -> None:
-    """Kills data loader workers that an error left behind; they ignore SIGTERM, so Python would wait forever."""
-    # Torch's handler raises an error when a worker is killed.
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    for worker in multiprocessing.active_children():
-        worker.kill()
+        processes.kill_workers()
 
 
 def _stop(number: int, _: Any) -> None:

@@ -8,20 +8,17 @@ from itertools import combinations
 from typing import Any
 
 from kikitori.compare.importance import importances
+from kikitori.compare.label_placement import place_labels
 from kikitori.compare.leaderboard import Leaderboard, Row, format_value, mean, pareto
 from kikitori.runs.reader import Run
 
 COLOURS = ("#3d85c6", "#e08a1e", "#2a9d6e", "#c2508f", "#8b6fd6", "#b5651d", "#17a2b8", "#d1495b")
 FRONT = "#d1495b"
-# Corners of a point for its label: Plotly's name and the direction.
-LABEL_POSITIONS = {"top right": (1, 1), "bottom right": (1, -1), "top left": (-1, 1), "bottom left": (-1, -1)}
 GREY = "rgba(140,140,140,0.55)"
 # Curves are cut off here, in percent, unless one lies above it throughout: a start at 400 % would flatten the rest.
 MAX_RATE = 110
 MAX_VALUES = 12
 MAX_PAIRS = 6
-# Distance of a label from its point, as a share of the plot's width and height.
-LABEL_OFFSET = 0.06
 # A legend with more characters or entries than this would cover the plot; it shows ranks only.
 MAX_LEGEND = 110
 MAX_LEGEND_ENTRIES = 4
@@ -170,28 +167,6 @@ def _scatter(points: Sequence[tuple[float, int, Row]], axis: str) -> dict[str, A
     horizontal = {"range": [min(places) - margin, max(places) + margin]} | ({"type": "log"} if is_log else {})
     vertical = {"range": [0, 112 * max(e.high for e in estimates) or 1]}
     return _figure([markers, line], axis, CER, xaxis=horizontal, yaxis=vertical)
-
-
-def place_labels(x: Sequence[float], y: Sequence[float], order: Sequence[int]) -> dict[int, str]:
-    """For each point's label the corner that is farthest from all other points and labels.
-
-    order: indices of the points, those first whose labels matter most. A point whose label would lie over another one
-    gets none.
-    """
-    spans = [(max(values) - min(values)) or 1.0 for values in (x, y)]
-    points = [(a / spans[0], b / spans[1]) for a, b in zip(x, y, strict=True)]
-    taken: list[tuple[float, float]] = []
-    labels: dict[int, str] = {}
-    for i in dict.fromkeys(order):
-        a, b = points[i]
-        corners = {key: (a + LABEL_OFFSET * dx, b + LABEL_OFFSET * dy) for key, (dx, dy) in LABEL_POSITIONS.items()}
-        others = [point for j, point in enumerate(points) if j != i] + taken
-        room = {key: min((math.dist(place, other) for other in others), default=1.0) for key, place in corners.items()}
-        best = max(room, key=lambda key: room[key])
-        if min((math.dist(corners[best], label) for label in taken), default=1.0) > LABEL_OFFSET:
-            taken.append(corners[best])
-            labels[i] = best
-    return labels
 
 
 def _millions(row: Row) -> float | None:

@@ -25,7 +25,7 @@ from kikitori.model.processor import Processor
 from kikitori.model.window import FULL, Window, make_window
 from kikitori.runtime.errors import ConfigError, DataError, check_above_zero, check_fraction, check_not_negative
 from kikitori.runtime.paths import DEMO, cache_folder
-from kikitori.runtime.processes import exit_with_parent
+from kikitori.runtime.processes import exit_with_parent, kill_workers_at_exit
 from kikitori.runtime.rng import seeded_sample
 
 ALL_CLIPS: Mapping[str, Any] = MappingProxyType({})
@@ -287,6 +287,7 @@ class SpeechDataModule(pl.LightningDataModule):
         return self._loader(dataset, ScoringBatches(*sizes, self.world_size, self.rank))
 
     def _loader(self, dataset: SpeechDataset, sampler: Sampler[Any], **options: Any) -> DataLoader[Batch]:
+        kill_workers_at_exit()
         # A DataLoader yields what its collate function returns; its type does not express that.
         return DataLoader(
             cast(Any, ExampleLists(dataset)),

@@ -1,5 +1,7 @@
 """Process helpers: CPU count, folder locks, stop signals, and exiting with the parent process."""
 
+import atexit
+import multiprocessing
 import os
 import signal
 import sys
@@ -7,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +67,22 @@ def collect_stop_signals() -> Iterator[list[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def kill_workers() -> None:
+    """Kills data loader workers that an error left behind; they ignore SIGTERM, so Python would wait forever."""
+    if not (workers := [child for child in multiprocessing.active_children() if child.daemon]):
+        return
+    # Torch's handler raises an error when a worker is killed.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    for worker in workers:
+        worker.kill()
+
+
+@cache
+def kill_workers_at_exit() -> None:
+    """Lets `kill_workers` run when Python exits, before it waits for its child processes."""
+    atexit.register(kill_workers)
 
 
 def exit_with_launcher() -> None:
