@@ -89,3 +89,13 @@ def test_a_secret_is_not_printed_by_the_refusal_of_an_old_name(monkeypatch: pyte
         main._prepare_line("train", ["data={batch: 4, x: s3cret-s3cret}"])
     assert "MY_TOKEN" in str(caught.value)
     assert "s3cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("command", main.HYDRA_COMMANDS)
+def test_a_command_without_words_is_a_valid_line(command: str) -> None:
+    assert main._prepare_line(command, []) == []
+
+
+def test_a_value_in_japanese_needs_no_quotes(tmp_path: Path) -> None:
+    words = [f"data.manifest={tmp_path}/録音 1/一覧.csv", "seed=0,1", "optim.lr=1e-3"]
+    assert main._prepare_line("train", words) == [f"data.manifest='{tmp_path}/録音 1/一覧.csv'", *words[1:]]

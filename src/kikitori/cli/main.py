@@ -18,7 +18,7 @@ from yaml import YAMLError
 
 from kikitori import __version__
 from kikitori.config.names import did_you_mean, explain, outdated, unknown_option
-from kikitori.config.overrides import LINE, config_folders, split_words
+from kikitori.config.overrides import LINE, config_folders, quote_foreign, split_words
 from kikitori.config.secrets import secret_fault
 from kikitori.runs.results import RESULTS, SWEEP, ended_before_scoring
 from kikitori.runs.resume import expand_resume, expand_resume_sweep
@@ -83,6 +83,7 @@ def main() -> None:
 def _prepare_line(command: str, words: list[str]) -> list[str]:
     """The words after the command, checked, with `resume=FOLDER` and `resume_sweep=FOLDER` expanded."""
     if command in HYDRA_COMMANDS:
+        words = [word if word.startswith("-") else quote_foreign(word) for word in words]
         _refuse_secrets(words)
         _refuse_names(words)
         try:

@@ -7,6 +7,7 @@ read, so that it can be resumed and compared. For a misspelt name the closest kn
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
+from itertools import pairwise
 from pathlib import Path
 
 from kikitori.config.documentation import package, read_file, used_files
@@ -201,7 +202,7 @@ def closest_keys(key: str, known: Mapping[str, str]) -> list[str]:
 
 def unknown_option(words: Sequence[str], options: Sequence[str]) -> str | None:
     """The message for an option that does not exist, which often is a key: --max_steps 3."""
-    for word, following in zip(words, [*words[1:], ""], strict=True):
+    for word, following in pairwise([*words, ""]):
         name, equals, value = word.partition("=")
         # argparse accepts abbreviated options.
         if not name.startswith("--") or any(option.startswith(name) for option in options):

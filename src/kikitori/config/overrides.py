@@ -84,6 +84,13 @@ def overrides() -> list[str]:
     return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
 
 
+def quote_foreign(word: str) -> str:
+    """Quotes the value of an override with letters beyond ASCII, which Hydra reads in quotes only; others stay."""
+    key, equals, value = word.partition("=")
+    plain = re.fullmatch(r"[^\s'\"\[\]{}(),$\\][^'\"\[\]{}(),$\\]*", value)
+    return override(key, value) if equals and plain and key.isascii() and not value.isascii() else word
+
+
 def override(key: str, value: object) -> str:
     """An override with its value quoted, for paths with special characters."""
     quoted = str(value).replace("\\", "\\\\").replace("'", "\\'")

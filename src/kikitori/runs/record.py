@@ -2,6 +2,7 @@
 
 import errno
 import logging
+import shlex
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -50,7 +51,7 @@ def record(results: Results, command: str, config: dict[str, Any], folder: Path)
             results |= {"status": "pruned", "error": reason.args[0]}
         except Stopped as error:
             results |= {"status": "failed", "error": str(error)}
-            log.info("%s; to resume: kikitori %s resume=%s", error, command, folder)
+            log.info("%s; to resume: %s", error, shlex.join(["kikitori", command, f"resume={folder}"]))
             raise
         except BaseException as error:
             results |= {"status": "failed", "error": describe_error(error)}
