@@ -39,6 +39,15 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
 
 
 @pytest.fixture(autouse=True)
+def _restore_environment() -> Iterator[None]:
+    """The command sets variables for the processes it starts, from which the next test would take its command line."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+
+
+@pytest.fixture(autouse=True)
 def _reset_hydra() -> Iterator[None]:
     """Hydra keeps the composed configuration in a global, from which the next test would take its overrides."""
     yield
