@@ -9,7 +9,7 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
-from optuna.samplers import GridSampler, RandomSampler
+from optuna.samplers import GridSampler, RandomSampler, TPESampler
 
 from kikitori.runtime.errors import ConfigError, SweepError
 from kikitori.sweeps.optuna_study import distribution, make_sampler, open_storage, open_study, split_space
@@ -147,6 +147,20 @@ def test_a_failed_trial_is_retried_with_its_own_values_by_its_own_sweep(tmp_path
     assert again.count() == 3
     assert not list(searching(tmp_path, "b", 3).trials())
     assert len(list(searching(tmp_path, "b", 5).trials())) == 2
+
+
+def test_a_search_leaves_the_configurations_that_fail(tmp_path: Path) -> None:
+    """With `model=c` and `d` training diverges; as failures Optuna would ignore, they would be chosen again and again."""
+    search = searching(tmp_path, "a", 30, sampler=partial(TPESampler, seed=0, n_startup_trials=4))
+    chosen = []
+    for trial in search.trials():
+        chosen.append(trial.overrides[0].removeprefix("model="))
+        diverges = chosen[-1] in "cd"
+        trial.state, trial.is_repeatable = "failed" if diverges else "completed", diverges
+        trial.value = None if diverges else 0.5
+        search.report_result(trial)
+    assert sum(value in "cd" for value in chosen[10:]) <= 5
+    assert not list(searching(tmp_path, "a", 30).trials())
 
 
 def test_a_trial_without_a_score_has_failed(tmp_path: Path) -> None:

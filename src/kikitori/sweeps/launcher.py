@@ -25,7 +25,7 @@ from omegaconf import DictConfig, OmegaConf, flag_override, open_dict, read_writ
 from kikitori.config.overrides import config_options, override, swept_values, to_plain
 from kikitori.config.validation import check_config
 from kikitori.pipelines.builders import build_data
-from kikitori.runs.results import FINISHED, PROGRESS
+from kikitori.runs.results import PROGRESS
 from kikitori.runtime.console import quiet_libraries
 from kikitori.runtime.errors import ConfigError, Stopped, SweepError
 from kikitori.runtime.processes import collect_stop_signals, cores, folder_lock
@@ -88,11 +88,12 @@ class TrialRunner:
         self.prepared: list[Any] = []
 
     @contextmanager
-    def open(self, is_continued: bool = False) -> Iterator["TrialRunner"]:
+    def open(self, is_continued: bool = False, is_search: bool = False) -> Iterator["TrialRunner"]:
         """Locks the sweep's folder, so that no second process runs the same trials, and prints the table at the end.
 
-        is_continued: whether these trials belong to a sweep that this process started. Raises SweepError at the end
-        if trials failed.
+        is_continued: whether these trials belong to a sweep that this process started. is_search: whether
+        configurations that fail are results, such as a learning rate at which training diverges. Raises SweepError at
+        the end if trials failed.
         """
         setup_globals()
         quiet_libraries()
@@ -104,7 +105,11 @@ class TrialRunner:
             yield self
             live_table.print_summary(self.sweep)
         if failures := self.sweep.failures():
-            raise SweepError(live_table.failure_report(self.sweep, failures))
+            report = live_table.failure_report(self.sweep, failures)
+            # A search learns from configurations that fail; they are among its results.
+            if not (is_search and all(t.is_repeatable for t in failures) and len(failures) < len(self.sweep.trials)):
+                raise SweepError(report)
+            log.warning("%s", report)
 
     def compose(self, number: int, overrides: list[str]) -> tuple[Trial, DictConfig]:
         """Composes the configuration of a trial, as the trial's own process will."""
@@ -208,10 +213,10 @@ class TrialRunner:
         self.sweep.save()
 
     def is_finished(self, trial: Trial) -> bool:
-        """Updates a trial's state from its folder. Returns whether it is completed or pruned."""
+        """Updates a trial's state from its folder. Returns whether it has ended and would end the same way again."""
         update_state(trial, self.folder / trial.folder, None)
         self.sweep.save()
-        return trial.state in FINISHED
+        return trial.has_ended
 
     def _start(self, trial: Trial, slot: int) -> "Process":
         folder = self.folder / trial.folder

@@ -13,7 +13,6 @@ from rich.text import Text
 
 from kikitori.compare import formats
 from kikitori.compare.leaderboard import build_leaderboards
-from kikitori.runs.results import FINISHED
 from kikitori.runtime.console import console, shows_bars
 from kikitori.sweeps.trials import Sweep, Trial, progress
 
@@ -41,7 +40,7 @@ class Pace:
         """The trials that need no further run by this process."""
         self.started |= {trial.number for trial in sweep.trials if trial.state == "running"}
         failed = [trial for trial in sweep.trials if trial.state == "failed" and trial.number in self.started]
-        return [trial for trial in sweep.trials if trial.state in FINISHED] + failed
+        return [trial for trial in sweep.trials if trial.has_ended or trial in failed]
 
     def sweep_seconds(self, sweep: Sweep) -> float | None:
         """Seconds until the last trial ends, None while that cannot be estimated."""
@@ -154,9 +153,14 @@ def print_summary(sweep: Sweep) -> None:
 
 
 def failure_report(sweep: Sweep, failures: list[Trial]) -> str:
-    """Lists every failure with its reason and log, and the command that runs them again."""
+    """Lists every failure with its reason and log, and what runs them again."""
     lines = [f"{len(failures)} of {len(sweep.trials)} trials are not completed"]
     for trial in failures:
         reason = (trial.reason or trial.state).replace("\n", "\n      ")
         lines += [f"  trial {trial.number} ({trial.label}): {reason}", f"      log: {sweep.folder / trial.log}"]
-    return "\n".join([*lines, f"Run these again: {sweep.resume_command}"])
+    repeatable = [str(trial.number) for trial in failures if trial.is_repeatable]
+    if repeatable:
+        lines.append(f"Would fail again, so a resume leaves them: {', '.join(repeatable)} (delete a folder to retry)")
+    if len(repeatable) < len(failures):
+        lines.append(f"Run {'the others' if repeatable else 'these'} again: {sweep.resume_command}")
+    return "\n".join(lines)

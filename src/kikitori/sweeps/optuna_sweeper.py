@@ -32,7 +32,7 @@ def search(plugin: Any, arguments: Sequence[str]) -> None:
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     fixed, space = split_space(plugin, arguments)
-    with TrialRunner(plugin.launcher).open() as runner:
+    with TrialRunner(plugin.launcher).open(is_search=True) as runner:
         # Check the keys and decode the clips before creating a study that other machines may share.
         sample = optuna.create_study(sampler=RandomSampler(seed=0)).ask(space).params
         runner.prepare([runner.compose(0, with_values(fixed, sample))[1]])
@@ -73,7 +73,7 @@ class Search:
         }
 
     def trials(self) -> Iterator[Trial]:
-        """Yields the trials that an earlier start left unfinished or failed, then new ones."""
+        """Yields the trials that an earlier start left unfinished or that the machine made fail, then new ones."""
         for number in sorted(self.numbers):
             known = self.study.trials[self.numbers[number]]
             if known.state == TrialState.FAIL:
@@ -122,7 +122,10 @@ class Search:
             return
         if trial.state == "completed" and trial.value is None:
             trial.state, trial.reason = "failed", "it has no validation CER, which the search minimises"
-        self.study.tell(number, trial.value if trial.state == "completed" else None, STATES[trial.state])
+        # Samplers ignore failed trials, so they would choose what fails again and again. A pruned trial without a value
+        # counts as worse than any other.
+        state = TrialState.PRUNED if trial.is_repeatable else STATES[trial.state]
+        self.study.tell(number, trial.value if trial.state == "completed" else None, state)
 
     def run_in_batches(self) -> None:
         """Runs through a launcher that takes a list of trials and returns when all have ended, as Slurm's does."""

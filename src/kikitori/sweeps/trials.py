@@ -16,6 +16,9 @@ from kikitori.runtime.errors import DataError, SweepError
 from kikitori.runtime.files import read_json, write_json
 
 State = Literal["waiting", "running", "completed", "pruned", "failed"]
+# Errors that the same configuration would meet again, as `error_type` in results.json. Others, a kill for example, are
+# the machine's.
+REPEATABLE = ("ConfigError", "Diverged", "OutOfMemory", "OutOfMemoryError")
 # What a trial's process writes to its terminal, in the trial's folder.
 OUTPUT = "output.log"
 
@@ -26,7 +29,7 @@ class Trial:
 
     folder: its name in the sweep's folder. overrides: all overrides of the run. swept: the keys that the sweep varies.
     log: path below the sweep's folder. seconds: run time of its processes, earlier attempts included. value: the best
-    validation CER so far.
+    validation CER so far. is_repeatable: whether it failed in a way in which its configuration would fail again.
     """
 
     number: int
@@ -38,6 +41,12 @@ class Trial:
     log: str = ""
     seconds: float = 0.0
     value: float | None = None
+    is_repeatable: bool = False
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether a resumed sweep leaves the trial as it is."""
+        return self.state in FINISHED or self.is_repeatable
 
     @property
     def label(self) -> str:
@@ -146,7 +155,8 @@ def update_state(trial: Trial, folder: Path, code: int | None, since: float = 0.
         damage = str(error)
     status, is_current = results.get("status"), path.exists() and path.stat().st_mtime >= since
     trial.value = best_cer(results)
-    if status in FINISHED:
+    trial.is_repeatable = status == "failed" and is_current and results.get("error_type") in REPEATABLE
+    if status in FINISHED or trial.is_repeatable:
         trial.state, trial.reason = status, results.get("error", "")
     elif code is None:
         trial.state = "waiting"
