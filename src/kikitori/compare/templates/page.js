@@ -67,7 +67,7 @@ function drawFigure(card, figure) {
   const lines = plot.clientWidth < 500 ? variant.data.filter((trace) => trace.name && trace.showlegend !== false).length : 0;
   plot.style.height = lines > 2 ? `${280 + 20 * lines}px` : "";
   for (const axis of ["xaxis", "yaxis"]) {
-    layout[axis] = { gridcolor: line, linecolor: line, zerolinecolor: line, ...layout[axis] };
+    layout[axis] = { exponentformat: "power", gridcolor: line, linecolor: line, zerolinecolor: line, ...layout[axis] };
   }
   Object.assign(layout, {
     paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", margin: { l: 45, r: 12, t: 12, b: 40 },
