@@ -215,7 +215,8 @@ def _failure(run: Run) -> dict[str, Any]:
     """A row of the list of runs that are not completed."""
     log = _here(run.log) if run.log else ""
     command = exact_command(run) if run.overrides else ""
-    return {"name": run.name, "status": run.status, "reason": run.reason, "log": log, "command": command}
+    reason = run.reason.replace(f"{Path.cwd()}/", "")
+    return {"name": run.name, "status": run.status, "reason": reason, "log": log, "command": command}
 
 
 def exact_command(run: Run) -> str:
