@@ -11,7 +11,6 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from gpu_models import small_whisper
-from pytorch_lightning.callbacks import LearningRateMonitor
 from training_runs import OPTIM, trainer, training
 
 from kikitori.training.callbacks import ThroughputMonitor, ValidateEvery

@@ -1,10 +1,9 @@
-"""Trains some steps in a process of its own: python train_script.py SETTINGS, as JSON. Writes FOLDER/RANK.json, .pt.
+"""Trains some steps in a process of its own: python train_script.py SETTINGS, as JSON.
 
-Several of these train together, as torchrun would start them; on one card they are two nodes with one device each.
+In the settings' folder it writes RANK.json and, for each time it trains, the weights: RANK-0.pt, RANK-1.pt, ...
 """
 
 import json
-import os
 import sys
 import time
 from pathlib import Path
@@ -28,38 +27,38 @@ class Clock(pl.Callback):
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         torch.cuda.synchronize()
-        self.seconds = time.perf_counter() - self.start
+        self.seconds_per_step = (time.perf_counter() - self.start) / (trainer.global_step - 3)
 
 
 def main(settings: dict[str, Any]) -> None:
-    folder, world_size = Path(settings["folder"]), int(os.environ.get("WORLD_SIZE", 1))
-    backend = "nccl" if settings["trainer"].get("devices", 1) > 1 else "gloo"
-    strategy: Any = DDPStrategy(process_group_backend=backend) if world_size > 1 else "auto"
+    for time_number in range(settings.get("times", 1)):
+        trainer, module, seconds_per_step = train(settings)
+        rank = trainer.global_rank
+        torch.save(weights(module), Path(settings["folder"], f"{rank}-{time_number}.pt"))
+    (scores,) = trainer.validate(module, trainer.datamodule, verbose=False)  # type: ignore[attr-defined]
+    measured = {"seconds_per_step": seconds_per_step, "scores": scores}
+    Path(settings["folder"], f"{rank}.json").write_text(json.dumps(measured))
+
+
+def train(settings: dict[str, Any]) -> tuple[pl.Trainer, kikitori.WhisperModule, float]:
     pl.seed_everything(0, verbose=False)
     whisper = kikitori.build_whisper(**settings["model"], init_std=0.02, freeze=settings.get("freeze", "none"))
     whisper.configure_generation(max_new_tokens=8, num_beams=1)
     clips: dict[str, Any] = {"processor": whisper.processor, "num_workers": 0, "global_batch_size": settings["batch"]}
     data = kikitori.CommonVoice(settings["release"], **clips, cache_encoder_outputs=settings.get("cached", False))
     module = kikitori.WhisperModule(whisper, kikitori.adamw(lr=1e-3, warmup_steps=0))
+    clock, arguments = Clock(), settings["trainer"]
+    if settings.get("world_size", 1) > 1:
+        # NCCL refuses two processes on one card.
+        backend = "nccl" if arguments.get("devices", 1) > 1 else "gloo"
+        arguments = {**arguments, "strategy": DDPStrategy(process_group_backend=backend)}
     quiet: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
-    clock = Clock()
-    trainer = pl.Trainer(
-        accelerator="gpu",
-        strategy=strategy,
-        callbacks=[clock],
-        default_root_dir=folder,
-        enable_model_summary=False,
-        # All steps in one epoch, without validation.
-        check_val_every_n_epoch=None,
-        val_check_interval=10**9,
-        **{"devices": 1, **quiet, **settings["trainer"]},
-    )
+    # All steps in one epoch, without validation.
+    epoch: dict[str, Any] = {"check_val_every_n_epoch": None, "val_check_interval": 10**9}
+    own = {"devices": 1, "accelerator": "gpu", "default_root_dir": settings["folder"], **arguments}
+    trainer = pl.Trainer(callbacks=[clock], enable_model_summary=False, **quiet, **epoch, **own)
     trainer.fit(module, data)
-    (scores,) = trainer.validate(module, data, verbose=False)
-    rank = trainer.global_rank
-    torch.save(weights(module), folder / f"{rank}.pt")
-    steps = {"seconds_per_step": clock.seconds / (trainer.max_steps - 3), "scores": scores}
-    (folder / f"{rank}.json").write_text(json.dumps(steps))
+    return trainer, module, clock.seconds_per_step
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ def first_step(
 
 
 def distance(one: Tensor, other: Tensor) -> float:
-    """The relative distance of two vectors: the norm of their difference over that of the second."""
+    """The relative difference of two vectors: its norm over that of the second."""
     return float((one.double() - other.double()).norm() / other.double().norm())
 
 

@@ -124,7 +124,7 @@ def make_memory_probe(whisper: Whisper, trainer: pl.Trainer, frames: int, tokens
             features = torch.zeros(clips, whisper.processor.num_mel_bins, frames, device=device)
             labels = torch.zeros(clips, tokens, dtype=torch.int64, device=device)
             with trainer.precision_plugin.forward_context():
-                loss = clip_losses(model, encode(model, features), labels).sum()
+                loss = clip_losses(model, encode(model, features), labels, labels.numel()).sum()
             loss.backward()
             del kept, features, labels, loss
         except torch.OutOfMemoryError:

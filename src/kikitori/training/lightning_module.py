@@ -144,7 +144,8 @@ class WhisperModule(pl.LightningModule):
             for features, rows in micro_batches(batch, sizes, self.oom_split):
                 last = rows.stop == len(batch["labels"])
                 with nullcontext() if last else self.no_sync():
-                    losses_of = clip_losses(self.model, self.encoder_states(batch, features), batch["labels"][rows])
+                    states = self.encoder_states(batch, features)
+                    losses_of = clip_losses(self.model, states, batch["labels"][rows], sum(batch["num_tokens"][rows]))
                     loss = (losses_of * weights[rows]).sum()
                     self.manual_backward(loss)
                 losses.append(loss.detach())
@@ -188,7 +189,7 @@ class WhisperModule(pl.LightningModule):
         def assess(features: Tensor, rows: slice) -> tuple[Tensor, list[str]]:
             # One encoder pass for both.
             states = self.encoder_states(batch, features)
-            loss = clip_losses(self.model, states, batch["labels"][rows]).sum()
+            loss = clip_losses(self.model, states, batch["labels"][rows], sum(batch["num_tokens"][rows])).sum()
             return loss, generate_text(self.whisper, states, batch["seconds"][rows])
 
         losses, texts = zip(
