@@ -25,6 +25,9 @@ from kikitori.training.loss import clip_losses
 # Log-Mel frames that a CPU computes at once. Larger batches only add memory traffic: on two cores a step of
 # whisper-base over 16 clips of 30 s takes 12.6 s and 8.8 GB at once, 10.9 s and 4.2 GB in four parts.
 CPU_FRAMES = 12_000
+# What errors say that are no OutOfMemoryError: of a kernel's launch and of a CPU, of cuBLAS, and of cuDNN's first
+# convolution on a full GPU.
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "ALLOC_FAILED", "CUDNN_STATUS_INTERNAL_ERROR")
 # Safety margin for memory fragmentation.
 HEADROOM = 1.1
 
@@ -127,13 +130,20 @@ def make_memory_probe(whisper: Whisper, trainer: pl.Trainer, frames: int, tokens
                 loss = clip_losses(model, encode(model, features), labels, labels.numel()).sum()
             loss.backward()
             del kept, features, labels, loss
-        except torch.OutOfMemoryError:
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
             return False
         finally:
             model.zero_grad(set_to_none=True)
         return True
 
     return fits
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether a step failed for lack of memory, in torch's allocator or in a library that allocates by itself."""
+    return isinstance(error, torch.OutOfMemoryError) or any(sign in str(error) for sign in OUT_OF_MEMORY)
 
 
 def micro_batches(
@@ -153,8 +163,8 @@ def split_on_oom(compute: Callable[[Tensor, slice], T], features: Tensor, rows: 
     """The results of `compute` for a micro-batch, or for its halves if the whole does not fit into memory."""
     try:
         return [compute(features, rows)]
-    except torch.OutOfMemoryError:
-        if len(features) == 1:
+    except RuntimeError as error:
+        if len(features) == 1 or not is_out_of_memory(error):
             raise
     # Outside the exception handler, whose traceback keeps the tensors that did not fit.
     log.warning("%d clips at once do not fit into memory; computing halves (see data.eval_batch_size)", len(features))

@@ -22,7 +22,13 @@ from kikitori.model.processor import Processor
 from kikitori.model.whisper import Whisper, check_whisper, encode
 from kikitori.model.window import describe_window
 from kikitori.runtime.errors import ConfigError, OutOfMemory
-from kikitori.training.batch_size_finder import check_sizes, find_micro_batch_sizes, micro_batches, split_on_oom
+from kikitori.training.batch_size_finder import (
+    check_sizes,
+    find_micro_batch_sizes,
+    is_out_of_memory,
+    micro_batches,
+    split_on_oom,
+)
 from kikitori.training.loss import clip_losses
 from kikitori.training.optimizer import OptimizerFactory, check_factory, reconfigure
 from kikitori.training.trainer import refuse_unsupported
@@ -149,7 +155,9 @@ class WhisperModule(pl.LightningModule):
                     loss = (losses_of * weights[rows]).sum()
                     self.manual_backward(loss)
                 losses.append(loss.detach())
-        except torch.OutOfMemoryError as error:
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
             clips = len(features)
             # Processes that average their gradients cannot repeat a step without the others.
             if clips == 1 or self.oom_split == MAX_OOM_SPLIT or self.trainer.world_size > 1:
