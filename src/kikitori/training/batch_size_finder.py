@@ -72,6 +72,9 @@ def find_micro_batch_sizes(trainer: pl.Trainer, whisper: Whisper, data: SpeechDa
             if name not in known:
                 known[name] = largest_that_fits(share, make_memory_probe(whisper, trainer, frames, tokens), frames)
         write_json(path, known)
+    # The peak that a run reports is not that of sizes that were only tried.
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats(device)
     found = {frames: known[name] for frames, name in keys.items()}
     # All processes use the same sizes, so that they stay in step.
     agreed = {frames: min(each[frames] for each in all_gather(found)) for frames in found}
