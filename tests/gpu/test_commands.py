@@ -47,8 +47,6 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     killed.kill()
     assert killed.wait() == -signal.SIGKILL, (folder / "killed.log").read_text()
     assert [other.wait(200) for other in others] == [0, 0, 0]
-    resume = [sys.executable, "-m", "kikitori", "train", "resume=killed"]
-    run_together([(resume, environment)], folder)
     return folder
 
 
@@ -64,6 +62,8 @@ def test_a_run_takes_the_gpu_and_mixed_precision(runs: Path, record_property: An
 
 
 def test_a_killed_and_resumed_run_gives_the_weights_of_an_undisturbed_one(runs: Path) -> None:
+    resume = [sys.executable, "-m", "kikitori", "train", "resume=killed"]
+    run_together([(resume, {"KIKITORI_CACHE": str(runs / "cache")})], runs)
     assert results(runs / "killed")["history"] == results(runs / "whole")["history"]
     assert torch.equal(trained(runs / "killed"), trained(runs / "whole"))
 
