@@ -3,7 +3,7 @@
 `cer_reading`, of Japanese only, is the CER of readings: kana or kanji, and 三百円 or 300円, are no errors there.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -104,6 +104,19 @@ def prediction(clip: str, reference: str, hypothesis: str, score: ClipScore) -> 
     """Returns a row of predictions/*.jsonl."""
     counts = {key: count for key, count in asdict(score).items() if count is not None}
     return {"clip": clip, "reference": reference, "hypothesis": hypothesis, **counts}
+
+
+def clip_score(row: Mapping[str, Any]) -> ClipScore:
+    """Returns the score in a row of predictions/*.jsonl."""
+    return ClipScore(**{key: count for key, count in row.items() if key.endswith(("_edits", "_length"))})
+
+
+def rescored(rows: Sequence[Mapping[str, Any]], language: str) -> tuple[list[ClipScore], list[dict[str, Any]]]:
+    """Scores the transcripts in rows of predictions/*.jsonl by today's rules; returns the scores and the new rows."""
+    clips, references, hypotheses = ([row[key] for row in rows] for key in ("clip", "reference", "hypothesis"))
+    scores = score_clips(references, hypotheses, language)
+    counted = map(prediction, clips, references, hypotheses, scores)
+    return scores, [{**row, **new} for row, new in zip(rows, counted, strict=True)]
 
 
 def _edits(process: Any, references: list[str], hypotheses: list[str]) -> tuple[list[int], list[int]]:

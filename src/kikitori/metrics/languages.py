@@ -9,17 +9,17 @@ LANGUAGES = dict(
     re.findall(
         r"(\S+)=(\S+)",
         """
-        en=english zh=chinese de=german es=spanish ru=russian ko=korean fr=french ja=japanese pt=portuguese tr=turkish
-        pl=polish ca=catalan nl=dutch ar=arabic sv=swedish it=italian id=indonesian hi=hindi fi=finnish vi=vietnamese
-        he=hebrew uk=ukrainian el=greek ms=malay cs=czech ro=romanian da=danish hu=hungarian ta=tamil no=norwegian
-        th=thai ur=urdu hr=croatian bg=bulgarian lt=lithuanian la=latin mi=maori ml=malayalam cy=welsh sk=slovak te=telugu
-        fa=persian lv=latvian bn=bengali sr=serbian az=azerbaijani sl=slovenian kn=kannada et=estonian mk=macedonian
-        br=breton eu=basque is=icelandic hy=armenian ne=nepali mn=mongolian bs=bosnian kk=kazakh sq=albanian sw=swahili
-        gl=galician mr=marathi pa=punjabi si=sinhala km=khmer sn=shona yo=yoruba so=somali af=afrikaans oc=occitan
-        ka=georgian be=belarusian tg=tajik sd=sindhi gu=gujarati am=amharic yi=yiddish lo=lao uz=uzbek fo=faroese
-        ht=haitian-creole ps=pashto tk=turkmen nn=nynorsk mt=maltese sa=sanskrit lb=luxembourgish my=myanmar bo=tibetan
-        tl=tagalog mg=malagasy as=assamese tt=tatar haw=hawaiian ln=lingala ha=hausa ba=bashkir jw=javanese su=sundanese
-        yue=cantonese
+        en=english zh=chinese de=german es=spanish ru=russian ko=korean fr=french ja=japanese pt=portuguese
+        tr=turkish pl=polish ca=catalan nl=dutch ar=arabic sv=swedish it=italian id=indonesian hi=hindi fi=finnish
+        vi=vietnamese he=hebrew uk=ukrainian el=greek ms=malay cs=czech ro=romanian da=danish hu=hungarian ta=tamil
+        no=norwegian th=thai ur=urdu hr=croatian bg=bulgarian lt=lithuanian la=latin mi=maori ml=malayalam cy=welsh
+        sk=slovak te=telugu fa=persian lv=latvian bn=bengali sr=serbian az=azerbaijani sl=slovenian kn=kannada
+        et=estonian mk=macedonian br=breton eu=basque is=icelandic hy=armenian ne=nepali mn=mongolian bs=bosnian
+        kk=kazakh sq=albanian sw=swahili gl=galician mr=marathi pa=punjabi si=sinhala km=khmer sn=shona yo=yoruba
+        so=somali af=afrikaans oc=occitan ka=georgian be=belarusian tg=tajik sd=sindhi gu=gujarati am=amharic
+        yi=yiddish lo=lao uz=uzbek fo=faroese ht=haitian-creole ps=pashto tk=turkmen nn=nynorsk mt=maltese
+        sa=sanskrit lb=luxembourgish my=myanmar bo=tibetan tl=tagalog mg=malagasy as=assamese tt=tatar haw=hawaiian
+        ln=lingala ha=hausa ba=bashkir jw=javanese su=sundanese yue=cantonese
         """,
     )
 )
@@ -55,6 +55,6 @@ def language_code(language: str) -> str:
 def closest(language: str, codes: Iterable[str] = LANGUAGES) -> str:
     """`; did you mean ja (japanese) or jw (javanese)?`, of the languages with these codes; empty if none is similar."""
     names = {name: code for code in codes for name in (code, LANGUAGES.get(code, code))}
-    found = dict.fromkeys(names[name] for name in get_close_matches(language.lower(), names, n=3, cutoff=0.5))
+    found = dict.fromkeys(names[name] for name in get_close_matches(language.lower(), names, n=3))
     words = " or ".join(f"{code} ({LANGUAGES.get(code, code)})" for code in found)
     return f"; did you mean {words}?" if words else ""
