@@ -1,6 +1,7 @@
 """What is no Whisper, or not all of one, is named in one line before any weights are loaded."""
 
 import json
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from kikitori.model.loading import load_whisper
-from kikitori.model.source import hub_is_reachable, model_folder
+from kikitori.model.source import decide_on_the_hub, hub_is_reachable, model_folder
 from kikitori.model.whisper import Whisper
 from kikitori.runtime.errors import ModelError
 
@@ -166,3 +167,15 @@ def test_offline_mode_asks_for_no_network(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(huggingface_hub, "get_session", lambda: pytest.fail("a request was made"))
     assert huggingface_hub.constants.is_offline_mode()
     assert hub_is_reachable()
+
+
+def test_what_is_decided_on_the_hub_holds_for_all_processes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    monkeypatch.setattr(huggingface_hub, "get_session", lambda: pytest.fail("a request was made"))
+    decide_on_the_hub(str(folder))
+    assert "HF_HUB_OFFLINE" not in os.environ
+    monkeypatch.setattr(huggingface_hub, "get_session", lambda: None)
+    decide_on_the_hub("openai/whisper-tinyy")
+    assert os.environ["HF_HUB_OFFLINE"] == "1"
+    assert huggingface_hub.constants.is_offline_mode()

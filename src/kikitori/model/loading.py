@@ -4,6 +4,7 @@ import inspect
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -70,7 +71,8 @@ def load_whisper(
     except KikitoriError:
         raise
     except Exception as error:  # damaged or hostile files make transformers raise errors of many classes
-        raise _cannot_load(name, one_line(error)) from error
+        where = "" if Path(place).is_dir() else "there is no such folder, and on the Hub: "
+        raise _cannot_load(name, where + one_line(error)) from error
     if missing := sorted(set(found["missing_keys"]) - {"proj_out.weight"}):
         raise ModelError(f"model.name={name} lacks {len(missing)} of Whisper's weights, such as {missing[0]}")
     arguments = {"builder": "load", "name": name, "revision": revision}

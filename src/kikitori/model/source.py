@@ -4,6 +4,7 @@ Each ModelError names what is missing or wrong and the remedy, before any weight
 """
 
 import logging
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -48,14 +49,28 @@ def locate(name: str, revision: str | None) -> tuple[str, dict[str, Any]]:
             f"model.name={name} does not exist; give the folder of a run, a folder with a model, or a name on the Hub"
         )
     if not hub_is_reachable():
-        if rank() == 0:
-            log.warning(
-                "the Hugging Face Hub cannot be reached; using earlier downloads of %s "
-                "(HF_HUB_OFFLINE=1 skips the check)",
-                name,
-            )
+        _warn_of_offline_use(name)
         arguments["local_files_only"] = True
     return name, arguments
+
+
+def decide_on_the_hub(name: str) -> None:
+    """Decides whether the Hub is used, for this process and all that it starts, so that they load the same files.
+
+    name: of the model; nothing is decided for a folder.
+    """
+    if not Path(name).expanduser().is_dir() and not hub_is_reachable():
+        _warn_of_offline_use(name)
+        os.environ["HF_HUB_OFFLINE"] = "1"
+        huggingface_hub.constants.HF_HUB_OFFLINE = True  # was read from the environment when it was imported
+
+
+def _warn_of_offline_use(name: str) -> None:
+    if rank() == 0:
+        log.warning(
+            "the Hugging Face Hub cannot be reached; using earlier downloads of %s (HF_HUB_OFFLINE=1 skips the check)",
+            name,
+        )
 
 
 def hub_is_reachable() -> bool:
