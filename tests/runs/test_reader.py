@@ -5,7 +5,8 @@ import pytest
 from run_folders import write_grid, write_run, write_sweep
 
 from kikitori.runs.reader import Run, find_runs, varying_keys
-from kikitori.runtime.errors import DataError
+from kikitori.runtime.errors import ConfigError, DataError
+from kikitori.runtime.processes import folder_lock
 
 
 def test_a_run_a_sweep_and_a_glob_name_the_same_runs_once(tmp_path: Path) -> None:
@@ -76,7 +77,16 @@ def test_a_run_without_an_end_has_the_time_of_its_last_record(tmp_path: Path) ->
     write_run(tmp_path / "run", status="running", scores={})
     (run,) = find_runs([str(tmp_path)])
     assert run.status == "running"
-    assert "has no end recorded: still running, or killed" in run.reason
+    assert run.reason.startswith("killed, or running on another machine: no process here holds its lock (results.json")
+    with folder_lock(tmp_path / "run", "hydra.run.dir", ConfigError):
+        (run,) = find_runs([str(tmp_path)])
+    assert run.reason.startswith("still running (results.json was last written")
+
+
+def test_an_interrupted_run_has_not_failed(tmp_path: Path) -> None:
+    write_run(tmp_path, status="failed", error="stopped by SIGINT")
+    (run,) = find_runs([str(tmp_path)])
+    assert (run.status, run.reason) == ("stopped", "stopped by SIGINT")
 
 
 def test_the_reason_of_a_killed_trial_comes_from_its_sweep(tmp_path: Path) -> None:

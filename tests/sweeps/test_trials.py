@@ -146,6 +146,26 @@ def test_every_failure_is_listed_with_reason_log_and_the_command_to_resume(tmp_p
     assert report.endswith(f"Run these again: kikitori train -m resume_sweep={tmp_path}")
 
 
+def test_a_trial_that_would_fail_again_is_not_offered_to_be_resumed(tmp_path: Path) -> None:
+    lost = trial(1, state="failed", reason="killed by SIGKILL")
+    sweep = Sweep(tmp_path, [], [trial(0, state="failed", reason="Diverged: nan", is_repeatable=True), lost])
+    *_, left, again = failure_report(sweep, sweep.failures()).splitlines()
+    assert left == "Would fail again, so a resume leaves them: 0 (delete a folder to retry)"
+    assert again == f"Run the others again: {sweep.resume_command}"
+    assert "resume_sweep" not in failure_report(sweep, sweep.trials[:1])
+
+
+@pytest.mark.parametrize(
+    ("error_type", "ended"),
+    [("Diverged", True), ("OutOfMemory", True), ("ConfigError", True), ("DataError", False), (None, False)],
+)
+def test_only_a_failure_of_the_configuration_is_final(tmp_path: Path, error_type: str | None, ended: bool) -> None:
+    write(tmp_path, "results.json", {"status": "failed", "error": "why", "error_type": error_type})
+    resumed = trial(0, state="failed")
+    update_state(resumed, tmp_path, None)
+    assert (resumed.has_ended, resumed.state) == (ended, "failed" if ended else "waiting")
+
+
 def test_the_failures_of_a_sweep_give_a_command_that_a_shell_can_run(tmp_path: Path) -> None:
     sweep = Sweep(tmp_path / "a b", ["kikitori", "evaluate", "-m"])
     assert sweep.resume_command == f"kikitori evaluate -m 'resume_sweep={tmp_path}/a b'"

@@ -6,7 +6,7 @@ import pytorch_lightning as pl
 import torch
 
 from kikitori.model.whisper import Whisper
-from kikitori.runtime.errors import TrainingError
+from kikitori.runtime.errors import OutOfMemory
 from kikitori.training import batch_size_finder
 from kikitori.training.batch_size_finder import find_micro_batch_sizes, largest_that_fits, make_memory_probe
 
@@ -17,7 +17,7 @@ def test_the_largest_share_of_a_step_that_fits_is_found(room: int, found: int) -
 
 
 def test_a_model_too_large_for_one_clip_is_reported() -> None:
-    with pytest.raises(TrainingError, match=r"one clip in a window of 30 s does not fit into the GPU's memory; use"):
+    with pytest.raises(OutOfMemory, match=r"one clip in a window of 30 s does not fit into the GPU's memory; use"):
         largest_that_fits(4, lambda clips: False, 3000)
 
 

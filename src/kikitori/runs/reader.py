@@ -24,6 +24,7 @@ from kikitori.metrics.normalizer import text_rules
 from kikitori.runs.results import RESULTS, SWEEP, predictions_file
 from kikitori.runtime.errors import DataError
 from kikitori.runtime.files import read_lines
+from kikitori.runtime.processes import is_locked
 
 # Keys in which two runs of one configuration may differ: the seed, and where things are written.
 NOT_IDENTITY = re.compile(
@@ -31,6 +32,8 @@ NOT_IDENTITY = re.compile(
 )
 # An evaluated checkpoint brings its own model; the configuration only sets its language and task.
 NOT_OF_A_CHECKPOINT = re.compile(rf"model(?!\.(language|task)$)\b.*|{NOT_IDENTITY.pattern}")
+# Records of a run that do not describe the pretrained model that it began with.
+NOT_OF_A_BASE = ("config", "cost", "history", "overrides", "options")
 ENDED = ("completed", "failed", "pruned")
 USAGE = "give run folders, sweep folders or a quoted glob, such as 'outputs/train/*/*'"
 
@@ -39,7 +42,8 @@ USAGE = "give run folders, sweep folders or a quoted glob, such as 'outputs/trai
 class Run:
     """One run. `results` is the content of results.json, empty if that cannot be read.
 
-    status: completed, pruned, failed, running, waiting or unreadable; reason: why it is not completed.
+    status: completed, pruned, failed, stopped, running, waiting or unreadable; reason: why it is not completed.
+    is_base: whether this is the pretrained model that a run began with, scored before training.
     """
 
     folder: Path
@@ -48,10 +52,23 @@ class Run:
     reason: str = ""
     log: Path | None = None
     results: Mapping[str, Any] = field(default_factory=dict)
+    is_base: bool = False
+
+    def base(self) -> "Run | None":
+        """The pretrained model that this run began with, as a run; None for random weights, or if it was not scored."""
+        model = self.results.get("config", {}).get("model") or {}
+        if not model.get("name") or self.score("validation", stage="before") is None:
+            return None
+        # It has no settings and no costs of its own.
+        results = {key: value for key, value in self.results.items() if key not in NOT_OF_A_BASE} | {"config": {}}
+        name = f"{self.results.get('model', {}).get('name', model['name'])} before training"
+        return Run(self.folder, name, "completed", results=results, is_base=True)
 
     @property
     def stage(self) -> str:
         """The stage that counts: `after` for a training (its best checkpoint), `evaluated` for an evaluation."""
+        if self.is_base:
+            return "before"
         return "evaluated" if self.results.get("command") == "evaluate" else "after"
 
     @property
@@ -87,7 +104,7 @@ class Run:
     @cached_property
     def overrides(self) -> list[str]:
         """The overrides of the command line; a trial's include the values of its sweep."""
-        given = self.results.get("overrides") or _hydra_overrides(self.folder)
+        given = [] if self.is_base else self.results.get("overrides") or _hydra_overrides(self.folder)
         own = config_folders([*(self.results.get("options") or []), *given])
         # A trial's link to its Optuna study is not part of its recipe.
         return [translate(override, own) for override in given if not override.startswith("+callbacks.pruning=")]
@@ -109,6 +126,10 @@ class Run:
     @cached_property
     def identity(self) -> str:
         """A key that is equal for runs that differ in their seed only."""
+        if self.is_base:
+            # Early versions did not record the language and the task.
+            model = {k: v for k, v in self.results.get("model", {}).items() if k not in ("language", "task", "notes")}
+            return json.dumps(["base", model, self.text_language], sort_keys=True, default=str)
         leaves = {k: v for k, v in _settings(self.results) if not NOT_IDENTITY.fullmatch(k)}
         return json.dumps([self.results.get("command"), leaves], sort_keys=True, default=str)
 
@@ -166,13 +187,19 @@ def read_run(folder: Path, name: str, trial: Mapping[str, Any]) -> Run:
     if status not in ENDED:
         # A killed run cannot record its end; its sweep can.
         written = datetime.fromtimestamp(path.stat().st_mtime).isoformat(" ", "minutes")
-        reason = f"has no end recorded: still running, or killed (results.json was last written {written})"
-        if trial.get("state") in ENDED:
+        is_running = is_locked(folder)
+        state = (
+            "still running" if is_running else "killed, or running on another machine: no process here holds its lock"
+        )
+        reason = f"{state} (results.json was last written {written})"
+        if not is_running and trial.get("state") in ENDED:
             status, reason = "failed", trial.get("reason") or "killed"
     elif status == "completed":
         stage = "evaluated" if results.get("command") == "evaluate" else "after"
         if not results["scores"].get(stage):
             status, reason = "unreadable", f"results.json is completed, but lacks scores.{stage}"
+    elif reason.startswith("stopped by SIG"):
+        status = "stopped"
     elif not reason:
         reason = trial.get("reason") or f"no reason recorded; see {log.name if log else 'its log'}"
     return Run(folder, name, status, reason, log, results)

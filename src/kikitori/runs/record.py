@@ -54,7 +54,7 @@ def record(results: Results, command: str, config: dict[str, Any], folder: Path)
             log.info("%s; to resume: %s", error, shlex.join(["kikitori", command, f"resume={folder}"]))
             raise
         except BaseException as error:
-            results |= {"status": "failed", "error": describe_error(error)}
+            results |= {"status": "failed", "error": describe_error(error), "error_type": type(error).__name__}
             if remedy := _remedy(error):
                 raise TrainingError(f"{remedy}, then resume with kikitori {command} resume={folder}") from error
             raise

@@ -34,6 +34,14 @@ class TrainingError(KikitoriError):
     """Training cannot continue."""
 
 
+class Diverged(TrainingError):  # noqa: N818
+    """The loss or the weights are not finite any more."""
+
+
+class OutOfMemory(TrainingError):  # noqa: N818
+    """The smallest part of a step does not fit into the device's memory."""
+
+
 class SweepError(KikitoriError):
     """Trials of a sweep failed, or the sweep cannot continue."""
 

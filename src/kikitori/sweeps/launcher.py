@@ -25,7 +25,7 @@ from omegaconf import DictConfig, OmegaConf, flag_override, open_dict, read_writ
 from kikitori.config.overrides import config_options, override, swept_values, to_plain
 from kikitori.config.validation import check_config
 from kikitori.pipelines.builders import build_data
-from kikitori.runs.results import FINISHED, PROGRESS
+from kikitori.runs.results import PROGRESS
 from kikitori.runtime.console import quiet_libraries
 from kikitori.runtime.errors import ConfigError, Stopped, SweepError
 from kikitori.runtime.processes import collect_stop_signals, cores, folder_lock
@@ -76,6 +76,7 @@ class TrialRunner:
         self.command = plugin.task_function.__module__.rpartition(".")[2]
         gpus = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
         self.gpus = [gpu for gpu in gpus.split(",") if gpu] if torch.cuda.device_count() else []
+        self.is_local = hasattr(plugin, "gpus_per_trial")
         self.gpus_per_trial = getattr(plugin, "gpus_per_trial", 1)
         self.parallel = getattr(plugin, "parallel", 1) or max(1, len(self.gpus) // max(1, self.gpus_per_trial))
         if self.parallel < 1:
@@ -88,11 +89,12 @@ class TrialRunner:
         self.prepared: list[Any] = []
 
     @contextmanager
-    def open(self, is_continued: bool = False) -> Iterator["TrialRunner"]:
+    def open(self, is_continued: bool = False, is_search: bool = False) -> Iterator["TrialRunner"]:
         """Locks the sweep's folder, so that no second process runs the same trials, and prints the table at the end.
 
-        is_continued: whether these trials belong to a sweep that this process started. Raises SweepError at the end
-        if trials failed.
+        is_continued: whether these trials belong to a sweep that this process started. is_search: whether
+        configurations that fail are results, such as a learning rate at which training diverges. Raises SweepError at
+        the end if trials failed.
         """
         setup_globals()
         quiet_libraries()
@@ -104,7 +106,11 @@ class TrialRunner:
             yield self
             live_table.print_summary(self.sweep)
         if failures := self.sweep.failures():
-            raise SweepError(live_table.failure_report(self.sweep, failures))
+            report = live_table.failure_report(self.sweep, failures)
+            # A search learns from configurations that fail; they are among its results.
+            if not (is_search and all(t.is_repeatable for t in failures) and len(failures) < len(self.sweep.trials)):
+                raise SweepError(report)
+            log.warning("%s", report)
 
     def compose(self, number: int, overrides: list[str]) -> tuple[Trial, DictConfig]:
         """Composes the configuration of a trial, as the trial's own process will."""
@@ -140,6 +146,7 @@ class TrialRunner:
         for number, cfg in enumerate(configs):
             try:
                 check_config(cfg)
+                self._check_devices(cfg)
             except ConfigError as error:
                 faults.setdefault(error.args[0], number)
                 continue
@@ -150,6 +157,16 @@ class TrialRunner:
                 self.prepared.append(needed)
         if faults:
             raise ConfigError("\n".join(f"trial {number}: {fault}" for fault, number in faults.items()))
+
+    def _check_devices(self, cfg: DictConfig) -> None:
+        """Raises ConfigError if a trial would leave some of its GPUs idle, or ask for more than it gets."""
+        devices = OmegaConf.select(cfg, "trainer.devices")
+        uses_gpus = self.is_local and self.gpus and OmegaConf.select(cfg, "trainer.accelerator") != "cpu"
+        if uses_gpus and isinstance(devices, int) and 0 < devices != self.gpus_per_trial:
+            raise ConfigError(
+                f"hydra.launcher.gpus_per_trial={self.gpus_per_trial}, but each trial uses trainer.devices={devices}; "
+                f"pass trainer=ddp trainer.devices={self.gpus_per_trial}, or hydra.launcher.gpus_per_trial={devices}"
+            )
 
     def run(self, trials: Iterable[Trial], on_end: Callable[[Trial], None] = lambda trial: None) -> None:
         """Runs trials as slots become free.
@@ -208,10 +225,10 @@ class TrialRunner:
         self.sweep.save()
 
     def is_finished(self, trial: Trial) -> bool:
-        """Updates a trial's state from its folder. Returns whether it is completed or pruned."""
+        """Updates a trial's state from its folder. Returns whether it has ended and would end the same way again."""
         update_state(trial, self.folder / trial.folder, None)
         self.sweep.save()
-        return trial.state in FINISHED
+        return trial.has_ended
 
     def _start(self, trial: Trial, slot: int) -> "Process":
         folder = self.folder / trial.folder

@@ -13,7 +13,6 @@ from rich.text import Text
 
 from kikitori.compare import formats
 from kikitori.compare.leaderboard import build_leaderboards
-from kikitori.runs.results import FINISHED
 from kikitori.runtime.console import console, shows_bars
 from kikitori.sweeps.trials import Sweep, Trial, progress
 
@@ -41,7 +40,7 @@ class Pace:
         """The trials that need no further run by this process."""
         self.started |= {trial.number for trial in sweep.trials if trial.state == "running"}
         failed = [trial for trial in sweep.trials if trial.state == "failed" and trial.number in self.started]
-        return [trial for trial in sweep.trials if trial.state in FINISHED] + failed
+        return [trial for trial in sweep.trials if trial.has_ended or trial in failed]
 
     def sweep_seconds(self, sweep: Sweep) -> float | None:
         """Seconds until the last trial ends, None while that cannot be estimated."""
@@ -91,8 +90,8 @@ def live_progress(sweep: Sweep) -> Iterator[Callable[[], None]]:
 def summary(sweep: Sweep, pace: Pace) -> str:
     """How many trials have ended, the best validation CER, and the time left: 3 of 6 trials ended, about 4 min left."""
     of = f" of {sweep.num_trials}" if sweep.num_trials else ""
-    rates = [trial.value for trial in sweep.trials if trial.state == "completed" and trial.value is not None]
-    best = f", best val CER {formats.percent(min(rates))} %" if rates else ""
+    first = sweep.best()
+    best = f", best val CER {formats.percent(first.value)} %" if first and first.value is not None else ""
     seconds = pace.sweep_seconds(sweep)
     left = f", about {formats.duration(seconds)} left" if seconds else ""
     return f"{len(pace.ended(sweep))}{of} trials ended{best}{left}"
@@ -150,13 +149,24 @@ def print_summary(sweep: Sweep) -> None:
     formats.print_tables(tables, others)
     path = sweep.folder / "report.html"
     write_page(path, tables, others, shlex.join(sweep.command))
-    console.print(f"Page: {path}", soft_wrap=True, markup=False, highlight=False)
+    lines = [f"Page: {path}"]
+    if any(sweep.folder.glob("*/wandb/offline-run-*")):
+        lines.append(f"Weights & Biases: wandb sync {shlex.quote(str(sweep.folder))}/*/wandb/offline-run-*")
+    if best := sweep.best():
+        lines.append(f"Best: trial {best.number} ({best.label}); to run it again: {sweep.run_command(best)}")
+    for line in lines:
+        console.print(line, soft_wrap=True, markup=False, highlight=False)
 
 
 def failure_report(sweep: Sweep, failures: list[Trial]) -> str:
-    """Lists every failure with its reason and log, and the command that runs them again."""
+    """Lists every failure with its reason and log, and what runs them again."""
     lines = [f"{len(failures)} of {len(sweep.trials)} trials are not completed"]
     for trial in failures:
         reason = (trial.reason or trial.state).replace("\n", "\n      ")
         lines += [f"  trial {trial.number} ({trial.label}): {reason}", f"      log: {sweep.folder / trial.log}"]
-    return "\n".join([*lines, f"Run these again: {sweep.resume_command}"])
+    repeatable = [str(trial.number) for trial in failures if trial.is_repeatable]
+    if repeatable:
+        lines.append(f"Would fail again, so a resume leaves them: {', '.join(repeatable)} (delete a folder to retry)")
+    if len(repeatable) < len(failures):
+        lines.append(f"Run {'the others' if repeatable else 'these'} again: {sweep.resume_command}")
+    return "\n".join(lines)

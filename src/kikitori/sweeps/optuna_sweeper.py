@@ -22,6 +22,8 @@ from kikitori.sweeps.trials import Trial, update_state
 
 log = logging.getLogger(__name__)
 
+# Proposals in a row with values that were tried before, after which a search ends.
+MAX_REPEATS = 50
 STATES = {"completed": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
 
 
@@ -32,7 +34,7 @@ def search(plugin: Any, arguments: Sequence[str]) -> None:
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     fixed, space = split_space(plugin, arguments)
-    with TrialRunner(plugin.launcher).open() as runner:
+    with TrialRunner(plugin.launcher).open(is_search=True) as runner:
         # Check the keys and decode the clips before creating a study that other machines may share.
         sample = optuna.create_study(sampler=RandomSampler(seed=0)).ask(space).params
         runner.prepare([runner.compose(0, with_values(fixed, sample))[1]])
@@ -73,7 +75,7 @@ class Search:
         }
 
     def trials(self) -> Iterator[Trial]:
-        """Yields the trials that an earlier start left unfinished or failed, then new ones."""
+        """Yields the trials that an earlier start left unfinished or that the machine made fail, then new ones."""
         for number in sorted(self.numbers):
             known = self.study.trials[self.numbers[number]]
             if known.state == TrialState.FAIL:
@@ -83,11 +85,25 @@ class Search:
         if not self.numbers and self.count() >= self.n_trials:
             log.info("the study already has its %d trials; raise hydra.sweeper.n_trials to run more", self.n_trials)
         while self.count() < self.n_trials:
-            chosen = self.study.ask(self.space)
+            chosen = self._ask()
+            if chosen is None:
+                log.info("no untried values were proposed in %d attempts; the search ends", MAX_REPEATS)
+                return
             number = max(self.numbers, default=-1) + 1
             chosen.set_user_attr("sweep", self.sweep)
             chosen.set_user_attr("number", number)
             yield self._trial(number, self.study.trials[chosen.number])
+
+    def _ask(self) -> optuna.Trial | None:
+        """Asks the study for values that no trial has yet, since the same run would end in the same model."""
+        for _ in range(MAX_REPEATS):
+            chosen = self.study.ask(self.space)
+            twin = next((t for t in self.study.trials[: chosen.number] if t.params == chosen.params), None)
+            if twin is None:
+                return chosen
+            value = twin.value if twin.state == TrialState.COMPLETE else None
+            self.study.tell(chosen, value, twin.state if twin.state.is_finished() else TrialState.FAIL)
+        return None
 
     def _retry(self, failed: FrozenTrial) -> FrozenTrial:
         """Adds a trial to the study with the values of one that failed.
@@ -122,7 +138,10 @@ class Search:
             return
         if trial.state == "completed" and trial.value is None:
             trial.state, trial.reason = "failed", "it has no validation CER, which the search minimises"
-        self.study.tell(number, trial.value if trial.state == "completed" else None, STATES[trial.state])
+        # Samplers ignore failed trials, so they would choose what fails again and again. A pruned trial without a value
+        # counts as worse than any other.
+        state = TrialState.PRUNED if trial.is_repeatable else STATES[trial.state]
+        self.study.tell(number, trial.value if trial.state == "completed" else None, state)
 
     def run_in_batches(self) -> None:
         """Runs through a launcher that takes a list of trials and returns when all have ended, as Slurm's does."""

@@ -10,12 +10,15 @@ from typing import Any, Literal
 from uuid import uuid4
 
 from kikitori.config.names import translate
-from kikitori.config.overrides import config_folders
+from kikitori.config.overrides import config_folders, short_number
 from kikitori.runs.results import FINISHED, PROGRESS, RESULTS, SWEEP, best_cer
 from kikitori.runtime.errors import DataError, SweepError
 from kikitori.runtime.files import read_json, write_json
 
 State = Literal["waiting", "running", "completed", "pruned", "failed"]
+# Errors that the same configuration would meet again, as `error_type` in results.json. Others, a kill for example, are
+# the machine's.
+REPEATABLE = ("ConfigError", "Diverged", "OutOfMemory", "OutOfMemoryError")
 # What a trial's process writes to its terminal, in the trial's folder.
 OUTPUT = "output.log"
 
@@ -26,7 +29,7 @@ class Trial:
 
     folder: its name in the sweep's folder. overrides: all overrides of the run. swept: the keys that the sweep varies.
     log: path below the sweep's folder. seconds: run time of its processes, earlier attempts included. value: the best
-    validation CER so far.
+    validation CER so far. is_repeatable: whether it failed in a way in which its configuration would fail again.
     """
 
     number: int
@@ -38,11 +41,17 @@ class Trial:
     log: str = ""
     seconds: float = 0.0
     value: float | None = None
+    is_repeatable: bool = False
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether a resumed sweep leaves the trial as it is."""
+        return self.state in FINISHED or self.is_repeatable
 
     @property
     def label(self) -> str:
         """The swept keys with this trial's values, numbers of many digits shortened."""
-        return " ".join(f"{key}={_short(value)}" for key, value in self.swept.items()) or self.folder
+        return " ".join(f"{key}={short_number(value)}" for key, value in self.swept.items()) or self.folder
 
 
 @dataclass
@@ -95,11 +104,23 @@ class Sweep:
         """Trials that are neither completed nor pruned."""
         return [trial for trial in self.trials if trial.state not in FINISHED]
 
+    def best(self) -> Trial | None:
+        """The completed trial with the lowest validation CER."""
+        completed = [trial for trial in self.trials if trial.state == "completed" and trial.value is not None]
+        return min(completed, key=lambda trial: trial.value or 0.0, default=None)
+
     @property
     def resume_command(self) -> str:
         """The command line that runs what is missing or failed."""
-        command = self.command[1] if len(self.command) > 1 else "train"
-        return shlex.join(["kikitori", command, "-m", f"resume_sweep={self.folder}"])
+        return shlex.join([*self._program, "-m", f"resume_sweep={self.folder}"])
+
+    def run_command(self, trial: Trial) -> str:
+        """The command line that runs a trial's configuration by itself."""
+        return shlex.join([*self._program, *filter(_is_permanent, trial.overrides)])
+
+    @property
+    def _program(self) -> list[str]:
+        return ["kikitori", self.command[1] if len(self.command) > 1 else "train"]
 
 
 def open_sweep(folder: Path, command: list[str], resume: str | None) -> Sweep:
@@ -146,8 +167,11 @@ def update_state(trial: Trial, folder: Path, code: int | None, since: float = 0.
         damage = str(error)
     status, is_current = results.get("status"), path.exists() and path.stat().st_mtime >= since
     trial.value = best_cer(results)
+    trial.is_repeatable = bool(status == "failed" and is_current and results.get("error_type") in REPEATABLE)
     if status in FINISHED:
         trial.state, trial.reason = status, results.get("error", "")
+    elif trial.is_repeatable:
+        trial.state, trial.reason = "failed", results.get("error", "")
     elif code is None:
         trial.state = "waiting"
     else:
@@ -185,12 +209,3 @@ def progress(folder: Path) -> dict[str, Any]:
 def _is_permanent(override: str) -> bool:
     """Whether an override stays the same when its trial is run again; the trial's number in a study does not."""
     return not override.startswith("+callbacks.pruning=")
-
-
-def _short(value: str) -> str:
-    """A value with at most four significant digits where it is a fraction, as a search draws it."""
-    try:
-        number = float(value)
-    except ValueError:
-        return value
-    return f"{number:.4g}" if len(value) > 8 and not number.is_integer() else value

@@ -17,7 +17,7 @@ from kikitori.data.datamodule import SpeechDataModule
 from kikitori.model.processor import FRAMES_PER_POSITION
 from kikitori.model.whisper import Whisper, encode
 from kikitori.runtime.distributed import all_gather
-from kikitori.runtime.errors import TrainingError, check_above_zero
+from kikitori.runtime.errors import OutOfMemory, check_above_zero
 from kikitori.runtime.files import read_json, write_json
 from kikitori.runtime.paths import cache_folder
 from kikitori.training.loss import clip_losses
@@ -48,7 +48,7 @@ def check_sizes(micro_batch_sizes: Any) -> None:
 def find_micro_batch_sizes(trainer: pl.Trainer, whisper: Whisper, data: SpeechDataModule) -> dict[int, int]:
     """Clips that a process computes at once, by the log-Mel frames of their window.
 
-    A window without an entry takes all of a step's clips at once. Raises TrainingError if a single clip does not fit.
+    A window without an entry takes all of a step's clips at once. Raises OutOfMemory if a single clip does not fit.
     """
     if isinstance(data.micro_batch_size, int):
         return dict.fromkeys(data.window_frames(), data.micro_batch_size)
@@ -83,7 +83,7 @@ def largest_that_fits(share: int, fits: Callable[[int], bool], frames: int) -> i
     clips = share
     while not fits(clips):
         if clips == 1:
-            raise TrainingError(
+            raise OutOfMemory(
                 f"one clip in a window of {frames / 100:g} s does not fit into the GPU's memory; use a smaller model, "
                 "data.window=bucketed, model.gradient_checkpointing=true or trainer.precision=16-mixed"
             )

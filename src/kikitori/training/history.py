@@ -9,7 +9,7 @@ import pytorch_lightning as pl
 import torch
 
 from kikitori.runtime.distributed import all_gather
-from kikitori.runtime.errors import TrainingError
+from kikitori.runtime.errors import Diverged
 from kikitori.runtime.rng import random_state, set_random_state
 
 
@@ -46,7 +46,7 @@ class TrainingHistory(pl.Callback):
         self._check_loss(trainer)
         for name, value in checkpoint["state_dict"].items():
             if not value.isfinite().all():
-                raise TrainingError(f"{name} is not finite after step {trainer.global_step}{self._advice(trainer)}")
+                raise Diverged(f"{name} is not finite after step {trainer.global_step}{self._advice(trainer)}")
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.history, self.train_clips = state_dict["history"], state_dict["train_clips"]
@@ -73,10 +73,10 @@ class TrainingHistory(pl.Callback):
         self._unchecked = (trainer.global_step, batch["clips"])
 
     def _check_loss(self, trainer: pl.Trainer) -> None:
-        """Raises TrainingError if the last step's loss is not finite; otherwise the run would end as a success."""
+        """Raises Diverged if the last step's loss is not finite; otherwise the run would end as a success."""
         if self._unchecked and not math.isfinite(self._losses[-1]):
             (step, clips), lr = self._unchecked, trainer.optimizers[0].param_groups[0]["lr"]
-            raise TrainingError(
+            raise Diverged(
                 f"the loss of step {step} is {float(self._losses[-1])}, at a learning rate of {lr:.3g}, on the clips "
                 f"{', '.join(clips)}{self._advice(trainer)}"
             )
@@ -101,7 +101,7 @@ class TrainingHistory(pl.Callback):
         self._losses.clear()
         if not math.isfinite(metrics["val/loss"]):
             message = f"the validation loss after step {trainer.global_step} is {metrics['val/loss']}"
-            raise TrainingError(message + self._advice(trainer))
+            raise Diverged(message + self._advice(trainer))
         self.history.append({"step": trainer.global_step, "train/loss": loss, **metrics})
         self._since = time.perf_counter()
 

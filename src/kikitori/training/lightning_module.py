@@ -21,7 +21,7 @@ from kikitori.model.loading import rebuild_whisper
 from kikitori.model.processor import Processor
 from kikitori.model.whisper import Whisper, check_whisper, encode
 from kikitori.model.window import describe_window
-from kikitori.runtime.errors import ConfigError, TrainingError
+from kikitori.runtime.errors import ConfigError, OutOfMemory
 from kikitori.training.batch_size_finder import check_sizes, find_micro_batch_sizes, micro_batches, split_on_oom
 from kikitori.training.loss import clip_losses
 from kikitori.training.optimizer import OptimizerFactory, check_factory, reconfigure
@@ -152,7 +152,7 @@ class WhisperModule(pl.LightningModule):
             clips = len(features)
             # Processes that average their gradients cannot repeat a step without the others.
             if clips == 1 or self.oom_split == MAX_OOM_SPLIT or self.trainer.world_size > 1:
-                raise TrainingError(
+                raise OutOfMemory(
                     f"step {self.trainer.global_step + 1}: {clips} clips of {features.shape[-1]} frames at once do not "
                     f"fit into memory; pass data.micro_batch_size={max(1, clips // 2)}, data.window=bucketed, "
                     "model.gradient_checkpointing=true, or use a smaller model"
