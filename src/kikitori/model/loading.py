@@ -166,9 +166,7 @@ def choose_language_and_task(
     own_language, own_task = _own_code(own[0]), own[1]
     notes = []
     if language is own_language is None:
-        notes.append(
-            f"{name} was saved without a language; {default_language} is used, since model.language is not set"
-        )
+        notes.append(f"{name} was saved without a language; {default_language} is used (model.language is not set)")
     for key, setting, trained in (("language", language, own_language), ("task", task, own_task)):
         if setting and trained and setting != trained:
             notes.append(f"model.{key}={setting} is used, as set; {name} was trained with {trained}")

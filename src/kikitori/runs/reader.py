@@ -214,8 +214,9 @@ def _settings(results: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 def _text_language(results: Mapping[str, Any]) -> str:
     """The language of the text by the configuration, for a run whose version did not record it."""
-    model = results.get("config", {}).get("model", {})
-    language = model.get("language") or results.get("data", {}).get("language") or "ja"
+    config = results.get("config", {})
+    model = config.get("model", {})
+    language = model.get("language") or config.get("data", {}).get("language") or "ja"
     return "en" if model.get("task") == "translate" else str(language)
 
 
