@@ -19,7 +19,8 @@ TRAIN = [
     *("data.limit={train: 64, validation: 8, test: 8}", "score.train_clips=3", "logger=none", "model.dropout=0.1"),
     *("trainer.max_steps=200", "validation.every_steps=40", "generation.max_new_tokens=12"),
 ]
-DETERMINISTIC = "+trainer.deterministic=true"
+DETERMINISTIC = "++trainer.deterministic=true"
+OTHERWISE = "++trainer.deterministic=false"
 
 
 def command(*arguments: str) -> list[str]:
@@ -40,7 +41,11 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs")
     environment = {"KIKITORI_CACHE": str(folder / "cache")}
     killed = start((command(DETERMINISTIC, "hydra.run.dir=killed"), environment), folder / "killed.log")
-    lines = [command(DETERMINISTIC, "hydra.run.dir=whole"), command("hydra.run.dir=a"), command("hydra.run.dir=b")]
+    lines = [
+        command(DETERMINISTIC, "hydra.run.dir=whole"),
+        command(OTHERWISE, "hydra.run.dir=a"),
+        command(OTHERWISE, "hydra.run.dir=b"),
+    ]
     others = [start((line, environment), folder / f"{line[-1][-5:]}.log") for line in lines]
     while not (folder / "killed/checkpoints/last.ckpt").exists() and killed.poll() is None:
         time.sleep(0.01)
