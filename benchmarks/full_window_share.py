@@ -4,10 +4,10 @@
 
 Cross-validation: all clips of the release's train, dev and test tables are dealt into folds by speaker, and models
 trained on the other folds transcribe each fold, one model per share, seed and number of steps. Each transcribes in
-windows as trained, with a run's token limit, and in the full window without one, as stock tools do. A row of the table
+windows as trained and in the full window, as stock tools do, without a limit of tokens per second. A row of the table
 is a way to train; errors are summed over folds and seeds, intervals are bootstrapped over clips, and differences are
-paired by clip. A loop is a transcript that the limit cut, or that compresses to less than 1 / 2.4 of its size. The
-output folder gets every transcript as runs.jsonl, and the table as table.md.
+paired by clip. A loop is a transcript that compresses to less than 1 / 2.4 of its size. The output folder gets every
+transcript as runs.jsonl, and the table as table.md.
 """
 
 import argparse
@@ -18,8 +18,8 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import replace
-from functools import partial
 from itertools import product
+from math import inf
 from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -28,16 +28,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytorch_lightning as pl
 import tables
-import torch
 from numpy.typing import NDArray
 from windows import against, cell
 
 import kikitori
 from kikitori.corpora.types import Clip, Corpus
 from kikitori.data.datamodule import CommonVoice
-from kikitori.inference.greedy import greedy
 from kikitori.metrics.error_rates import score_clips
-from kikitori.model.whisper import Whisper, encode
 from kikitori.model.window import FULL, Window
 from kikitori.runtime.console import quiet_libraries
 
@@ -93,7 +90,7 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     with (
         ProcessPoolExecutor(options.processes, get_context("spawn")) as pool,
-        (output / "runs.jsonl").open("w") as file,
+        (output / "runs.jsonl").open("w", encoding="utf-8") as file,
     ):
         for done in as_completed([pool.submit(run, options, *job) for job in jobs]):
             rows.append(done.result())
@@ -129,38 +126,23 @@ def run(options: argparse.Namespace, way: Way, fold: int, seed: int) -> dict[str
     quiet_libraries()
     pl.seed_everything(seed, verbose=False)
     whisper = kikitori.load_whisper(options.model, options.language)
+    whisper.configure_generation(options.max_new_tokens, num_beams=1, max_tokens_per_s=inf)
     windows: dict[str, Any] = {"window": "bucketed", "full_window_share": way.share}
     settings: dict[str, Any] = {"window": "full"} if way.share is None else windows
     settings |= {"global_batch_size": options.batch, "eval_batch_size": options.batch, "num_workers": 0}
     data = Fold(fold, options.folds, options.release, processor=whisper.processor, seed=seed, **settings)
-    seconds = fit(options, whisper, data, way.steps)
-    own = data.model_processor().window
-    read = partial(transcribe, whisper, data, options.precision)
-    transcripts = {"as trained": read(own, data.prepared.max_tokens_per_s()), "full window": read(FULL, None)}
-    return {**way._asdict(), "fold": fold, "seed": seed, "seconds": seconds, "clips": transcripts}
-
-
-def fit(options: argparse.Namespace, whisper: Whisper, data: Fold, steps: int) -> float:
-    """Trains, and returns the seconds that it took."""
-    whisper.configure_generation(options.max_new_tokens, num_beams=1)
-    module = kikitori.WhisperModule(whisper, kikitori.adamw(options.lr, warmup_steps=steps // 10))
+    module = kikitori.WhisperModule(whisper, kikitori.adamw(options.lr, warmup_steps=way.steps // 10))
     quiet: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     # All steps in one epoch, without validation.
-    epoch: dict[str, Any] = {"check_val_every_n_epoch": None, "limit_val_batches": 0}
-    clock = Clock()
+    epoch: dict[str, Any] = {"max_steps": way.steps, "check_val_every_n_epoch": None, "limit_val_batches": 0}
     with TemporaryDirectory() as folder:
-        trainer = pl.Trainer(
-            devices=1,
-            max_steps=steps,
-            precision=options.precision,
-            callbacks=[clock],
-            default_root_dir=folder,
-            enable_model_summary=False,
-            **quiet,
-            **epoch,
-        )
+        where: dict[str, Any] = {"devices": 1, "precision": options.precision, "default_root_dir": folder}
+        clock = Clock()
+        trainer = pl.Trainer(callbacks=[clock], enable_model_summary=False, **where, **quiet, **epoch)
         trainer.fit(module, datamodule=data)
-    return clock.seconds
+        own = data.model_processor().window
+        clips = {name: transcripts(trainer, module, data, w) for name, w in zip(WINDOWS, (own, FULL), strict=True)}
+    return {**way._asdict(), "fold": fold, "seed": seed, "seconds": clock.seconds, "clips": clips}
 
 
 class Clock(pl.Callback):
@@ -174,31 +156,21 @@ class Clock(pl.Callback):
         self.seconds += time.perf_counter()
 
 
-@torch.inference_mode()
-def transcribe(
-    whisper: Whisper, data: Fold, precision: str, window: Window, max_tokens_per_s: float | None
-) -> list[dict[str, Any]]:
-    """Transcribes the test split in some window; returns each clip's text, edits, and whether it loops."""
-    model, processor = whisper.model.eval(), whisper.processor
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model.to(device)
-    model.generation_config.max_tokens_per_s = max_tokens_per_s
-    dtype = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(precision)
-    rows: list[dict[str, Any]] = []
-    for batch in data.score_dataloader("test", window=window):
-        start = 0
-        for features in batch["input_features"]:
-            part = slice(start, start := start + len(features))
-            limits = whisper.max_new_tokens_for(batch["seconds"][part])
-            with torch.autocast(device, dtype, enabled=dtype is not None):
-                tokens = greedy(model, encode(model, features.to(device)), processor.prefix, limits)
-            texts = processor.decode(tokens)
-            scores = score_clips(batch["texts"][part], texts, processor.language)
-            for clip, text, score, row, limit in zip(batch["clips"][part], texts, scores, tokens, limits, strict=True):
-                loops = len(row) >= limit or compression_ratio(text) > COMPRESSION_RATIO
-                counts = {"edits": score.cer_edits, "length": score.cer_length}
-                rows.append({"clip": clip, "text": text, **counts, "loops": loops})
-    return rows
+def transcripts(trainer: pl.Trainer, module: pl.LightningModule, data: Fold, window: Window) -> list[dict[str, Any]]:
+    """The text of each test clip in some window, its edits, and whether it loops."""
+    batches: Any = trainer.predict(module, data.score_dataloader("test", window=window))
+    clips, references, texts = zip(*(row[:3] for batch in batches for row in batch), strict=True)
+    scores = score_clips(references, texts, data.model_processor().language)
+    return [
+        {
+            "clip": clip,
+            "text": text,
+            "edits": score.cer_edits,
+            "length": score.cer_length,
+            "loops": compression_ratio(text) > COMPRESSION_RATIO,
+        }
+        for clip, text, score in zip(clips, texts, scores, strict=True)
+    ]
 
 
 def compression_ratio(text: str) -> float:
