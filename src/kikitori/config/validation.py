@@ -65,6 +65,7 @@ REPLACED = {
 TYPES: dict[str, Any] = {
     **dict.fromkeys(("seed", "validation.every_steps", "trainer.max_steps", "trainer.log_every_n_steps"), int),
     "trainer.num_nodes": int,
+    "trainer.deterministic": bool | Literal["auto"],
     "generation.max_tokens_per_s": float | Literal["auto"] | None,
     **dict.fromkeys(
         ("score.train_clips", "score.full_window_clips", "generation.max_new_tokens", "generation.num_beams"),

@@ -28,7 +28,7 @@ from kikitori.pipelines.builders import build_data
 from kikitori.runs.results import PROGRESS
 from kikitori.runtime.console import quiet_libraries
 from kikitori.runtime.errors import ConfigError, Stopped, SweepError
-from kikitori.runtime.processes import collect_stop_signals, cores, folder_lock
+from kikitori.runtime.processes import collect_stop_signals, folder_lock
 from kikitori.sweeps import live_table
 from kikitori.sweeps.trials import OUTPUT, Sweep, Trial, open_sweep, update_state
 
@@ -254,9 +254,11 @@ class TrialRunner:
         self.sweep.save()
 
     def _env(self, slot: int) -> dict[str, str]:
-        """The environment of a trial's process: its GPUs, its share of the cores, the sweep that it belongs to."""
+        """The environment of a trial's process: its GPUs and the sweep that it belongs to.
+
+        Its number of threads is that of a single run, on which the last digits of the weights depend.
+        """
         environment = {**os.environ, "KIKITORI_SWEEP": str(self.folder), "KIKITORI_PARENT": str(os.getpid())}
-        environment.setdefault("OMP_NUM_THREADS", str(max(1, cores() // self.parallel)))
         if self.gpus:
             mine = [self.gpus[(slot * self.gpus_per_trial + i) % len(self.gpus)] for i in range(self.gpus_per_trial)]
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(dict.fromkeys(mine))

@@ -20,7 +20,7 @@ def clip_losses(
     """(batch,): the summed cross-entropy of each clip's supervised tokens.
 
     encoder_states: (batch, positions, d_model). labels: (batch, tokens), without the start token; -100 is padding.
-    num_tokens: the number of supervised ones. Without it they are counted, for which the CPU waits until the GPU is idle.
+    num_tokens: the number of supervised ones. Without it they are counted, for which the CPU waits for the GPU.
     The model's own shift inserts the start token in front of the decoder's input.
     """
     config, supervised = model.config, labels.flatten() != IGNORE_INDEX
