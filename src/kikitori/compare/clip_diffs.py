@@ -48,7 +48,7 @@ def clips_of_table(table: Leaderboard, max_audio: int = MAX_AUDIO) -> dict[str, 
 
 def clips_of_run(run: Run, split: str) -> dict[str, Any]:
     """The clips by how much worse they got, and the types of errors; `before` is missing where nothing was trained."""
-    language = run.results.get("data", {}).get("language", "ja")
+    language = run.text_language
     after = run.predictions(split)
     before = {row["clip"]: row for row in run.predictions(split, "before")} if run.stage == "after" else {}
     ordered = sorted(

@@ -1,4 +1,4 @@
-"""Collates examples into a batch, and checks the label contract of a run's first batch."""
+"""Collates examples into a batch, and checks the contract between batch and model on a run's first batch."""
 
 from itertools import groupby
 from typing import Any, TypedDict
@@ -80,12 +80,12 @@ def check_label_contract(batch: Batch, processor: Processor) -> None:
     """Raises DataError unless a batch fits the model: the contract between processor, labels and decoder.
 
     The decoder's input has one start token, followed by the language and task prefix; the end token is supervised; all
-    padding is masked; the features fill their window. Checked before the first step, so that no run trains on a broken
-    batch.
+    padding is masked; the features fill their window. Checked before the first step; `SpeechDataset` checks the token
+    ids of every clip of every batch.
     """
     features, labels = batch["input_features"], batch["labels"]
-    end, (start, *prefix) = processor.tokenizer.eos_token_id, processor.prefix
-    decoder_input_ids = shift_tokens_right(labels, end, start)
+    start = processor.prefix[0]
+    decoder_input_ids = shift_tokens_right(labels, processor.tokenizer.eos_token_id, start)
     wrong = []
     for part in features:
         _, mels, frames = part.shape
@@ -96,10 +96,8 @@ def check_label_contract(batch: Batch, processor: Processor) -> None:
         supervised = [token for token in row if token != IGNORE_INDEX]
         if inputs.count(start) != 1:
             wrong.append(f"{clip}: {inputs.count(start)} start tokens in the decoder's input, must be 1")
-        if supervised[: len(prefix)] != prefix:
-            wrong.append(f"{clip}: labels begin with {supervised[: len(prefix)]}, must be {prefix}")
-        if supervised[-1:] != [end] or end in supervised[:-1]:
-            wrong.append(f"{clip}: the labels must hold one supervised end token, {end}, at their end")
+        if fault := processor.label_fault([start, *supervised]):
+            wrong.append(f"{clip}: {fault}")
         if row[: len(supervised)] != supervised:
             wrong.append(f"{clip}: a masked label precedes a supervised one")
     if wrong:

@@ -218,7 +218,7 @@ class WhisperModule(pl.LightningModule):
             *(found for part in micro_batches(batch) for found in split_on_oom(assess, *part)), strict=True
         )
         loss = torch.stack(losses).sum()
-        scores = score_clips(batch["texts"], list(chain.from_iterable(texts)), self.processor.language)
+        scores = score_clips(batch["texts"], list(chain.from_iterable(texts)), self.processor.text_language)
         cer, wer = (edits_and_lengths(scores, rate).sum(axis=0) for rate in ("cer", "wer"))
         counts = torch.tensor([*cer, *wer], dtype=torch.float64)
         self._totals.append(torch.cat([torch.stack([loss, tokens]).cpu().double(), counts]))
