@@ -16,7 +16,7 @@ from kikitori.runs.results import FINISHED, RESULTS, RESULTS_TABLE, WANDB_RUN_ID
 from kikitori.runs.resume import changes, refuse_changes
 from kikitori.runs.summary import markdown
 from kikitori.runtime.distributed import is_main
-from kikitori.runtime.errors import ConfigError, Pruned, Stopped, TrainingError, is_out_of_memory, one_line
+from kikitori.runtime.errors import ConfigError, OutOfMemory, Pruned, Stopped, TrainingError, is_out_of_memory, one_line
 from kikitori.runtime.files import read_json, write_json
 from kikitori.runtime.processes import folder_lock
 
@@ -54,7 +54,8 @@ def record(results: Results, command: str, config: dict[str, Any], folder: Path)
             log.info("%s; to resume: %s", error, shlex.join(["kikitori", command, f"resume={folder}"]))
             raise
         except BaseException as error:
-            results |= {"status": "failed", "error": describe_error(error), "error_type": type(error).__name__}
+            kind = OutOfMemory if is_out_of_memory(error) else type(error)
+            results |= {"status": "failed", "error": describe_error(error), "error_type": kind.__name__}
             if remedy := _remedy(error):
                 raise TrainingError(f"{remedy}, then resume with kikitori {command} resume={folder}") from error
             raise

@@ -28,7 +28,7 @@ from kikitori.pipelines.builders import build_data
 from kikitori.runs.results import PROGRESS
 from kikitori.runtime.console import quiet_libraries
 from kikitori.runtime.errors import ConfigError, Stopped, SweepError
-from kikitori.runtime.processes import collect_stop_signals, folder_lock
+from kikitori.runtime.processes import collect_stop_signals, cores, folder_lock
 from kikitori.sweeps import live_table
 from kikitori.sweeps.trials import OUTPUT, Sweep, Trial, open_sweep, update_state
 
@@ -66,7 +66,7 @@ def launch(plugin: Any, job_overrides: Sequence[Sequence[str]], first: int) -> l
 
 
 class TrialRunner:
-    """Runs trials in slots, each with its share of this machine's GPUs and CPU cores."""
+    """Runs trials in slots, each with its share of this machine's GPUs."""
 
     def __init__(self, plugin: Any) -> None:
         """plugin: a launcher of Hydra's; one that is not ours starts the trials itself, in the folders kept here."""
@@ -174,6 +174,12 @@ class TrialRunner:
         trials: the next one is taken only when a slot is free, so that a search chooses it with the results so far.
         on_end: called with each trial that ends, or that an earlier start finished.
         """
+        if self.parallel > 1 and not self.gpus and "OMP_NUM_THREADS" not in os.environ:
+            log.info(
+                "%d trials at a time share %d cores; each has a thread per core, so that its weights are those of a "
+                "single run. OMP_NUM_THREADS=%d is faster, with other last digits",
+                *(self.parallel, cores(), max(1, cores() // self.parallel)),
+            )
         self.running: dict[int, Process] = {}
         source, self.free = iter(trials), list(range(self.parallel))
         with collect_stop_signals() as stop, live_table.live_progress(self.sweep) as show:
