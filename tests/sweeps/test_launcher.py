@@ -81,11 +81,12 @@ def test_a_trial_has_the_threads_of_a_single_run(
     monkeypatch.setattr("kikitori.sweeps.launcher.cores", lambda: 8)
     caplog.set_level("INFO")
     for parallel in (1, 3):
-        with runner(tmp_path, parallel=parallel).open() as opened:
+        with runner(tmp_path / str(parallel), parallel=parallel).open() as opened:
             assert "OMP_NUM_THREADS" not in opened._env(0)
             opened.run([])
     (hint,) = [record.getMessage() for record in caplog.records if "OMP_NUM_THREADS" in record.getMessage()]
-    assert hint.startswith("3 trials at a time share 8 cores") and "OMP_NUM_THREADS=2 is faster" in hint
+    assert hint.startswith("3 trials at a time share 8 cores")
+    assert "OMP_NUM_THREADS=2 is faster" in hint
     monkeypatch.setenv("OMP_NUM_THREADS", "5")
     assert runner(tmp_path, parallel=3)._env(0)["OMP_NUM_THREADS"] == "5"
 

@@ -25,6 +25,7 @@ from kikitori.model.window import Window
 from kikitori.runtime.console import progress_bar
 from kikitori.runtime.errors import ConfigError, DataError
 from kikitori.runtime.files import reserve_file, sync_folder
+from kikitori.runtime.rng import random_state_kept
 
 log = logging.getLogger(__name__)
 
@@ -147,7 +148,9 @@ def build_encoder_cache(
         reserve_file(partial.path, cache.size * cache.dtype.itemsize)
     trainer.strategy.barrier()
     try:
-        _encode_all(trainer, model, loader, partial)
+        # Whether a run finds a cache or computes it must not change what is drawn after that.
+        with random_state_kept():
+            _encode_all(trainer, model, loader, partial)
         trainer.strategy.barrier()
         if trainer.is_global_zero:
             with partial.path.open("rb") as file:
