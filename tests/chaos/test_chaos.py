@@ -12,6 +12,10 @@ pytestmark = pytest.mark.slow
 # (training/test_interrupted_training.py, training/test_checkpoint_files.py, data/test_audio_cache.py).
 LONG = {
     "forked_like_plain",
+    "same_command",
+    "killed_next_to_others",
+    "trials_at_once",
+    "not_deterministic",
     "clock_set_back",
     "folder_moved",
     "network_gone",

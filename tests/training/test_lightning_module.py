@@ -321,8 +321,12 @@ def test_with_ddp_a_step_that_does_not_fit_is_reported_even_in_one_process(
 
     monkeypatch.setattr("kikitori.training.lightning_module.clip_losses", too_much)
     run = trainer(tmp_path, max_steps=2, devices=1, strategy=strategy, use_distributed_sampler=False)
-    with pytest.raises(OutOfMemory, match="step 1: 4 clips") if strategy == "ddp" else nullcontext():
-        run.fit(WhisperModule(micro, OPTIM), training(micro, 4, 2))
+    try:
+        with pytest.raises(OutOfMemory, match="step 1: 4 clips") if strategy == "ddp" else nullcontext():
+            run.fit(WhisperModule(micro, OPTIM), training(micro, 4, 2))
+    finally:
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
 
 
 @pytest.mark.parametrize("key", ["encoder_layerdrop", "decoder_layerdrop"])
