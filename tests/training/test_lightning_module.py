@@ -363,9 +363,9 @@ def test_a_step_that_does_not_fit_is_repeated_in_halves_with_the_same_result(
         seen.append(len(labels))
         if len(labels) > 4 // 2**times:
             # After a backward pass, whose gradients must not count twice.
-            clip_losses(model, states, labels).sum().backward()
+            clip_losses(model, states, labels, num_tokens).sum().backward()
             raise torch.OutOfMemoryError("too much")
-        return clip_losses(model, states, labels)
+        return clip_losses(model, states, labels, num_tokens)
 
     monkeypatch.setattr("kikitori.training.lightning_module.clip_losses", too_much)
     module = WhisperModule(micro, OPTIM)

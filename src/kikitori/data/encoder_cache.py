@@ -164,7 +164,6 @@ def build_encoder_cache(
     return cache
 
 
-@torch.inference_mode()
 def _encode_all(
     trainer: pl.Trainer, model: WhisperForConditionalGeneration, loader: DataLoader[Batch], cache: EncoderCache
 ) -> None:
@@ -173,9 +172,10 @@ def _encode_all(
     Without `Trainer.predict`, because a fit may have begun, inside which no other loop can run.
     """
     training, device = model.training, trainer.strategy.root_device
+    # Before inference mode begins: weights that are moved in it cannot be trained.
     model.eval().to(device)
     try:
-        with trainer.precision_plugin.forward_context(), progress_bar() as progress:
+        with torch.inference_mode(), trainer.precision_plugin.forward_context(), progress_bar() as progress:
             task = progress.add_task("encoding", total=len(loader))
             for batch in loader:
                 clips = iter(batch["clips"])
