@@ -138,7 +138,9 @@ class WhisperModule(pl.LightningModule):
                 "the size of the trained weights: pass model.freeze=encoder, or use a smaller model"
             ) from error
         scheduler.step()
-        self.log("train/loss", total, prog_bar=True, batch_size=len(batch["clips"]), sync_dist=True)
+        # To show it, a progress bar waits for the end of each step.
+        shown = self.trainer.progress_bar_callback is not None
+        self.log("train/loss", total, prog_bar=shown, batch_size=len(batch["clips"]), sync_dist=True)
         return total
 
     def _weights(self, batch: Batch) -> Tensor:
