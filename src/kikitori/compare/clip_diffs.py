@@ -11,7 +11,7 @@ import soundfile
 from kikitori.audio.waveform import SAMPLE_RATE
 from kikitori.compare.leaderboard import SPLITS, Leaderboard
 from kikitori.data.audio_cache import AudioCache
-from kikitori.metrics.alignment import error_types, spans
+from kikitori.metrics.alignment import error_types, spans, word_errors
 from kikitori.metrics.normalizer import normalise
 from kikitori.runs.reader import Run
 from kikitori.runtime.errors import DataError
@@ -97,8 +97,11 @@ def _shortened(text: str, limit: int = 200) -> str:
 
 
 def _errors(rows: Sequence[dict[str, Any]], language: str) -> dict[str, Any]:
-    errors = error_types([row["reference"] for row in rows], [row["hypothesis"] for row in rows], language)
-    return {**errors, "rows": errors["rows"][:MAX_ERRORS]}
+    references, hypotheses = [row["reference"] for row in rows], [row["hypothesis"] for row in rows]
+    errors = error_types(references, hypotheses, language)
+    words = word_errors(references, hypotheses, language)
+    words = [(reference, _shortened(hypothesis, 60), count) for reference, hypothesis, count in words[:MAX_ERRORS]]
+    return {**errors, "rows": errors["rows"][:MAX_ERRORS], "words": words}
 
 
 def _topmost(tables: Sequence[Sequence[dict[str, Any]]], limit: int) -> list[str]:

@@ -20,14 +20,16 @@ class Batch(TypedDict):
     """Clips sorted by window.
 
     input_features: (clips, mels, frames) float32 for each window in the batch, usually one; or, if they are cached,
-    encoder_states: (clips, positions, d_model). labels: (batch, tokens) int64. clips: names. texts: references.
-    seconds: durations. weights: (batch,) float32, factors of the clips' summed token losses; None outside training, or
-    for a sampler that gives none.
+    encoder_states: (clips, positions, d_model). labels: (batch, tokens) int64. num_tokens: how many of them are
+    supervised, by clip. clips: names. texts: references. seconds: durations, 0 of a clip that only fills up a training
+    batch. weights: (batch,) float32, factors of the clips' summed token losses; None outside training, or for a sampler
+    that gives none. What the CPU reads is in lists: for a tensor, it would wait for the GPU.
     """
 
     input_features: list[Tensor]
     encoder_states: list[Tensor]
     labels: Tensor
+    num_tokens: list[int]
     clips: list[str]
     texts: list[str]
     seconds: list[float]
@@ -48,9 +50,10 @@ def collate(examples: list[dict[str, Any]]) -> Batch:
         input_features=_stacked(examples, "input_features"),
         encoder_states=_stacked(examples, "encoder_states"),
         labels=torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True, padding_value=IGNORE_INDEX),
+        num_tokens=[len(sequence) for sequence in sequences],
         clips=[e["clip"] for e in examples],
         texts=[e["text"] for e in examples],
-        seconds=[e["seconds"] for e in examples],
+        seconds=[0.0 if e.get("weight") == 0 else e["seconds"] for e in examples],
         weights=None if weights[0] is None else torch.tensor(weights),
     )
 
