@@ -60,7 +60,7 @@ def test_a_model_without_a_language_takes_that_of_the_corpus_and_logs_it(
     whisper = load(tmp_path, corpus="zh-TW")
     assert (whisper.processor.language, whisper.processor.task) == ("zh", "transcribe")
     assert [record.getMessage() for record in caplog.records] == [
-        f"{tmp_path} was saved without a language; zh-TW is used (model.language is not set)"
+        f"{tmp_path} was saved without a language; zh-TW is used, since none is set"
     ]
     load(tmp_path, "zh", corpus="ja")
     assert len(caplog.records) == 1

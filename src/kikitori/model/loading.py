@@ -169,7 +169,7 @@ def choose_language_and_task(
         for key, setting, trained in (("language", language, own_language), ("task", task, own_task))
         if setting and trained and setting != trained
     ]
-    assumed = f"{name} was saved without a language; {default_language} is used (model.language is not set)"
+    assumed = f"{name} was saved without a language; {default_language} is used, since none is set"
     if rank() == 0:
         for line in notes if language or own_language else [*notes, assumed]:
             log.warning(line)
