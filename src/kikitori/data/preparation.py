@@ -65,11 +65,6 @@ class PreparedData:
         assert self.processor is not None
         return [count - 1 for count in self.processor.count_tokens([clip.text for clip in self.clips["train"]])]
 
-    def max_tokens_per_s(self) -> float:
-        """Twice the tokens per second of the densest training transcript, its clip taken as one second longer."""
-        rates = zip(self.train_tokens, self.durations_s("train"), strict=True)
-        return 2 * max(tokens / (seconds + 1) for tokens, seconds in rates)
-
 
 def prepare(
     corpus: Corpus,

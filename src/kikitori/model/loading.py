@@ -14,7 +14,7 @@ from transformers.models.whisper.tokenization_whisper import LANGUAGES
 
 from kikitori.model.features import FRAMES_PER_SECOND
 from kikitori.model.processor import FRAMES_PER_POSITION, START, TASKS, Processor, byte_tokenizer, make_processor
-from kikitori.model.whisper import Whisper
+from kikitori.model.whisper import GENERATION_KEYS, Whisper
 from kikitori.model.window import window_from_plain
 from kikitori.runtime.errors import KikitoriError, ModelError, one_line
 
@@ -141,7 +141,7 @@ def rebuild_whisper(recipe: dict[str, Any]) -> Whisper:
         )
     whisper = builder(**arguments)
     if "generation" in recipe:  # missing in checkpoints of early versions
-        whisper.configure_generation(**recipe["generation"])
+        whisper.configure_generation(*(recipe["generation"][key] for key in GENERATION_KEYS))
     whisper.set_window(window_from_plain(recipe.get("window")))
     return whisper
 
@@ -233,7 +233,7 @@ def _finish(
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     model.train()
     whisper = Whisper(model, processor, arguments)
-    whisper.configure_generation(saved.max_new_tokens, saved.num_beams, getattr(saved, "max_tokens_per_s", None))
+    whisper.configure_generation(saved.max_new_tokens, saved.num_beams)
     return whisper
 
 

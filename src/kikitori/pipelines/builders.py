@@ -57,23 +57,15 @@ def prepare_data(config: dict[str, Any], data: SpeechDataModule, folder: Path, r
         log.info("left out: %s", ", ".join(f"{count} {reason}" for reason, count in summary["rejects"].items()))
 
 
-def configure_model(session: Session, whisper: Whisper, data: SpeechDataModule) -> None:
+def configure_model(session: Session, whisper: Whisper) -> None:
     """Sets how the model generates, and describes it in the results."""
-    whisper.configure_generation(**generation_settings(session.config, data))
+    whisper.configure_generation(**session.config["generation"])
     session.results["model"] = {
         "name": model_name(session.config),
         "parameters": whisper.model.num_parameters(),
         "window_s": whisper.processor.window_s,
         "window": describe_window(whisper.processor.window),
     }
-
-
-def generation_settings(config: dict[str, Any], data: SpeechDataModule) -> dict[str, Any]:
-    """The `generation` settings; max_tokens_per_s=auto is derived from the training transcripts."""
-    settings = dict(config["generation"])
-    if settings["max_tokens_per_s"] == "auto":
-        settings["max_tokens_per_s"] = data.prepared.max_tokens_per_s()
-    return settings
 
 
 def model_name(config: dict[str, Any]) -> str:
