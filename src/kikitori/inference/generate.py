@@ -29,16 +29,18 @@ class Generated:
     mean_logprob: float = nan
 
 
-def generate(whisper: Whisper, encoder_states: Tensor, seconds: Sequence[float]) -> list[Generated]:
+def generate(
+    whisper: Whisper, encoder_states: Tensor, seconds: Sequence[float], stop_loops: bool = False
+) -> list[Generated]:
     """Generates the text of each row of (batch, positions, d_model), as `Whisper.configure_generation` set it.
 
-    seconds: durations of the audio, which limit the text of each row in greedy decoding. With several beams, `generate`
-    of transformers is used.
+    seconds: durations of the audio, which limit the text of each row in greedy decoding. stop_loops: whether a row that
+    repeats itself is cut off, too. With several beams, `generate` of transformers is used, without either.
     """
     processor, model, limit = whisper.processor, whisper.model, whisper.model.generation_config.max_new_tokens
     if model.generation_config.num_beams == 1:
         available_s = [s + MARGIN_S for s in seconds]
-        rows = greedy(model, encoder_states, processor.prefix, limit, whisper.token_s, available_s)
+        rows = greedy(model, encoder_states, processor.prefix, limit, whisper.token_s, available_s, stop_loops)
         texts = processor.decode([row.tokens for row in rows])
         return [
             Generated(text, not row.ended, row.no_speech, row.logprob / (len(row.tokens) + 1))

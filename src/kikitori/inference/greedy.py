@@ -15,6 +15,9 @@ from torch import Tensor
 from transformers import Cache, DynamicCache, EncoderDecoderCache, WhisperForConditionalGeneration
 from transformers.cache_utils import DynamicLayer
 
+# A row loops if its last LOOP_TOKENS are LOOP_REPEATS units or more.
+LOOP_TOKENS, LOOP_REPEATS = 48, 4
+
 
 @dataclass
 class Row:
@@ -39,6 +42,7 @@ def greedy(
     max_new_tokens: int,
     token_s: Callable[[int], float] = lambda token: 0.0,
     seconds: Sequence[float] | None = None,
+    stop_loops: bool = False,
 ) -> list[Row]:
     """Generates the tokens of each row.
 
@@ -46,7 +50,7 @@ def greedy(
     used. encoder_states: (batch, positions, d_model), any number of positions. prefix: the first tokens of every row;
     the last is the one before which the no-speech token is in the vocabulary.
     A row is cut off after max_new_tokens, which count the end token as generate does and are limited by the decoder's
-    context, or once its tokens take more than its `seconds`, by `token_s`.
+    context, or once its tokens take more than its `seconds`, by `token_s`, or with `stop_loops` once it repeats itself.
 
     In fp32, a row equals token by token what generate returns for it, alone or in any batch. Sums are rounded
     differently in batches of another size, so only two logits that agree in about six digits could give another token.
@@ -83,13 +87,21 @@ def greedy(
                 else:
                     row.tokens.append(token)
                     row.spoken_s += token_s(token)
-                if row.ended or length == limit or (seconds and row.spoken_s > seconds[active[index]]):
+                too_long = length == limit or (seconds is not None and row.spoken_s > seconds[active[index]])
+                if row.ended or too_long or (stop_loops and _loops(row.tokens)):
                     ended.add(index)
             if len(ended) == len(active):
                 break
             if ended:
                 active, tokens = _drop(ended, active, tokens, cache)
     return rows
+
+
+def _loops(tokens: list[int]) -> bool:
+    """Returns whether the last tokens are a short unit again and again, from which no model finds its way out."""
+    last = tokens[-LOOP_TOKENS:]
+    periods = range(1, LOOP_TOKENS // LOOP_REPEATS + 1)
+    return len(last) == LOOP_TOKENS and any(last[period:] == last[:-period] for period in periods)
 
 
 class CrossAttentionCache(DynamicLayer):

@@ -1,6 +1,6 @@
 """A Whisper model with its processor: generation settings, windows, saving, and an encoder for any window length."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +18,8 @@ MAX_NEW_TOKENS = 225
 # Log-Mel frames that a CPU encodes at a time without gradients. Larger batches only add memory traffic: on two cores
 # whisper-base takes 2.0 s for 64 clips of 6 s at once and 1.35 s in parts of ten, 3.7 and 2.9 s for 16 clips of 30 s.
 CPU_FRAMES = 6_000
+# The key of a model's config.json that describes the clips it was trained on.
+TRAINED_ON_KEY = "kikitori_trained_on"
 # Attributes of a generation config that `Whisper.configure_generation` sets.
 GENERATION_KEYS = ("max_new_tokens", "num_beams")
 
@@ -27,25 +29,39 @@ class Whisper:
     """A model and its processor.
 
     arguments: the plain arguments of `load_whisper` or `build_whisper` that created it, with `builder` ("load" or
-    "build"). The window and the generation settings are changed in place, like the weights by training.
+    "build"). notes: on the choice of language and task, for results. The window and the generation settings are
+    changed in place, like the weights by training.
     max_tokens_per_s: see `configure_generation`. It belongs to a use of the model and is not saved with it.
     """
 
     model: WhisperForConditionalGeneration
     processor: Processor
     arguments: dict[str, Any]
+    notes: list[str] = field(default_factory=list)
     max_tokens_per_s: float | Literal["auto"] = "auto"
 
     @property
     def recipe(self) -> dict[str, Any]:
         """Plain values for `rebuild_whisper`, stored in checkpoints: all but the weights."""
         generation = {key: getattr(self.model.generation_config, key, None) for key in GENERATION_KEYS}
-        return {**self.arguments, "generation": generation, "window": self.processor.window.as_plain()}
+        window = self.processor.window.as_plain()
+        return {**self.arguments, "generation": generation, "window": window, "trained_on": self.trained_on}
 
     def set_window(self, window: Window) -> None:
         """Changes how far clips are padded; it is saved with the model."""
         self.processor = replace(self.processor, window=window)
         setattr(self.model.config, WINDOW_KEY, window.as_plain())
+
+    @property
+    def trained_on(self) -> dict[str, float] | None:
+        """Facts on the clips of its last training, saved in config.json: the seconds of the longest (longest_s) and of
+        the 95th percentile (p95_s), and their text per second (density, see `speech_rate`). None for a stock model.
+        """
+        return getattr(self.model.config, TRAINED_ON_KEY, None)
+
+    def set_trained_on(self, facts: dict[str, float]) -> None:
+        """Changes `trained_on`."""
+        setattr(self.model.config, TRAINED_ON_KEY, facts)
 
     def configure_generation(
         self,
@@ -75,7 +91,7 @@ class Whisper:
         return 1 / self.max_tokens_per_s
 
     def save(self, folder: Path) -> None:
-        """Writes a folder that transformers 4 and 5 and the tools around Whisper can load, see `kikitori.model.saving`."""
+        """Writes a folder that transformers and other tools can load, see `kikitori.model.saving`."""
         save_model(self.model, self.processor, folder)
 
 
