@@ -95,7 +95,7 @@ def test_a_clips_transcript_is_the_same_alone_and_in_any_batch(micro: Whisper) -
         assert module.predict_step(collate([row]), 0) == [together[row["clip"]]]
         batch = [row, rows[0], rows[1], row]
         assert sorted(module.predict_step(collate(batch), 0)) == sorted(together[r["clip"]] for r in batch)
-    assert len({text for _, _, text in together.values()}) > 1
+    assert len({text for _, _, text, _ in together.values()}) > 1
 
 
 @pytest.mark.parametrize("num_beams", [1, 3])
@@ -109,7 +109,7 @@ def test_transcripts_equal_those_of_stock_generate(micro: Whisper, num_beams: in
     features = torch.stack([row["input_features"] for row in rows])
     sequences = micro.model.generate(features, language="ja", task="transcribe")
     expected = micro.processor.decode(sequences)
-    assert [text for _, _, text in module.predict_step(collate(rows), 0)] == expected
+    assert [text for _, _, text, _ in module.predict_step(collate(rows), 0)] == expected
     assert len(set(expected)) > 1
 
 
@@ -169,7 +169,7 @@ def test_validation_cer_equals_that_of_score_clips(micro: Whisper, tmp_path: Pat
     module = WhisperModule(micro, OPTIM)
     (result,) = trainer(tmp_path).validate(module, loader(micro, 3), verbose=False)
     rows: Any = [row for batch in trainer(tmp_path).predict(module, loader(micro, 3)) or [] for row in batch]
-    _, references, hypotheses = zip(*rows, strict=True)
+    _, references, hypotheses, _ = zip(*rows, strict=True)
     for rate in ("cer", "wer"):
         expected = corpus_rate(edits_and_lengths(score_clips(references, hypotheses, "ja"), rate))
         assert result[f"val/{rate}"] == pytest.approx(expected, rel=1e-6)

@@ -23,7 +23,7 @@ from kikitori.model.processor import (
     whisper_code,
 )
 from kikitori.model.source import check_tokenizer, check_type, locate
-from kikitori.model.whisper import Whisper
+from kikitori.model.whisper import GENERATION_KEYS, Whisper
 from kikitori.model.window import window_from_plain
 from kikitori.runtime.distributed import rank
 from kikitori.runtime.errors import KikitoriError, ModelError, one_line
@@ -134,7 +134,9 @@ def rebuild_whisper(recipe: dict[str, Any]) -> Whisper:
 
     Raises ModelError if the recipe has keys that kikitori never writes, which would become arguments of transformers.
     """
-    arguments = {key: value for key, value in recipe.items() if key not in ("builder", "window", "generation")}
+    arguments = {
+        key: value for key, value in recipe.items() if key not in ("builder", "window", "generation", "trained_on")
+    }
     builder = load_whisper if recipe.get("builder") == "load" else build_whisper
     if unknown := sorted(set(map(str, arguments)) - (set(inspect.signature(builder).parameters) - {"config"})):
         raise ModelError(
@@ -142,8 +144,10 @@ def rebuild_whisper(recipe: dict[str, Any]) -> Whisper:
         )
     whisper = builder(**arguments)
     if "generation" in recipe:  # missing in checkpoints of early versions
-        whisper.configure_generation(**recipe["generation"])
+        whisper.configure_generation(*(recipe["generation"][key] for key in GENERATION_KEYS))
     whisper.set_window(window_from_plain(recipe.get("window")))
+    if recipe.get("trained_on"):
+        whisper.set_trained_on(recipe["trained_on"])
     return whisper
 
 
@@ -236,7 +240,7 @@ def _finish(
     model.train()
     arguments |= {"language": processor.language, "task": processor.task}
     whisper = Whisper(model, processor, arguments, list(notes))
-    whisper.configure_generation(saved.max_new_tokens, saved.num_beams, getattr(saved, "max_tokens_per_s", None))
+    whisper.configure_generation(saved.max_new_tokens, saved.num_beams)
     return whisper
 
 

@@ -13,9 +13,11 @@ from typing import NamedTuple
 from tokenizers.pre_tokenizers import ByteLevel
 from torch import Tensor
 from transformers import WhisperConfig, WhisperTokenizer
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 from transformers.models.whisper.tokenization_whisper import LANGUAGES
 
 from kikitori.metrics.languages import closest, language_code
+from kikitori.metrics.speech_rate import BYTE_S
 from kikitori.model import features
 from kikitori.model.window import FULL, Window, window_from_plain
 from kikitori.runtime.errors import ModelError
@@ -61,6 +63,13 @@ class Processor:
         """The ids of start, language, task and no-timestamps: the beginning of every transcript, also in generation."""
         names = [START, f"<|{self.language}|>", f"<|{self.task}|>", "<|notimestamps|>"]
         return self.tokenizer.convert_tokens_to_ids(names)
+
+    @cached_property
+    def token_s(self) -> dict[int, float]:
+        """The seconds of speech that each token takes at least; special tokens are not listed, they take none."""
+        byte_of = {symbol: byte for byte, symbol in bytes_to_unicode().items()}
+        words = self.tokenizer.backend_tokenizer.get_vocab(with_added_tokens=False)
+        return {i: sum(BYTE_S[byte_of.get(symbol, 0)] for symbol in word) for word, i in words.items() if word != END}
 
     @property
     def text_language(self) -> str:

@@ -76,7 +76,7 @@ def load_data_and_model(run: Session, trainer: pl.Trainer) -> tuple[SpeechDataMo
     start_loggers(run, trainer)  # not earlier, so that a mistyped path opens no W&B run
     data = data.with_processor(whisper.processor)
     prepare_data(run.config, data, run.folder, run.results)
-    configure_model(run, whisper, data)
+    configure_model(run, whisper)
     check_label_contract(data.first_batch("train"), whisper.processor)
     return data, whisper, pretrained_window
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
 import torch
@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from kikitori.data.collate import IGNORE_INDEX, Batch
 from kikitori.data.datamodule import SpeechDataModule
-from kikitori.inference.generate import generate_text
+from kikitori.inference.generate import Generated, generate
 from kikitori.metrics.error_rates import edits_and_lengths, score_clips
 from kikitori.model.loading import rebuild_whisper
 from kikitori.model.processor import Processor
@@ -33,6 +33,15 @@ log = logging.getLogger(__name__)
 
 # How often a step may be halved after running out of memory. Beyond that the run stops and names the setting to change.
 MAX_OOM_SPLIT = 4
+
+
+class Prediction(NamedTuple):
+    """The transcript of one clip. cut: whether it was cut off, see `kikitori.inference.generate.Generated`."""
+
+    clip: str
+    reference: str
+    hypothesis: str
+    cut: bool
 
 
 class WhisperModule(pl.LightningModule):
@@ -107,6 +116,8 @@ class WhisperModule(pl.LightningModule):
             self.whisper.set_window(processor.window)
             self.processor = self.whisper.processor
             log.info("clips are padded to %s, also when the model transcribes", describe_window(processor.window))
+        if stage == "fit":
+            self.whisper.set_trained_on(data.prepared.trained_on())
         if stage == "fit" and self.micro_batch_sizes is None:
             self._found_sizes = find_micro_batch_sizes(self.trainer, self.whisper, data)
         if data.cache_encoder_outputs:
@@ -210,23 +221,24 @@ class WhisperModule(pl.LightningModule):
         """Sums losses, edits and lengths: a rate is all edits over all lengths, independent of the batches."""
         tokens = (batch["labels"] != IGNORE_INDEX).sum()
 
-        def assess(features: Tensor, rows: slice) -> tuple[Tensor, list[str]]:
+        def assess(features: Tensor, rows: slice) -> tuple[Tensor, list[Generated]]:
             # One encoder pass for both.
             states = self.encoder_states(batch, features)
             loss = clip_losses(self.model, states, batch["labels"][rows], sum(batch["num_tokens"][rows])).sum()
-            return loss, generate_text(self.whisper, states, batch["seconds"][rows])
+            return loss, generate(self.whisper, states, batch["seconds"][rows])
 
-        losses, texts = zip(
+        losses, parts = zip(
             *(found for part in micro_batches(batch) for found in split_on_oom(assess, *part)), strict=True
         )
-        loss = torch.stack(losses).sum()
-        scores = score_clips(batch["texts"], list(chain.from_iterable(texts)), self.processor.text_language)
+        loss, generated = torch.stack(losses).sum(), list(chain.from_iterable(parts))
+        scores = score_clips(batch["texts"], [row.text for row in generated], self.processor.text_language)
         cer, wer = (edits_and_lengths(scores, rate).sum(axis=0) for rate in ("cer", "wer"))
-        counts = torch.tensor([*cer, *wer], dtype=torch.float64)
+        cut = sum(row.cut for row in generated)
+        counts = torch.tensor([*cer, *wer, cut, len(generated)], dtype=torch.float64)
         self._totals.append(torch.cat([torch.stack([loss, tokens]).cpu().double(), counts]))
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """As `validation_step`; logged as test/loss, test/cer and test/wer."""
+        """As `validation_step`; logged as test/loss, test/cer, test/wer and test/cut."""
         self.validation_step(batch, batch_idx)
 
     def on_validation_epoch_end(self) -> None:
@@ -240,19 +252,23 @@ class WhisperModule(pl.LightningModule):
         self._totals.clear()
         # Double precision is exact for counts, but not every accelerator supports it.
         summed = self.trainer.strategy.reduce(totals.to(self.device, torch.float32), reduce_op="sum")
-        loss, tokens, cer_edits, cer_length, wer_edits, wer_length = summed.tolist()
+        loss, tokens, cer_edits, cer_length, wer_edits, wer_length, cut, clips = summed.tolist()
         rates = {f"{prefix}/cer": cer_edits / max(cer_length, 1), f"{prefix}/wer": wer_edits / max(wer_length, 1)}
         # The values are equal in all processes already; without sync_dist, Lightning would warn that they may not be.
         self.log_dict({f"{prefix}/loss": loss / max(tokens, 1), **rates}, prog_bar=True, sync_dist=True)
+        self.log(f"{prefix}/cut", cut / max(clips, 1), sync_dist=True)
 
-    def predict_step(self, batch: Batch, batch_idx: int) -> list[tuple[str, str, str]]:
-        """(clip, reference, hypothesis) of each row."""
+    def predict_step(self, batch: Batch, batch_idx: int) -> list[Prediction]:
+        """The prediction of each row."""
 
-        def transcribe(features: Tensor, rows: slice) -> list[str]:
-            return generate_text(self.whisper, self.encoder_states(batch, features), batch["seconds"][rows])
+        def transcribe(features: Tensor, rows: slice) -> list[Generated]:
+            return generate(self.whisper, self.encoder_states(batch, features), batch["seconds"][rows])
 
-        texts = [text for part in micro_batches(batch) for some in split_on_oom(transcribe, *part) for text in some]
-        return list(zip(batch["clips"], batch["texts"], texts, strict=True))
+        generated = [row for part in micro_batches(batch) for rows in split_on_oom(transcribe, *part) for row in rows]
+        return [
+            Prediction(clip, reference, row.text, row.cut)
+            for clip, reference, row in zip(batch["clips"], batch["texts"], generated, strict=True)
+        ]
 
     def on_train_start(self) -> None:
         # A checkpoint restores its optimizer's settings; if they differ from the configured ones, the latter apply.
