@@ -1,5 +1,6 @@
 import subprocess
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -130,6 +131,21 @@ def test_impossible_numbers_of_slots_are_refused(
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     with pytest.raises(ConfigError, match=f"hydra.launcher.{named}: "):
         runner(tmp_path, parallel=parallel, gpus_per_trial=gpus_per_trial)
+
+
+@pytest.mark.parametrize(
+    ("devices", "gpus_per_trial", "accelerator", "fits"),
+    [(1, 1, "auto", True), (1, 2, "auto", False), (4, 2, "gpu", False), (1, 2, "cpu", True), ("auto", 2, "gpu", True)],
+)
+def test_a_trial_uses_all_of_its_gpus(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, devices: Any, gpus_per_trial: int, accelerator: str, fits: bool
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    cfg = OmegaConf.create({"trainer": {"devices": devices, "accelerator": accelerator}})
+    with (
+        nullcontext() if fits else pytest.raises(ConfigError, match=f"gpus_per_trial={gpus_per_trial}, but each trial")
+    ):
+        runner(tmp_path, gpus_per_trial=gpus_per_trial)._check_devices(cfg)
 
 
 def test_a_sweep_without_trials_is_refused() -> None:

@@ -27,7 +27,9 @@ def plugin(folder: Path, **changes: Any) -> Any:
 @pytest.mark.parametrize(
     ("override", "expected"),
     [
-        ("optim.lr=1e-5,3e-5", CategoricalDistribution(["1e-05", "3e-05"])),
+        ("optim.lr=1e-5,3e-5", CategoricalDistribution([1e-5, 3e-5])),
+        ("data.global_batch_size=choice(8, 16)", CategoricalDistribution([8, 16])),
+        ("data.micro_batch_size=auto,null,4", CategoricalDistribution(["auto", "null", 4])),
         ("model=choice(whisper_tiny, micro)", CategoricalDistribution(["whisper_tiny", "micro"])),
         ("seed=range(1, 4)", IntDistribution(1, 3)),
         ("seed=range(0, 10, 4)", IntDistribution(0, 8, step=4)),
@@ -146,11 +148,21 @@ def test_a_failed_trial_is_retried_with_its_own_values_by_its_own_sweep(tmp_path
     assert (retried.number, retried.overrides) == (1, trials[1].overrides)
     assert again.count() == 3
     assert not list(searching(tmp_path, "b", 3).trials())
-    assert len(list(searching(tmp_path, "b", 5).trials())) == 2
+    assert len(list(searching(tmp_path, "b", 4).trials())) == 1
+
+
+def test_a_search_tries_no_values_twice(tmp_path: Path) -> None:
+    search = searching(tmp_path, "a", 30)
+    tried = []
+    for trial in search.trials():
+        tried.append(trial.overrides[0])
+        trial.state, trial.value = "completed", 0.5
+        search.report_result(trial)
+    assert sorted(tried) == ["model=a", "model=b", "model=c", "model=d"]
 
 
 def test_a_search_leaves_the_configurations_that_fail(tmp_path: Path) -> None:
-    """With `model=c` and `d` training diverges; as failures Optuna would ignore, they would be chosen again and again."""
+    """Training diverges with `model=c` and `d`. As failures, which Optuna ignores, they were chosen again and again."""
     search = searching(tmp_path, "a", 30, sampler=partial(TPESampler, seed=0, n_startup_trials=4))
     chosen = []
     for trial in search.trials():

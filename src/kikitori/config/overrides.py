@@ -79,6 +79,15 @@ def swept_values(overrides: Sequence[str]) -> dict[str, str]:
     return {key: value for key, _, value in pairs if key in keys}
 
 
+def short_number(value: str) -> str:
+    """A value with at most four significant digits where it is a fraction with many, as a search draws it."""
+    try:
+        number = float(value)
+    except ValueError:
+        return value
+    return f"{number:.4g}" if len(value) > 8 and not number.is_integer() else value
+
+
 def overrides() -> list[str]:
     """The overrides of this run; with the command's name they are enough to repeat it."""
     return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
@@ -128,9 +137,10 @@ def swept(overrides: Sequence[str]) -> str:
     """The values that a sweep varies as the name of a folder: optim.lr-1e-05_seed-0.
 
     Constant overrides, paths for example, are left out. Characters other than letters, digits, dots and signs become
-    hyphens.
+    hyphens; the many digits of a value that a search drew are rounded.
     """
-    named = [(key, re.sub(r"[^\w.+-]+", "-", value).strip("-")[-60:]) for key, value in swept_values(overrides).items()]
+    values = {key: short_number(value) for key, value in swept_values(overrides).items()}
+    named = [(key, re.sub(r"[^\w.+-]+", "-", value).strip("-")[-60:]) for key, value in values.items()]
     name = "_".join(f"{key.replace('/', '.')}-{value}" for key, value in named)
     # File systems allow 255 bytes. The job's number in front keeps truncated names distinct.
     return name.encode()[:LONGEST_NAME].decode(errors="ignore")

@@ -1,6 +1,7 @@
 """Selects the clips that a run uses, with a reason for each one left out; too many of them stop the run."""
 
 import logging
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,7 +13,7 @@ import numpy as np
 
 from kikitori.audio.waveform import SAMPLE_RATE
 from kikitori.corpora.types import BY_DIVISION, OUTSIDE_DATASET, SPLITS, Clip, Decoded, Reason, Reject, Split
-from kikitori.model.processor import Processor
+from kikitori.model.processor import Processor, control_token_in
 from kikitori.runtime.errors import ConfigError, DataError, check_above_zero, check_fraction, check_not_negative
 from kikitori.runtime.rng import seeded_sample
 
@@ -23,6 +24,11 @@ REASONS: dict[str, Reason] = {
     "missing": "missing",
     "the file is cut short": "cut short",
     OUTSIDE_DATASET: "outside the corpus",
+}
+# What a transcript should not hold, although it can be used: left over from a web page, or from a wrong encoding.
+DOUBTFUL = {
+    "HTML (such as &quot; or <br>)": re.compile(r"&(?:[A-Za-z]{2,8}|#\d{1,7}|#x[\dA-Fa-f]{1,6});|</?[A-Za-z][^<>]*>"),
+    "U+FFFD in place of a character": re.compile("\ufffd"),
 }
 # By how much a clip may be shorter than its corpus lists: a corpus counts whole mp3 frames (24 or 36 ms), and decoders
 # skip the encoder's padding before the sound.
@@ -47,6 +53,7 @@ REMEDIES: Mapping[Reason, str] = {
     "too short": "remove these, or lower data.min_duration_s",
     "too long": "divide these recordings (see data.start_column), or raise the key that is named",
     "empty transcript": "write these transcripts, or remove the rows",
+    "control token": "remove it from these transcripts",
     "too many tokens": "divide these recordings (see data.start_column)",
     "duplicate": "keep one row of each recording",
 }
@@ -186,6 +193,8 @@ def _window(seconds: float) -> str:
 def _text_fault(clip: Clip, processor: Processor | None) -> Reject | None:
     if not clip.text:
         return Reject(clip.name, clip.split, "empty transcript")
+    if token := control_token_in(clip.text, processor):
+        return Reject(clip.name, clip.split, "control token", f"{token} is no text")
     # A text has at most as many tokens as bytes, so few texts have to be tokenized.
     if processor and len(clip.text.encode()) > processor.max_label_tokens - len(processor.prefix) - 1:
         tokens = len(processor.encode(clip.text))
@@ -193,6 +202,16 @@ def _text_fault(clip: Clip, processor: Processor | None) -> Reject | None:
             most = f"the model's {processor.max_label_tokens}"
             return Reject(clip.name, clip.split, "too many tokens", f"{tokens} tokens, over {most}")
     return None
+
+
+def doubtful_texts(clips: Iterable[Clip]) -> dict[str, list[str]]:
+    """The names of the clips whose transcripts hold something doubtful, by what it is."""
+    found: dict[str, list[str]] = {}
+    for clip in clips:
+        for what, pattern in DOUBTFUL.items():
+            if pattern.search(clip.text):
+                found.setdefault(what, []).append(clip.name)
+    return found
 
 
 def check_rate(rows: int, rejects: Sequence[Reject], max_reject_rate: float) -> None:

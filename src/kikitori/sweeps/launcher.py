@@ -76,6 +76,7 @@ class TrialRunner:
         self.command = plugin.task_function.__module__.rpartition(".")[2]
         gpus = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
         self.gpus = [gpu for gpu in gpus.split(",") if gpu] if torch.cuda.device_count() else []
+        self.is_local = hasattr(plugin, "gpus_per_trial")
         self.gpus_per_trial = getattr(plugin, "gpus_per_trial", 1)
         self.parallel = getattr(plugin, "parallel", 1) or max(1, len(self.gpus) // max(1, self.gpus_per_trial))
         if self.parallel < 1:
@@ -145,6 +146,7 @@ class TrialRunner:
         for number, cfg in enumerate(configs):
             try:
                 check_config(cfg)
+                self._check_devices(cfg)
             except ConfigError as error:
                 faults.setdefault(error.args[0], number)
                 continue
@@ -155,6 +157,16 @@ class TrialRunner:
                 self.prepared.append(needed)
         if faults:
             raise ConfigError("\n".join(f"trial {number}: {fault}" for fault, number in faults.items()))
+
+    def _check_devices(self, cfg: DictConfig) -> None:
+        """Raises ConfigError if a trial would leave some of its GPUs idle, or ask for more than it gets."""
+        devices = OmegaConf.select(cfg, "trainer.devices")
+        uses_gpus = self.is_local and self.gpus and OmegaConf.select(cfg, "trainer.accelerator") != "cpu"
+        if uses_gpus and isinstance(devices, int) and 0 < devices != self.gpus_per_trial:
+            raise ConfigError(
+                f"hydra.launcher.gpus_per_trial={self.gpus_per_trial}, but each trial uses trainer.devices={devices}; "
+                f"pass trainer=ddp trainer.devices={self.gpus_per_trial}, or hydra.launcher.gpus_per_trial={devices}"
+            )
 
     def run(self, trials: Iterable[Trial], on_end: Callable[[Trial], None] = lambda trial: None) -> None:
         """Runs trials as slots become free.

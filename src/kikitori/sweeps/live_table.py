@@ -90,8 +90,8 @@ def live_progress(sweep: Sweep) -> Iterator[Callable[[], None]]:
 def summary(sweep: Sweep, pace: Pace) -> str:
     """How many trials have ended, the best validation CER, and the time left: 3 of 6 trials ended, about 4 min left."""
     of = f" of {sweep.num_trials}" if sweep.num_trials else ""
-    rates = [trial.value for trial in sweep.trials if trial.state == "completed" and trial.value is not None]
-    best = f", best val CER {formats.percent(min(rates))} %" if rates else ""
+    first = sweep.best()
+    best = f", best val CER {formats.percent(first.value)} %" if first and first.value is not None else ""
     seconds = pace.sweep_seconds(sweep)
     left = f", about {formats.duration(seconds)} left" if seconds else ""
     return f"{len(pace.ended(sweep))}{of} trials ended{best}{left}"
@@ -149,7 +149,13 @@ def print_summary(sweep: Sweep) -> None:
     formats.print_tables(tables, others)
     path = sweep.folder / "report.html"
     write_page(path, tables, others, shlex.join(sweep.command))
-    console.print(f"Page: {path}", soft_wrap=True, markup=False, highlight=False)
+    lines = [f"Page: {path}"]
+    if any(sweep.folder.glob("*/wandb/offline-run-*")):
+        lines.append(f"Weights & Biases: wandb sync {shlex.quote(str(sweep.folder))}/*/wandb/offline-run-*")
+    if best := sweep.best():
+        lines.append(f"Best: trial {best.number} ({best.label}); to run it again: {sweep.run_command(best)}")
+    for line in lines:
+        console.print(line, soft_wrap=True, markup=False, highlight=False)
 
 
 def failure_report(sweep: Sweep, failures: list[Trial]) -> str:

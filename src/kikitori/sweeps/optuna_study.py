@@ -8,7 +8,7 @@ from typing import Any
 
 import optuna
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
+from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override, RangeSweep
 from omegaconf import DictConfig, OmegaConf
 from optuna.distributions import (
     BaseDistribution,
@@ -66,7 +66,11 @@ def distribution(override: Override) -> BaseDistribution:
             if isinstance(low, int) and isinstance(high, int):
                 return IntDistribution(low, high, log=log)
             return FloatDistribution(float(low), float(high), log=log)
-        return CategoricalDistribution(list(override.sweep_string_iterator()))
+        # Numbers stay numbers, so that Optuna's own plots have an axis; other values are written as in an override.
+        texts = list(override.sweep_string_iterator())
+        values = sweep.list if isinstance(sweep, ChoiceSweep) else texts
+        pairs = zip(values, texts, strict=True)
+        return CategoricalDistribution([value if type(value) in (int, float) else text for value, text in pairs])
     except ValueError as error:
         raise ConfigError(f"{override.input_line}: {error}") from error
 
@@ -87,7 +91,7 @@ def open_study(plugin: Any, space: Mapping[str, BaseDistribution], folder: Path)
         raise SweepError(f"hydra.sweeper.study={path} is no Optuna study ({error}); give another file") from error
     known = study.user_attrs.get("space", described)
     # First without, because a choice of the user's own may have a name that was one of ours.
-    if described not in (_renamed(known), _renamed(known, with_choices=True)):
+    if _comparable(described) not in (_renamed(known), _renamed(known, with_choices=True)):
         raise SweepError(
             f"hydra.sweeper.study={path} has another search space: {_describe(known)}; this command gives "
             f"{_describe(described)}; give the same search space, or another file"
@@ -164,7 +168,16 @@ def _renamed(space: Mapping[str, Any], with_choices: bool = False) -> dict[str, 
         attributes = values["attributes"]
         if "choices" in attributes:
             attributes["choices"] = [translate(f"{key}={choice}").partition("=")[2] for choice in attributes["choices"]]
-    return renamed
+    return _comparable(renamed)
+
+
+def _comparable(space: Mapping[str, Any]) -> dict[str, Any]:
+    """A described search space with its choices as text; earlier versions stored numbers as text."""
+    copied: dict[str, Any] = json.loads(json.dumps(space))
+    for attributes in (values["attributes"] for values in copied.values()):
+        if "choices" in attributes:
+            attributes["choices"] = [str(choice) for choice in attributes["choices"]]
+    return copied
 
 
 def _describe(space: Mapping[str, Any]) -> str:

@@ -22,6 +22,8 @@ from kikitori.sweeps.trials import Trial, update_state
 
 log = logging.getLogger(__name__)
 
+# Proposals in a row with values that were tried before, after which a search ends.
+MAX_REPEATS = 50
 STATES = {"completed": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
 
 
@@ -83,11 +85,25 @@ class Search:
         if not self.numbers and self.count() >= self.n_trials:
             log.info("the study already has its %d trials; raise hydra.sweeper.n_trials to run more", self.n_trials)
         while self.count() < self.n_trials:
-            chosen = self.study.ask(self.space)
+            chosen = self._ask()
+            if chosen is None:
+                log.info("no untried values were proposed in %d attempts; the search ends", MAX_REPEATS)
+                return
             number = max(self.numbers, default=-1) + 1
             chosen.set_user_attr("sweep", self.sweep)
             chosen.set_user_attr("number", number)
             yield self._trial(number, self.study.trials[chosen.number])
+
+    def _ask(self) -> optuna.Trial | None:
+        """Asks the study for values that no trial has yet, since the same run would end in the same model."""
+        for _ in range(MAX_REPEATS):
+            chosen = self.study.ask(self.space)
+            twin = next((t for t in self.study.trials[: chosen.number] if t.params == chosen.params), None)
+            if twin is None:
+                return chosen
+            value = twin.value if twin.state == TrialState.COMPLETE else None
+            self.study.tell(chosen, value, twin.state if twin.state.is_finished() else TrialState.FAIL)
+        return None
 
     def _retry(self, failed: FrozenTrial) -> FrozenTrial:
         """Adds a trial to the study with the values of one that failed.

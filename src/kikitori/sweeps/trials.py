@@ -10,7 +10,7 @@ from typing import Any, Literal
 from uuid import uuid4
 
 from kikitori.config.names import translate
-from kikitori.config.overrides import config_folders
+from kikitori.config.overrides import config_folders, short_number
 from kikitori.runs.results import FINISHED, PROGRESS, RESULTS, SWEEP, best_cer
 from kikitori.runtime.errors import DataError, SweepError
 from kikitori.runtime.files import read_json, write_json
@@ -51,7 +51,7 @@ class Trial:
     @property
     def label(self) -> str:
         """The swept keys with this trial's values, numbers of many digits shortened."""
-        return " ".join(f"{key}={_short(value)}" for key, value in self.swept.items()) or self.folder
+        return " ".join(f"{key}={short_number(value)}" for key, value in self.swept.items()) or self.folder
 
 
 @dataclass
@@ -104,11 +104,23 @@ class Sweep:
         """Trials that are neither completed nor pruned."""
         return [trial for trial in self.trials if trial.state not in FINISHED]
 
+    def best(self) -> Trial | None:
+        """The completed trial with the lowest validation CER."""
+        completed = [trial for trial in self.trials if trial.state == "completed" and trial.value is not None]
+        return min(completed, key=lambda trial: trial.value or 0.0, default=None)
+
     @property
     def resume_command(self) -> str:
         """The command line that runs what is missing or failed."""
-        command = self.command[1] if len(self.command) > 1 else "train"
-        return shlex.join(["kikitori", command, "-m", f"resume_sweep={self.folder}"])
+        return shlex.join([*self._program, "-m", f"resume_sweep={self.folder}"])
+
+    def run_command(self, trial: Trial) -> str:
+        """The command line that runs a trial's configuration by itself."""
+        return shlex.join([*self._program, *filter(_is_permanent, trial.overrides)])
+
+    @property
+    def _program(self) -> list[str]:
+        return ["kikitori", self.command[1] if len(self.command) > 1 else "train"]
 
 
 def open_sweep(folder: Path, command: list[str], resume: str | None) -> Sweep:
@@ -155,9 +167,11 @@ def update_state(trial: Trial, folder: Path, code: int | None, since: float = 0.
         damage = str(error)
     status, is_current = results.get("status"), path.exists() and path.stat().st_mtime >= since
     trial.value = best_cer(results)
-    trial.is_repeatable = status == "failed" and is_current and results.get("error_type") in REPEATABLE
-    if status in FINISHED or trial.is_repeatable:
+    trial.is_repeatable = bool(status == "failed" and is_current and results.get("error_type") in REPEATABLE)
+    if status in FINISHED:
         trial.state, trial.reason = status, results.get("error", "")
+    elif trial.is_repeatable:
+        trial.state, trial.reason = "failed", results.get("error", "")
     elif code is None:
         trial.state = "waiting"
     else:
@@ -195,12 +209,3 @@ def progress(folder: Path) -> dict[str, Any]:
 def _is_permanent(override: str) -> bool:
     """Whether an override stays the same when its trial is run again; the trial's number in a study does not."""
     return not override.startswith("+callbacks.pruning=")
-
-
-def _short(value: str) -> str:
-    """A value with at most four significant digits where it is a fraction, as a search draws it."""
-    try:
-        number = float(value)
-    except ValueError:
-        return value
-    return f"{number:.4g}" if len(value) > 8 and not number.is_integer() else value
