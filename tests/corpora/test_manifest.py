@@ -209,9 +209,8 @@ def test_a_list_without_a_split_column_has_only_training_clips(tmp_path: Path) -
     for split in ("split", None):
         corpus = reading(table, split=split)
         assert [c.split for c in corpus.clips] == ["train"] * 3
-        assert corpus.absent == dict.fromkeys(
-            ("validation", "test"), f"{table} has no column split; it has: path, text"
-        )
+        assert set(corpus.absent) == {"validation", "test"}
+        assert f"{table} has no column split, only path, text. Name it with data" in corpus.absent["test"]
     assert "has no column part; it has: path, text" in message(table, split="part")
     assert [c.split for c in reading(write_csv(tmp_path / "b.csv", ROWS), split=None).clips] == ["train"] * 3
 

@@ -89,7 +89,7 @@ def test_the_splits_that_the_corpus_has_are_used_unless_some_are_needed() -> Non
     assert present_splits(some, ["test"]) == ["test"]
     with pytest.raises(DataError) as error:
         present_splits(some, ["train", "test"])
-    assert "a corpus: no train split (clips listed: validation 0, test 1): no train.tsv" in str(error.value)
+    assert "a corpus has no train split (clips listed: validation 0, test 1): no train.tsv" in str(error.value)
     assert "'splits=[validation,test]'" in str(error.value)
     assert "held_out" not in str(error.value)
 
@@ -98,11 +98,11 @@ def test_an_absent_validation_split_is_named_with_the_remedies() -> None:
     with pytest.raises(DataError) as error:
         present_splits(corpus(clip("a"), validation="all.csv has no column split"), ["train", "validation", "test"])
     message = str(error.value)
-    assert "a corpus: no validation split (clips listed: train 1): all.csv has no column split" in message
+    assert "a corpus has no validation split (clips listed: train 1): all.csv has no column split" in message
     assert "data.held_out=0.1 takes it from the training clips" in message
     assert "'splits=[train]'" in message
 
 
 def test_an_empty_corpus_is_named() -> None:
-    with pytest.raises(DataError, match=r"no train split \(clips listed: none\): no clip of it is listed"):
+    with pytest.raises(DataError, match="a corpus has no train split: it lists no clip of it"):
         present_splits(corpus(), None)

@@ -225,7 +225,7 @@ def test_bad_rows_of_a_large_corpus_do_not_count_against_the_few_clips_of_a_limi
 
 def test_a_split_without_clips_is_named(tmp_path: Path, micro: Whisper) -> None:
     text = message(common_voice(write_common_voice(tmp_path / "ja", {**SPLITS, "dev": 0}), micro))
-    assert "Common Voice, ja: no validation split (clips listed: train 10, test 2)" in text
+    assert "Common Voice, ja has no validation split (clips listed: train 10, test 2)" in text
     folder = write_common_voice(tmp_path / "silent" / "ja", SPLITS)
     for number in range(10, 14):
         (folder / "clips" / f"clip_{number}.mp3").write_bytes(encoded(tone(amplitude=0.0001), "mp3"))
@@ -291,7 +291,7 @@ def test_a_list_without_splits_is_divided(tmp_path: Path, micro: Whisper) -> Non
     for i in range(30):
         write_clip(tmp_path / f"{i}.wav", hertz=200 + 10 * i)
     table = write_csv(tmp_path / "all.csv", rows)
-    with pytest.raises(DataError, match=r"no validation split .*has no column split.*\n.*data\.held_out=0\.1"):
+    with pytest.raises(DataError, match=r"no validation split .*has no column split.*\n.*data\.held_out=0\.1 takes it"):
         Manifest(str(table), processor=micro.processor, **LOADING).load_corpus()
     data = Manifest(str(table), speaker_column="who", held_out=0.2, processor=micro.processor, **LOADING)
     data.setup()

@@ -79,7 +79,10 @@ def _read_list(
     absent: dict[Split, str] = {}
     if split is None and columns.split not in names:
         split = "train"
-        reason = f"{table} has no column {columns.split or SPLIT_COLUMN}; it has: {', '.join(names)}"
+        reason = (
+            f"{table} has no column {columns.split or SPLIT_COLUMN}, only {', '.join(names)}. Name it with "
+            "data.split_column, or say of which split the list is, as in 'data.manifest={test: LIST}'"
+        )
         absent = {"validation": reason, "test": reason}
     return [
         _read_row(row, columns, split, files, f"{table.name} line {line}") for line, row in chain([first], rows)

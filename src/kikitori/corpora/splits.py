@@ -54,14 +54,12 @@ def present_splits(corpus: Corpus, needed: Sequence[Split] | None) -> list[Split
     present = [s for s in SPLITS if clips[s] or any(reject.split == s for reject in corpus.rejects)]
     for split in needed or present or SPLITS:
         if split not in present:
-            listed = ", ".join(f"{s} {clips[s]}" for s in present) or "none"
-            remedies = ["Check data.release, data.manifest or data.name"]
+            listed = f" (clips listed: {', '.join(f'{s} {clips[s]}' for s in present)})" if present else ""
+            remedies = []
+            if split != "train" and "train" not in corpus.absent:
+                remedies.append("data.held_out=0.1 takes it from the training clips")
             if present:
-                remedies = [f"kikitori evaluate and prepare can do without: 'splits=[{','.join(present)}]'"]
-            if split != "train" and "train" in present:
-                remedies += ["data.held_out=0.1 takes it from the training clips"]
-            reason = corpus.absent.get(split, "no clip of it is listed")
-            raise DataError(
-                f"{corpus.description}: no {split} split (clips listed: {listed}): {reason}.\n  {'; '.join(remedies)}"
-            )
+                remedies.append(f"kikitori evaluate and prepare can do without it: 'splits=[{','.join(present)}]'")
+            reason = corpus.absent.get(split, "it lists no clip of it")
+            raise DataError("\n  ".join([f"{corpus.description} has no {split} split{listed}: {reason}", *remedies]))
     return list(needed) if needed is not None else present
