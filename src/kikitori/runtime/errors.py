@@ -3,6 +3,7 @@
 Each error names the thing, its value and the remedy, and is shown without a traceback.
 """
 
+import re
 import signal
 from collections.abc import Mapping
 from numbers import Integral, Real
@@ -11,15 +12,18 @@ from typing import Any
 # How errors of torch, cuBLAS and cuDNN say that the memory of a device, or of the CPU, is full. Only torch's own
 # allocator raises an OutOfMemoryError; the last one is cuDNN's for its first convolution on a full GPU.
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "ALLOC_FAILED", "CUDNN_STATUS_INTERNAL_ERROR")
+# Control characters of terminals, and those that reverse the direction of text.
+CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 
 
 class KikitoriError(Exception):
     """Base of the errors below. The command line shows their message alone."""
 
     def __str__(self) -> str:
-        # A file name that is not valid UTF-8 must not break printing or storing the message.
+        # A file name that is not valid UTF-8 must not break printing or storing the message, and one with control
+        # characters must not reach a terminal.
         message = super().__str__().encode("utf-8", "backslashreplace").decode()
-        return f"{type(self).__name__}: {message}"
+        return f"{type(self).__name__}: {CONTROL.sub(lambda found: ascii(found[0])[1:-1], message)}"
 
 
 class ConfigError(KikitoriError):

@@ -151,7 +151,7 @@ class TrialRunner:
                 faults.setdefault(error.args[0], number)
                 continue
             corpus = {key: value for key, value in to_plain(cfg.data).items() if key not in NOT_FOR_DECODING}
-            needed = [corpus, cfg.data.limit.sample and cfg.seed, cfg.get("splits")]
+            needed = [corpus, cfg.get("splits")]
             if needed not in self.prepared:
                 build_data(to_plain(cfg)).decode()
                 self.prepared.append(needed)
