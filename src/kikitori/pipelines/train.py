@@ -76,8 +76,8 @@ def load_data_and_model(run: Session, trainer: pl.Trainer) -> tuple[SpeechDataMo
     start_loggers(run, trainer)  # not earlier, so that a mistyped path opens no W&B run
     data = data.with_processor(whisper.processor)
     prepare_data(run.config, data, run.folder, run.results)
-    configure_model(run, whisper, data)
-    check_label_contract(next(iter(data.score_dataloader("train"))), whisper.processor)
+    configure_model(run, whisper)
+    check_label_contract(data.first_batch("train"), whisper.processor)
     return data, whisper, pretrained_window
 
 
@@ -133,6 +133,8 @@ def fit(
 ) -> None:
     """Trains, from the checkpoint if there is one, and loads the weights of the best validation."""
     results = run.results
+    # Again, so that training draws the same random numbers whatever was searched, cached or scored before it.
+    pl.seed_everything(run.config["seed"], workers=True, verbose=False)
     try:
         with timed(results, "fit_s"), run.stop.polled():
             trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
@@ -158,7 +160,6 @@ def publish(
     """Writes the changes of the scores, the model with its card, and the loggers' summaries."""
     results = run.results
     results["scores"]["change"] = {split: change(before[split], after[split]) for split in data.splits}
-    results["cost"] |= hardware_facts(trainer)
     if is_main():
         whisper.save(run.folder / "model")
         (run.folder / "model" / "README.md").write_text(model_card(results), encoding="utf-8")
