@@ -155,6 +155,6 @@ def _check_columns(table: Path, columns: Columns, names: Sequence[str]) -> None:
     if missing := [name for name in needed if name is not None and name not in names]:
         raise DataError(
             f"{table} has no column {' or '.join(missing)}; it has: {', '.join(names) or 'none'}. Name yours with "
-            "data.path_column, data.text_column, data.split_column, data.speaker_column; in a .csv or .tsv the first line "
-            "names them"
+            "data.path_column, data.text_column, data.split_column, data.speaker_column. The first line of a .csv or "
+            ".tsv names them"
         )
