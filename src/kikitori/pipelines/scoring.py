@@ -14,9 +14,9 @@ from kikitori.data.datamodule import SpeechDataModule
 from kikitori.metrics.error_rates import ClipScore, prediction, score_clips, summarise
 from kikitori.model.window import FULL, Window
 from kikitori.pipelines.session import Session
-from kikitori.runs.results import FULL_WINDOW, predictions_file
+from kikitori.runs.results import FULL_WINDOW, RESULTS, predictions_file
 from kikitori.runtime.distributed import all_gather, is_main
-from kikitori.runtime.files import read_lines, write_lines
+from kikitori.runtime.files import read_json, read_lines, write_lines
 from kikitori.training.lightning_module import WhisperModule
 
 log = logging.getLogger(__name__)
@@ -51,7 +51,8 @@ class Scorer:
         for split in splits or self.data.splits:
             log.info("scoring %s", describe_stage(split, stage))
             scores[split] = self._score_split(stage, split, sample.get(split), window)
-        self.run.results["scores"][stage] = {split: summarise(clips) for split, clips in scores.items()}
+        digest = self.data.prepared.digest
+        self.run.results["scores"][stage] = {s: {**summarise(scores[s]), "digest": digest(s)} for s in scores}
         return scores
 
     def score_in_full_window(self, clips: int | None) -> None:
@@ -98,9 +99,19 @@ def gather_rows(rows: list[Any]) -> list[Any]:
     return list(chain.from_iterable(all_gather(rows)))
 
 
-def is_scored(folder: Path, splits: Sequence[Split], stage: str) -> bool:
-    """Whether the predictions of all these splits were written before the run was interrupted."""
-    return all(predictions_file(folder, split, stage).exists() for split in splits)
+def is_scored(folder: Path, data: SpeechDataModule, stage: str, sample: Mapping[Split, int | None]) -> bool:
+    """Whether the predictions of all splits were written before the run was interrupted, for these clips."""
+    recorded = read_json(folder / RESULTS)["scores"].get(stage, {})
+
+    def is_same(split: Split) -> bool:
+        path = predictions_file(folder, split, stage)
+        rows = [(row["clip"], row["reference"]) for row in read_lines(path)] if path.exists() else None
+        now = [(clip.name, clip.text) for clip in data.scored(split, sample.get(split))]
+        # Earlier versions wrote no digest, which covers the audio as well.
+        digest = data.prepared.digest(split)
+        return rows == now and recorded.get(split, {}).get("digest", digest) == digest
+
+    return all(map(is_same, data.splits))
 
 
 def read_scores(run: Session, splits: Sequence[Split], stage: str) -> Scores:
@@ -110,5 +121,6 @@ def read_scores(run: Session, splits: Sequence[Split], stage: str) -> Scores:
         rows = read_lines(predictions_file(run.folder, split, stage))
         kept = [{k: v for k, v in row.items() if k.endswith(("_edits", "_length"))} for row in rows]
         scores[split] = [ClipScore(**row) for row in kept]
-    run.results["scores"][stage] = {split: summarise(scores[split]) for split in splits}
+    recorded = run.results["scores"].get(stage, {})
+    run.results["scores"][stage] = {s: {**recorded.get(s, {}), **summarise(scores[s])} for s in splits}
     return scores
