@@ -254,8 +254,8 @@ def test_a_class_of_the_users_own_is_checked_like_any_other(tmp_path: Path, monk
         ("+trainer.fast_dev_run=true", "trainer.fast_dev_run: set trainer.max_steps=2 and data.limit.train=8"),
         (
             "+trainer.max_step=3",
-            "trainer.max_step: pytorch_lightning.Trainer has no such argument, or kikitori does not support it; did you "
-            "mean max_steps?",
+            "trainer.max_step: pytorch_lightning.Trainer has no such argument, or kikitori does not support it; did "
+            "you mean max_steps?",
         ),
     ],
 )

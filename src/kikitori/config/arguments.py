@@ -69,7 +69,12 @@ def one_of(*values: Any, because: str = "") -> Rule:
     names = {None: "null", True: "true", False: "false"}
     *others, last = (str(names.get(value, value)) for value in values)
     words = f"{', '.join(others)} or {last}" if others else last
-    return Rule(lambda value: any(value == v and type(value) is type(v) for v in values), f"must be {words}{because}")
+    return Rule(lambda value: _is_among(value, values), f"must be {words}{because}")
+
+
+def _is_among(value: Any, values: Sequence[Any]) -> bool:
+    # A batch and the whole of an epoch are 1 and 1.0 in Lightning, and True equals both.
+    return any(value == other and type(value) is type(other) for other in values)
 
 
 def at_least(low: float, kind: Any = int, optional: bool = False) -> Rule:
@@ -80,7 +85,7 @@ def at_least(low: float, kind: Any = int, optional: bool = False) -> Rule:
 
 def instead(remedy: str, *neutral: Any) -> Rule:
     """An argument to leave out. neutral: the values that change nothing, besides null."""
-    return Rule(lambda value: value is None or value in neutral, remedy, True)
+    return Rule(lambda value: value is None or _is_among(value, neutral), remedy, True)
 
 
 NUMBER = float | None
@@ -145,7 +150,7 @@ TRAINER: dict[str, Rule] = {
     "min_steps": instead("set callbacks.early_stopping.patience: training ends early for no other reason"),
     "model_registry": instead("leave it out; logger.wandb.log_model=true uploads the best model"),
     "num_sanity_val_steps": instead("leave it out: all splits are scored before training", 0),
-    "overfit_batches": instead("set data.limit.train=8", 0),
+    "overfit_batches": instead("set data.limit.train=8", 0, 0.0),
     "plugins": instead("set trainer.precision and trainer.strategy"),
     "reload_dataloaders_every_n_epochs": instead("leave it out: the clips of a step follow from seed and step", 0),
     "sync_batchnorm": instead("leave it out: Whisper has no batch normalisation", False),

@@ -8,7 +8,7 @@ from itertools import pairwise
 
 from kikitori.config.documentation import package, read_file, used_files
 from kikitori.config.names import RENAMED_CHOICES, RENAMED_KEYS, did_you_mean
-from kikitori.config.overrides import is_readable, override, split_words
+from kikitori.config.overrides import is_readable, override, split_words, value_of
 from kikitori.runtime.paths import CONF
 
 # What a command line may remove: entries of these nodes, and choices that are null by default.
@@ -24,7 +24,7 @@ def wrong_words(words: Sequence[str]) -> Iterator[str]:
         if not key.strip():
             yield f"{word}: no key; settings are given as key=value, such as optim.lr=3e-5"
         elif not word.isprintable() and not _is_utf8(word):
-            yield f"{key}: {value!r} is not UTF-8; rename the file or folder"
+            yield f"{key}: {value_of(word)!r} is not UTF-8; rename the file or folder"
         elif key.startswith("~") and not group.startswith(REMOVABLE):
             remedy = f"choose one of {choices}: {group}=..." if choices else "give it a value: " + f"{group}=..."
             yield f"{word}: a setting cannot be removed; {remedy}"

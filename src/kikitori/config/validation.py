@@ -72,6 +72,7 @@ PASSED = {
     "data.processor": "it follows from model",
     "data.seed": "set seed",
     "data.trainer": "it follows from trainer",
+    "model.default_language": "set model.language or data.language",
 }
 
 

@@ -4,14 +4,13 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 
 from kikitori.corpora.types import Split
 from kikitori.data.datamodule import SpeechDataModule
-from kikitori.metrics.error_rates import ClipScore, prediction, score_clips, summarise
+from kikitori.metrics.error_rates import ClipScore, prediction, rescored, score_clips, summarise
 from kikitori.model.window import FULL, Window
 from kikitori.pipelines.session import Session
 from kikitori.runs.results import FULL_WINDOW, RESULTS, predictions_file
@@ -51,8 +50,8 @@ class Scorer:
         for split in splits or self.data.splits:
             log.info("scoring %s", describe_stage(split, stage))
             scores[split] = self._score_split(stage, split, sample.get(split), window)
-        digest = self.data.prepared.digest
-        self.run.results["scores"][stage] = {s: {**summarise(scores[s]), "digest": digest(s)} for s in scores}
+        self.run.results["scores"][stage] = {split: summarise(clips) for split, clips in scores.items()}
+        self.run.results.setdefault("scored", {})[stage] = {split: self.data.prepared.digest(split) for split in scores}
         return scores
 
     def score_in_full_window(self, clips: int | None) -> None:
@@ -77,7 +76,7 @@ class Scorer:
         # Batches are by length; predictions are in the split's own order.
         ordered = [rows[clip.name, clip.text] for clip in self.data.scored(split, limit)]
         clips, references, hypotheses = zip(*ordered, strict=True)
-        scores = score_clips(references, hypotheses, self.data.language)
+        scores = score_clips(references, hypotheses, self.module.processor.text_language)
         if is_main():
             predictions = map(prediction, clips, references, hypotheses, scores)
             write_lines(predictions_file(self.run.folder, split, stage), predictions)
@@ -99,28 +98,31 @@ def gather_rows(rows: list[Any]) -> list[Any]:
     return list(chain.from_iterable(all_gather(rows)))
 
 
-def is_scored(folder: Path, data: SpeechDataModule, stage: str, sample: Mapping[Split, int | None]) -> bool:
+def is_scored(run: Session, data: SpeechDataModule, stage: str, sample: Mapping[Split, int | None]) -> bool:
     """Whether the predictions of all splits were written before the run was interrupted, for these clips."""
-    recorded = read_json(folder / RESULTS)["scores"].get(stage, {})
+    # From the file, which all processes see.
+    recorded = read_json(run.folder / RESULTS).get("scored", {}).get(stage, {})
 
     def is_same(split: Split) -> bool:
-        path = predictions_file(folder, split, stage)
+        path = predictions_file(run.folder, split, stage)
         rows = [(row["clip"], row["reference"]) for row in read_lines(path)] if path.exists() else None
         now = [(clip.name, clip.text) for clip in data.scored(split, sample.get(split))]
-        # Earlier versions wrote no digest, which covers the audio as well.
-        digest = data.prepared.digest(split)
-        return rows == now and recorded.get(split, {}).get("digest", digest) == digest
+        # The digest covers the audio as well; earlier versions wrote none.
+        return rows == now and recorded.get(split) in (None, data.prepared.digest(split))
 
     return all(map(is_same, data.splits))
 
 
-def read_scores(run: Session, splits: Sequence[Split], stage: str) -> Scores:
-    """Recomputes the scores from predictions that were written before the run was interrupted."""
+def read_scores(run: Session, splits: Sequence[Split], stage: str, language: str) -> Scores:
+    """Scores the transcripts that were written before the run was interrupted, as texts of a language.
+
+    The counts written next to them may be by the rules of another version; they are replaced.
+    """
     scores: Scores = {}
     for split in splits:
-        rows = read_lines(predictions_file(run.folder, split, stage))
-        kept = [{k: v for k, v in row.items() if k.endswith(("_edits", "_length"))} for row in rows]
-        scores[split] = [ClipScore(**row) for row in kept]
-    recorded = run.results["scores"].get(stage, {})
-    run.results["scores"][stage] = {s: {**recorded.get(s, {}), **summarise(scores[s])} for s in splits}
+        path = predictions_file(run.folder, split, stage)
+        scores[split], rows = rescored(read_lines(path), language)
+        if is_main():
+            write_lines(path, rows)
+    run.results["scores"][stage] = {split: summarise(scores[split]) for split in splits}
     return scores

@@ -137,8 +137,8 @@ def score_before(scorer: Scorer, pretrained_window: Window) -> Scores:
     run = scorer.run
     with timed(run.results, "evaluate_s"):
         sample: dict[Split, int | None] = {"train": run.config["score"]["train_clips"]}
-        if run.config["resume"] and is_scored(run.folder, scorer.data, "before", sample):
-            scores = read_scores(run, scorer.data.splits, "before")
+        if run.config["resume"] and is_scored(run, scorer.data, "before", sample):
+            scores = read_scores(run, scorer.data.splits, "before", scorer.module.processor.text_language)
         else:
             # In the windows it was trained in: other windows would make the model look worse than it is.
             scores = scorer.score("before", window=pretrained_window)
@@ -190,7 +190,7 @@ def publish(
         (run.folder / "model" / "README.md").write_text(model_card(results), encoding="utf-8")
         log_scores(trainer.loggers[1:], results)
     for logger in wandb_loggers(trainer):
-        logger.finish(results, data.language, data.prepared.audio_caches["validation"].pcm)
+        logger.finish(results, whisper.processor.text_language, data.prepared.audio_caches["validation"].pcm)
 
 
 def wandb_loggers(trainer: pl.Trainer) -> list[WandbRunLogger]:

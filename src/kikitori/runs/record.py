@@ -92,7 +92,7 @@ def _start(command: str, config: dict[str, Any], folder: Path, earlier: Results)
     start = {"overrides": line, "options": options(command), "cwd": earlier.get("cwd", start_folder())}
     results: Results = {"status": "running", "command": command, **start, **kept}
     results |= {"started": earlier.get("started", _now()), "versions": versions(), "git": git_state()}
-    return results | {"config": config} | {key: earlier.get(key, {}) for key in ("scores", "cost", "data")}
+    return results | {"config": config} | {key: earlier.get(key, {}) for key in ("scores", "scored", "cost", "data")}
 
 
 def fail(results: Results, folder: Path, reason: str) -> None:

@@ -123,7 +123,9 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any], given: Iterable[s
     named = tuple(given)
     nodes = {key.rpartition(".")[0] for key in old}
     added = {k for k in new.keys() - old.keys() if k.rpartition(".")[0] in nodes and not k.startswith(named)}
-    differing = [k for k in old | new if old.get(k) != new.get(k) and k not in added]
+    # null, of evaluate: as the model was trained. Records of early versions name both.
+    as_trained = {key for key in ("model.language", "model.task") if new.get(key, "") is None}
+    differing = [k for k in old | new if old.get(k) != new.get(k) and k not in added | as_trained]
     return {k: f"was {old.get(k)}, is now {new.get(k)}" for k in differing if not NOT_OF_THE_RECIPE.fullmatch(k)}
 
 
