@@ -1,12 +1,16 @@
 import json
+import multiprocessing
+import os
 import re
 import subprocess
 import sys
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
+import pytorch_lightning as pl
 import torch
 from data_modules import ALL, LOADING, common_voice, trainer_of
 from recordings import common_voice_row, encoded, tone, write_clip, write_common_voice, write_csv, write_tsv
@@ -261,6 +265,34 @@ def test_a_manifest_is_read(tmp_path: Path, micro: Whisper) -> None:
     assert data.summary()["corpus"] == "manifest, all.csv"
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have their own default")
+def test_workers_are_children_of_the_run_whatever_pythons_default_is(tmp_path: Path, micro: Whisper) -> None:
+    """Python 3.14's default starts them from a server, with which they would die or outlive the run."""
+    data = common_voice(write_common_voice(tmp_path / "ja", SPLITS), micro, num_workers=2)
+    data.trainer = trainer_of(steps=3)
+    before = multiprocessing.get_start_method()
+    multiprocessing.set_start_method("forkserver", force=True)
+    try:
+        batches = iter(data.train_dataloader())
+        assert len(list(batches)) == 3
+        parents = {Path(f"/proc/{w.pid}/stat").read_text().rsplit(")", 1)[1].split()[1] for w in batches._workers}
+    finally:
+        multiprocessing.set_start_method(before, force=True)
+    assert parents == {str(os.getpid())}
+
+
+def test_a_cache_of_encoder_outputs_that_is_switched_off_is_not_used(tmp_path: Path, micro: Whisper) -> None:
+    micro.model.model.encoder.requires_grad_(False)
+    data = common_voice(write_common_voice(tmp_path / "ja", SPLITS), micro, cache_encoder_outputs=True)
+    quiet: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    before = torch.get_rng_state()
+    data.build_encoder_caches(pl.Trainer(default_root_dir=tmp_path, accelerator="cpu", **quiet), micro.model)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert data.first_batch("validation")["encoder_states"]
+    data.cache_encoder_outputs = False
+    assert data.first_batch("validation")["input_features"]
+
+
 def test_runs_with_different_seeds_read_the_same_samples(tmp_path: Path, micro: Whisper) -> None:
     folder = write_common_voice(tmp_path / "ja", {"train": 30, "dev": 12, "test": 12})
     limit = {"train": 20, "validation": 6, "test": 6, "sample": True}
@@ -348,17 +380,19 @@ def test_parts_of_a_recording_are_clips_of_their_own(
 
 
 ORPHANS = """
-import os, sys, time
+import multiprocessing, os, sys, time
 from functools import partial
 from torch.utils.data import DataLoader
-from kikitori.runtime.processes import exit_with_parent
+from kikitori.runtime.processes import exit_with_parent, worker_start_method
+multiprocessing.set_start_method("forkserver")
+how = {{"num_workers": 1, "multiprocessing_context": worker_start_method()}}
 
 def late(run, worker):
     time.sleep(1)  # the run is killed before its worker has begun
     exit_with_parent(run, worker)
 
 begin = {begin}
-loader = iter(DataLoader(range(10**6), num_workers=1, worker_init_fn=partial(begin, os.getpid())))
+loader = iter(DataLoader(range(10**6), **how, worker_init_fn=partial(begin, os.getpid())))
 if begin is exit_with_parent:
     next(loader)
 print(loader._workers[0].pid, flush=True)

@@ -87,7 +87,8 @@ def test_the_table_and_the_folder_are_printed_last_and_a_pipe_gets_no_progress_b
     folder, printed, errors = run
     lines = printed.rstrip().splitlines()
     assert lines[-1] == f"Everything is in {folder}"
-    assert lines[-2].startswith("└")
+    assert lines[-2].startswith("CER of readings")
+    assert lines[-3].startswith("└")
     assert "\r" not in printed + errors
     assert "it/s" not in printed + errors
 

@@ -81,19 +81,30 @@ def test_transcribing_what_does_not_fit_gives_the_same_texts_in_halves(
     assert "clips at once do not fit into memory; computing halves" in caplog.text
 
 
-@pytest.mark.parametrize("library", ["CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
-                                     "cuDNN error: CUDNN_STATUS_ALLOC_FAILED"], ids=["cuBLAS", "cuDNN"])  # fmt: skip
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR"),
+        torch.AcceleratorError("CUDA error: out of memory\nSearch for `cudaErrorMemoryAllocation'", 2),
+    ],
+    ids=["cuBLAS", "cuDNN", "kernel"],
+)
 def test_a_library_without_memory_is_like_any_step_that_does_not_fit(
-    wide: Whisper, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, library: str
+    wide: Whisper,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    error: RuntimeError,
 ) -> None:
-    """cuBLAS and cuDNN allocate by themselves, and report a plain RuntimeError."""
+    """cuBLAS, cuDNN and the driver allocate by themselves; these are their errors on a full GPU."""
     loss, gradients = first_step(wide, tmp_path, **GPU)
     module = "kikitori.training.lightning_module"
     encode = batch_size_finder.encode
 
     def fails(model: Any, features: torch.Tensor) -> torch.Tensor:
         if len(features) == 4:
-            raise RuntimeError(f"CUDA error: {library}")
+            raise error
         return encode(model, features)
 
     monkeypatch.setattr(f"{module}.encode", fails)

@@ -27,7 +27,7 @@ from kikitori.model.processor import Processor
 from kikitori.model.window import FULL, Window, make_window
 from kikitori.runtime.errors import ConfigError, DataError, check_above_zero, check_fraction, check_not_negative
 from kikitori.runtime.paths import DEMO, cache_folder
-from kikitori.runtime.processes import exit_with_parent, kill_workers_at_exit
+from kikitori.runtime.processes import exit_with_parent, kill_workers_at_exit, worker_start_method
 from kikitori.runtime.rng import seeded_sample
 
 ALL_CLIPS: Mapping[str, Any] = MappingProxyType({})
@@ -211,7 +211,8 @@ class SpeechDataModule(pl.LightningDataModule):
         processor = self.model_processor()
         if window is not None:
             processor = replace(processor, window=window)
-        return SpeechDataset(clips, self.prepared.audio_caches[split], processor, self._encoder_caches.get(split))
+        encoder_caches = self._encoder_caches.get(split) if self.cache_encoder_outputs else None
+        return SpeechDataset(clips, self.prepared.audio_caches[split], processor, encoder_caches)
 
     def model_processor(self) -> Processor:
         """The model's processor, with the windows of this module. Raises ConfigError if there is none."""
@@ -271,6 +272,11 @@ class SpeechDataModule(pl.LightningDataModule):
             return None
         return trainer.max_steps if trainer.max_steps > 0 else None
 
+    def first_batch(self, split: Split) -> Batch:
+        """The first clips of a split as a batch, without the workers and the pinned memory of a loader."""
+        dataset = self.dataset(split)
+        return collate([dataset[i] for i in range(min(len(dataset), self.global_batch_size))])
+
     def val_dataloader(self) -> DataLoader[Batch]:
         """This process's share of the validation clips."""
         return self.score_dataloader("validation")
@@ -313,6 +319,7 @@ class SpeechDataModule(pl.LightningDataModule):
             batch_size=None,
             sampler=sampler,
             num_workers=self.num_workers,
+            multiprocessing_context=worker_start_method() if self.num_workers else None,
             collate_fn=collate,
             worker_init_fn=partial(exit_with_parent, os.getpid()),
             pin_memory=torch.cuda.is_available(),

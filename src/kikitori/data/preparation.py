@@ -4,7 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
+from statistics import median
 from typing import Any
+
+import numpy as np
 
 from kikitori.audio.waveform import SAMPLE_RATE
 from kikitori.corpora.types import Clip, Corpus, Reject, Split
@@ -18,6 +21,7 @@ from kikitori.data.filters import (
     take_subset,
     with_true_durations,
 )
+from kikitori.metrics.speech_rate import fastest_s
 from kikitori.model.processor import Processor
 from kikitori.runtime.console import progress_bar
 from kikitori.runtime.errors import DataError
@@ -72,10 +76,12 @@ class PreparedData:
         assert self.processor is not None
         return [count - 1 for count in self.processor.count_tokens([clip.text for clip in self.clips["train"]])]
 
-    def max_tokens_per_s(self) -> float:
-        """Twice the tokens per second of the densest training transcript, its clip taken as one second longer."""
-        rates = zip(self.train_tokens, self.durations_s("train"), strict=True)
-        return 2 * max(tokens / (seconds + 1) for tokens, seconds in rates)
+    def trained_on(self) -> dict[str, float]:
+        """What `Whisper.trained_on` keeps of a training with these clips."""
+        seconds = self.durations_s("train")
+        density = [fastest_s(clip.text) / s for clip, s in zip(self.clips["train"], seconds, strict=True)]
+        facts = {"longest_s": max(seconds), "p95_s": float(np.quantile(seconds, 0.95)), "density": median(density)}
+        return {name: round(value, 3) for name, value in facts.items()}
 
 
 def prepare(

@@ -73,9 +73,9 @@ def prepare_data(config: dict[str, Any], data: SpeechDataModule, folder: Path, r
         log.info("%d transcripts hold %s, such as that of %s; they are used as they are", len(names), what, names[0])
 
 
-def configure_model(session: Session, whisper: Whisper, data: SpeechDataModule) -> None:
+def configure_model(session: Session, whisper: Whisper) -> None:
     """Sets how the model generates, and describes it in the results."""
-    whisper.configure_generation(**generation_settings(session.config, data))
+    whisper.configure_generation(**session.config["generation"])
     session.results["model"] = {
         "name": model_name(session.config),
         "parameters": whisper.model.num_parameters(),
@@ -89,14 +89,6 @@ def configure_model(session: Session, whisper: Whisper, data: SpeechDataModule) 
     if earlier and earlier | rules != earlier:  # resumed by another version
         log.info("from here on scored by %(normaliser)s and words by %(segmenter)s; earlier validations are not", rules)
     session.results["scoring"] = rules
-
-
-def generation_settings(config: dict[str, Any], data: SpeechDataModule) -> dict[str, Any]:
-    """The `generation` settings; max_tokens_per_s=auto is derived from the training transcripts."""
-    settings = dict(config["generation"])
-    if settings["max_tokens_per_s"] == "auto":
-        settings["max_tokens_per_s"] = data.prepared.max_tokens_per_s()
-    return settings
 
 
 def model_name(config: dict[str, Any]) -> str:
