@@ -66,6 +66,22 @@ def test_backslashes_of_windows_are_separators_unless_a_name_holds_one(tmp_path:
     assert clip(tmp_path, "day1\\a.wav").source == odd
 
 
+def test_spaces_around_a_path_are_no_part_of_it_unless_of_the_name(tmp_path: Path) -> None:
+    file = touch(tmp_path / "a.wav")
+    assert clip(tmp_path, " a.wav ").source == file
+    odd = touch(tmp_path / "a.wav ")
+    assert clip(tmp_path, "a.wav ").source == odd
+
+
+def test_folders_outside_are_never_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    listed = []
+    monkeypatch.setattr(os, "listdir", lambda folder: listed.append(folder) or [])
+    touch(tmp_path / "corpus" / "a.wav")
+    for path in ("/etc/か\u3099", "../か\u3099", "か\u3099", str(tmp_path / "corpus" / "か\u3099")):
+        AudioFiles(tmp_path / "corpus").clip(path, "train", "文", None)
+    assert set(listed) <= {tmp_path / "corpus"}
+
+
 def test_an_absolute_path_below_the_folder_is_named_within_it(tmp_path: Path) -> None:
     file = touch(tmp_path / "corpus" / "day1" / "a.wav")
     link = tmp_path / "link"
@@ -73,6 +89,10 @@ def test_an_absolute_path_below_the_folder_is_named_within_it(tmp_path: Path) ->
     for path in (file, link / "day1" / "a.wav"):
         for folder in (tmp_path / "corpus", link):
             assert clip(folder, str(path)).name == "day1/a.wav"
+    decomposed = touch(tmp_path / normalize("NFD", "ガイド") / normalize("NFD", "が.wav"))
+    for form in ("NFC", "NFD"):
+        path = normalize(form, str(decomposed))
+        assert clip(decomposed.parent, path).source == decomposed
 
 
 def test_files_elsewhere_are_read_only_if_the_user_names_their_folder(tmp_path: Path) -> None:

@@ -180,6 +180,14 @@ def test_the_separator_of_a_csv_is_the_one_of_its_header(tmp_path: Path, separat
     assert [(c.name, c.text, c.split) for c in reading(tmp_path / "all.csv").clips] == [tuple(row) for row in lines[1:]]
 
 
+def test_empty_rows_that_a_spreadsheet_appends_are_no_rows(tmp_path: Path) -> None:
+    (tmp_path / "all.csv").write_text("path,text,split\na.wav,one,train\n,,\n\n,,\n")
+    (tmp_path / "all.tsv").write_text("path\ttext\na.wav\tone\n\t\n")
+    for name in ("all.csv", "all.tsv"):
+        corpus = reading(tmp_path / name)
+        assert ([c.name for c in corpus.clips], corpus.rejects) == (["a.wav"], [])
+
+
 def test_spaces_after_the_separator_are_no_part_of_a_cell(tmp_path: Path) -> None:
     (tmp_path / "all.csv").write_text('path, text, split\na.wav, "one, two", train\n')
     assert [(c.name, c.text, c.split) for c in reading(tmp_path / "all.csv").clips] == [("a.wav", "one, two", "train")]
@@ -220,7 +228,7 @@ def test_rows_without_a_split_are_counted(tmp_path: Path) -> None:
     for name in ("all.csv", "all.jsonl"):
         corpus = reading(write(tmp_path / name, rows))
         assert [c.split for c in corpus.clips] == ["train", "test"]
-        assert [(r.name, r.reason) for r in corpus.rejects] == [("'sub/b.wav'", "in no split")]
+        assert [(r.name, r.reason) for r in corpus.rejects] == [("sub/b.wav", "in no split")]
 
 
 def test_only_the_needed_splits_are_read(tmp_path: Path) -> None:
@@ -297,7 +305,10 @@ def test_every_row_of_any_list_is_a_clip_or_a_reject(
     elif name == "all.tsv":
         lines.writelines("\t".join(cells) + newline for cells in [order, *(row.values() for row in rows)])
     else:
-        csv.writer(lines, delimiter=separator, lineterminator=newline).writerows([order, *(r.values() for r in rows)])
+        # csv does not quote a carriage return, if it is not part of the line's end.
+        quoting = csv.QUOTE_ALL if any("\r" in row["text"] for row in rows) else csv.QUOTE_MINIMAL
+        writer = csv.writer(lines, delimiter=separator, lineterminator=newline, quoting=quoting)
+        writer.writerows([order, *(row.values() for row in rows)])
     (tmp_path / name).write_bytes(lines.getvalue().encode(encoding))
     corpus = reading(tmp_path / name)
     assert len(corpus.clips) + len(corpus.rejects) == len(rows)

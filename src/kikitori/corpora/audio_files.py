@@ -62,8 +62,8 @@ class AudioFiles:
         return Clip(name + bounds, split, text.strip(), identity + bounds, file, speaker or None, seconds, part)
 
     def _find(self, path: str) -> Path:
-        """The file of a path; if there is none, one whose path has another Unicode form, or slashes for backslashes."""
-        for form in (path, path.replace("\\", "/")):
+        """The file of a path, or else one whose path differs in spaces around it, backslashes or its Unicode form."""
+        for form in (path, path.strip(), path.strip().replace("\\", "/")):
             file = self.root / form
             if os.path.lexists(file):
                 return file
@@ -73,10 +73,16 @@ class AudioFiles:
 
     def _in_another_form(self, file: Path) -> Path | None:
         """The file whose path differs in its Unicode form only: macOS writes が as two code points in names (NFD)."""
-        place = Path(file.anchor)
-        for name in file.parts[1:]:
+        for folder in (self.root, *map(Path, self._allowed)):
+            above, below = file.parts[: len(folder.parts)], file.parts[len(folder.parts) :]
+            if ".." not in below and [*map(_nfc, above)] == [*map(_nfc, folder.parts)]:
+                return self._descend(folder, below)
+        return None
+
+    def _descend(self, place: Path, names: Sequence[str]) -> Path | None:
+        for name in names:
             if not os.path.lexists(place / name):
-                other = self._names_by_form(place).get(normalize("NFC", name))
+                other = self._names_by_form(place).get(_nfc(name))
                 if other is None:
                     return None
                 name = other
@@ -90,9 +96,13 @@ class AudioFiles:
                 names = os.listdir(folder)
             except OSError:
                 names = []
-            count = Counter(normalize("NFC", name) for name in names)
-            self._names[folder] = {form: name for name in names if count[form := normalize("NFC", name)] == 1}
+            count = Counter(map(_nfc, names))
+            self._names[folder] = {_nfc(name): name for name in names if count[_nfc(name)] == 1}
         return self._names[folder]
+
+
+def _nfc(name: str) -> str:
+    return normalize("NFC", name)
 
 
 def _identity(file: Path) -> str:

@@ -94,7 +94,8 @@ def find_language(release: Path, language: str, cache: Path) -> Path:
         release = target
     inside = ("", "*/", "*/*/")
     found = [f.parent for depth in inside for name in AUDIO for f in sorted(release.glob(depth + name)) if f.is_dir()]
-    languages = {_language(folder) or (language if folder == release else folder.name): folder for folder in found}
+    # Of two folders of one language the upper one, which is the last here.
+    languages = {_language(f) or (language if f == release else f.name): f for f in reversed(found)}
     if language not in languages:
         names = ", ".join(sorted(languages)) or "no language folder at all"
         raise DataError(f"data.language={language}: {given} holds {names}. Set data.language, or data.release.")
@@ -129,9 +130,9 @@ def spontaneous_rows(table: Path, tables: Mapping[str, Split]) -> Iterator[Row |
         if not _is_whole(row):
             yield Reject(ascii(row["audio_file"] or ""), split, "malformed row", place)
         elif not row["transcription"].strip():
-            yield Reject(ascii(row["audio_file"]), split, "not transcribed", place)
+            yield Reject(row["audio_file"], split, "not transcribed", place)
         elif name not in tables:
-            yield Reject(ascii(row["audio_file"]), split, "in no split", name)
+            yield Reject(row["audio_file"], split, "in no split", name)
         else:
             seconds = _seconds(row["duration_ms"])
             yield Row(name, split, row["audio_file"], row["transcription"], row["client_id"], seconds)
@@ -178,7 +179,7 @@ def _divide(rows: Iterator[Row | Reject], files: AudioFiles, allow_shared_speake
             reason = "listed twice"
         seen.add(row.path)
         if reason:
-            yield Reject(ascii(row.path), row.split, reason, f"{row.table}.tsv")
+            yield Reject(row.path, row.split, reason, f"{row.table}.tsv")
         else:
             clip = files.clip(row.path, row.split, row.text, row.speaker)
             yield replace(clip, duration_s=row.duration_s) if isinstance(clip, Clip) else clip

@@ -96,13 +96,13 @@ def _read_row(
     if split is None:
         named = cell(row, columns.split or SPLIT_COLUMN)
         if named is None or not str(named).strip():
-            return Reject(ascii(path), "train", "in no split", place)
+            return Reject(str(path), "train", "in no split", place)
         split = _split(named, place)
     part = _part(row, columns)
     if None in row or not isinstance(path, str) or not isinstance(text, str) or isinstance(part, str):
         return Reject(ascii(path), split, "malformed row", f"{place}: {part}" if isinstance(part, str) else place)
     speaker = cell(row, columns.speaker) if columns.speaker else None
-    return files.clip(path.strip(), split, text, None if speaker is None else str(speaker), part)
+    return files.clip(path, split, text, None if speaker is None else str(speaker), part)
 
 
 def _part(row: dict[str, Any], columns: Columns) -> tuple[float, float | None] | str | None:
@@ -155,5 +155,6 @@ def _check_columns(table: Path, columns: Columns, names: Sequence[str]) -> None:
     if missing := [name for name in needed if name is not None and name not in names]:
         raise DataError(
             f"{table} has no column {' or '.join(missing)}; it has: {', '.join(names) or 'none'}. Name yours with "
-            "data.path_column, data.text_column, data.split_column, data.speaker_column"
+            "data.path_column, data.text_column, data.split_column, data.speaker_column. The first line of a .csv or "
+            ".tsv names them"
         )

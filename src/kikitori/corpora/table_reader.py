@@ -25,18 +25,19 @@ GUESSED_LINES = 100
 def read_rows(table: Path, needed: Sequence[str]) -> Iterator[Row]:
     """Yields the rows of a table by the suffix of its name: .csv, .tsv (both with a header), .jsonl or .json.
 
-    A row of JSON may be nested: the column `audio.path` is {"audio": {"path": ...}}.
-    needed: columns by which the separator of a .csv is recognised. Raises DataError if it cannot be parsed.
+    Rows of empty cells, which spreadsheets append, are skipped. A row of JSON may be nested: the column `audio.path` is
+    {"audio": {"path": ...}}. needed: columns by which the separator of a .csv is recognised.
+    Raises DataError if the table cannot be parsed.
     """
     check_encoding(table)
     suffix = table.suffix.lower()
     if suffix == ".csv":
         # Strict, because a quotation mark that is never closed would silently swallow the rest of the table.
         with open_table(table, delimiter=_separator(table, needed), strict=True, skipinitialspace=True) as reader:
-            yield from ((reader.line_num, row) for row in reader)
+            yield from ((reader.line_num, row) for row in reader if any(row.values()))
     elif suffix == ".tsv":
         with open_table(table, delimiter="\t", quoting=csv.QUOTE_NONE) as reader:
-            yield from ((reader.line_num, row) for row in reader)
+            yield from ((reader.line_num, row) for row in reader if any(row.values()))
     else:
         yield from _json(table)
 

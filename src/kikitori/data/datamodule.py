@@ -347,10 +347,10 @@ class SpeechDataModule(pl.LightningDataModule):
 class CommonVoice(SpeechDataModule):
     """`data=common_voice`: a Common Voice release as downloaded (.tar.gz), unpacked, or its language folder."""
 
-    def __init__(self, release: str, train_splits: Sequence[str] = ("train",), **loading: Any) -> None:
+    def __init__(self, release: str, train_splits: str | Sequence[str] = ("train",), **loading: Any) -> None:
         super().__init__(**loading)
         self.release = release
-        self.train_splits = train_splits
+        self.train_splits = [train_splits] if isinstance(train_splits, str) else train_splits
 
     def read(self) -> Corpus:
         return common_voice.read(

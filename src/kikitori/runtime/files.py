@@ -2,8 +2,9 @@
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -78,3 +79,16 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     """Reads the objects that `write_lines` wrote."""
     with path.open(encoding="utf-8") as lines:
         return [json.loads(line) for line in lines]
+
+
+def remove_if_nothing_else(folder: Path, files: Collection[Path]) -> None:
+    """Removes a folder that holds no other files than these, and an empty folder of the day above it."""
+    found = list(folder.rglob("*"))
+    if any(path.is_file() and path not in files for path in found) or Path.cwd().is_relative_to(folder.resolve()):
+        return
+    with suppress(OSError):
+        for path in sorted(found, reverse=True):  # what a folder holds before the folder
+            path.rmdir() if path.is_dir() else path.unlink()
+        folder.rmdir()
+        if re.fullmatch(r"\d{4}-\d\d-\d\d", folder.parent.name):
+            folder.parent.rmdir()

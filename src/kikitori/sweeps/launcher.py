@@ -27,7 +27,8 @@ from kikitori.config.validation import check_config
 from kikitori.pipelines.builders import build_data
 from kikitori.runs.results import PROGRESS
 from kikitori.runtime.console import quiet_libraries
-from kikitori.runtime.errors import ConfigError, Stopped, SweepError
+from kikitori.runtime.errors import ConfigError, KikitoriError, Stopped, SweepError
+from kikitori.runtime.files import remove_if_nothing_else
 from kikitori.runtime.processes import collect_stop_signals, cores, folder_lock
 from kikitori.sweeps import live_table
 from kikitori.sweeps.trials import OUTPUT, Sweep, Trial, open_sweep, update_state
@@ -103,7 +104,12 @@ class TrialRunner:
             line = ["kikitori", self.command, *sys.argv[1:]]
             resume = str(self.folder) if is_continued else OmegaConf.select(self.config, "resume_sweep")
             self.sweep: Sweep = open_sweep(self.folder, line, resume)
-            yield self
+            try:
+                yield self
+            except KikitoriError:
+                # Without a trial, nothing in it is worth resuming.
+                remove_if_nothing_else(self.folder, [self.folder / "multirun.yaml", self.folder / ".lock"])
+                raise
             live_table.print_summary(self.sweep)
         if failures := self.sweep.failures():
             report = live_table.failure_report(self.sweep, failures)

@@ -24,7 +24,9 @@ class TrainingHistory(pl.Callback):
     # The key of its state in a checkpoint, by which runs of earlier versions resume.
     state_key = "Recorder"
 
-    def __init__(self) -> None:
+    def __init__(self, validation: str = "") -> None:
+        """validation: the digest of the clips that the scores are of."""
+        self.validation = validation
         self.history: list[dict[str, float]] = []
         self.train_clips = 0
         self.train_s = 0.0
@@ -39,7 +41,12 @@ class TrainingHistory(pl.Callback):
 
     def state_dict(self) -> dict[str, Any]:
         self._count_seconds()
-        kept = {"history": self.history, "train_clips": self.train_clips, "train_s": self.train_s}
+        kept = {
+            "history": self.history,
+            "validation": self.validation,
+            "train_clips": self.train_clips,
+            "train_s": self.train_s,
+        }
         losses = [float(loss) for loss in self._losses]
         own = {"random": random_state(), "order": self.order, "losses": losses}
         return {**kept, "processes": all_gather(own)}
