@@ -152,7 +152,7 @@ def rebuild_whisper(recipe: dict[str, Any]) -> Whisper:
 
 
 class Chosen(NamedTuple):
-    """The language and task of a model, as Whisper's codes, and sentences on what a user may not expect about them."""
+    """The language and task of a model, and sentences on those that are not what it was trained with."""
 
     language: str
     task: str
@@ -164,18 +164,19 @@ def choose_language_and_task(
 ) -> Chosen:
     """Chooses the language and task of a model: those given, or those it was trained with, or the default.
 
-    own: None for a stock model. Each note is logged, in one process of a run.
+    own: None for a stock model. The notes, and the use of the default, are logged in one process of a run.
     """
     language, task = given[0] and whisper_code(given[0]), given[1]
     own_language, own_task = _own_code(own[0]), own[1]
-    notes = []
-    if language is own_language is None:
-        notes.append(f"{name} was saved without a language; {default_language} is used (model.language is not set)")
-    for key, setting, trained in (("language", language, own_language), ("task", task, own_task)):
-        if setting and trained and setting != trained:
-            notes.append(f"model.{key}={setting} is used, as set; {name} was trained with {trained}")
-    for note in notes if rank() == 0 else ():
-        log.warning(note)
+    notes = [
+        f"model.{key}={setting} is used, as set; {name} was trained with {trained}"
+        for key, setting, trained in (("language", language, own_language), ("task", task, own_task))
+        if setting and trained and setting != trained
+    ]
+    assumed = f"{name} was saved without a language; {default_language} is used, since none is set"
+    if rank() == 0:
+        for line in notes if language or own_language else [*notes, assumed]:
+            log.warning(line)
     return Chosen(language or own_language or default_language, task or own_task or "transcribe", notes)
 
 

@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from math import inf
-from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
@@ -15,9 +14,9 @@ from kikitori.data.datamodule import SpeechDataModule
 from kikitori.metrics.error_rates import ClipScore, prediction, rescored, score_clips, summarise
 from kikitori.model.window import FULL, Window
 from kikitori.pipelines.session import Session
-from kikitori.runs.results import FULL_WINDOW, predictions_file
+from kikitori.runs.results import FULL_WINDOW, RESULTS, predictions_file
 from kikitori.runtime.distributed import all_gather, is_main
-from kikitori.runtime.files import read_lines, write_lines
+from kikitori.runtime.files import read_json, read_lines, write_lines
 from kikitori.training.lightning_module import WhisperModule
 
 log = logging.getLogger(__name__)
@@ -54,6 +53,7 @@ class Scorer:
             log.info("scoring %s", describe_stage(split, stage))
             scores[split], cut = self._score_split(stage, split, sample.get(split), window)
             rates[split] = {**summarise(scores[split]), "cut": cut}
+        self.run.results.setdefault("scored", {})[stage] = {split: self.data.prepared.digest(split) for split in scores}
         return scores
 
     def score_in_full_window(self, clips: int | None) -> None:
@@ -78,8 +78,8 @@ class Scorer:
         """The score of each clip, and how many transcripts were cut off."""
         batches: Any = self.trainer.predict(self.module, self.data.score_dataloader(split, limit, window))
         found = {row[:2]: row for row in gather_rows([row for batch in batches for row in batch])}
-        # Batches are by length; predictions are in the split's own order.
-        ordered = [found[clip.name, clip.text] for clip in self.data.scored(split, limit)]
+        # In the order in which `compare` resamples clips, so that both give the same intervals.
+        ordered = [found[key] for key in sorted((clip.name, clip.text) for clip in self.data.scored(split, limit))]
         clips, references, hypotheses, cut = zip(*ordered, strict=True)
         scores = score_clips(references, hypotheses, self.module.processor.text_language)
         if is_main():
@@ -104,9 +104,19 @@ def gather_rows(rows: list[Any]) -> list[Any]:
     return list(chain.from_iterable(all_gather(rows)))
 
 
-def is_scored(folder: Path, splits: Sequence[Split], stage: str) -> bool:
-    """Whether the predictions of all these splits were written before the run was interrupted."""
-    return all(predictions_file(folder, split, stage).exists() for split in splits)
+def is_scored(run: Session, data: SpeechDataModule, stage: str, sample: Mapping[Split, int | None]) -> bool:
+    """Whether the predictions of all splits were written before the run was interrupted, for these clips."""
+    # From the file, which all processes see.
+    recorded = read_json(run.folder / RESULTS).get("scored", {}).get(stage, {})
+
+    def is_same(split: Split) -> bool:
+        path = predictions_file(run.folder, split, stage)
+        rows = sorted((row["clip"], row["reference"]) for row in read_lines(path)) if path.exists() else None
+        now = sorted((clip.name, clip.text) for clip in data.scored(split, sample.get(split)))
+        # The digest covers the audio as well; earlier versions wrote none.
+        return rows == now and recorded.get(split) in (None, data.prepared.digest(split))
+
+    return all(map(is_same, data.splits))
 
 
 def read_scores(run: Session, splits: Sequence[Split], stage: str, language: str) -> Scores:
@@ -118,7 +128,8 @@ def read_scores(run: Session, splits: Sequence[Split], stage: str, language: str
     rates = run.results["scores"][stage] = {}
     for split in splits:
         path = predictions_file(run.folder, split, stage)
-        scores[split], rows = rescored(read_lines(path), language)
+        rows = sorted(read_lines(path), key=lambda row: (row["clip"], row["reference"]))
+        scores[split], rows = rescored(rows, language)
         if is_main():
             write_lines(path, rows)
         rates[split] = {**summarise(scores[split]), "cut": sum(row.get("cut", False) for row in rows)}

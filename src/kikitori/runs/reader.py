@@ -130,7 +130,8 @@ class Run:
             # Early versions did not record the language and the task.
             model = {k: v for k, v in self.results.get("model", {}).items() if k not in ("language", "task", "notes")}
             return json.dumps(["base", model, self.text_language], sort_keys=True, default=str)
-        leaves = {k: v for k, v in _settings(self.results) if not NOT_IDENTITY.fullmatch(k)}
+        # A key without a value is like one that an earlier version did not have.
+        leaves = {k: v for k, v in _settings(self.results) if v is not None and not NOT_IDENTITY.fullmatch(k)}
         return json.dumps([self.results.get("command"), leaves], sort_keys=True, default=str)
 
 
@@ -206,10 +207,15 @@ def read_run(folder: Path, name: str, trial: Mapping[str, Any]) -> Run:
 
 
 def _settings(results: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """The configuration by dotted key. An evaluation that set no language or task has those of the model."""
+    """The configuration by dotted key. An evaluation that set no language or task has those of the model.
+
+    Without keys that are null, since an earlier version may not have had them.
+    """
     used = results.get("model", {})
     for key, value in flatten(results.get("config", {})):
-        yield key, used.get(key[6:]) if value is None and key in ("model.language", "model.task") else value
+        known = used.get(key[6:]) if value is None and key in ("model.language", "model.task") else value
+        if known is not None:
+            yield key, known
 
 
 def _text_language(results: Mapping[str, Any]) -> str:

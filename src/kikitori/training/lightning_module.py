@@ -21,14 +21,10 @@ from kikitori.model.loading import rebuild_whisper
 from kikitori.model.processor import Processor
 from kikitori.model.whisper import Whisper, check_whisper, encode
 from kikitori.model.window import describe_window
-from kikitori.runtime.errors import ConfigError, OutOfMemory
-from kikitori.training.batch_size_finder import (
-    check_sizes,
-    find_micro_batch_sizes,
-    is_out_of_memory,
-    micro_batches,
-    split_on_oom,
-)
+from kikitori.runtime.errors import ConfigError, OutOfMemory, is_out_of_memory
+from kikitori.runtime.rng import separate_random_state
+from kikitori.training.batch_size_finder import check_sizes, find_micro_batch_sizes, micro_batches, split_on_oom
+from kikitori.training.callbacks import SkippedSteps
 from kikitori.training.loss import clip_losses
 from kikitori.training.optimizer import OptimizerFactory, check_factory, reconfigure
 from kikitori.training.trainer import refuse_unsupported
@@ -92,11 +88,14 @@ class WhisperModule(pl.LightningModule):
     def configure_callbacks(self) -> list[pl.Callback]:
         # The first hook that Lightning calls: before its own checks, whose messages cannot name our settings.
         refuse_unsupported(self.trainer)
-        if self.trainer.state.fn == TrainerFn.FITTING and self.make_optimizer is None:
+        if self.trainer.state.fn != TrainerFn.FITTING:
+            return []
+        if self.make_optimizer is None:
             raise ConfigError(
                 "WhisperModule has no optimizer; pass one: WhisperModule(whisper, kikitori.adamw(lr=1e-5))"
             )
-        return []
+        refuse_layerdrop(self.model.config, self.trainer.world_size)
+        return [SkippedSteps()]
 
     def setup(self, stage: str) -> None:
         """Takes over the windows, micro-batch sizes and encoder caches of an attached SpeechDataModule.
@@ -105,6 +104,8 @@ class WhisperModule(pl.LightningModule):
         """
         if data := self._data():
             self._take_over(data, stage)
+        if stage == "fit":
+            separate_random_state(self.trainer.global_rank)
         # Again, because the model may have been configured since it was passed.
         self.save_hyperparameters({"recipe": self.whisper.recipe}, logger=False)
 
@@ -138,9 +139,19 @@ class WhisperModule(pl.LightningModule):
             optimizer.zero_grad()
             torch.cuda.empty_cache()
             total = self._forward_and_backward(batch)
-        optimizer.step()
+        try:
+            optimizer.step()
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            raise OutOfMemory(
+                f"step {self.trainer.global_step + 1}: the optimizer's state does not fit into memory; it takes twice "
+                "the size of the trained weights: pass model.freeze=encoder, or use a smaller model"
+            ) from error
         scheduler.step()
-        self.log("train/loss", total, prog_bar=True, batch_size=len(batch["clips"]), sync_dist=True)
+        # To show it, a progress bar waits for the end of each step.
+        shown = self.trainer.progress_bar_callback is not None
+        self.log("train/loss", total, prog_bar=shown, batch_size=len(batch["clips"]), sync_dist=True)
         return total
 
     def _weights(self, batch: Batch) -> Tensor:
@@ -170,8 +181,8 @@ class WhisperModule(pl.LightningModule):
             if not is_out_of_memory(error):
                 raise
             clips = len(features)
-            # Processes that average their gradients cannot repeat a step without the others.
-            if clips == 1 or self.oom_split == MAX_OOM_SPLIT or self.trainer.world_size > 1:
+            # With DDP a step cannot be repeated: not without the others, and its averaging of gradients has begun.
+            if clips == 1 or self.oom_split == MAX_OOM_SPLIT or self._ddp:
                 raise OutOfMemory(
                     f"step {self.trainer.global_step + 1}: {clips} clips of {features.shape[-1]} frames at once do not "
                     f"fit into memory; pass data.micro_batch_size={max(1, clips // 2)}, data.window=bucketed, "
@@ -189,8 +200,13 @@ class WhisperModule(pl.LightningModule):
 
     def no_sync(self) -> AbstractContextManager[Any]:
         """A context without gradient averaging: processes average once per step, in its last micro-batch."""
+        return self._ddp.no_sync() if self._ddp else nullcontext()
+
+    @property
+    def _ddp(self) -> DistributedDataParallel | None:
+        """The wrapper that averages the gradients of several processes, or of one process with the DDP strategy."""
         wrapped = self.trainer.strategy.model
-        return wrapped.no_sync() if isinstance(wrapped, DistributedDataParallel) else nullcontext()
+        return wrapped if isinstance(wrapped, DistributedDataParallel) else None
 
     def encoder_states(self, batch: Batch, part: Tensor) -> Tensor:
         """Encoder outputs of a micro-batch, computed unless the batch holds them already."""
@@ -258,6 +274,9 @@ class WhisperModule(pl.LightningModule):
         # A checkpoint restores its optimizer's settings; if they differ from the configured ones, the latter apply.
         schedulers, optimizers = self.trainer.lr_scheduler_configs, self.trainer.optimizers
         reconfigure(optimizers[0], schedulers[0].scheduler, self._configured)
+        if self.device.type == "cuda":
+            # The peak that is logged and reported is that of training.
+            torch.cuda.reset_peak_memory_stats(self.device)
 
     def configure_optimizers(self) -> Any:
         assert self.make_optimizer is not None
@@ -273,6 +292,16 @@ class WhisperModule(pl.LightningModule):
         # Lightning's estimate would start the training loader, before a checkpoint's step is restored.
         steps = data.steps_per_epoch * trainer.max_epochs
         return min(steps, trainer.max_steps) if trainer.max_steps > 0 else steps
+
+
+def refuse_layerdrop(config: Any, world_size: int) -> None:
+    """Raises ConfigError for layers that are left out at random on several devices, which average all gradients."""
+    for key in ("encoder_layerdrop", "decoder_layerdrop"):
+        if world_size > 1 and getattr(config, key):
+            raise ConfigError(
+                f"model.{key}={getattr(config, key)} is not supported on {world_size} devices: each would leave out "
+                "other layers, whose gradients cannot be averaged; set it to 0, or use one device"
+            )
 
 
 def check_same_inputs(data: Processor, model: Processor) -> None:
