@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytorch_lightning as pl
 from omegaconf import DictConfig
-from pytorch_lightning.callbacks import LearningRateMonitor
-from pytorch_lightning.loggers import CSVLogger, Logger
+from pytorch_lightning.loggers import Logger, TensorBoardLogger
 
 from kikitori.config.targets import instantiate
 from kikitori.data.collate import check_label_contract
@@ -29,9 +28,9 @@ from kikitori.training.checkpoints import (
     best_checkpoint,
     latest_valid,
     load_best_weights,
-    rotate_metrics,
+    saved_step,
 )
-from kikitori.training.history import TrainingHistory
+from kikitori.training.history import MetricsFile, TrainingHistory, resume_loggers
 from kikitori.training.lightning_module import WhisperModule
 from kikitori.training.trainer import build_trainer, hardware_facts
 
@@ -57,12 +56,10 @@ def train(cfg: DictConfig, folder: Path) -> Results:
 def make_trainer(run: Session, history: TrainingHistory) -> pl.Trainer:
     """Lightning's Trainer with our callbacks and loggers, then the configured ones."""
     every_steps = run.config["validation"]["every_steps"]
-    callbacks = [history, ValidateEvery(every_steps), LearningRateMonitor("step"), ThroughputMonitor()]
+    callbacks = [history, ValidateEvery(every_steps), ThroughputMonitor()]
     callbacks += [Progress(run.folder), SaveLastCheckpoint(run.folder / "checkpoints", every_steps, run.stop)]
     callbacks += map(instantiate, run.config["callbacks"].values())
-    if is_main():
-        rotate_metrics(run.folder)
-    loggers = [CSVLogger(run.folder, name="", version=""), *map(instantiate, run.config["logger"].values())]
+    loggers = [MetricsFile(run.folder), *map(instantiate, run.config["logger"].values())]
     return build_trainer(run.trainer_settings, run.folder, callbacks, loggers)
 
 
@@ -133,6 +130,8 @@ def fit(
 ) -> None:
     """Trains, from the checkpoint if there is one, and loads the weights of the best validation."""
     results = run.results
+    if is_main():
+        resume_loggers(trainer.loggers, saved_step(checkpoint) if checkpoint else 0)
     try:
         with timed(results, "fit_s"), run.stop.polled():
             trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
@@ -173,8 +172,19 @@ def wandb_loggers(trainer: pl.Trainer) -> list[WandbRunLogger]:
 
 
 def log_scores(loggers: list[Logger], results: Results) -> None:
-    """Logs the scores before and after training."""
-    for stage in ("before", "after"):
-        for split, rates in results["scores"][stage].items():
-            for logger in loggers:
-                logger.log_metrics({f"{stage}/{split}/{rate}": rates[rate] for rate in ("cer", "wer")})
+    """Logs the scores before and after training, and in TensorBoard with the configuration; W&B has a summary."""
+    scores = results["scores"]
+    rates = {
+        stage: {
+            f"{stage}/{split}/{rate}": rates[rate] for split, rates in scores[stage].items() for rate in ("cer", "wer")
+        }
+        for stage in ("before", "after")
+    }
+    for logger in loggers:
+        if isinstance(logger, WandbRunLogger):
+            continue
+        logger.log_metrics(rates["before"], 0)
+        if isinstance(logger, TensorBoardLogger):
+            logger.log_hyperparams(results["config"], rates["after"], results["checkpoint"]["steps"])
+        else:
+            logger.log_metrics(rates["after"], results["checkpoint"]["steps"])

@@ -6,7 +6,9 @@ Everything sent to W&B is also in the run's folder, so a W&B failure is a warnin
 import logging
 import netrc
 import os
+import secrets
 import shlex
+import shutil
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -68,7 +70,8 @@ class WandbRunLogger(WandbLogger):
 
     group: None for the sweep's folder name. name: None for the run's folder name. audio: whether the table of clips
     includes their audio, which uploads it. log_model: whether the best model is uploaded as an artifact with `aliases`.
-    A resumed run continues its W&B run. If the server does not answer, the run is kept offline.
+    A resumed run continues its W&B run. If the server does not answer, the run is kept offline. WANDB_RUN_ID may name
+    the W&B run of a single run; a trial of a sweep always has its own.
     """
 
     def __init__(
@@ -98,7 +101,7 @@ class WandbRunLogger(WandbLogger):
             project=project,
             save_dir=folder,
             name=name or self.folder.name,
-            id=self._id_file.read_text(encoding="utf-8") if self._id_file.exists() else None,
+            id=self._run_id(),
             offline=mode in ("offline", "dryrun"),
             entity=entity,
             group=group or sweep_name(),
@@ -109,6 +112,12 @@ class WandbRunLogger(WandbLogger):
         )
         # Lightning passes an argument that W&B has removed and warns about.
         self._wandb_init.pop("anonymous", None)
+
+    def _run_id(self) -> str | None:
+        """The id of the resumed run, or a new one; None leaves the choice to the environment of a single run."""
+        if self._id_file.exists():
+            return self._id_file.read_text(encoding="utf-8")
+        return secrets.token_hex(4) if sweep_name() else None
 
     @rank_zero_only
     @warn_on_failure
@@ -143,7 +152,24 @@ class WandbRunLogger(WandbLogger):
     @rank_zero_only
     @warn_on_failure
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        super().log_metrics(metrics, step)
+        # With W&B's own step as well, it merges what is logged at one step, and ignores a step that it has already.
+        at = {} if step is None else {"trainer/global_step": step}
+        self.experiment.log({**metrics, **at}, step=step)
+
+    @rank_zero_only
+    @warn_on_failure
+    def resume_at(self, rows: Sequence[Mapping[str, float]]) -> None:
+        """Sends the metrics of a resumed run that W&B lacks. rows: those up to the step from which it continues.
+
+        A server has them. A run that is offline now starts another file: it gets all of them, and replaces the earlier.
+        """
+        for row in rows:
+            if row["step"] >= self.experiment.step:
+                self.log_metrics({key: value for key, value in row.items() if key != "step"}, int(row["step"]))
+        if self.experiment.offline:
+            for folder in self.folder.glob("wandb/offline-run-*"):
+                if folder != Path(self.experiment.dir).parent:
+                    shutil.rmtree(folder)
 
     @rank_zero_only
     @warn_on_failure

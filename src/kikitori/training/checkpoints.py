@@ -93,7 +93,7 @@ def latest_valid(folder: Path) -> Path | None:
     steps: dict[Path, int] = {}
     for path in folder.glob("*.ckpt"):
         try:
-            steps[path] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["global_step"]
+            steps[path] = saved_step(path)
         except Exception as error:  # torch raises many kinds for a damaged file
             log.warning("%s %s and is skipped (%s)", path, NOT_PLAIN, type(error).__name__)
     # For the same step, last.ckpt is the later one.
@@ -107,6 +107,12 @@ def latest_valid(folder: Path) -> Path | None:
     if any(folder.glob("*.ckpt")):
         log.warning("no usable checkpoint in %s: training starts from step 0", folder)
     return None
+
+
+def saved_step(path: Path) -> int:
+    """The step after which a checkpoint was written."""
+    step: int = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["global_step"]
+    return step
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -238,9 +244,3 @@ def best_checkpoint(trainer: pl.Trainer) -> dict[str, Any]:
         "monitor": callback.monitor if callback else None,
         "value": None if value is None else float(value),
     }
-
-
-def rotate_metrics(folder: Path) -> None:
-    """Renames the metrics.csv of a run that is resumed, which its logger would overwrite."""
-    if (path := folder / "metrics.csv").exists():
-        path.rename(folder / f"metrics-{len(list(folder.glob('metrics-*.csv')))}.csv")
