@@ -114,10 +114,10 @@ class WandbRunLogger(WandbLogger):
         self._wandb_init.pop("anonymous", None)
 
     def _run_id(self) -> str | None:
-        """The id of the resumed run, or a new one; None leaves the choice to the environment of a single run."""
+        """The id of the resumed run, or the one in the environment, or a new one. Trials share their environment."""
         if self._id_file.exists():
             return self._id_file.read_text(encoding="utf-8")
-        return secrets.token_hex(4) if sweep_name() else None
+        return secrets.token_hex(4) if sweep_name() else os.environ.get("WANDB_RUN_ID")
 
     @rank_zero_only
     @warn_on_failure
@@ -159,17 +159,18 @@ class WandbRunLogger(WandbLogger):
     @rank_zero_only
     @warn_on_failure
     def resume_at(self, rows: Sequence[Mapping[str, float]]) -> None:
-        """Sends the metrics of a resumed run that W&B lacks. rows: those up to the step from which it continues.
+        """Sends the metrics of a resumed run that W&B lacks, those up to the step from which it continues.
 
-        A server has them. A run that is offline now starts another file: it gets all of them, and replaces the earlier.
+        rows: the metrics, each with its step. A server has most of them; the file of an offline run starts empty. Files
+        of earlier offline parts are deleted, since all that they hold is sent again.
         """
+        run = self.experiment
         for row in rows:
-            if row["step"] >= self.experiment.step:
+            if row["step"] >= run.starting_step:
                 self.log_metrics({key: value for key, value in row.items() if key != "step"}, int(row["step"]))
-        if self.experiment.offline:
-            for folder in self.folder.glob("wandb/offline-run-*"):
-                if folder != Path(self.experiment.dir).parent:
-                    shutil.rmtree(folder)
+        for folder in self.folder.glob("wandb/offline-run-*"):
+            if folder != Path(run.dir).parent:
+                shutil.rmtree(folder)
 
     @rank_zero_only
     @warn_on_failure
@@ -279,6 +280,9 @@ def finish_run(status: str) -> str:
     try:
         run.summary["status"] = status
         run.finish(exit_code=int(status not in FINISHED))
+        if not unsent:
+            # Copies of the tables' audio, which `wandb sync` sends for an offline run.
+            shutil.rmtree(here.parent / "artifacts", ignore_errors=True)
     except Exception as error:  # W&B raises many types
         log.warning("Weights & Biases: not everything was sent (%s); all of it is in the run's folder", one_line(error))
         unsent = unsent or [str(here)]
