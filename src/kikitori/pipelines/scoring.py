@@ -1,6 +1,7 @@
 """Scores of whole splits, independent of the number of processes: each clip once, edits summed, then divided once."""
 
 import logging
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -15,8 +16,10 @@ from kikitori.metrics.error_rates import ClipScore, prediction, score_clips, sum
 from kikitori.model.window import FULL, Window
 from kikitori.pipelines.session import Session
 from kikitori.runs.results import FULL_WINDOW, predictions_file
+from kikitori.runtime.console import IN_BAR, duration
 from kikitori.runtime.distributed import all_gather, is_main
 from kikitori.runtime.files import read_lines, write_lines
+from kikitori.training.callbacks import ProgressReport
 from kikitori.training.lightning_module import WhisperModule
 
 log = logging.getLogger(__name__)
@@ -48,11 +51,25 @@ class Scorer:
         """
         sample = {"train": self.run.config["score"]["train_clips"], **(sample or {})}
         scores: Scores = {}
+        rates: dict[str, Any] = {}
         for split in splits or self.data.splits:
-            log.info("scoring %s", describe_stage(split, stage))
+            self._progress.title = f"scoring {describe_stage(split, stage)}"
+            log.info("%s", self._progress.title, extra={IN_BAR: True})
+            began = time.monotonic()
             scores[split] = self._score_split(stage, split, sample.get(split), window)
-        self.run.results["scores"][stage] = {split: summarise(clips) for split, clips in scores.items()}
+            rates[split] = summarise(scores[split])
+            shown = ", ".join(f"{rate.upper()} {100 * rates[split][rate]:.1f} %" for rate in ("cer", "wer"))
+            seconds = duration(time.monotonic() - began)
+            log.info("%s: %s; %d clips, %s", describe_stage(split, stage), shown, len(scores[split]), seconds)
+        self.run.results["scores"][stage] = rates
         return scores
+
+    @property
+    def _progress(self) -> ProgressReport:
+        """The Trainer's callback that reports how far the scoring is."""
+        callbacks: list[pl.Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
+        (report,) = (callback for callback in callbacks if isinstance(callback, ProgressReport))
+        return report
 
     def score_in_full_window(self, clips: int | None) -> None:
         """Scores a model trained in shorter windows as stock tools read it, which always use the full window.

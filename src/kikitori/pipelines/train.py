@@ -20,6 +20,7 @@ from kikitori.runs.model_card import model_card
 from kikitori.runs.record import save, timed
 from kikitori.runs.results import Results
 from kikitori.runs.wandb_logger import WandbRunLogger
+from kikitori.runtime.console import duration
 from kikitori.runtime.distributed import is_main
 from kikitori.training.batch_size_finder import find_micro_batch_sizes
 from kikitori.training.callbacks import Progress, ThroughputMonitor, ValidateEvery
@@ -129,9 +130,10 @@ def fit(
     checkpoint: Path | None,
 ) -> None:
     """Trains, from the checkpoint if there is one, and loads the weights of the best validation."""
-    results = run.results
+    results, step = run.results, saved_step(checkpoint) if checkpoint else 0
     if is_main():
-        resume_loggers(trainer.loggers, saved_step(checkpoint) if checkpoint else 0)
+        resume_loggers(trainer.loggers, step)
+    announce(run, trainer, data, step)
     try:
         with timed(results, "fit_s"), run.stop.polled():
             trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
@@ -140,6 +142,28 @@ def fit(
         results["cost"] |= history.cost() | hardware_facts(trainer)
     load_best_weights(trainer, module)
     results["checkpoint"] = {"steps": trainer.global_step, **best_checkpoint(trainer)}
+    announce_best(results)
+
+
+def announce(run: Session, trainer: pl.Trainer, data: SpeechDataModule, step: int) -> None:
+    """Logs what is about to be trained, from `step` on."""
+    total, every = trainer.max_steps, run.config["validation"]["every_steps"]
+    if step >= total:
+        return
+    epochs, device = total / data.steps_per_epoch, hardware_facts(trainer)["device"]
+    log.info(
+        "training: steps %d to %d of %d clips each (%.1f epochs), a validation every %d steps; precision %s on %s; "
+        "scoring afterwards takes about %s",
+        *(step + 1, total, data.global_batch_size, epochs, every, run.trainer_settings["precision"], device),
+        duration(run.results["cost"]["evaluate_s"]),
+    )
+
+
+def announce_best(results: Results) -> None:
+    """Logs how long the training took, and which checkpoint is scored and saved."""
+    chosen = results["checkpoint"]
+    best = f"the best by {chosen['monitor']}, step {chosen['best_step']}" if chosen["best"] else "the last one"
+    log.info("training took %s; scored and saved is %s", duration(results["cost"]["fit_s"]), best)
 
 
 def score_after(scorer: Scorer) -> Scores:

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from kikitori.runs.results import FULL_WINDOW
+from kikitori.runtime.console import duration
 
 # Columns: the width of output that goes to a file, where nothing is folded.
 UNFOLDED = 10_000
@@ -110,15 +111,6 @@ def rate_cell(score: Mapping[str, Any], rate: str, sign: str = "") -> str:
     """A rate and its 95 % interval in percent."""
     low, high = score[f"{rate}_ci95"]
     return f"{percent(score[rate], sign)} [{percent(low, sign)}, {percent(high, sign)}]"
-
-
-def duration(seconds: float | None) -> str:
-    """42 s, 3 min, 2.5 h; a dash where it is unknown."""
-    if seconds is None:
-        return "–"
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
 def terminal() -> Console:

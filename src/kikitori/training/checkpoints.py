@@ -236,11 +236,13 @@ def load_best_weights(trainer: pl.Trainer, module: pl.LightningModule) -> None:
 
 
 def best_checkpoint(trainer: pl.Trainer) -> dict[str, Any]:
-    """The best checkpoint's file, the metric it was chosen by, and its value."""
+    """The best checkpoint's file and step, the metric it was chosen by, and its value."""
     callback: Any = trainer.checkpoint_callback
+    path = callback.best_model_path if callback else ""
     value = callback.best_model_score if callback else None
     return {
-        "best": callback.best_model_path if callback else "",
+        "best": path,
+        "best_step": saved_step(Path(path)) if path else None,
         "monitor": callback.monitor if callback else None,
         "value": None if value is None else float(value),
     }

@@ -8,7 +8,7 @@ import csv
 import io
 import math
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
@@ -205,3 +205,23 @@ def resume_loggers(loggers: Iterable[Any], step: int) -> None:
             logger.experiment._get_file_writer().add_event(start)
         elif hasattr(logger, "resume_at"):
             logger.resume_at(rows)
+
+
+def recorded(trainer: Any) -> list[dict[str, float]]:
+    """The rows of the Trainer's TrainingHistory."""
+    (history,) = (callback.history for callback in trainer.callbacks if isinstance(callback, TrainingHistory))
+    return history
+
+
+def shown(metric: str, value: Any) -> str:
+    """A metric as it is printed: rates in percent, others with four digits."""
+    name = metric.rpartition("/")[2]
+    return f"{name.upper()} {100 * float(value):.1f} %" if name in ("cer", "wer") else f"{name} {float(value):.4g}"
+
+
+def best_so_far(trainer: Any, rows: Sequence[Mapping[str, float]]) -> str:
+    """Whether the last row is the best one, by the score that chooses the checkpoint, or else which one is."""
+    callback = trainer.checkpoint_callback
+    monitor, choose = (callback.monitor, max if callback.mode == "max" else min) if callback else ("val/cer", min)
+    best = choose(rows, key=lambda row: row[monitor])
+    return "best so far" if best is rows[-1] else f"best {shown(monitor, best[monitor])} at step {best['step']}"

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Checkpoint, RichProgressBar
+from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.plugins.environments import ClusterEnvironment, LightningEnvironment, SLURMEnvironment
 from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy
@@ -19,9 +19,8 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from kikitori.config.targets import instantiate
 from kikitori.runtime import distributed
-from kikitori.runtime.console import shows_bars
 from kikitori.runtime.errors import ConfigError, one_line
-from kikitori.training.callbacks import ValidateEvery
+from kikitori.training.callbacks import ProgressReport, ValidateEvery
 from kikitori.training.checkpoints import CheckpointFiles
 
 log = logging.getLogger(__name__)
@@ -37,19 +36,17 @@ def build_trainer(
 
     settings: its arguments, as `resolve_trainer_settings` returns them. Raises ConfigError if Lightning refuses them.
     """
-    if shows_bars():
-        callbacks = [*callbacks, RichProgressBar()]
     # The module clips gradients: Lightning does so only if it runs the backward pass itself.
     settings = {key: value for key, value in settings.items() if key != "gradient_clip_val"}
     make = instantiate(settings, _partial_=True, _convert_="all")
     environment = _environment()
     try:
         trainer: pl.Trainer = make(
-            callbacks=callbacks,
+            callbacks=[*callbacks, ProgressReport()],
             logger=loggers,
             plugins=[CheckpointFiles(), *([environment] if environment else [])],
             default_root_dir=str(folder),
-            enable_progress_bar=shows_bars(),
+            enable_progress_bar=False,  # `ProgressReport` has ours
             enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),
             enable_model_summary=False,
             num_sanity_val_steps=0,
