@@ -104,7 +104,8 @@ def test_markdown_can_be_pasted(compare, tmp_path: Path) -> None:
     assert table[0].startswith("| model.name | val CER % | seeds |")
     assert table[1].startswith("| --- | ---: |")
     assert table[2].startswith("| x\\|y | 8.1 [")
-    assert len(table) == 4
+    assert table[4].startswith("| micro before training | 100.0 [")
+    assert len(table) == 5
 
 
 def test_json_holds_full_numbers_and_failures(compare, tmp_path: Path) -> None:
@@ -117,19 +118,21 @@ def test_json_holds_full_numbers_and_failures(compare, tmp_path: Path) -> None:
     assert found["not_completed"][0]["reason"] == "oh"
 
 
-def test_csv_has_one_line_per_configuration_and_per_failure(compare, tmp_path: Path) -> None:
+def test_csv_has_one_line_per_run(compare, tmp_path: Path) -> None:
     write_run(tmp_path / "a", config={"seed": 0})
     write_run(tmp_path / "b", config={"seed": 1})
     write_run(tmp_path / "c", 3, config={"optim": {"lr": 0.1}})
     write_run(tmp_path / "d", status="failed", error="oh, no")
     rows = list(csv.DictReader(io.StringIO(compare(tmp_path, "--format", "csv"))))
-    assert [(row["runs"], row["status"], row["optim.lr"]) for row in rows] == [
-        ("a b", "completed", "0.001"),
-        ("c", "completed", "0.1"),
-        ("d", "failed", ""),
+    assert [(row["run"], row["rank"], row["seed"], row["status"], row["optim.lr"]) for row in rows] == [
+        ("a", "1", "0", "completed", "0.001"),
+        ("b", "1", "1", "completed", "0.001"),
+        ("c", "2", "0", "completed", "0.1"),
+        ("d", "", "", "failed", ""),
     ]
     assert float(rows[0]["validation_cer"]) == 3 / 37
-    assert rows[2]["reason"] == "oh, no"
+    assert float(rows[0]["validation_cer_before"]) == 1
+    assert rows[3]["reason"] == "oh, no"
 
 
 def test_the_command_starts_without_torch_and_ends_without_a_traceback(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from kikitori.compare.leaderboard import (
     UNRANKED,
     WORSE,
     Leaderboard,
+    build_leaderboards,
     leaderboards_of,
     pareto,
     rank,
@@ -101,6 +102,8 @@ def test_runs_with_other_clips_or_another_scoring_are_in_separate_tables(tmp_pat
     write_run(tmp_path / "b", config=lr(0.2))
     write_run(tmp_path / "c", digest="other")
     write_run(tmp_path / "d", scoring={"normaliser": "another", "segmenter": "sudachipy mode C"})
+    # Without its transcripts it cannot be scored again.
+    (tmp_path / "d/predictions/test_before.jsonl").unlink()
     found = tables(tmp_path)
     assert [[run.name for run in table.runs] for table in found] == [["a", "b"], ["c"], ["d"]]
     assert found[1].rows[0].verdict == BEST
@@ -164,3 +167,28 @@ def test_the_pareto_front_holds_the_points_that_no_other_dominates(points: list[
     front = {points[i] for i in pareto(points)}
     beaten = {p for p in points if any(q != p and q[0] <= p[0] and q[1] <= p[1] for q in points)}
     assert front == set(points) - beaten
+
+
+def test_the_model_before_training_is_a_row_of_its_own(tmp_path: Path) -> None:
+    """Each run scored the same pretrained model, which is one row, without costs, and paired with the best."""
+    for name, errors, seed in (("a", 1, 0), ("b", 1, 1), ("c", 2, 0)):
+        config = {"seed": seed, "model": {"name": "openai/whisper-base"}, "optim": {"lr": errors}}
+        write_run(tmp_path / name, errors, config, [f"optim.lr={errors}"], model={"name": "base", "parameters": 9})
+    (table,), _ = build_leaderboards([str(tmp_path)])
+    assert [(row.label, len(row.runs), row.is_base) for row in table.rows] == [
+        ("lr=1", 2, False),
+        ("lr=2", 1, False),
+        ("base before training", 1, True),
+    ]
+    base = table.rows[-1]
+    assert base.estimate["validation"].value == 1
+    assert base.verdict == WORSE
+    assert (base.hours, base.cost("fit_s"), base.seeds) == (None, None, [])
+    assert table.keys == ["optim.lr"]
+    assert [run.name for run in table.runs] == ["a", "b", "c"]
+
+
+def test_random_weights_are_no_base_model(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", config={"model": {"d_model": 64}})
+    (table,), _ = build_leaderboards([str(tmp_path)])
+    assert [row.is_base for row in table.rows] == [False]

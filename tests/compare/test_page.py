@@ -264,6 +264,12 @@ def test_each_run_shows_its_clips_with_their_differences(opened: Any) -> None:
     assert opened.execute_script("return document.querySelectorAll('.clip-table .substitute u').length") > 0
     assert opened.execute_script("return document.querySelectorAll('.errors tbody tr').length") > 3
     assert "owned" not in opened.title
+    search = opened.find_element("css selector", ".find-clips")
+    search.send_keys("紅茶")
+    shown = [row.text for row in table.find_elements("css selector", "tbody tr") if row.is_displayed()]
+    assert shown
+    assert all("紅茶" in text for text in shown)
+    search.clear()
 
 
 @pytest.mark.browser

@@ -9,13 +9,15 @@ from run_folders import write_grid, write_run
 from kikitori.compare.label_placement import LABEL_OFFSET, LABEL_POSITIONS, place_labels
 from kikitori.compare.leaderboard import leaderboards_of
 from kikitori.compare.plots import Figure, figures
+from kikitori.compare.search_plots import search_figures
 from kikitori.runs.reader import find_runs
 
 
 def plots(folder: Path) -> dict[str, Figure]:
     runs = find_runs([str(folder)])
     (table,) = leaderboards_of([run for run in runs if run.status == "completed"])
-    return {figure.title: figure for figure in figures(table, [run for run in runs if run.status != "completed"])}
+    unfinished = [run for run in runs if run.status != "completed"]
+    return {figure.title: figure for figure in (*figures(table, unfinished), *search_figures(table))}
 
 
 def test_a_heat_map_has_a_cell_for_each_pair_of_values_in_order(tmp_path: Path) -> None:
@@ -31,6 +33,47 @@ def test_a_search_is_drawn_as_points(tmp_path: Path) -> None:
     (trace,) = plots(tmp_path)["Two axes"].variants["optim.lr × optim.warmup_steps"]["data"]
     assert trace["mode"] == "markers"
     assert len(trace["marker"]["color"]) == 13
+
+
+def test_a_search_has_a_history_with_the_best_so_far(tmp_path: Path) -> None:
+    (tmp_path / "study.journal").touch()
+    for n, errors in enumerate((2, 3, 1)):
+        write_run(tmp_path / f"{n}-x", errors, {"optim": {"lr": 10.0**-n}}, started=f"2026-11-25T10:0{n}:00")
+    trials, best = plots(tmp_path)["Search history"].variants["history"]["data"]
+    second, last = 100 * 6 / 37, 100 * 3 / 37
+    assert trials["y"] == pytest.approx([second, 100 * 9 / 37, last])
+    assert best["y"] == pytest.approx([second, second, last])
+
+
+def test_a_grid_has_no_history(tmp_path: Path) -> None:
+    write_grid(tmp_path)
+    assert not plots(tmp_path)["Search history"].variants
+
+
+def test_each_key_has_a_plot_with_a_fitting_axis(tmp_path: Path) -> None:
+    for n, window in enumerate(("full", "bucketed", "full")):
+        config = {"optim": {"lr": 10.0**-n}, "data": {"window": window}, "model": {"name": "base"}}
+        write_run(tmp_path / f"{n}-x", n, config, model={"name": "base", "parameters": 1})
+    variants = plots(tmp_path)["Each key"].variants
+    assert set(variants) == {"optim.lr", "data.window"}
+    assert variants["optim.lr"]["layout"]["xaxis"]["type"] == "log"
+    assert variants["data.window"]["layout"]["xaxis"]["categoryarray"] == ["bucketed", "full"]
+    # The model before training has no value of a key.
+    assert len(variants["optim.lr"]["data"][0]["x"]) == 3
+
+
+def test_all_keys_are_next_to_each_other(tmp_path: Path) -> None:
+    for n in range(4):
+        write_run(tmp_path / f"{n}-x", n, {"optim": {"lr": 10.0**-n, "warmup_steps": n, "schedule": "ab"[n % 2]}})
+    figure = plots(tmp_path)["All keys"].variants["parallel"]
+    *lines, ticks = figure["data"]
+    axes = figure["layout"]["xaxis"]["ticktext"]
+    assert axes[-1] == "CER"
+    # From the worst to the best; the learning rate is on a logarithmic axis.
+    lr, cer = ([line["y"][axes.index(name)] for line in lines] for name in ("lr", "CER"))
+    assert cer == sorted(cer, reverse=True)
+    assert lr == pytest.approx([0, 1 / 3, 2 / 3, 1])
+    assert {"a", "b", "0.001", "1"} <= set(ticks["text"])
 
 
 def test_curves_start_at_the_score_before_and_show_pruned_runs(tmp_path: Path) -> None:

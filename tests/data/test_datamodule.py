@@ -1,4 +1,5 @@
 import json
+import re
 import subprocess
 import sys
 import time
@@ -12,6 +13,7 @@ from recordings import common_voice_row, encoded, tone, write_clip, write_common
 
 from kikitori.data.collate import check_label_contract
 from kikitori.data.datamodule import Demo, Manifest, SpeechDataModule
+from kikitori.model.processor import Processor
 from kikitori.model.whisper import Whisper
 from kikitori.model.window import Window
 from kikitori.runtime.errors import DataError
@@ -30,6 +32,7 @@ BAD: list[tuple[str, dict[str, str], bytes]] = [
     ("too long", {}, encoded(tone(1.2), "mp3")),
     ("empty", {}, encoded(tone(0))),
     ("empty transcript", {"sentence": "  "}, AUDIO),
+    ("control token", {"sentence": "<|ja|>はい"}, encoded(tone(hertz=4000), "mp3")),
     ("too many tokens", {"sentence": "x" * 60}, AUDIO),
     ("duplicate", {}, encoded(tone(hertz=200), "mp3")),
     ("outside the corpus", {"path": "../dev.tsv"}, b""),
@@ -119,6 +122,27 @@ def test_batches_are_complete_and_keep_the_label_contract(tmp_path: Path, micro:
         assert batch["labels"].shape[0] == len(batch["clips"]) == len(batch["texts"])
         check_label_contract(batch, micro.processor)
     assert [b["clips"] for b in data.val_dataloader()] == [[f"clip_{i}.mp3" for i in (10, 11, 12)], ["clip_13.mp3"]]
+
+
+@pytest.mark.parametrize("token", ["<|endoftext|>", "<|ja|>", "<|startoftranscript|>", "<|nospeech|>"])
+def test_the_labels_of_every_batch_are_checked(
+    tmp_path: Path, micro: Whisper, monkeypatch: pytest.MonkeyPatch, token: str
+) -> None:
+    """Whatever makes them wrong, and also in the last batch."""
+    folder = write_common_voice(tmp_path / "ja", {"train": 4, "dev": 3, "test": 1})
+    data = common_voice(folder, micro, eval_batch_size=1)
+    batches = list(data.score_dataloader("validation"))
+    last, number = batches[-1]["clips"][0], micro.processor.tokenizer.convert_tokens_to_ids(token)
+    text = next(clip.text for clip in data.clips["validation"] if clip.name == last)
+    encode = Processor.encode
+
+    def faulty(processor: Processor, given: str) -> list[int]:
+        tokens = encode(processor, given)
+        return [*tokens[:5], number, *tokens[5:]] if given == text else tokens
+
+    monkeypatch.setattr(Processor, "encode", faulty)
+    with pytest.raises(DataError, match=rf"{last}: the labels hold the control token {re.escape(token)} in the text"):
+        list(data.score_dataloader("validation"))
 
 
 def test_a_sample_to_score_is_seeded_and_in_order(tmp_path: Path, micro: Whisper) -> None:

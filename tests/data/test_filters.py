@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from kikitori.audio.waveform import SAMPLE_RATE
 from kikitori.corpora.types import Clip, Decoded, Reason, Reject, Split
-from kikitori.data.filters import FilterRules, check_rate, check_split_leakage, select, take_subset
+from kikitori.data.filters import FilterRules, check_rate, check_split_leakage, doubtful_texts, select, take_subset
 from kikitori.model.loading import build_whisper
 from kikitori.model.processor import Processor
 from kikitori.runtime.errors import DataError
@@ -57,6 +57,7 @@ def chosen(rows: list[Row], processor: Processor | None, rules: FilterRules = RU
         ("too short", row("bad", samples=4_799), "0.30 s, under 0.3 s"),
         ("too long", row("bad", samples=48_001), "3.00 s, over 3.0 s"),
         ("empty transcript", row("bad", text=""), ""),
+        ("control token", row("bad", text="は<|0.00|>い"), "<|0.00|> is no text; remove it from the transcript"),
         ("too many tokens", row("bad", text="x" * 500), "505, over 448"),
         ("duplicate", row("bad", digest="first"), "same audio as first"),
     ],
@@ -95,6 +96,21 @@ def test_long_clips_are_scored_though_not_trained_on(processor: Processor, split
 
 def test_without_a_processor_window_and_tokens_are_not_checked() -> None:
     assert chosen([row("long", samples=10 * SAMPLE_RATE, text="x" * 999)], None) == (["long"], [])
+
+
+@pytest.mark.parametrize("split", ["train", "validation", "test"])
+def test_control_tokens_are_found_in_every_split_and_without_a_model(processor: Processor, split: Split) -> None:
+    rows = [row("a", split, "カレー<|endoftext|>を食べます"), row("b", split, "<|ja|>"), row("c", split, "a <| b |> c")]
+    for with_model in (processor, None):
+        kept, rejects = chosen(rows, with_model)
+        assert kept == ["c"]
+        assert {reject.reason for reject in rejects} == {"control token"}
+
+
+def test_doubtful_texts_are_named_by_what_they_hold() -> None:
+    texts = ["&quot;はい&quot;と<br>言った", "R&D < 3 > 2; A&B", "か\ufffd", "&#39;", "</b>", "x<y", "AT&T;", "普通"]
+    found = doubtful_texts(row(f"{i}", text=text)[0] for i, text in enumerate(texts))
+    assert found == {"HTML (such as &quot; or <br>)": ["0", "3", "4"], "U+FFFD in place of a character": ["2"]}
 
 
 def test_of_duplicates_the_first_usable_one_is_kept(processor: Processor) -> None:

@@ -199,7 +199,7 @@ def test_a_micro_batch_size_splits_a_step_and_not_its_gradient(
 ) -> None:
     computed: list[int] = []
 
-    def counted(model: Any, states: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def counted(model: Any, states: torch.Tensor, labels: torch.Tensor, num_tokens: int) -> torch.Tensor:
         computed.append(len(labels))
         return clip_losses(model, states, labels)
 

@@ -1,5 +1,4 @@
 import json
-import time
 from inspect import signature
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import GenerationConfig, WhisperConfig, WhisperForConditionalGeneration, WhisperProcessor
 from transformers.models.whisper.tokenization_whisper import LANGUAGES
 
-from kikitori.model.loading import build_whisper, hub_is_reachable, load_whisper, model_folder, rebuild_whisper
+from kikitori.model.loading import build_whisper, load_whisper, rebuild_whisper
 from kikitori.model.processor import byte_tokenizer
 from kikitori.model.whisper import Whisper, encode
 from kikitori.model.window import FULL, Window
@@ -109,14 +108,13 @@ def test_fields_of_whisper_config_reach_the_model() -> None:
     assert (config.dropout, config.apply_spec_augment) == (0.1, True)
 
 
-@pytest.mark.parametrize("name", ["/nonesuch/model", "nonesuch/whisper"])
-def test_a_model_that_cannot_be_loaded_is_named_with_the_remedy(name: str) -> None:
-    with pytest.raises(ModelError, match=rf"model\.name={name} cannot be loaded(.|\n)*HF_TOKEN"):
-        load_whisper(name, "ja", "transcribe")
+def test_a_model_that_cannot_be_loaded_is_named_with_the_remedy() -> None:
+    with pytest.raises(ModelError, match=r"model\.name=nonesuch/whisper cannot be loaded(.|\n)*HF_TOKEN"):
+        load_whisper("nonesuch/whisper", "ja", "transcribe")
 
 
 def test_an_unsupported_language_is_named() -> None:
-    with pytest.raises(ModelError, match="does not support the language 'xx'"):
+    with pytest.raises(ModelError, match=r"model\.language=xx: micro does not have this language"):
         build_whisper(**MICRO, language="xx", task="transcribe")
 
 
@@ -139,13 +137,6 @@ def test_a_truncated_weights_file_is_refused(micro: Whisper, tmp_path: Path) -> 
     file.write_bytes(file.read_bytes()[:1000])
     with pytest.raises(ModelError, match="cannot be loaded"):
         load_whisper(str(tmp_path), "ja", "transcribe")
-
-
-def test_an_english_only_model_is_refused(micro: Whisper, tmp_path: Path) -> None:
-    micro.model.generation_config.is_multilingual = False
-    micro.save(tmp_path)
-    with pytest.raises(ModelError, match="is English-only"):
-        load_whisper(str(tmp_path), "en", "transcribe")
 
 
 @pytest.mark.parametrize("training", [False, True])
@@ -212,36 +203,6 @@ def test_the_defaults_are_those_of_the_micro_model() -> None:
     assert {key: value for key, value in conf.items() if key != "_target_"} == {
         key: defaults[key] for key in conf if key != "_target_"
     }
-
-
-def test_a_folder_that_holds_no_model_is_named_as_such(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=r"cannot be loaded: the folder has no config\.json"):
-        load_whisper(str(tmp_path))
-
-
-def test_a_model_is_found_in_the_folder_of_its_run_and_in_its_own(micro: Whisper, tmp_path: Path) -> None:
-    micro.save(tmp_path / "run/model")
-    for folder in (tmp_path / "run", tmp_path / "run/model"):
-        assert model_folder(folder, "checkpoint=a") == tmp_path / "run/model"
-    with pytest.raises(ModelError, match=r"checkpoint=a holds no model: .* kikitori train resume="):
-        model_folder(tmp_path, "checkpoint=a")
-
-
-def test_without_network_only_downloaded_files_are_tried(monkeypatch: pytest.MonkeyPatch) -> None:
-    # A port where nothing listens. The client's own retries would take minutes.
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
-    assert not hub_is_reachable()
-    start = time.monotonic()
-    with pytest.raises(ModelError, match=r"model\.name=openai/whisper-tinyy cannot be loaded: "):
-        load_whisper("openai/whisper-tinyy")
-    assert time.monotonic() - start < 20
-
-
-def test_offline_mode_asks_for_no_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(huggingface_hub, "get_session", lambda: pytest.fail("a request was made"))
-    assert huggingface_hub.constants.is_offline_mode()
-    assert hub_is_reachable()
 
 
 def test_a_stock_model_pads_every_clip_to_its_full_window(micro: Whisper) -> None:

@@ -1,16 +1,19 @@
 from pathlib import Path
 from typing import Any
 
+import pytest
 import pytorch_lightning as pl
 from data_modules import common_voice
 from recordings import encoded, tone, write_common_voice
 
+from kikitori.metrics.error_rates import score_clips, summarise
+from kikitori.model.loading import build_whisper
 from kikitori.model.whisper import Whisper
 from kikitori.model.window import Window
-from kikitori.pipelines.scoring import Scorer
+from kikitori.pipelines.scoring import Scorer, read_scores
 from kikitori.pipelines.session import Session
 from kikitori.runs.results import FULL_WINDOW, predictions_file
-from kikitori.runtime.files import read_lines
+from kikitori.runtime.files import read_lines, write_lines
 from kikitori.runtime.signals import Stop
 from kikitori.training.lightning_module import WhisperModule
 
@@ -43,6 +46,48 @@ def test_predictions_keep_the_order_of_the_split(micro: Whisper, tmp_path: Path)
         "validation": 6,
         "test": 3,
     }
+
+
+@pytest.mark.parametrize("language", ["ja", "zh-CN", "de"])
+@pytest.mark.parametrize("task", ["transcribe", "translate"])
+def test_validation_and_final_scores_follow_the_models_language_and_task(
+    language: str, task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """data.language, here ja, only finds the corpus."""
+    whisper = build_whisper(32, 1, 1, 2, window_s=1, language=language, task=task, max_label_tokens=64)
+    monkeypatch.setattr(
+        "kikitori.training.lightning_module.generate_text",
+        lambda whisper, states, seconds: ["一 つの、文"] * len(states),
+    )
+    trainer, module, data = scored(tmp_path, whisper)
+    run = session(tmp_path)
+    Scorer(run, trainer, module, data).score("after", ["validation"])
+    final = run.results["scores"]["after"]["validation"]
+    (validation,) = trainer.validate(module, datamodule=data, verbose=False)
+    rule = "en" if task == "translate" else language
+    references = [clip.text for clip in data.clips["validation"]]
+    expected = summarise(score_clips(references, ["一 つの、文"] * len(references), rule))
+    assert final == expected
+    assert (validation["val/cer"], validation["val/wer"]) == pytest.approx((expected["cer"], expected["wer"]))
+
+
+def test_scores_before_an_interruption_are_by_todays_rules(tmp_path: Path) -> None:
+    path = predictions_file(tmp_path, "test", "before")
+    old = {
+        "clip": "a",
+        "reference": "葛\U000e0100の家",
+        "hypothesis": "葛の家",
+        "cer_edits": 1,
+        "cer_length": 4,
+        "cut": True,
+    }
+    write_lines(path, [old])
+    run = session(tmp_path)
+    scores = read_scores(run, ["test"], "before", "ja")
+    assert scores["test"][0].cer_edits == 0
+    assert run.results["scores"]["before"]["test"]["cer"] == 0
+    (row,) = read_lines(path)
+    assert (row["cer_edits"], row["cer_length"], row["wer_edits"], row["cut"]) == (0, 3, 0, True)
 
 
 def test_a_model_with_short_windows_is_also_scored_in_the_full_window(

@@ -151,3 +151,10 @@ def test_an_optimizer_of_an_earlier_version_is_the_same_recipe() -> None:
     new = {"optim": {"_target_": "kikitori.adamw", "lr": 1e-5}}
     assert changes(old, new) == {}
     assert changes(old, {"optim": {**new["optim"], "lr": 1e-4}}) == {"optim.lr": "was 1e-05, is now 0.0001"}
+
+
+@pytest.mark.parametrize(("now", "changed"), [(None, False), ("ja", False), ("de", True)])
+def test_the_models_own_language_is_no_change_of_a_recorded_one(now: str | None, changed: bool) -> None:
+    recorded = {"model": {"language": "ja", "task": "transcribe"}}
+    found = changes(recorded, {"model": {"language": now, "task": None}})
+    assert list(found) == (["model.language"] if changed else [])

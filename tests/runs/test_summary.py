@@ -143,3 +143,23 @@ def test_a_table_in_a_pipe_is_not_folded(capsys: pytest.CaptureFixture[str]) -> 
     (row,) = [line for line in capsys.readouterr().out.splitlines() if NAMES[1] in line]
     assert "1.5 [1.1, 1.9]" in row
     assert "worse by 1.0" in row
+
+
+def test_the_lenient_rate_of_japanese_is_a_line_before_and_after() -> None:
+    made = results(0.1)
+    assert "CER of readings" not in markdown(made)
+    for stage, rate in (("before", 0.123), ("after", 0.0456)):
+        for split in ("validation", "test"):
+            made["scores"][stage][split]["cer_reading"] = rate
+    line = "CER of readings, in which kana, kanji and digits of the same words are equal: "
+    assert f"- {line}validation 12.3 → 4.6 %, test 12.3 → 4.6 %\n" in markdown(made)
+    evaluated = evaluation()
+    evaluated["scores"]["evaluated"]["test"]["cer_reading"] = 0.5
+    assert f"- {line}test 50.0 %\n" in markdown(evaluated)
+
+
+def test_notes_on_language_and_task_are_shown() -> None:
+    model = results()["model"] | {"task": "translate", "notes": ["model.language=ja is used, as set"]}
+    text = markdown(results(model=model))
+    assert "- model.language=ja is used, as set\n" in text
+    assert "- A translation is scored by its wording" in text

@@ -268,7 +268,7 @@ def test_a_step_that_does_not_fit_is_repeated_in_halves_with_the_same_result(
     trainer(tmp_path, max_steps=2).fit(undisturbed, training(micro, 4, 2))
     seen = []
 
-    def too_much(model: Any, states: Any, labels: Any) -> torch.Tensor:
+    def too_much(model: Any, states: Any, labels: Any, num_tokens: int) -> torch.Tensor:
         seen.append(len(labels))
         if len(labels) > 4 // 2**times:
             # After a backward pass, whose gradients must not count twice.

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from kikitori.runtime.console import progress_bar
-from kikitori.runtime.errors import KikitoriError, ModelError
+from kikitori.runtime.errors import KikitoriError
 
 AUDIO_SUFFIXES = {".mp3", ".wav", ".flac", ".ogg", ".opus", ".oga"}
 
@@ -35,8 +35,8 @@ def main() -> None:
             else:
                 print(f"{path}\t{text}" if len(files) > 1 else text, flush=True)
     except KikitoriError as error:
-        # The model is an option here, not a key.
-        sys.exit(str(error).replace("model.name=", "--model "))
+        # The model and its language are options here, not keys.
+        sys.exit(str(error).replace("model.name=", "--model ").replace("model.language", "--language"))
     if failed:
         sys.exit(f"{failed} of {len(files)} files could not be read")
 
@@ -63,14 +63,11 @@ def transcribe_files(files: list[Path], model: str, language: str | None) -> Ite
     from kikitori.audio.decoder_process import AudioError
     from kikitori.audio.waveform import SAMPLE_RATE, waveform
     from kikitori.inference.transcribe import transcribe
-    from kikitori.model.loading import load_whisper, model_folder
+    from kikitori.model.loading import load_whisper
 
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    path = Path(model).expanduser()
-    if path.is_file():
-        raise ModelError(f"--model {model} is a file; give the folder of the run, or a folder with a model")
-    whisper = load_whisper(str(model_folder(path, f"--model {model}")) if path.is_dir() else model, language)
+    whisper = load_whisper(model, language)
     whisper.model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
     with Decoders(1) as decoders, progress_bar() as progress:
         task = progress.add_task("transcribing", total=len(files), visible=len(files) > 1)

@@ -3,11 +3,11 @@
 import csv
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from kikitori.compare.leaderboard import ALIKE, BEST, WORSE, Estimate, Leaderboard, Row, format_value
+from kikitori.compare.leaderboard import ALIKE, BEST, WORSE, Estimate, Leaderboard, Row, device_hours, format_value
 from kikitori.runs.reader import Run
 from kikitori.runs.summary import Grid, duration, fit, percent, terminal
 
@@ -47,7 +47,8 @@ def number(value: float | None, digits: int = 1) -> str:
 def identity(table: Leaderboard, row: Row) -> dict[str, str]:
     """The columns that name the configuration of a row: the keys that vary, or the first run."""
     if 0 < len(table.keys) <= MAX_KEYS:
-        return {key: format_value(row.choices.get(key)) for key in table.keys}
+        cells = {key: format_value(row.choices.get(key)) for key in table.keys}
+        return cells | ({table.keys[0]: row.label} if row.is_base else {})
     return {"run": row.runs[0].name + (f" and {len(row.runs) - 1} more" if len(row.runs) > 1 else "")}
 
 
@@ -55,7 +56,7 @@ def scores(row: Row) -> dict[str, str]:
     """The columns of rates and verdicts."""
     return {
         "val CER %": bracketed(row.estimate.get("validation")),
-        "seeds": str(len(row.runs)),
+        "seeds": "–" if row.is_base else str(len(set(map(str, row.seeds)))),
         "spread": spread(row),
         "against the best": verdict(row),
         "test CER %": bracketed(row.estimate.get("test")),
@@ -81,7 +82,7 @@ def failure(run: Run) -> str:
 
 def notes(table: Leaderboard) -> list[str]:
     """How to read a table, and what it does not show."""
-    most = max((len(row.runs) for row in table.rows), default=0)
+    most = max((len(set(map(str, row.seeds))) for row in table.rows), default=0)
     lines = [
         "Ranked by validation CER of each run's best checkpoint. That checkpoint was chosen on validation too, so "
         "these rates are optimistic, most of all for the top rows. The test split was not used for any choice.",
@@ -92,6 +93,10 @@ def notes(table: Leaderboard) -> list[str]:
         if most > 1
         else "One seed each, so the variation between seeds is unknown; add seed=0,1,2 to the sweep.",
     ]
+    if any(row.is_base for row in table.rows):
+        lines.append("Before training: the pretrained model, as a run scored it before its first step.")
+    if any(rate == 1.0 for row in table.rows for rate in row.each["validation"]):
+        lines.append("A CER of exactly 100.0 % means that a model writes nothing yet.")
     commits = {str((run.results.get("git") or {}).get("commit")) for run in table.runs}
     if len(commits) > 1:
         lines.append(f"The runs come from {len(commits)} different commits of kikitori.")
@@ -154,6 +159,7 @@ def figures_of(row: Row) -> dict[str, Any]:
     record = {
         "runs": [run.name for run in row.runs],
         "seeds": row.seeds,
+        "is_base": row.is_base,
         "choices": row.choices,
         "verdict": row.verdict,
         "difference": row.difference and asdict(row.difference),
@@ -162,7 +168,7 @@ def figures_of(row: Row) -> dict[str, Any]:
         estimate = row.estimate.get(split)
         record[split] = {"cer": row.each[split], **({"mean": asdict(estimate)} if estimate else {})}
     cost = {key: row.cost(key) for key in ("prepare_s", "fit_s", "evaluate_s", "train_clips_per_s", "peak_memory_gb")}
-    return {**record, "val_wer": row.wer, "device_hours": row.hours, "parameters": row.parameters, "cost": cost}
+    return {**record, "validation_wer": row.wer, "device_hours": row.hours, "parameters": row.parameters, "cost": cost}
 
 
 def as_json(tables: Sequence[Leaderboard], failures: Sequence[Run]) -> str:
@@ -173,13 +179,13 @@ def as_json(tables: Sequence[Leaderboard], failures: Sequence[Run]) -> str:
 
 
 def as_csv(tables: Sequence[Leaderboard], failures: Sequence[Run]) -> str:
-    """One line per configuration, and one for each run that is not completed."""
+    """One line per run, for spreadsheets and pandas, with the rank and the verdict of its configuration."""
     lines: list[dict[str, Any]] = []
     for table in tables:
-        for row in table.rows:
-            lines.append({"data": table.name, "scoring": table.scoring, "status": "completed", **_line(row)})
-    for run in failures:
-        lines.append({"status": run.status, "reason": run.reason, "runs": run.name})
+        for rank, row in enumerate(table.rows, 1):
+            where = {"data": table.name, "scoring": table.scoring, "rank": rank, "verdict": row.verdict}
+            lines += [where | _line(run, row.choices) for run in row.runs]
+    lines += [{"run": run.name, "status": run.status, "reason": run.reason} for run in failures]
     columns = list(dict.fromkeys(key for line in lines for key in line))
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n")
@@ -188,22 +194,18 @@ def as_csv(tables: Sequence[Leaderboard], failures: Sequence[Run]) -> str:
     return text.getvalue()
 
 
-def _line(row: Row) -> dict[str, Any]:
-    """The figures of a row without nesting."""
-    full = figures_of(row)
-    line = {"runs": " ".join(full["runs"]), "seeds": " ".join(map(str, full["seeds"])), **full["choices"]}
-    for split in row.each:
-        estimate = row.estimate.get(split)
-        for name in ("value", "low", "high"):
-            line[f"{split}_cer" + f"_{name}" * (name != "value")] = getattr(estimate, name, None)
-        line |= {f"{split}_cer_{f.__name__}": f(row.each[split], default=None) for f in (min, max)}
-    line |= {
-        f"difference{'' if n == 'value' else '_' + n}": getattr(row.difference, n, None)
-        for n in ("value", "low", "high")
-    }
-    return {
-        **line,
-        "verdict": row.verdict,
-        **{k: full[k] for k in ("val_wer", "device_hours", "parameters")},
-        **full["cost"],
-    }
+def _line(run: Run, choices: Mapping[str, Any]) -> dict[str, Any]:
+    """A run's settings, its rates as fractions with their intervals, and its costs."""
+    line = {"run": run.name, "status": run.status, "reason": "", "command": run.results.get("command")}
+    line |= {"seed": run.results.get("config", {}).get("seed"), **choices}
+    scores = run.results.get("scores", {})
+    for stage, suffix in ((run.stage, ""), *([("before", "_before")] if run.stage == "after" else [])):
+        for split, rates in scores.get(stage, {}).items():
+            for rate in ("cer", "wer"):
+                low, high = rates.get(f"{rate}_ci95") or (None, None)
+                name = f"{split}_{rate}{suffix}"
+                line |= {name: rates.get(rate), f"{name}_low": low, f"{name}_high": high}
+    cost = run.results.get("cost", {})
+    keys = ("prepare_s", "fit_s", "evaluate_s", "train_clips_per_s", "peak_memory_gb", "device")
+    line |= {"parameters": run.results.get("model", {}).get("parameters"), "device_hours": device_hours(run)}
+    return line | {key: cost.get(key) for key in keys}

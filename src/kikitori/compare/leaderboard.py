@@ -67,8 +67,13 @@ class Row:
         return ", ".join(chosen) if 0 < len(chosen) <= 5 else self.runs[0].name
 
     @property
+    def is_base(self) -> bool:
+        """Whether this is a pretrained model before training."""
+        return self.runs[0].is_base
+
+    @property
     def seeds(self) -> list[Any]:
-        return [run.results.get("config", {}).get("seed") for run in self.runs]
+        return [run.results.get("config", {}).get("seed") for run in self.runs if not run.is_base]
 
     def cost(self, key: str) -> float | None:
         """The mean over the runs of a cost in results.json."""
@@ -99,7 +104,8 @@ class Leaderboard:
 
     @property
     def runs(self) -> list[Run]:
-        return [run for row in self.rows for run in row.runs]
+        """The trained and evaluated runs, without the models that they began with."""
+        return [run for row in self.rows for run in row.runs if not run.is_base]
 
     @property
     def hours_name(self) -> str:
@@ -131,7 +137,7 @@ def rank(runs: Sequence[Run]) -> list[Row]:
     """Rows by mean validation CER, lowest first, each compared with the best; rows without such a score come last."""
     keys = varying_keys(runs)
     groups: dict[str, list[Run]] = {}
-    for run in runs:
+    for run in [*runs, *base_models(runs)]:
         groups.setdefault(run.identity, []).append(run)
     rows = [_row(group, keys) for group in groups.values()]
     rows.sort(key=lambda row: row.estimate["validation"].value if "validation" in row.estimate else np.inf)
@@ -140,6 +146,12 @@ def rank(runs: Sequence[Run]) -> list[Row]:
         for row in rows[1:]:
             _pair(row, rows[0])
     return rows
+
+
+def base_models(runs: Sequence[Run]) -> list[Run]:
+    """The pretrained models that the runs began with, each once although every run scored it."""
+    bases = [base for run in runs if (base := run.base())]
+    return list({(base.identity, repr(base.results["scores"]["before"])): base for base in bases}.values())
 
 
 def _row(runs: list[Run], keys: Sequence[str]) -> Row:

@@ -18,6 +18,7 @@ from plotly.offline import get_plotlyjs
 from kikitori.compare import clip_diffs, formats
 from kikitori.compare.leaderboard import ALIKE, BEST, Leaderboard, Row
 from kikitori.compare.plots import figures
+from kikitori.compare.search_plots import search_figures
 from kikitori.config.overrides import override
 from kikitori.runs.reader import Run
 from kikitori.runs.results import SWEEP
@@ -122,8 +123,8 @@ def _section(table: Leaderboard, unfinished: Sequence[Run]) -> dict[str, Any]:
         "columns": [(cell["column"], cell["label"]) for cell in rows[0]["cells"]],
         "rows": rows,
         "notes": notes,
-        "figures": [figure for figure in figures(table, unfinished) if figure.variants],
-        "runs": [_run(run, rank) for rank, row in enumerate(table.rows, 1) for run in row.runs],
+        "figures": [f for f in (*figures(table, unfinished), *search_figures(table)) if f.variants],
+        "runs": [_run(run, rank) for rank, row in enumerate(table.rows, 1) if not row.is_base for run in row.runs],
     }
 
 
@@ -154,14 +155,15 @@ def conclusion(table: Leaderboard) -> str:
 
 def _highest(table: Leaderboard) -> float:
     """The upper end of the highest validation interval; 0 where nothing was scored on validation."""
-    return max((row.estimate["validation"].high for row in table.rows if "validation" in row.estimate), default=0.0)
+    ranked = [row for row in table.rows if "validation" in row.estimate and not row.is_base]
+    return max((row.estimate["validation"].high for row in ranked), default=0.0)
 
 
 def _leaderboard_row(table: Leaderboard, rank: int, row: Row) -> dict[str, Any]:
     """The cells of a row, the words it is filtered by, its verdict, and the bar of its interval in percent."""
     validation, test = row.estimate.get("validation"), row.estimate.get("test")
     values = {
-        "seeds": len(row.runs),
+        "seeds": len(set(map(str, row.seeds))),
         "val CER %": validation and validation.value,
         "spread": max(row.each["validation"], default=0) - min(row.each["validation"], default=0),
         "against the best": row.difference.value if row.difference else 0.0 if row.verdict == BEST else None,
@@ -182,7 +184,7 @@ def _leaderboard_row(table: Leaderboard, rank: int, row: Row) -> dict[str, Any]:
     cells += [_cell(key, short(key, table.keys), text, values.get(key, text)) for key, text in shown.items()]
     words = [f"{key}={text}" for key, text in shown.items()] + [run.name for run in row.runs]
     top = _highest(table) or 1.0
-    bar = {n: 100 * getattr(validation, n) / top for n in ("low", "value", "high")} if validation else None
+    bar = {n: min(100.0, 100 * getattr(validation, n) / top) for n in ("low", "value", "high")} if validation else None
     return {"cells": cells, "words": " ".join(words), "verdict": row.verdict, "bar": bar}
 
 
@@ -213,7 +215,8 @@ def _failure(run: Run) -> dict[str, Any]:
     """A row of the list of runs that are not completed."""
     log = _here(run.log) if run.log else ""
     command = exact_command(run) if run.overrides else ""
-    return {"name": run.name, "status": run.status, "reason": run.reason, "log": log, "command": command}
+    reason = run.reason.replace(f"{Path.cwd()}/", "")
+    return {"name": run.name, "status": run.status, "reason": reason, "log": log, "command": command}
 
 
 def exact_command(run: Run) -> str:

@@ -4,12 +4,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html import escape
-from itertools import combinations
 from typing import Any
 
 from kikitori.compare.importance import importances
 from kikitori.compare.label_placement import place_labels
-from kikitori.compare.leaderboard import Leaderboard, Row, format_value, mean, pareto
+from kikitori.compare.leaderboard import Leaderboard, Row, format_value, pareto
 from kikitori.runs.reader import Run
 
 COLOURS = ("#3d85c6", "#e08a1e", "#2a9d6e", "#c2508f", "#8b6fd6", "#b5651d", "#17a2b8", "#d1495b")
@@ -17,8 +16,6 @@ FRONT = "#d1495b"
 GREY = "rgba(140,140,140,0.55)"
 # Curves are cut off here, in percent, unless one lies above it throughout: a start at 400 % would flatten the rest.
 MAX_RATE = 110
-MAX_VALUES = 12
-MAX_PAIRS = 6
 # A legend with more characters or entries than this would cover the plot; it shows ranks only.
 MAX_LEGEND = 110
 MAX_LEGEND_ENTRIES = 4
@@ -43,7 +40,6 @@ def figures(table: Leaderboard, unfinished: Sequence[Run]) -> list[Figure]:
     return [
         curves(ranked, unfinished),
         trade_off(ranked, table.hours_name),
-        axes(ranked, table.keys),
         seeds(ranked),
         bars(table),
     ]
@@ -76,7 +72,7 @@ def curves(rows: Sequence[Row], unfinished: Sequence[Run]) -> Figure:
         is_rate = key in ("val/cer", "val/wer")
         highest, top = _rate_range(traces)
         cut = max(cut, top if is_rate and highest > top else 0)
-        variants[key] = _figure(
+        variants[key] = figure(
             traces, "optimizer step", key + " %" * is_rate, yaxis={"range": [0, top]} if is_rate else {}
         )
     caption = f"Rates above {cut:.0f} % are cut off. " * bool(cut) + "Pruned and failed runs are grey. " * bool(ended)
@@ -105,15 +101,15 @@ def _shorten_legend(traces: Sequence[dict[str, Any]], num_ranked: int) -> None:
 def _curve(run: Run, key: str, tint: str, label: str) -> dict[str, Any]:
     rate = {"val/cer": "cer", "val/wer": "wer"}.get(key)
     scale = 100 if rate else 1
-    points = [(row["step"], scale * row[key]) for row in run.results.get("history", []) if key in row]
+    rates = [(row["step"], scale * row[key]) for row in run.results.get("history", []) if key in row]
     start = run.score("validation", rate, "before") if rate else None
     if start is not None:
-        points.insert(0, (0, scale * start))
-    x, y = zip(*points, strict=True) if points else ((), ())
+        rates.insert(0, (0, scale * start))
+    x, y = zip(*rates, strict=True) if rates else ((), ())
     seed = escape(str(run.results.get("config", {}).get("seed")))
     unit = " %" if rate else ""
     hover = f"{label}<br>seed {seed}, step %{{x}}: %{{y:.3g}}{unit}<extra></extra>"
-    line = _points(x, y, "lines+markers", name=label, legendgroup=label, hovertemplate=hover)
+    line = points(x, y, "lines+markers", name=label, legendgroup=label, hovertemplate=hover)
     return line | {"line": {"color": tint, "width": 2}, "marker": {"size": 5}}
 
 
@@ -132,21 +128,21 @@ def trade_off(rows: Sequence[Row], hours_name: str) -> Figure:
     return Figure("CER against cost", caption if variants else "No two rows with different costs.", variants)
 
 
-def _scatter(points: Sequence[tuple[float, int, Row]], axis: str) -> dict[str, Any]:
-    estimates = [row.estimate["validation"] for _, _, row in points]
-    x, y = [price for price, _, _ in points], [100 * e.value for e in estimates]
+def _scatter(known: Sequence[tuple[float, int, Row]], axis: str) -> dict[str, Any]:
+    estimates = [row.estimate["validation"] for _, _, row in known]
+    x, y = [price for price, _, _ in known], [100 * e.value for e in estimates]
     front = pareto(list(zip(x, y, strict=True)))
     is_log = min(x) > 0 and max(x) > 10 * min(x)
     # As Plotly counts: on a logarithmic axis a range is given in powers of ten.
     places = [math.log10(price) for price in x] if is_log else x
-    labels = place_labels(places, y, [*front, *range(len(points))])
-    markers = _points(
+    labels = place_labels(places, y, [*front, *range(len(known))])
+    markers = points(
         x,
         y,
         "markers+text",
-        text=[f"#{i + 1}" if k in labels else "" for k, (_, i, _) in enumerate(points)],
-        textposition=[labels.get(k, "top right") for k in range(len(points))],
-        marker={"size": 10, "color": [colour(i) for _, i, _ in points]},
+        text=[f"#{i + 1}" if k in labels else "" for k, (_, i, _) in enumerate(known)],
+        textposition=[labels.get(k, "top right") for k in range(len(known))],
+        marker={"size": 10, "color": [colour(i) for _, i, _ in known]},
         error_y={
             "type": "data",
             "symmetric": False,
@@ -155,80 +151,45 @@ def _scatter(points: Sequence[tuple[float, int, Row]], axis: str) -> dict[str, A
             "thickness": 1,
             "color": GREY,
         },
-        customdata=[name(i, row) for _, i, row in points],
+        customdata=[name(i, row) for _, i, row in known],
         hovertemplate=f"%{{customdata}}<br>%{{x:.3g}} {escape(axis)}, CER %{{y:.1f}} %<extra></extra>",
         showlegend=False,
     )
     ring = {"symbol": "circle-open", "size": 16, "line": {"width": 2}, "color": FRONT}
-    line = _points([x[i] for i in front], [y[i] for i in front], "lines+markers", name="Pareto front", marker=ring)
+    line = points([x[i] for i in front], [y[i] for i in front], "lines+markers", name="Pareto front", marker=ring)
     line |= {"line": {"dash": "dot", "width": 2, "color": FRONT}, "hoverinfo": "skip"}
     # Room for the labels of the outermost points.
     margin = 0.1 * (max(places) - min(places))
     horizontal = {"range": [min(places) - margin, max(places) + margin]} | ({"type": "log"} if is_log else {})
     vertical = {"range": [0, 112 * max(e.high for e in estimates) or 1]}
-    return _figure([markers, line], axis, CER, xaxis=horizontal, yaxis=vertical)
+    return figure([markers, line], axis, CER, xaxis=horizontal, yaxis=vertical)
 
 
 def _millions(row: Row) -> float | None:
     return row.parameters / 1e6 if row.parameters else None
 
 
-def axes(rows: Sequence[Row], keys: Sequence[str]) -> Figure:
-    """Two swept keys against each other: a heat map of a grid, coloured points of a search."""
-    variants: dict[str, dict[str, Any]] = {}
-    for a, b in combinations(keys, 2):
-        # A key may not apply to all rows: an evaluated checkpoint has no learning rate.
-        both = [row for row in rows if a in row.choices and b in row.choices]
-        if min(len({repr(row.choices[key]) for row in both}) for key in (a, b)) > 1 and len(variants) < MAX_PAIRS:
-            variants[f"{a} × {b}"] = _pair(both, a, b)
-    caption = "Mean validation CER % of the rows with both values, over all values of the other keys; darker is better."
-    return Figure("Two axes", caption if variants else "Fewer than two keys were swept.", variants)
-
-
-def _pair(rows: Sequence[Row], first: str, second: str) -> dict[str, Any]:
-    cells: dict[tuple[str, str], list[float]] = {}
-    for row in rows:
-        cell = (format_value(row.choices[first]), format_value(row.choices[second]))
-        cells.setdefault(cell, []).append(100 * row.estimate["validation"].value)
-    x, y = (_ordered(rows, key) for key in (first, second))
-    scale: dict[str, Any] = {"colorscale": "Viridis", "colorbar": {"title": {"text": "CER %"}, "thickness": 10}}
-    # Values that a search draws hardly ever share a cell.
-    is_sparse = 2 * len(cells) <= len(x) * len(y) and all(
-        _number(row.choices[k]) for row in rows for k in (first, second)
-    )
-    if len(x) > MAX_VALUES or len(y) > MAX_VALUES or is_sparse:
-        found = [(row.choices[first], row.choices[second], 100 * row.estimate["validation"].value) for row in rows]
-        a, b, z = (list(column) for column in zip(*found, strict=True))
-        hover = "%{x}, %{y}: %{marker.color:.1f} %<extra></extra>"
-        points = _points(a, b, "markers", marker={"size": 11, "color": z, **scale}, hovertemplate=hover)
-        logs = [{"type": "log"} if _spans_decades(values) else {} for values in (a, b)]
-        return _figure([points], escape(first), escape(second), xaxis=logs[0], yaxis=logs[1])
-    z = [[mean(cells.get((a, b), [])) for a in x] for b in y]
-    labels = [[escape(value) for value in values] for values in (x, y)]
-    trace: dict[str, Any] = {"type": "heatmap", "x": labels[0], "y": labels[1], "z": z, "xgap": 2, "ygap": 2, **scale}
-    trace |= {"texttemplate": "%{z:.1f}", "hovertemplate": "%{x}, %{y}: %{z:.1f} %<extra></extra>"}
-    return _figure([trace], escape(first), escape(second), xaxis={"type": "category"}, yaxis={"type": "category"})
-
-
-def _ordered(rows: Sequence[Row], key: str) -> list[str]:
+def ordered(rows: Sequence[Row], key: str) -> list[str]:
     """The values of a key as they are shown: numbers in order, then words."""
     values = {format_value(row.choices[key]): row.choices[key] for row in rows}
-    return sorted(values, key=lambda s: (not _number(values[s]), values[s] if _number(values[s]) else 0, s))
+    return sorted(values, key=lambda s: (not is_number(values[s]), values[s] if is_number(values[s]) else 0, s))
 
 
-def _number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
+    """Whether a value can be placed on an axis; true and false cannot."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _spans_decades(values: Sequence[Any]) -> bool:
-    return all(_number(v) and v > 0 for v in values) and max(values) > 20 * min(values)
+def spans_decades(values: Sequence[Any]) -> bool:
+    """Whether values need a logarithmic axis."""
+    return all(is_number(v) and v > 0 for v in values) and max(values) > 20 * min(values)
 
 
 def seeds(rows: Sequence[Row]) -> Figure:
     """The runs of each row that has several seeds."""
-    repeated = [(i, row) for i, row in enumerate(rows) if len(row.runs) > 1]
+    repeated = [(i, row) for i, row in enumerate(rows) if len(row.runs) > 1 and not row.is_base]
     traces = [
-        _points(
+        points(
             [f"#{i + 1}"] * len(row.runs),
             [100 * cer for cer in row.each["validation"]],
             "markers",
@@ -243,9 +204,9 @@ def seeds(rows: Sequence[Row]) -> Figure:
         return Figure("Seed spread", "One seed each; add seed=0,1,2 to the sweep.")
     x, y = [f"#{i + 1}" for i, _ in repeated], [100 * row.estimate["validation"].value for _, row in repeated]
     dash = {"symbol": "line-ew-open", "size": 24, "color": GREY, "line": {"width": 3}}
-    means = _points(x, y, "markers", name="mean", hoverinfo="skip", marker=dash)
-    figure = _figure([*traces, means], "row of the leaderboard", CER, xaxis={"type": "category"})
-    return Figure("Seed spread", "Each point is the run of a seed, the bar is their mean.", {"seeds": figure})
+    means = points(x, y, "markers", name="mean", hoverinfo="skip", marker=dash)
+    drawn = figure([*traces, means], "row of the leaderboard", CER, xaxis={"type": "category"})
+    return Figure("Seed spread", "Each point is the run of a seed, the bar is their mean.", {"seeds": drawn})
 
 
 def bars(table: Leaderboard) -> Figure:
@@ -258,16 +219,17 @@ def bars(table: Leaderboard) -> Figure:
     traces = [bar | {"name": "share", "hovertemplate": "%{y}: %{x:.2f}<extra></extra>"}]
     if found.chance:
         marker = {"symbol": "diamond", "size": 9, "color": COLOURS[1]}
-        traces.append(_points(found.chance, keys, "markers", name="expected by chance alone", marker=marker))
-    shown = _figure(traces, "share", "", xaxis={"range": [0, 1]}, yaxis={"autorange": "reversed", "type": "category"})
+        traces.append(points(found.chance, keys, "markers", name="expected by chance alone", marker=marker))
+    shown = figure(traces, "share", "", xaxis={"range": [0, 1]}, yaxis={"autorange": "reversed", "type": "category"})
     return Figure("Parameter importances", found.how, {"importances": shown})
 
 
-def _points(x: Sequence[Any], y: Sequence[Any], mode: str, **settings: Any) -> dict[str, Any]:
+def points(x: Sequence[Any], y: Sequence[Any], mode: str, **settings: Any) -> dict[str, Any]:
+    """A trace of points; mode: markers, lines or both, joined by +."""
     return {"type": "scatter", "mode": mode, "x": list(x), "y": list(y), **settings}
 
 
-def _figure(traces: list[dict[str, Any]], x: str, y: str, **more: dict[str, Any]) -> dict[str, Any]:
+def figure(traces: list[dict[str, Any]], x: str, y: str, **more: dict[str, Any]) -> dict[str, Any]:
     """Traces and a layout with axis titles. more: further settings of the axes."""
     axes_layout = {axis: {"title": {"text": title}, "automargin": True} for axis, title in (("xaxis", x), ("yaxis", y))}
     return {"data": traces, "layout": {axis: layout | more.get(axis, {}) for axis, layout in axes_layout.items()}}

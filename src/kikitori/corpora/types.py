@@ -20,6 +20,7 @@ Reason = Literal[
     "too short",
     "too long",
     "empty transcript",
+    "control token",
     "too many tokens",
     "duplicate",
 ]

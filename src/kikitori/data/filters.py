@@ -1,5 +1,6 @@
 """Selects the clips that a run uses, with a reason for each one left out; too many of them stop the run."""
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -8,7 +9,7 @@ import numpy as np
 
 from kikitori.audio.waveform import SAMPLE_RATE
 from kikitori.corpora.types import OUTSIDE_DATASET, SPLITS, Clip, Decoded, Reason, Reject, Split
-from kikitori.model.processor import Processor
+from kikitori.model.processor import Processor, control_token_in
 from kikitori.runtime.errors import DataError
 from kikitori.runtime.rng import seeded_sample
 
@@ -17,6 +18,11 @@ REASONS: dict[str, Reason] = {
     "missing": "missing",
     "the file is cut short": "cut short",
     OUTSIDE_DATASET: "outside the corpus",
+}
+# What a transcript should not hold, although it can be used: left over from a web page, or from a wrong encoding.
+DOUBTFUL = {
+    "HTML (such as &quot; or <br>)": re.compile(r"&(?:[A-Za-z]{2,8}|#\d{1,7}|#x[\dA-Fa-f]{1,6});|</?[A-Za-z][^<>]*>"),
+    "U+FFFD in place of a character": re.compile("\ufffd"),
 }
 # By how much a clip may be shorter than its corpus lists: a corpus counts whole mp3 frames (24 or 36 ms), and decoders
 # skip the encoder's padding before the sound.
@@ -98,12 +104,24 @@ def _audio_fault(facts: Decoded, clip: Clip, processor: Processor | None, rules:
 def _text_fault(clip: Clip, processor: Processor | None) -> Reject | None:
     if not clip.text:
         return Reject(clip.name, clip.split, "empty transcript")
+    if token := control_token_in(clip.text, processor):
+        return Reject(clip.name, clip.split, "control token", f"{token} is no text; remove it from the transcript")
     # A text has at most as many tokens as bytes, so few texts have to be tokenized.
     if processor and len(clip.text.encode()) > processor.max_label_tokens - len(processor.prefix) - 1:
         tokens = len(processor.encode(clip.text))
         if tokens > processor.max_label_tokens:
             return Reject(clip.name, clip.split, "too many tokens", f"{tokens}, over {processor.max_label_tokens}")
     return None
+
+
+def doubtful_texts(clips: Iterable[Clip]) -> dict[str, list[str]]:
+    """The names of the clips whose transcripts hold something doubtful, by what it is."""
+    found: dict[str, list[str]] = {}
+    for clip in clips:
+        for what, pattern in DOUBTFUL.items():
+            if pattern.search(clip.text):
+                found.setdefault(what, []).append(clip.name)
+    return found
 
 
 def check_rate(rows: int, rejects: Sequence[Reject], max_reject_rate: float) -> None:

@@ -81,4 +81,4 @@ def _transcribe(whisper: Whisper, samples: Tensor, batch_size: int) -> str:
             features = torch.stack([processor.log_mel(piece) for piece in batch])
             states = encode(model, features.to(model.device, model.dtype))
             texts += generate_text(whisper, states, [len(piece) / SAMPLE_RATE for piece in batch])
-    return word_separator(processor.language).join(text for text in texts if text)
+    return word_separator(processor.text_language).join(text for text in texts if text)

@@ -1,7 +1,7 @@
 """A Whisper model with its processor: generation settings, windows, saving, and an encoder for any window length."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from math import ceil, isinf
 from pathlib import Path
 from typing import Any
@@ -32,12 +32,14 @@ class Whisper:
     """A model and its processor.
 
     arguments: the plain arguments of `load_whisper` or `build_whisper` that created it, with `builder` ("load" or
-    "build"). The window and the generation settings are changed in place, like the weights by training.
+    "build"). notes: on the choice of language and task, for results. The window and the generation settings are
+    changed in place, like the weights by training.
     """
 
     model: WhisperForConditionalGeneration
     processor: Processor
     arguments: dict[str, Any]
+    notes: list[str] = field(default_factory=list)
 
     @property
     def recipe(self) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import pytorch_lightning as pl
 
 from kikitori.corpora.types import Split
 from kikitori.data.datamodule import SpeechDataModule
-from kikitori.metrics.error_rates import ClipScore, prediction, score_clips, summarise
+from kikitori.metrics.error_rates import ClipScore, prediction, rescored, score_clips, summarise
 from kikitori.model.window import FULL, Window
 from kikitori.pipelines.session import Session
 from kikitori.runs.results import FULL_WINDOW, predictions_file
@@ -93,7 +93,7 @@ class Scorer:
         # Batches are by length; predictions are in the split's own order.
         ordered = [rows[clip.name, clip.text] for clip in self.data.scored(split, limit)]
         clips, references, hypotheses = zip(*ordered, strict=True)
-        scores = score_clips(references, hypotheses, self.data.language)
+        scores = score_clips(references, hypotheses, self.module.processor.text_language)
         if is_main():
             predictions = map(prediction, clips, references, hypotheses, scores)
             write_lines(predictions_file(self.run.folder, split, stage), predictions)
@@ -120,12 +120,16 @@ def is_scored(folder: Path, splits: Sequence[Split], stage: str) -> bool:
     return all(predictions_file(folder, split, stage).exists() for split in splits)
 
 
-def read_scores(run: Session, splits: Sequence[Split], stage: str) -> Scores:
-    """Recomputes the scores from predictions that were written before the run was interrupted."""
+def read_scores(run: Session, splits: Sequence[Split], stage: str, language: str) -> Scores:
+    """Scores the transcripts that were written before the run was interrupted, as texts of a language.
+
+    The counts written next to them may be by the rules of another version; they are replaced.
+    """
     scores: Scores = {}
     for split in splits:
-        rows = read_lines(predictions_file(run.folder, split, stage))
-        kept = [{k: v for k, v in row.items() if k.endswith(("_edits", "_length"))} for row in rows]
-        scores[split] = [ClipScore(**row) for row in kept]
+        path = predictions_file(run.folder, split, stage)
+        scores[split], rows = rescored(read_lines(path), language)
+        if is_main():
+            write_lines(path, rows)
     run.results["scores"][stage] = {split: summarise(scores[split]) for split in splits}
     return scores

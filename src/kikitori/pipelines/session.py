@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 
 from kikitori.config.overrides import to_plain
 from kikitori.config.validation import check_config
+from kikitori.model.source import decide_on_the_hub
 from kikitori.runs.record import fail, record
 from kikitori.runs.results import Results
 from kikitori.runs.summary import print_results
@@ -63,6 +64,8 @@ def session(command: str, cfg: DictConfig, folder: Path) -> Iterator[Session]:
         with closing_wandb(results), record(results, command, config, folder):
             settings = _trainer_settings(command, config)
             devices, nodes = settings["devices"], settings.get("num_nodes", 1)
+            if devices * nodes > 1 and "name" in config["model"] and not config.get("checkpoint"):
+                decide_on_the_hub(config["model"]["name"])
             with run_on_all_devices(command, config, folder, devices, nodes, on_forced_exit):
                 pl.seed_everything(config["seed"], workers=True, verbose=False)
                 yield Session(config, folder, results, stop, settings)

@@ -113,7 +113,7 @@ def score_before(scorer: Scorer, pretrained_window: Window, checkpoint: Path | N
     run = scorer.run
     with timed(run.results, "evaluate_s"):
         if checkpoint:
-            scores = read_scores(run, scorer.data.splits, "before")
+            scores = read_scores(run, scorer.data.splits, "before", scorer.module.processor.text_language)
         else:
             # In the windows it was trained in: other windows would make the model look worse than it is.
             scores = scorer.score("before", window=pretrained_window)
@@ -187,7 +187,7 @@ def publish(
         (run.folder / "model" / "README.md").write_text(model_card(results), encoding="utf-8")
         log_scores(trainer.loggers[1:], results)
     for logger in wandb_loggers(trainer):
-        logger.finish(results, data.language, data.prepared.audio_caches["validation"].pcm)
+        logger.finish(results, whisper.processor.text_language, data.prepared.audio_caches["validation"].pcm)
 
 
 def wandb_loggers(trainer: pl.Trainer) -> list[WandbRunLogger]:

@@ -1,6 +1,9 @@
 """The model card: README.md of a trained model's folder."""
 
+import json
+import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from kikitori.runs.results import FULL_WINDOW
@@ -8,7 +11,7 @@ from kikitori.runs.summary import full_window_rates, percent, rate_cell
 
 
 def model_card(results: Mapping[str, Any]) -> str:
-    """Writes the card from a run's results: scores, the windows it was trained in, and scores in a stock pipeline."""
+    """Writes the card from a run's results: scores, windows, scores in a stock pipeline, settings and how to use it."""
     model, data, scores = results["model"], results["data"], results["scores"]
     rows = [("", "split", "clips", "CER %", "WER %"), ("---", "---", "---:", "---:", "---:")]
     stages = {"before": "before training", "after": "after training", FULL_WINDOW: "after, in the full window"}
@@ -20,7 +23,7 @@ def model_card(results: Mapping[str, Any]) -> str:
 language: "{data["language"]}"
 library_name: transformers
 pipeline_tag: automatic-speech-recognition
----
+{_base_model(results)}---
 
 # {model["name"]}, fine-tuned on {data["corpus"]}
 
@@ -30,7 +33,41 @@ Rates are all edits divided by all lengths, on normalised text, with 95 % bootst
 
 **Windows.** Trained and scored with each clip padded to {model["window"]}.{_full_window_share(results)}
 {_stock_pipeline(results)}
+
+**Training.** {_training(results)}
+
+```python
+import kikitori
+
+whisper = kikitori.load_whisper("path/to/this/folder")
+print(kikitori.transcribe(whisper, "talk.mp3"))
+```
 """
+
+
+def _base_model(results: Mapping[str, Any]) -> str:
+    """The metadata line of the pretrained model, if its name is one of the Hugging Face Hub: owner/model."""
+    name = results["config"]["model"].get("name") or ""
+    return (
+        f"base_model: {json.dumps(name)}\n" if re.fullmatch(r"[\w-]+/[\w.-]+", name) and not Path(name).exists() else ""
+    )
+
+
+def _training(results: Mapping[str, Any]) -> str:
+    """The settings that matter most, in one sentence, and the versions that it was made with."""
+    config, versions = results["config"], results["versions"]
+    settings = {
+        "steps": results.get("checkpoint", {}).get("steps"),
+        "clips per step": config["data"].get("global_batch_size"),
+        "learning rate": config["optim"].get("lr"),
+        "schedule": config["optim"].get("schedule"),
+        "warm-up steps": config["optim"].get("warmup_steps"),
+        "frozen": config["model"].get("freeze"),
+        "seed": config.get("seed"),
+    }
+    listed = ", ".join(f"{name} {value}" for name, value in settings.items() if value is not None)
+    tools = ", ".join(f"{name} {versions[name]}" for name in ("kikitori", "torch", "transformers") if name in versions)
+    return f"{listed[:1].upper()}{listed[1:]}. Made with {tools}."
 
 
 def _full_window_share(results: Mapping[str, Any]) -> str:

@@ -7,10 +7,10 @@ import json
 import os
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from functools import cached_property
+from functools import cached_property, lru_cache
 from glob import glob
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,12 @@ import yaml
 
 from kikitori.config.names import translate
 from kikitori.config.overrides import config_folders, flatten
+from kikitori.metrics.error_rates import clip_score, corpus_rate, edits_and_lengths, rescored
+from kikitori.metrics.normalizer import text_rules
 from kikitori.runs.results import RESULTS, SWEEP, predictions_file
 from kikitori.runtime.errors import DataError
 from kikitori.runtime.files import read_lines
+from kikitori.runtime.processes import is_locked
 
 # Keys in which two runs of one configuration may differ: the seed, and where things are written.
 NOT_IDENTITY = re.compile(
@@ -29,6 +32,8 @@ NOT_IDENTITY = re.compile(
 )
 # An evaluated checkpoint brings its own model; the configuration only sets its language and task.
 NOT_OF_A_CHECKPOINT = re.compile(rf"model(?!\.(language|task)$)\b.*|{NOT_IDENTITY.pattern}")
+# Records of a run that do not describe the pretrained model that it began with.
+NOT_OF_A_BASE = ("config", "cost", "history", "overrides", "options")
 ENDED = ("completed", "failed", "pruned")
 USAGE = "give run folders, sweep folders or a quoted glob, such as 'outputs/train/*/*'"
 
@@ -37,7 +42,8 @@ USAGE = "give run folders, sweep folders or a quoted glob, such as 'outputs/trai
 class Run:
     """One run. `results` is the content of results.json, empty if that cannot be read.
 
-    status: completed, pruned, failed, running, waiting or unreadable; reason: why it is not completed.
+    status: completed, pruned, failed, stopped, running, waiting or unreadable; reason: why it is not completed.
+    is_base: whether this is the pretrained model that a run began with, scored before training.
     """
 
     folder: Path
@@ -46,15 +52,40 @@ class Run:
     reason: str = ""
     log: Path | None = None
     results: Mapping[str, Any] = field(default_factory=dict)
+    is_base: bool = False
+
+    def base(self) -> "Run | None":
+        """The pretrained model that this run began with, as a run; None for random weights, or if it was not scored."""
+        model = self.results.get("config", {}).get("model") or {}
+        if not model.get("name") or self.score("validation", stage="before") is None:
+            return None
+        # It has no settings and no costs of its own.
+        results = {key: value for key, value in self.results.items() if key not in NOT_OF_A_BASE} | {"config": {}}
+        name = f"{self.results.get('model', {}).get('name', model['name'])} before training"
+        return Run(self.folder, name, "completed", results=results, is_base=True)
 
     @property
     def stage(self) -> str:
         """The stage that counts: `after` for a training (its best checkpoint), `evaluated` for an evaluation."""
+        if self.is_base:
+            return "before"
         return "evaluated" if self.results.get("command") == "evaluate" else "after"
+
+    @property
+    def text_language(self) -> str:
+        """The language by whose rules the transcripts are scored."""
+        return str(self.results.get("scoring", {}).get("language") or _text_language(self.results))
+
+    @property
+    def is_rescored(self) -> bool:
+        """Whether scores are computed from the transcripts, because those in results.json are by other rules."""
+        return "recorded" in self.results.get("scoring", {})
 
     def score(self, split: str, rate: str = "cer", stage: str = "") -> float | None:
         """A rate as a fraction, or None if that split was not scored."""
         rates = self.results.get("scores", {}).get(stage or self.stage, {}).get(split)
+        if rates is not None and self.is_rescored:
+            return corpus_rate(edits_and_lengths([clip_score(row) for row in self.predictions(split, stage)], rate))
         return None if rates is None else float(rates[rate])
 
     def predictions_path(self, split: str, stage: str = "") -> Path:
@@ -63,17 +94,17 @@ class Run:
 
     def predictions(self, split: str, stage: str = "") -> list[dict[str, Any]]:
         """The rows of that file, sorted by clip name; empty if it is missing or truncated."""
+        path = self.predictions_path(split, stage)
         try:
-            return sorted(
-                read_lines(self.predictions_path(split, stage)), key=lambda row: (row["clip"], row["reference"])
-            )
+            rows = _rescored_rows(path, self.text_language) if self.is_rescored else read_lines(path)
+            return sorted(rows, key=lambda row: (row["clip"], row["reference"]))
         except (OSError, ValueError, KeyError, TypeError):
             return []
 
     @cached_property
     def overrides(self) -> list[str]:
         """The overrides of the command line; a trial's include the values of its sweep."""
-        given = self.results.get("overrides") or _hydra_overrides(self.folder)
+        given = [] if self.is_base else self.results.get("overrides") or _hydra_overrides(self.folder)
         own = config_folders([*(self.results.get("options") or []), *given])
         # A trial's link to its Optuna study is not part of its recipe.
         return [translate(override, own) for override in given if not override.startswith("+callbacks.pruning=")]
@@ -90,12 +121,16 @@ class Run:
         chosen = {key: value for key, _, value in (text.lstrip("+~").partition("=") for text in self.overrides)}
         groups = {key: value for key, value in chosen.items() if isinstance(config.get(key), dict | None)}
         ignored = NOT_OF_A_CHECKPOINT if config.get("checkpoint") else NOT_IDENTITY
-        return {k: v for k, v in [*groups.items(), *flatten(config)] if not ignored.fullmatch(k)}
+        return {k: v for k, v in [*groups.items(), *_settings(self.results)] if not ignored.fullmatch(k)}
 
     @cached_property
     def identity(self) -> str:
         """A key that is equal for runs that differ in their seed only."""
-        leaves = {k: v for k, v in flatten(self.results.get("config", {})) if not NOT_IDENTITY.fullmatch(k)}
+        if self.is_base:
+            # Early versions did not record the language and the task.
+            model = {k: v for k, v in self.results.get("model", {}).items() if k not in ("language", "task", "notes")}
+            return json.dumps(["base", model, self.text_language], sort_keys=True, default=str)
+        leaves = {k: v for k, v in _settings(self.results) if not NOT_IDENTITY.fullmatch(k)}
         return json.dumps([self.results.get("command"), leaves], sort_keys=True, default=str)
 
 
@@ -141,6 +176,7 @@ def read_run(folder: Path, name: str, trial: Mapping[str, Any]) -> Run:
     try:
         results = json.loads(path.read_text(encoding="utf-8"))
         results["status"], results["scores"], results["config"]
+        results["scoring"] = _todays_scoring(results, folder)
     except FileNotFoundError:
         status = trial.get("state", "failed")
         without = {"waiting": "not started yet", "running": "has not written results.json yet"}
@@ -151,16 +187,61 @@ def read_run(folder: Path, name: str, trial: Mapping[str, Any]) -> Run:
     if status not in ENDED:
         # A killed run cannot record its end; its sweep can.
         written = datetime.fromtimestamp(path.stat().st_mtime).isoformat(" ", "minutes")
-        reason = f"has no end recorded: still running, or killed (results.json was last written {written})"
-        if trial.get("state") in ENDED:
+        is_running = is_locked(folder)
+        state = (
+            "still running" if is_running else "killed, or running on another machine: no process here holds its lock"
+        )
+        reason = f"{state} (results.json was last written {written})"
+        if not is_running and trial.get("state") in ENDED:
             status, reason = "failed", trial.get("reason") or "killed"
     elif status == "completed":
         stage = "evaluated" if results.get("command") == "evaluate" else "after"
         if not results["scores"].get(stage):
             status, reason = "unreadable", f"results.json is completed, but lacks scores.{stage}"
+    elif reason.startswith("stopped by SIG"):
+        status = "stopped"
     elif not reason:
         reason = trial.get("reason") or f"no reason recorded; see {log.name if log else 'its log'}"
     return Run(folder, name, status, reason, log, results)
+
+
+def _settings(results: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """The configuration by dotted key. An evaluation that set no language or task has those of the model."""
+    used = results.get("model", {})
+    for key, value in flatten(results.get("config", {})):
+        yield key, used.get(key[6:]) if value is None and key in ("model.language", "model.task") else value
+
+
+def _text_language(results: Mapping[str, Any]) -> str:
+    """The language of the text by the configuration, for a run whose version did not record it."""
+    config = results.get("config", {})
+    model = config.get("model", {})
+    language = model.get("language") or config.get("data", {}).get("language") or "ja"
+    return "en" if model.get("task") == "translate" else str(language)
+
+
+def _todays_scoring(results: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """The `scoring` of a run: as recorded, or today's if it differs and every scored clip has its transcript.
+
+    Without transcripts, a run is compared only with runs that were scored in the same way.
+    """
+    recorded = dict(results.get("scoring") or {})
+    try:
+        rules = text_rules(recorded.get("language") or _text_language(results))
+        if any(recorded.get(key, rules[key]) != rules[key] for key in ("normaliser", "segmenter")):
+            for stage, splits in results["scores"].items():
+                for split, rates in splits.items() if stage != "change" else ():
+                    if len(read_lines(predictions_file(folder, split, stage))) != rates["clips"]:
+                        return recorded
+            return {**rules, "recorded": recorded}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        pass
+    return recorded
+
+
+@lru_cache(maxsize=64)
+def _rescored_rows(path: Path, language: str) -> list[dict[str, Any]]:
+    return rescored(read_lines(path), language)[1]
 
 
 def _run_folders(place: str) -> list[Path]:

@@ -47,14 +47,14 @@ def markdown(results: Mapping[str, Any]) -> str:
     data, scoring = results["data"], results["scoring"]
     splits = ", ".join(f"{name} {s['clips']} clips, {s['seconds']:.0f} s" for name, s in data["splits"].items())
     rejects = ", ".join(f"{n} {reason}" for reason, n in data["rejects"].items()) or "none"
-    notes = [
+    facts = [
         f"- Corpus: {data['corpus']} ({splits}); left out: {rejects}",
         f"- Model: {results['model']['name']}, {results['model']['parameters'] / 1e6:.1f} M parameters",
         f"- Text: {scoring['normaliser']}; words: {scoring['segmenter']}; intervals: 95 % bootstrap over clips",
-        *(f"- {line}" for line in full_window_lines(results)),
+        *(f"- {line}" for line in [*reading_lines(results), *full_window_lines(results), *notes_of(results)]),
         f"- Cost: {cost_line(results['cost'])}",
     ]
-    return "\n".join([f"# {title(results)}", "", *lines, "", *notes, ""])
+    return "\n".join([f"# {title(results)}", "", *lines, "", *facts, ""])
 
 
 def cost_line(cost: Mapping[str, Any]) -> str:
@@ -80,7 +80,7 @@ def print_results(results: Mapping[str, Any], folder: Path) -> None:
     columns = dict(zip(header, zip(*body, strict=True), strict=True))
     for table in fit(Grid(header[:2], groups, columns, left=["split"]), console):
         console.print(table)
-    for line in full_window_lines(results):
+    for line in [*reading_lines(results), *full_window_lines(results), *notes_of(results)]:
         console.print(Text(line))
     for split, facts in results["data"]["splits"].items():
         if facts["clips_over_window"]:
@@ -100,6 +100,22 @@ def full_window_lines(results: Mapping[str, Any]) -> list[str]:
     """The same as a sentence; no line where there are no such rates."""
     rates = full_window_rates(results)
     return [f"In the full window, as stock tools read: {rates}"] if rates else []
+
+
+def reading_lines(results: Mapping[str, Any]) -> list[str]:
+    """The lenient rate of Japanese as a sentence, before and after training; no line where there is none."""
+    stages = [scores for stage, scores in results["scores"].items() if stage in ("before", "after", "evaluated")]
+    rates = {split: [scores[split].get("cer_reading") for scores in stages] for split in stages[-1]}
+    parts = [f"{split} {' → '.join(map(percent, of))} %" for split, of in rates.items() if None not in of]
+    words = "CER of readings, in which kana, kanji and digits of the same words are equal"
+    return [f"{words}: {', '.join(parts)}"] if parts else []
+
+
+def notes_of(results: Mapping[str, Any]) -> list[str]:
+    """What a reader of the scores should know about the language and task of the model."""
+    model = results["model"]
+    poor = "A translation is scored by its wording: CER and WER cannot tell a good one from a bad one"
+    return [*model.get("notes", []), *([poor] if model.get("task") == "translate" else [])]
 
 
 def percent(fraction: float, sign: str = "") -> str:

@@ -28,6 +28,7 @@ IRRELEVANT_WARNINGS = (
     ".*resuming from a checkpoint that ended before the epoch ended.*",
 )
 VERBOSE_LOGGERS = (
+    "httpx",
     "pytorch_lightning.utilities.rank_zero",
     "pytorch_lightning.accelerators.cuda",
     "lightning_fabric.utilities.rank_zero",

@@ -38,13 +38,28 @@ def folder_lock(folder: Path, key: str, refusal: type[KikitoriError]) -> Iterato
 
     lock = FileLock(folder / ".lock")
     try:
-        lock.acquire(timeout=0)
+        # A reader may look at the lock at this moment.
+        lock.acquire(timeout=0.2)
     except Timeout as error:
         raise refusal(f"{key}={folder} is in use by another process; wait until it has ended") from error
     try:
         yield
     finally:
         lock.release()
+
+
+def is_locked(folder: Path) -> bool:
+    """Returns whether a process holds the lock of a folder, as far as this machine can see."""
+    import fcntl
+
+    try:
+        with (folder / ".lock").open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 @contextmanager

@@ -90,7 +90,8 @@ def live_progress(sweep: Sweep) -> Iterator[Callable[[], None]]:
 def summary(sweep: Sweep, pace: Pace) -> str:
     """How many trials have ended, the best validation CER, and the time left: 3 of 6 trials ended, about 4 min left."""
     of = f" of {sweep.num_trials}" if sweep.num_trials else ""
-    best = f", best val CER {formats.percent(first.value)} %" if (first := sweep.best()) else ""
+    first = sweep.best()
+    best = f", best val CER {formats.percent(first.value)} %" if first and first.value is not None else ""
     seconds = pace.sweep_seconds(sweep)
     left = f", about {formats.duration(seconds)} left" if seconds else ""
     return f"{len(pace.ended(sweep))}{of} trials ended{best}{left}"

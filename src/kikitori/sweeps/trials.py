@@ -167,9 +167,11 @@ def update_state(trial: Trial, folder: Path, code: int | None, since: float = 0.
         damage = str(error)
     status, is_current = results.get("status"), path.exists() and path.stat().st_mtime >= since
     trial.value = best_cer(results)
-    trial.is_repeatable = status == "failed" and is_current and results.get("error_type") in REPEATABLE
-    if status in FINISHED or trial.is_repeatable:
+    trial.is_repeatable = bool(status == "failed" and is_current and results.get("error_type") in REPEATABLE)
+    if status in FINISHED:
         trial.state, trial.reason = status, results.get("error", "")
+    elif trial.is_repeatable:
+        trial.state, trial.reason = "failed", results.get("error", "")
     elif code is None:
         trial.state = "waiting"
     else:

@@ -25,6 +25,9 @@ from kikitori.training.loss import clip_losses
 # Log-Mel frames that a CPU computes at once. Larger batches only add memory traffic: on two cores a step of
 # whisper-base over 16 clips of 30 s takes 12.6 s and 8.8 GB at once, 10.9 s and 4.2 GB in four parts.
 CPU_FRAMES = 12_000
+# What errors say that are no OutOfMemoryError: of a kernel's launch and of a CPU, of cuBLAS, and of cuDNN's first
+# convolution on a full GPU.
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "ALLOC_FAILED", "CUDNN_STATUS_INTERNAL_ERROR")
 # Safety margin for memory fragmentation.
 HEADROOM = 1.1
 
@@ -69,6 +72,9 @@ def find_micro_batch_sizes(trainer: pl.Trainer, whisper: Whisper, data: SpeechDa
             if name not in known:
                 known[name] = largest_that_fits(share, make_memory_probe(whisper, trainer, frames, tokens), frames)
         write_json(path, known)
+    # The peak that a run reports is not that of sizes that were only tried.
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats(device)
     found = {frames: known[name] for frames, name in keys.items()}
     # All processes use the same sizes, so that they stay in step.
     agreed = {frames: min(each[frames] for each in all_gather(found)) for frames in found}
@@ -124,16 +130,23 @@ def make_memory_probe(whisper: Whisper, trainer: pl.Trainer, frames: int, tokens
             features = torch.zeros(clips, whisper.processor.num_mel_bins, frames, device=device)
             labels = torch.zeros(clips, tokens, dtype=torch.int64, device=device)
             with trainer.precision_plugin.forward_context():
-                loss = clip_losses(model, encode(model, features), labels).sum()
+                loss = clip_losses(model, encode(model, features), labels, labels.numel()).sum()
             loss.backward()
             del kept, features, labels, loss
-        except torch.OutOfMemoryError:
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
             return False
         finally:
             model.zero_grad(set_to_none=True)
         return True
 
     return fits
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether a step failed for lack of memory, in torch's allocator or in a library that allocates by itself."""
+    return isinstance(error, torch.OutOfMemoryError) or any(sign in str(error) for sign in OUT_OF_MEMORY)
 
 
 def micro_batches(
@@ -153,8 +166,8 @@ def split_on_oom(compute: Callable[[Tensor, slice], T], features: Tensor, rows: 
     """The results of `compute` for a micro-batch, or for its halves if the whole does not fit into memory."""
     try:
         return [compute(features, rows)]
-    except torch.OutOfMemoryError:
-        if len(features) == 1:
+    except RuntimeError as error:
+        if len(features) == 1 or not is_out_of_memory(error):
             raise
     # Outside the exception handler, whose traceback keeps the tensors that did not fit.
     log.warning("%d clips at once do not fit into memory; computing halves (see data.eval_batch_size)", len(features))

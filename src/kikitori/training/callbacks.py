@@ -89,9 +89,8 @@ class ThroughputMonitor(pl.Callback):
             pl_module.log("train/grad_norm", torch.nn.utils.get_total_norm(gradients))
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        seconds = [s for s, weight in zip(batch["seconds"], batch["weights"], strict=True) if weight]
-        self._clips += len(seconds)
-        self._hours += sum(seconds) / 3600
+        self._clips += sum(seconds > 0 for seconds in batch["seconds"])
+        self._hours += sum(batch["seconds"]) / 3600
         if not trainer.log_every_n_steps or trainer.global_step % trainer.log_every_n_steps:
             return
         spent_s = self._spent_s + time.perf_counter() - self._since

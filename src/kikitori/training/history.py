@@ -8,7 +8,7 @@ import csv
 import io
 import math
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
@@ -41,8 +41,8 @@ class TrainingHistory(pl.Callback):
         self._since = 0.0
         # Since the last validation.
         self._losses: list[Any] = []
-        # Step and clips of the last loss, until it has been checked.
-        self._unchecked: tuple[int, list[str]] | None = None
+        # Step, clips and loss of the last step, until it has been checked.
+        self._unchecked: tuple[int, list[str], Callable[[], float]] | None = None
         # A running checksum of the clips trained on.
         self.order = ""
         self._processes: list[dict[str, Any]] = []
@@ -77,19 +77,19 @@ class TrainingHistory(pl.Callback):
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         # Clips of all processes, which share a step evenly.
-        self.train_clips += trainer.world_size * int((batch["weights"] > 0).sum())
+        self.train_clips += trainer.world_size * sum(seconds > 0 for seconds in batch["seconds"])
         self.order = sha256(f"{self.order} {batch['clips']}".encode()).hexdigest()
-        # The loss of the previous step: reading this step's now would make the GPU wait.
+        # The loss of the previous step: this step's is still being computed.
         self._check_loss(trainer)
         self._losses.append(outputs["loss"].detach())
-        self._unchecked = (trainer.global_step, batch["clips"])
+        self._unchecked = (trainer.global_step, batch["clips"], read_later(self._losses[-1]))
 
     def _check_loss(self, trainer: pl.Trainer) -> None:
         """Raises Diverged if the last step's loss is not finite; otherwise the run would end as a success."""
-        if self._unchecked and not math.isfinite(self._losses[-1]):
-            (step, clips), lr = self._unchecked, trainer.optimizers[0].param_groups[0]["lr"]
+        if self._unchecked and not math.isfinite(loss := self._unchecked[2]()):
+            (step, clips, _), lr = self._unchecked, trainer.optimizers[0].param_groups[0]["lr"]
             raise Diverged(
-                f"the loss of step {step} is {float(self._losses[-1])}, at a learning rate of {lr:.3g}, on the clips "
+                f"the loss of step {step} is {loss}, at a learning rate of {lr:.3g}, on the clips "
                 f"{', '.join(clips)}{self._advice(trainer)}"
             )
         self._unchecked = None
@@ -128,6 +128,20 @@ class TrainingHistory(pl.Callback):
     def cost(self) -> dict[str, float]:
         """Training throughput of all processes in clips per second, without validation."""
         return {"train_clips_per_s": self.train_clips / max(self.train_s, 1e-9)}
+
+
+def read_later(value: torch.Tensor) -> Callable[[], float]:
+    """Returns a function that reads a scalar of a device, waiting for it but not for work that was queued after it."""
+    if value.device.type != "cuda":
+        return lambda: float(value)
+    copy, computed = value.to("cpu", non_blocking=True), torch.cuda.Event()
+    computed.record()
+
+    def read() -> float:
+        computed.synchronize()
+        return float(copy)
+
+    return read
 
 
 class MetricsFile(Logger):
@@ -223,5 +237,5 @@ def best_so_far(trainer: Any, rows: Sequence[Mapping[str, float]]) -> str:
     """Whether the last row is the best one, by the score that chooses the checkpoint, or else which one is."""
     callback = trainer.checkpoint_callback
     monitor, choose = (callback.monitor, max if callback.mode == "max" else min) if callback else ("val/cer", min)
-    best = choose(rows, key=lambda row: row[monitor])
+    best = choose((row for row in rows if monitor in row), key=lambda row: row[monitor])
     return "best so far" if best is rows[-1] else f"best {shown(monitor, best[monitor])} at step {best['step']}"

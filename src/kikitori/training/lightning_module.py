@@ -22,7 +22,13 @@ from kikitori.model.processor import Processor
 from kikitori.model.whisper import Whisper, check_whisper, encode
 from kikitori.model.window import describe_window
 from kikitori.runtime.errors import ConfigError, OutOfMemory
-from kikitori.training.batch_size_finder import check_sizes, find_micro_batch_sizes, micro_batches, split_on_oom
+from kikitori.training.batch_size_finder import (
+    check_sizes,
+    find_micro_batch_sizes,
+    is_out_of_memory,
+    micro_batches,
+    split_on_oom,
+)
 from kikitori.training.loss import clip_losses
 from kikitori.training.optimizer import OptimizerFactory, check_factory, reconfigure
 from kikitori.training.trainer import refuse_unsupported
@@ -151,11 +157,14 @@ class WhisperModule(pl.LightningModule):
             for features, rows in micro_batches(batch, sizes, self.oom_split):
                 last = rows.stop == len(batch["labels"])
                 with nullcontext() if last else self.no_sync():
-                    losses_of = clip_losses(self.model, self.encoder_states(batch, features), batch["labels"][rows])
+                    states = self.encoder_states(batch, features)
+                    losses_of = clip_losses(self.model, states, batch["labels"][rows], sum(batch["num_tokens"][rows]))
                     loss = (losses_of * weights[rows]).sum()
                     self.manual_backward(loss)
                 losses.append(loss.detach())
-        except torch.OutOfMemoryError as error:
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
             clips = len(features)
             # Processes that average their gradients cannot repeat a step without the others.
             if clips == 1 or self.oom_split == MAX_OOM_SPLIT or self.trainer.world_size > 1:
@@ -195,14 +204,14 @@ class WhisperModule(pl.LightningModule):
         def assess(features: Tensor, rows: slice) -> tuple[Tensor, list[str]]:
             # One encoder pass for both.
             states = self.encoder_states(batch, features)
-            loss = clip_losses(self.model, states, batch["labels"][rows]).sum()
+            loss = clip_losses(self.model, states, batch["labels"][rows], sum(batch["num_tokens"][rows])).sum()
             return loss, generate_text(self.whisper, states, batch["seconds"][rows])
 
         losses, texts = zip(
             *(found for part in micro_batches(batch) for found in split_on_oom(assess, *part)), strict=True
         )
         loss = torch.stack(losses).sum()
-        scores = score_clips(batch["texts"], list(chain.from_iterable(texts)), self.processor.language)
+        scores = score_clips(batch["texts"], list(chain.from_iterable(texts)), self.processor.text_language)
         cer, wer = (edits_and_lengths(scores, rate).sum(axis=0) for rate in ("cer", "wer"))
         counts = torch.tensor([*cer, *wer], dtype=torch.float64)
         self._totals.append(torch.cat([torch.stack([loss, tokens]).cpu().double(), counts]))

@@ -14,18 +14,23 @@ from kikitori.data.collate import IGNORE_INDEX
 TOKENS_AT_ONCE = 1024
 
 
-def clip_losses(model: WhisperForConditionalGeneration, encoder_states: Tensor, labels: Tensor) -> Tensor:
+def clip_losses(
+    model: WhisperForConditionalGeneration, encoder_states: Tensor, labels: Tensor, num_tokens: int | None = None
+) -> Tensor:
     """(batch,): the summed cross-entropy of each clip's supervised tokens.
 
     encoder_states: (batch, positions, d_model). labels: (batch, tokens), without the start token; -100 is padding.
+    num_tokens: the number of supervised ones. Without it they are counted, for which the CPU waits for the GPU.
     The model's own shift inserts the start token in front of the decoder's input.
     """
-    config, supervised = model.config, labels != IGNORE_INDEX
+    config, supervised = model.config, labels.flatten() != IGNORE_INDEX
     inputs = shift_tokens_right(labels, config.pad_token_id, config.decoder_start_token_id)
     decoded = model.model.decoder(input_ids=inputs, encoder_hidden_states=encoder_states, use_cache=False)
-    losses = token_losses(decoded.last_hidden_state[supervised], model.proj_out, labels[supervised])
-    sums = torch.zeros(len(labels), device=losses.device)
-    return sums.index_add(0, supervised.nonzero()[:, 0], losses)
+    count = int(supervised.sum()) if num_tokens is None else num_tokens
+    places = supervised.nonzero_static(size=count)[:, 0]
+    states = decoded.last_hidden_state.flatten(0, 1).index_select(0, places)
+    losses = token_losses(states, model.proj_out, labels.flatten().index_select(0, places))
+    return torch.zeros(len(labels), device=losses.device).index_add(0, places // labels.shape[1], losses)
 
 
 def token_losses(states: Tensor, projection: Linear, targets: Tensor) -> Tensor:

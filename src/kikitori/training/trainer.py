@@ -59,6 +59,9 @@ def build_trainer(
     except (TypeError, ValueError, MisconfigurationException) as error:
         given = ", ".join(f"trainer.{key}={value}" for key, value in settings.items() if not key.startswith("_"))
         raise ConfigError(f"Lightning's Trainer refuses its settings: {one_line(error)} ({given})") from error
+    if (device := trainer.strategy.root_device).type == "cuda":
+        # Now, because whatever needs a GPU before Lightning chooses it, such as pinned memory, would use the first one.
+        torch.cuda.set_device(device)
     # Lightning's own signal handlers end a run as a success, or start a broadcast during another collective.
     trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
     return trainer

@@ -67,7 +67,7 @@ function drawFigure(card, figure) {
   const lines = plot.clientWidth < 500 ? variant.data.filter((trace) => trace.name && trace.showlegend !== false).length : 0;
   plot.style.height = lines > 2 ? `${280 + 20 * lines}px` : "";
   for (const axis of ["xaxis", "yaxis"]) {
-    layout[axis] = { gridcolor: line, linecolor: line, zerolinecolor: line, ...layout[axis] };
+    layout[axis] = { exponentformat: "power", gridcolor: line, linecolor: line, zerolinecolor: line, ...layout[axis] };
   }
   Object.assign(layout, {
     paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", margin: { l: 45, r: 12, t: 12, b: 40 },
@@ -161,7 +161,14 @@ function errorTables({ before, after }) {
     addCell(row, hypothesis || "–");
     addCell(row, count, "number");
   }
-  return [totals, ...(rows.tBodies[0].rows.length ? [rows] : [])].map((table) => {
+  const words = headed("words of the reference", "output", "count");
+  for (const [reference, hypothesis, count] of after.words) {
+    const row = words.tBodies[0].insertRow();
+    addCell(row, reference || "–");
+    addCell(row, hypothesis || "–");
+    addCell(row, count, "number");
+  }
+  return [totals, words, rows].filter((table) => table.tBodies[0].rows.length).map((table) => {
     const box = element("div", "", "scroll");
     box.append(table);
     return box;
@@ -186,6 +193,7 @@ function makeClips(section, clips) {
   const [runs, splits] = [".choose-run", ".choose-split"].map((name) => card.querySelector(name));
   const count = card.querySelector(".count");
   const noAudio = card.querySelector(".no-audio");
+  const find = card.querySelector(".find-clips");
   for (const name of new Set(clips.runs.map((part) => part.run))) runs.append(element("option", name));
   for (const name of new Set(clips.runs.map((part) => part.split))) splits.append(element("option", name));
   if (clips.no_audio) {
@@ -196,17 +204,20 @@ function makeClips(section, clips) {
     const part = clips.runs.find((p) => p.run === runs.value && p.split === splits.value);
     const box = card.querySelector(".clip-table");
     box.replaceChildren(...(part ? [clipTable(part, clips.audio[part.split] ?? {})] : []));
-    if (part?.clips.length > FIRST_CLIPS) box.append(moreButton(box.firstChild, part.clips.length));
+    const wanted = find.value.trim();
+    for (const row of wanted ? box.querySelectorAll("tbody tr") : []) row.hidden = !row.textContent.includes(wanted);
+    if (part?.clips.length > FIRST_CLIPS && !wanted) box.append(moreButton(box.firstChild, part.clips.length));
     card.querySelector(".errors").replaceChildren(...(part ? errorTables(part.errors) : []));
     const left = clips.left_out ? `; ${clips.left_out} further runs are not on this page` : "";
     const playable = part?.clips.filter((clip) => clips.audio[part.split]?.[clip.clip]).length;
     const audio = playable ? `; audio of ${playable}` : "";
     count.textContent = part
-      ? `${part.clips.length} of ${part.total} clips, those that got worse first${audio}${left}`
+      ? `${part.clips.length} of ${part.total} clips, most added edits first${audio}${left}`
       : "This run was not scored on that split.";
   };
   runs.addEventListener("change", show);
   splits.addEventListener("change", show);
+  find.addEventListener("input", show);
   show();
 }
 

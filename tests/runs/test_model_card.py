@@ -1,0 +1,37 @@
+from typing import Any
+
+import pytest
+import yaml
+
+from kikitori.runs.model_card import model_card
+
+RATES = {"clips": 5, "cer": 0.25, "cer_ci95": [0.2, 0.3], "wer": 0.5, "wer_ci95": [0.4, 0.6]}
+
+
+def results(name: str | None) -> dict[str, Any]:
+    optim = {"lr": 1e-5, "schedule": "linear", "warmup_steps": 50}
+    data = {"full_window_share": 0.0, "global_batch_size": 16}
+    return {
+        "model": {"name": "whisper-base", "window": "30 s", "window_s": 30},
+        "data": {"language": "ja", "corpus": "Common Voice"},
+        "scores": {"before": {"test": RATES}, "after": {"test": RATES}},
+        "config": {"seed": 3, "data": data, "optim": optim, "model": {"name": name, "freeze": "none"}},
+        "checkpoint": {"steps": 400},
+        "versions": {"kikitori": "0.1.0", "torch": "2.11.0"},
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "base"),
+    [("openai/whisper-base", "openai/whisper-base"), ("/models/base", None), ("runs/a/model", None), (None, None)],
+)
+def test_only_a_model_of_the_hub_is_named_as_the_base(name: str | None, base: str | None) -> None:
+    _, header, _ = model_card(results(name)).split("---\n", 2)
+    assert yaml.safe_load(header).get("base_model") == base
+
+
+def test_the_card_has_the_settings_and_the_versions() -> None:
+    card = model_card(results("openai/whisper-base"))
+    assert "Steps 400, clips per step 16, learning rate 1e-05, schedule linear, warm-up steps 50, frozen none" in card
+    assert "Made with kikitori 0.1.0, torch 2.11.0." in card
+    assert "| after training | test | 5 | 25.0 [20.0, 30.0] | 50.0 [40.0, 60.0] |" in card
