@@ -52,9 +52,12 @@ class Scorer:
         sample = {"train": self.run.config["score"]["train_clips"], **(sample or {})}
         scores: Scores = {}
         rates: dict[str, Any] = {}
+        callbacks: list[pl.Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
         for split in splits or self.data.splits:
-            self._progress.title = f"scoring {describe_stage(split, stage)}"
-            log.info("%s", self._progress.title, extra={IN_BAR: True})
+            title = f"scoring {describe_stage(split, stage)}"
+            log.info("%s", title, extra={IN_BAR: True})
+            for report in (callback for callback in callbacks if isinstance(callback, ProgressReport)):
+                report.title = title
             began = time.monotonic()
             scores[split] = self._score_split(stage, split, sample.get(split), window)
             rates[split] = summarise(scores[split])
@@ -63,13 +66,6 @@ class Scorer:
             log.info("%s: %s; %d clips, %s", describe_stage(split, stage), shown, len(scores[split]), seconds)
         self.run.results["scores"][stage] = rates
         return scores
-
-    @property
-    def _progress(self) -> ProgressReport:
-        """The Trainer's callback that reports how far the scoring is."""
-        callbacks: list[pl.Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
-        (report,) = (callback for callback in callbacks if isinstance(callback, ProgressReport))
-        return report
 
     def score_in_full_window(self, clips: int | None) -> None:
         """Scores a model trained in shorter windows as stock tools read it, which always use the full window.
