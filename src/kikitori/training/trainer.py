@@ -133,10 +133,10 @@ def resolve_trainer_settings(trainer: dict[str, Any], gpus: int) -> tuple[dict[s
     precision, changes = str(trainer["precision"]), []
     if precision == "auto":
         precision = "16-mixed" if on_gpu else "32"
-        where = f"{devices} GPUs" if on_gpu and devices > 1 else "the GPU" if on_gpu else "the CPU"
-        changes = [f"trainer uses {where} and precision {precision}"]
     elif precision == "16-mixed" and accelerator == "cpu":
         precision, changes = "32", ["no GPU, so trainer.precision is 32 instead of 16-mixed"]
+    where = f"{devices} GPUs" if on_gpu and devices > 1 else "the GPU" if on_gpu else "the CPU"
+    changes = changes or [f"{where} and precision {precision}"]
     return {**trainer, "accelerator": accelerator, "devices": devices, "precision": precision}, changes
 
 
