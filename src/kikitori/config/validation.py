@@ -47,6 +47,7 @@ CHOICES = {
     "trainer.accelerator": ("auto", "cpu", "gpu", "cuda"),
     "callbacks.checkpoint.monitor": ("val/cer", "val/wer", "val/loss"),
     "callbacks.checkpoint.mode": ("min", "max"),
+    "keep": ("all", "model", "scores"),
 }
 # Arguments of Lightning's Trainer that kikitori replaces: the values that change nothing, and the remedy.
 REPLACED = {

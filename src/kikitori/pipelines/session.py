@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 from kikitori.config.overrides import to_plain
 from kikitori.config.validation import check_config
 from kikitori.model.source import decide_on_the_hub
-from kikitori.runs.record import fail, record
+from kikitori.runs.record import fail, finish, record
 from kikitori.runs.results import Results, scored_precision
 from kikitori.runs.summary import print_results
 from kikitori.runs.wandb_logger import closing_wandb
@@ -71,6 +71,7 @@ def session(command: str, cfg: DictConfig, folder: Path) -> Iterator[Session]:
                 results["precision"] = settings["precision"]
                 yield Session(config, folder, results, stop, settings)
         if results.get("status") == "completed":  # in the main process only
+            finish(results, folder)
             print_results(results, folder)
 
 

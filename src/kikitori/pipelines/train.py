@@ -1,10 +1,13 @@
 """`kikitori train`: fine-tunes a model. Read `train` from top to bottom; each line of it is one function below."""
 
 import logging
+import os
 from pathlib import Path
+from typing import Any
 
 import pytorch_lightning as pl
 from omegaconf import DictConfig
+from pytorch_lightning.callbacks import LambdaCallback
 from pytorch_lightning.loggers import Logger, TensorBoardLogger
 
 from kikitori.config.targets import instantiate
@@ -133,15 +136,31 @@ def fit(
     results, step = run.results, saved_step(checkpoint) if checkpoint else 0
     if is_main():
         resume_loggers(trainer.loggers, step)
+    for pause in results.get("interruptions", [])[-1:]:
+        pause["step"] = step
     announce(run, trainer, data, step)
-    try:
-        with timed(results, "fit_s"), run.stop.polled():
+    with timed(results, "fit_s") as add_seconds, run.stop.polled():
+
+        def measure() -> None:
+            add_seconds()
+            results["history"] = history.history
+            results["cost"] |= history.cost() | hardware_facts(trainer)
+
+        def save_progress(*_: Any) -> None:
+            measure()
+            save(results, run.folder)
+
+        # So that a run that is killed leaves them, too.
+        trainer.callbacks.append(LambdaCallback(on_validation_end=save_progress))  # type: ignore[attr-defined]
+        try:
             trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-    finally:
-        results["history"] = history.history
-        results["cost"] |= history.cost() | hardware_facts(trainer)
+        finally:
+            measure()
     load_best_weights(trainer, module)
-    results["checkpoint"] = {"steps": trainer.global_step, **best_checkpoint(trainer)}
+    chosen = best_checkpoint(trainer)
+    if chosen["best"]:
+        chosen["best"] = os.path.relpath(chosen["best"], run.folder)
+    results["checkpoint"] = {"steps": trainer.global_step, **chosen}
     announce_best(results)
 
 

@@ -19,7 +19,7 @@ SWEEP_START_KEYS = ("resume", "resume_accept", "resume_sweep", "hydra.sweep.dir"
 # Keys in which a resumed run may differ without resume_accept.
 NOT_OF_THE_RECIPE = re.compile(
     r"resume(_sweep)?|(resume_)?accept\b.*|sweep\b.*|logger\b.*|trainer\.strategy\b.*"
-    r"|callbacks\.pruning\b.*|.*\.dirpath|data\.(num_workers|eval_batch_size|micro_batch_size)"
+    r"|callbacks\.pruning\b.*|keep|.*\.dirpath|data\.(num_workers|eval_batch_size|micro_batch_size)"
 )
 
 

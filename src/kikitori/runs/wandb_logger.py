@@ -30,6 +30,7 @@ from kikitori.metrics.alignment import error_types
 from kikitori.runs.results import FINISHED, WANDB_RUN_ID, predictions_file
 from kikitori.runtime.errors import one_line
 from kikitori.runtime.files import read_lines
+from kikitori.runtime.paths import shown_path
 from kikitori.runtime.rng import seeded_sample
 
 log = logging.getLogger(__name__)
@@ -276,7 +277,7 @@ def finish_run(status: str) -> str:
         return ""
     run, url = wandb.run, wandb.run.url
     here = Path(run.dir).parent
-    unsent = sorted(map(str, here.parent.glob("offline-run-*"))) if run.offline else []
+    unsent = sorted(here.parent.glob("offline-run-*")) if run.offline else []
     try:
         run.summary["status"] = status
         run.finish(exit_code=int(status not in FINISHED))
@@ -285,8 +286,8 @@ def finish_run(status: str) -> str:
             shutil.rmtree(here.parent / "artifacts", ignore_errors=True)
     except Exception as error:  # W&B raises many types
         log.warning("Weights & Biases: not everything was sent (%s); all of it is in the run's folder", one_line(error))
-        unsent = unsent or [str(here)]
-    return shlex.join(["wandb", "sync", *unsent]) if unsent else url or ""
+        unsent = unsent or [here]
+    return shlex.join(["wandb", "sync", *map(shown_path, unsent)]) if unsent else url or ""
 
 
 def sample_rows(before: list[Row], after: list[Row]) -> list[Row]:

@@ -90,7 +90,8 @@ class _Progress(Progress):
 
     def _report(self, task_id: TaskID) -> None:
         task, now = self._tasks[task_id], time.monotonic()
-        if not self.disable or not task.total or now - self._reported.setdefault(task_id, now) < LINE_EVERY_S:
+        reported = self._reported.setdefault(task_id, now)
+        if not self.disable or not task.total or task.completed >= task.total or now - reported < LINE_EVERY_S:
             return
         self._reported[task_id] = now
         done, spent_s = task.completed / task.total, task.elapsed or 0.0

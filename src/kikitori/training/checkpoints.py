@@ -1,6 +1,7 @@
 """Checkpoints: written atomically with a checksum, and verified before use."""
 
 import logging
+import os
 from collections.abc import Collection
 from hashlib import sha256
 from pathlib import Path
@@ -12,7 +13,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.plugins.io import CheckpointIO
 
 from kikitori.runtime.errors import DataError, TrainingError, one_line
-from kikitori.runtime.files import atomic_write
+from kikitori.runtime.files import atomic_write, sync_folder
 from kikitori.runtime.signals import Stop
 
 log = logging.getLogger(__name__)
@@ -207,7 +208,10 @@ class SaveLastCheckpoint(pl.Callback):
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         # A run that ended early must end the same way when it is resumed.
         if trainer.global_step >= trainer.max_steps:
-            self._save(trainer)
+            # Up to here, two files of one step would each replace the other if that is damaged.
+            has_linked = trainer.is_global_zero and link_to_equal(self.path, _kept(trainer), trainer.global_step)
+            if not trainer.strategy.broadcast(has_linked):
+                self._save(trainer)
 
     def _save(self, trainer: pl.Trainer) -> None:
         if trainer.global_step > self._saved:
@@ -217,6 +221,30 @@ class SaveLastCheckpoint(pl.Callback):
             with self.stop.saving:
                 trainer.save_checkpoint(self.path, weights_only=False)
             self._saved = trainer.global_step
+
+
+def link_to_equal(path: Path, others: Collection[Path], step: int) -> bool:
+    """Makes `path` a second name of a complete checkpoint of this step, so that both take its disk space only once.
+
+    Returns whether that was possible: there may be none, and some file systems have no hard links.
+    """
+    link = path.with_name(f".{path.name}.link.partial")
+    for other in others:
+        try:
+            checkpoint = torch.load(other, map_location="cpu", weights_only=True, mmap=True)
+            if checkpoint["global_step"] == step and "optimizer_states" in checkpoint:
+                link.unlink(missing_ok=True)
+                os.link(other, link)
+                _write_checksums(path, [*checksums(other), *checksums(path)])
+                os.replace(link, path)
+                sync_folder(path.parent)
+                _write_checksums(path, checksums(other))
+                return True
+        except OSError as error:
+            log.debug("%s is not linked to %s: %s", path, other, error)
+        finally:
+            link.unlink(missing_ok=True)
+    return False
 
 
 def _kept(trainer: pl.Trainer) -> set[Path]:
