@@ -130,9 +130,11 @@ def test_the_best_model_is_uploaded_on_request(
     assert {content.path for content in model.manifest.contents} == {p.name for p in (trial[0] / "model").iterdir()}
 
 
-def test_the_command_that_syncs_an_offline_run_is_printed(trial: tuple[Path, str], sent: OfflineRun) -> None:
+def test_the_command_that_syncs_an_offline_run_is_printed(
+    trial: tuple[Path, str], sent: OfflineRun, cache: Path
+) -> None:
     (line,) = [line for line in trial[1].splitlines() if "wandb sync " in line]
-    assert shlex.split(line.partition("wandb sync ")[2]) == [str(sent.path.parent)]
+    assert [cache / path for path in shlex.split(line.partition("wandb sync ")[2])] == [sent.path.parent]
 
 
 def test_secrets_speakers_and_machine_details_are_not_sent(trial: tuple[Path, str], sent: OfflineRun) -> None:
@@ -157,7 +159,7 @@ def test_a_failed_trial_is_marked_failed(cache: Path) -> None:
     assert run.exit_code == 1
     assert run.summary["status"] == "failed"
     assert run.config["data"]["max_duration_s"] == 0.5
-    assert f"wandb sync {cache}/fails/wandb/offline-run-" in done.stdout
+    assert "wandb sync fails/wandb/offline-run-" in done.stdout
 
 
 def test_audio_is_not_sent_if_the_configuration_excludes_it(cache: Path) -> None:
@@ -191,5 +193,5 @@ def test_an_unreachable_server_causes_only_a_warning(cache: Path, after_the_star
     assert "Weights & Biases: " in done.stdout + done.stderr
     assert json.loads((cache / folder / "results.json").read_text(encoding="utf-8"))["status"] == "completed"
     kind = "run" if after_the_start else "offline-run"
-    assert f"wandb sync {cache}/{folder}/wandb/{kind}-2" in done.stdout
+    assert f"wandb sync {folder}/wandb/{kind}-2" in done.stdout
     assert (cache / folder / "metrics.csv").exists()

@@ -32,7 +32,7 @@ def markdown(results: Mapping[str, Any], folder: Path | None = None) -> str:
         parts += ["## Validations", _table(curve)]
     if folder and (found := examples(results, folder)):
         parts += [f"## Examples from {found[0]}", _table(found[1])]
-    parts += ["## Run", "\n".join(f"- {name}: {text}" for name, text in facts(results) if text)]
+    parts += ["## Run", "\n".join(f"- {name}: {text}" if name else f"- {text}" for name, text in facts(results) if text)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -58,7 +58,7 @@ def examples(results: Mapping[str, Any], folder: Path) -> tuple[str, list[list[s
     split = next((split for split in ("validation", "test", "train") if split in scores[stages[-1]]), "")
     try:
         read = [{row["clip"]: row for row in read_lines(predictions_file(folder, split, stage))} for stage in stages]
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         return None
     clips = sorted(set.intersection(*map(set, read)))
     chosen = [clips[i] for i in seeded_sample(len(clips), EXAMPLES, seed=0)]
@@ -79,7 +79,7 @@ def facts(results: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
     yield "Model", f"{model['name']}, {model['parameters'] / 1e6:.1f} M parameters"
     yield "Text", f"{scoring['normaliser']}; words: {scoring['segmenter']}; intervals: 95 % bootstrap over clips"
     for note in [*reading_lines(results), *full_window_lines(results), *notes_of(results)]:
-        yield "Note", note
+        yield "", note
     yield "Precision", str(results.get("precision", ""))
     yield "Cost", cost_line(results["cost"])
     yield "Disk", disk_line(results)
