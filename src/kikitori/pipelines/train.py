@@ -22,6 +22,7 @@ from kikitori.pipelines.session import Session, session
 from kikitori.runs.model_card import model_card
 from kikitori.runs.record import save, timed
 from kikitori.runs.results import Results
+from kikitori.runs.results_md import examples_table
 from kikitori.runs.wandb_logger import WandbRunLogger
 from kikitori.runtime.console import duration
 from kikitori.runtime.distributed import is_main
@@ -204,7 +205,7 @@ def publish(
     if is_main():
         whisper.save(run.folder / "model")
         (run.folder / "model" / "README.md").write_text(model_card(results), encoding="utf-8")
-        log_scores(trainer.loggers[1:], results)
+        log_scores(trainer.loggers[1:], results, run.folder)
     for logger in wandb_loggers(trainer):
         logger.finish(results, whisper.processor.text_language, data.prepared.audio_caches["validation"].pcm)
 
@@ -214,8 +215,8 @@ def wandb_loggers(trainer: pl.Trainer) -> list[WandbRunLogger]:
     return [logger for logger in trainer.loggers if isinstance(logger, WandbRunLogger) and is_main()]
 
 
-def log_scores(loggers: list[Logger], results: Results) -> None:
-    """Logs the scores before and after training, and in TensorBoard with the configuration; W&B has a summary."""
+def log_scores(loggers: list[Logger], results: Results, folder: Path) -> None:
+    """Logs the scores before and after training, in TensorBoard with configuration and examples; W&B has a summary."""
     scores = results["scores"]
     rates = {
         stage: {
@@ -229,5 +230,6 @@ def log_scores(loggers: list[Logger], results: Results) -> None:
         logger.log_metrics(rates["before"], 0)
         if isinstance(logger, TensorBoardLogger):
             logger.log_hyperparams(results["config"], rates["after"], results["checkpoint"]["steps"])
+            logger.experiment.add_text("examples", examples_table(results, folder), results["checkpoint"]["steps"])
         else:
             logger.log_metrics(rates["after"], results["checkpoint"]["steps"])

@@ -30,9 +30,12 @@ def markdown(results: Mapping[str, Any], folder: Path | None = None) -> str:
     parts = [f"# {title(results)}", _table(rows(results))]
     if curve := learning_curve(results):
         parts += ["## Validations", _table(curve)]
-    if folder and (found := examples(results, folder)):
-        parts += [f"## Examples from {found[0]}", _table(found[1])]
-    parts += ["## Run", "\n".join(f"- {name}: {text}" if name else f"- {text}" for name, text in facts(results) if text)]
+    if folder and (found := examples_table(results, folder)):
+        parts += ["## Examples", found]
+    parts += [
+        "## Run",
+        "\n".join(f"- {name}: {text}" if name else f"- {text}" for name, text in facts(results) if text),
+    ]
     return "\n\n".join(parts) + "\n"
 
 
@@ -51,19 +54,20 @@ def learning_curve(results: Mapping[str, Any]) -> list[list[str]]:
     return table
 
 
-def examples(results: Mapping[str, Any], folder: Path) -> tuple[str, list[list[str]]] | None:
-    """A split, and a seeded sample of its clips: what was said and transcribed, header first, without clip names."""
+def examples_table(results: Mapping[str, Any], folder: Path) -> str:
+    """A seeded sample of clips: what was said and what was transcribed, without their names; empty without any."""
     scores = results["scores"]
     stages = ("before", "after") if "after" in scores else tuple(scores)[:1]
     split = next((split for split in ("validation", "test", "train") if split in scores[stages[-1]]), "")
     try:
         read = [{row["clip"]: row for row in read_lines(predictions_file(folder, split, stage))} for stage in stages]
     except (OSError, ValueError, KeyError, TypeError):
-        return None
+        return ""
     clips = sorted(set.intersection(*map(set, read)))
     chosen = [clips[i] for i in seeded_sample(len(clips), EXAMPLES, seed=0)]
     table = [[read[-1][clip]["reference"], *(rows_of[clip]["hypothesis"] for rows_of in read)] for clip in chosen]
-    return split, [["reference", *(stages if len(stages) > 1 else ["transcript"])], *table]
+    header = [f"{split} reference", *(stages if len(stages) > 1 else ["transcript"])]
+    return _table([header, *table]) if table else ""
 
 
 def facts(results: Mapping[str, Any]) -> Iterable[tuple[str, str]]:

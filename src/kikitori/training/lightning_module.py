@@ -234,7 +234,8 @@ class WhisperModule(pl.LightningModule):
         loss, tokens, cer_edits, cer_length, wer_edits, wer_length = summed.tolist()
         rates = {f"{prefix}/cer": cer_edits / max(cer_length, 1), f"{prefix}/wer": wer_edits / max(wer_length, 1)}
         # The values are equal in all processes already; without sync_dist, Lightning would warn that they may not be.
-        self.log("step", float(self.trainer.global_step))
+        if self.trainer.state.fn == TrainerFn.FITTING:
+            self.log("step", float(self.trainer.global_step))
         self.log_dict({f"{prefix}/loss": loss / max(tokens, 1), **rates}, prog_bar=True, sync_dist=True)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> list[tuple[str, str, str]]:
