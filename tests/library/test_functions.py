@@ -131,7 +131,9 @@ def defaults_of(target: Any) -> dict[str, Any]:
 def test_the_schedule_of_the_defaults_is_that_of_the_configuration() -> None:
     model = torch.nn.Linear(2, 2)
     optimizer, scheduler = kikitori.adamw(lr=1e-3)(model, 1000)
-    assert scheduler.lr_lambdas[0](250) == 0.5
+    # A tenth of the steps, at most 500.
+    assert scheduler.lr_lambdas[0](50) == 0.5
+    assert kikitori.adamw()(model, 9000)[1].lr_lambdas[0](250) == 0.5
     assert optimizer.defaults["betas"] == (0.9, 0.98)
     endless, _ = kikitori.adamw(schedule="constant")(model, math.inf)
     assert endless.defaults["lr"] == 1e-5

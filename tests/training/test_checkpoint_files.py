@@ -19,7 +19,9 @@ FILES = checkpoints.CheckpointFiles()
 
 def saved(folder: Path, name: str, step: int) -> Path:
     path = folder / "checkpoints" / f"{name}.ckpt"
-    FILES.save_checkpoint({"global_step": step, "state_dict": {"w": torch.arange(1000.0) + step}}, path)
+    FILES.save_checkpoint(
+        {"global_step": step, "optimizer_states": [], "state_dict": {"w": torch.arange(1000.0) + step}}, path
+    )
     return path
 
 
@@ -122,7 +124,7 @@ def test_a_damaged_checkpoint_is_named_and_skipped(
     elif damage == "no checksum":
         path.with_name("last.ckpt.sha256").unlink()
     elif damage == "another's":
-        torch.save({"global_step": 10}, path)
+        torch.save({"global_step": 10, "optimizer_states": []}, path)
     else:
         path.write_bytes(path.read_bytes()[: -100 if damage == "cut" else 0])
     assert checkpoints.latest_valid(path.parent) == older

@@ -1,12 +1,14 @@
 """`kikitori prepare`: decodes a corpus into the audio cache and lists the clips that would be rejected."""
 
+from pathlib import Path
+
 import hydra
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
-from kikitori.config.hydra_guard import guard_hydra
-from kikitori.runtime.paths import CONF, run_folder
+from kikitori.cli.hydra_app import guard_hydra, run_pipeline
+from kikitori.runtime.paths import CONF
 
 guard_hydra()
 
@@ -14,9 +16,13 @@ guard_hydra()
 @hydra.main(config_path=str(CONF), config_name="prepare", version_base="1.3")
 def main(cfg: DictConfig) -> None:
     """Decodes the corpus and prints a summary."""
+    run_pipeline(prepare_and_show, cfg)
+
+
+def prepare_and_show(cfg: DictConfig, folder: Path) -> None:
+    """Decodes the corpus and prints a summary."""
     from kikitori.pipelines import prepare
 
-    folder = run_folder()
     data = prepare.prepare(cfg, folder)
     facts = data.summary()
     table = Table("split", "clips", "duration", "cache", title=facts["corpus"], title_justify="left")

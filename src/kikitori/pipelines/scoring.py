@@ -5,7 +5,6 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
@@ -15,10 +14,10 @@ from kikitori.data.datamodule import SpeechDataModule
 from kikitori.metrics.error_rates import ClipScore, prediction, rescored, score_clips, summarise
 from kikitori.model.window import FULL, Window
 from kikitori.pipelines.session import Session
-from kikitori.runs.results import FULL_WINDOW, predictions_file
+from kikitori.runs.results import FULL_WINDOW, RESULTS, predictions_file
 from kikitori.runtime.console import IN_BAR, duration
 from kikitori.runtime.distributed import all_gather, is_main
-from kikitori.runtime.files import read_lines, write_lines
+from kikitori.runtime.files import read_json, read_lines, write_lines
 from kikitori.training.callbacks import ProgressReport
 from kikitori.training.lightning_module import WhisperModule
 
@@ -65,6 +64,7 @@ class Scorer:
             seconds = duration(time.monotonic() - began)
             log.info("%s: %s; %d clips, %s", describe_stage(split, stage), shown, len(scores[split]), seconds)
         self.run.results["scores"][stage] = rates
+        self.run.results.setdefault("scored", {})[stage] = {split: self.data.prepared.digest(split) for split in scores}
         return scores
 
     def score_in_full_window(self, clips: int | None) -> None:
@@ -111,9 +111,19 @@ def gather_rows(rows: list[Any]) -> list[Any]:
     return list(chain.from_iterable(all_gather(rows)))
 
 
-def is_scored(folder: Path, splits: Sequence[Split], stage: str) -> bool:
-    """Whether the predictions of all these splits were written before the run was interrupted."""
-    return all(predictions_file(folder, split, stage).exists() for split in splits)
+def is_scored(run: Session, data: SpeechDataModule, stage: str, sample: Mapping[Split, int | None]) -> bool:
+    """Whether the predictions of all splits were written before the run was interrupted, for these clips."""
+    # From the file, which all processes see.
+    recorded = read_json(run.folder / RESULTS).get("scored", {}).get(stage, {})
+
+    def is_same(split: Split) -> bool:
+        path = predictions_file(run.folder, split, stage)
+        rows = [(row["clip"], row["reference"]) for row in read_lines(path)] if path.exists() else None
+        now = [(clip.name, clip.text) for clip in data.scored(split, sample.get(split))]
+        # The digest covers the audio as well; earlier versions wrote none.
+        return rows == now and recorded.get(split) in (None, data.prepared.digest(split))
+
+    return all(map(is_same, data.splits))
 
 
 def read_scores(run: Session, splits: Sequence[Split], stage: str, language: str) -> Scores:

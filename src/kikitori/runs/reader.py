@@ -206,10 +206,15 @@ def read_run(folder: Path, name: str, trial: Mapping[str, Any]) -> Run:
 
 
 def _settings(results: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """The configuration by dotted key. An evaluation that set no language or task has those of the model."""
+    """The configuration by dotted key. An evaluation that set no language or task has those of the model.
+
+    Without keys that are null, since an earlier version may not have had them.
+    """
     used = results.get("model", {})
     for key, value in flatten(results.get("config", {})):
-        yield key, used.get(key[6:]) if value is None and key in ("model.language", "model.task") else value
+        known = used.get(key[6:]) if value is None and key in ("model.language", "model.task") else value
+        if known is not None:
+            yield key, known
 
 
 def _text_language(results: Mapping[str, Any]) -> str:

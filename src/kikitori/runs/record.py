@@ -14,10 +14,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from kikitori.config.overrides import options, overrides
+from kikitori.config.overrides import options, overrides, start_folder
 from kikitori.runs.results import FINISHED, RESULTS, RESULTS_TABLE, WANDB_RUN_ID, Results, ended_before_scoring
 from kikitori.runs.results_md import markdown
-from kikitori.runs.resume import changes, refuse_changes
+from kikitori.runs.resume import START_KEYS, changes, check_extension, key_of, refuse_changes
 from kikitori.runtime.distributed import is_main
 from kikitori.runtime.errors import ConfigError, Pruned, Stopped, TrainingError, one_line
 from kikitori.runtime.files import read_json, write_json
@@ -53,7 +53,9 @@ def record(results: Results, command: str, config: dict[str, Any], folder: Path)
         yield
         return
     with folder_lock(folder, "hydra.run.dir", ConfigError):
-        results |= _start(command, config, folder)
+        path = folder / RESULTS
+        earlier = read_json(path) if path.exists() else {}
+        results |= _start(command, config, folder, earlier)
         save(results, folder)
         try:
             yield
@@ -71,39 +73,40 @@ def record(results: Results, command: str, config: dict[str, Any], folder: Path)
             raise
         finally:
             results["finished"] = _now()
+            # A completed run that was to be trained further stays completed if that failed before the first step.
+            keeps_earlier = earlier.get("status") in FINISHED and "history" not in results
             try:
-                save(results, folder)
+                save(earlier if keeps_earlier else results, folder)
             except OSError as error:
                 # The error that ended the run must reach the user, not this one.
                 log.error("%s cannot be written: %s", folder / RESULTS, error.strerror)
 
 
-def _start(command: str, config: dict[str, Any], folder: Path) -> Results:
+def _start(command: str, config: dict[str, Any], folder: Path, earlier: Results) -> Results:
     """The first contents of results.json; a resumed run keeps its scores, costs and start time."""
-    path = folder / RESULTS
-    earlier = read_json(path) if path.exists() else {}
     if earlier and not config.get("resume") and ended_before_scoring(folder):
         # A run that failed over a wrong path, for example, is replaced; its W&B run is not continued.
         earlier = {}
         (folder / WANDB_RUN_ID).unlink(missing_ok=True)
     if earlier and not config.get("resume"):
         raise ConfigError(f"hydra.run.dir={folder} already holds a run; choose another folder, or add resume=auto")
+    kept = {key: earlier[key] for key in ("extended_from",) if key in earlier}
     if earlier.get("status") in FINISHED:
-        raise ConfigError(
-            f"hydra.run.dir={folder} holds a run that is {earlier['status']}: nothing is left to resume; "
-            "start a new run in another folder"
-        )
+        kept = {"extended_from": check_extension(earlier, config, folder)}
+    line = [word for word in overrides() if key_of(word) not in START_KEYS]
     if earlier:
-        refuse_changes(changes(earlier.get("config", {}), config), config.get("resume_accept") or [], folder)
+        found = changes(earlier.get("config", {}), config, map(key_of, line))
+        refuse_changes(found, config.get("resume_accept") or [], folder)
     # Enough to start the run again: Hydra's own record in .hydra may be cut off by a kill.
-    line = {"overrides": overrides(), "options": options(command)}
-    results: Results = {"status": "running", "command": command, **line}
+    start = {"overrides": line, "options": options(command), "cwd": earlier.get("cwd", start_folder())}
+    results: Results = {"status": "running", "command": command, **start, **kept}
     results |= {"started": earlier.get("started", _now()), "versions": versions(), "git": git_state()}
     if earlier:
         # A run that was killed could not record its end.
-        pause = {"reason": earlier["error"] if earlier.get("status") == "failed" else "killed", "resumed": _now()}
+        ends = {"failed": earlier.get("error"), "completed": "completed, to be trained further"}
+        pause = {"reason": ends.get(str(earlier.get("status"))) or "killed", "resumed": _now()}
         results["interruptions"] = [*earlier.get("interruptions", []), pause]
-    return results | {"config": config} | {key: earlier.get(key, {}) for key in ("scores", "cost", "data")}
+    return results | {"config": config} | {key: earlier.get(key, {}) for key in ("scores", "scored", "cost", "data")}
 
 
 def fail(results: Results, folder: Path, reason: str) -> None:

@@ -65,6 +65,14 @@ class Stopped(BaseException):
         return f"stopped by {signal.Signals(self.number).name}{self.args[1]}"
 
 
+class Failed(BaseException):
+    """Carries the error of a command past Hydra, which would print a preamble above its message."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(error)
+        self.error = error
+
+
 def one_line(error: BaseException) -> str:
     """Returns the first line of an error's message, or the name of its class if the message is empty."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,5 +1,6 @@
 """The trials of a sweep, and sweep.json, the record of them in the sweep's folder."""
 
+import os
 import shlex
 import signal
 import time
@@ -71,7 +72,8 @@ class Sweep:
 
     def save(self) -> None:
         """Writes sweep.json."""
-        facts = {"id": self.id, "command": self.command, "started": self.started}
+        # Paths in the command are relative to the working folder.
+        facts = {"id": self.id, "command": self.command, "cwd": os.getcwd(), "started": self.started}
         write_json(self.folder / SWEEP, {**facts, "trials": [asdict(trial) for trial in self.trials]})
 
     def add(self, trial: Trial) -> Trial:

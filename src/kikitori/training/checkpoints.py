@@ -15,6 +15,7 @@ from pytorch_lightning.plugins.io import CheckpointIO
 from kikitori.runtime.errors import DataError, TrainingError, one_line
 from kikitori.runtime.files import atomic_write, sync_folder
 from kikitori.runtime.signals import Stop
+from kikitori.training.history import TrainingHistory
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +28,14 @@ class CheckpointFiles(CheckpointIO):
 
     `last.ckpt.sha256` lists the checksums that `last.ckpt` may have, in the format of `sha256sum`. A new checkpoint's
     is added before the file is renamed, so a kill at any moment leaves a file whose checksum is listed.
+
+    validation: the digest of the clips that this run validates on. Scores on other clips are forgotten when a
+    checkpoint is read. accepts_data: whether a checkpoint of an earlier version, without a digest, may have any.
     """
+
+    def __init__(self, validation: str = "", accepts_data: bool = False) -> None:
+        self.validation = validation
+        self.accepts_data = accepts_data
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         path = Path(path)
@@ -49,6 +57,10 @@ class CheckpointFiles(CheckpointIO):
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         checkpoint = torch.load(path, map_location=map_location or "cpu", weights_only=True)
+        recorded = checkpoint["callbacks"].get(TrainingHistory.state_key, {}).get("validation")
+        if self.accepts_data if recorded is None else recorded != self.validation:
+            log.warning("the validation clips have changed: earlier scores do not choose the best checkpoint")
+            _forget_scores(checkpoint["callbacks"])
         for state in checkpoint["callbacks"].values():
             if "dirpath" in state:
                 _move(state, str(Path(path).parent))
@@ -57,6 +69,16 @@ class CheckpointFiles(CheckpointIO):
     def remove_checkpoint(self, path: Any) -> None:
         Path(path).unlink(missing_ok=True)
         _checksum_file(Path(path)).unlink(missing_ok=True)
+
+
+def _forget_scores(states: dict[str, Any]) -> None:
+    """Removes validation scores from the callbacks' states: from the history, the best checkpoint, early stopping."""
+    for key, state in list(states.items()):
+        if key == TrainingHistory.state_key:
+            rows = state["history"]
+            state["history"] = [{k: v for k, v in row.items() if not k.startswith("val/")} for row in rows]
+        elif "best_model_score" in state or "best_score" in state:
+            del states[key]
 
 
 def _move(state: dict[str, Any], folder: str) -> None:
@@ -89,12 +111,15 @@ class _Hashing:
 def latest_valid(folder: Path) -> Path | None:
     """The intact checkpoint with the most steps, or None.
 
-    Counts the steps stored in the files, not their times. A damaged one is skipped with a warning.
+    Counts the steps stored in the files, not their times. A damaged one is skipped with a warning, one that holds
+    only weights without.
     """
     steps: dict[Path, int] = {}
     for path in folder.glob("*.ckpt"):
         try:
-            steps[path] = saved_step(path)
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            if "optimizer_states" in checkpoint:
+                steps[path] = checkpoint["global_step"]
         except Exception as error:  # torch raises many kinds for a damaged file
             log.warning("%s %s and is skipped (%s)", path, NOT_PLAIN, type(error).__name__)
     # For the same step, last.ckpt is the later one.
@@ -274,3 +299,15 @@ def best_checkpoint(trainer: pl.Trainer) -> dict[str, Any]:
         "monitor": callback.monitor if callback else None,
         "value": None if value is None else float(value),
     }
+
+
+def check_best(trainer: pl.Trainer, history: list[dict[str, float]]) -> None:
+    """Raises TrainingError unless the chosen checkpoint has the best score of all validations."""
+    chosen = best_checkpoint(trainer)
+    rows = [row for row in history if chosen["monitor"] in row]
+    score = min((row[chosen["monitor"]] for row in rows), default=None)
+    if score is not None and chosen["value"] != score:
+        raise TrainingError(
+            f"the best validation had a {chosen['monitor']} of {score}, but the chosen checkpoint "
+            f"{chosen['best'] or '(none)'} has {chosen['value']}; it is not the best one, so it is not saved"
+        )

@@ -34,7 +34,9 @@ class TrainingHistory(pl.Callback):
     # The key of its state in a checkpoint, by which runs of earlier versions resume.
     state_key = "Recorder"
 
-    def __init__(self) -> None:
+    def __init__(self, validation: str = "") -> None:
+        """validation: the digest of the clips that the scores are of."""
+        self.validation = validation
         self.history: list[dict[str, float]] = []
         self.train_clips = 0
         self.train_s = 0.0
@@ -49,7 +51,12 @@ class TrainingHistory(pl.Callback):
 
     def state_dict(self) -> dict[str, Any]:
         self._count_seconds()
-        kept = {"history": self.history, "train_clips": self.train_clips, "train_s": self.train_s}
+        kept = {
+            "history": self.history,
+            "validation": self.validation,
+            "train_clips": self.train_clips,
+            "train_s": self.train_s,
+        }
         losses = [float(loss) for loss in self._losses]
         own = {"random": random_state(), "order": self.order, "losses": losses}
         return {**kept, "processes": all_gather(own)}
@@ -235,7 +242,6 @@ def shown(metric: str, value: Any) -> str:
 
 def best_so_far(trainer: Any, rows: Sequence[Mapping[str, float]]) -> str:
     """Whether the last row is the best one, by the score that chooses the checkpoint, or else which one is."""
-    callback = trainer.checkpoint_callback
-    monitor, choose = (callback.monitor, max if callback.mode == "max" else min) if callback else ("val/cer", min)
-    best = choose((row for row in rows if monitor in row), key=lambda row: row[monitor])
+    monitor = trainer.checkpoint_callback.monitor if trainer.checkpoint_callback else "val/cer"
+    best = min((row for row in rows if monitor in row), key=lambda row: row[monitor])
     return "best so far" if best is rows[-1] else f"best {shown(monitor, best[monitor])} at step {best['step']}"

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Checkpoint
+from pytorch_lightning.callbacks import Checkpoint, EarlyStopping
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.plugins.environments import ClusterEnvironment, LightningEnvironment, SLURMEnvironment
 from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy
@@ -30,21 +30,31 @@ PRECISIONS = ("32-true", "16-mixed", "bf16-mixed")
 
 
 def build_trainer(
-    settings: dict[str, Any], folder: Path, callbacks: list[pl.Callback], loggers: list[Logger]
+    settings: dict[str, Any],
+    folder: Path,
+    callbacks: list[pl.Callback],
+    loggers: list[Logger],
+    max_steps: int = -1,
+    files: CheckpointFiles | None = None,
 ) -> pl.Trainer:
     """Builds Lightning's Trainer.
 
-    settings: its arguments, as `resolve_trainer_settings` returns them. Raises ConfigError if Lightning refuses them.
+    settings: its arguments, as `resolve_trainer_settings` returns them. max_steps: of a training, which the settings
+    may give in epochs. files: what writes and reads its checkpoints. Raises ConfigError if Lightning refuses the
+    settings.
     """
     # The module clips gradients: Lightning does so only if it runs the backward pass itself.
-    settings = {key: value for key, value in settings.items() if key != "gradient_clip_val"}
+    settings = {k: v for k, v in settings.items() if k not in ("gradient_clip_val", "max_steps", "max_epochs")}
     make = instantiate(settings, _partial_=True, _convert_="all")
     environment = _environment()
     try:
         trainer: pl.Trainer = make(
             callbacks=[*callbacks, ProgressReport()],
             logger=loggers,
-            plugins=[CheckpointFiles(), *([environment] if environment else [])],
+            plugins=[files or CheckpointFiles(), *([environment] if environment else [])],
+            max_steps=max_steps,
+            # All steps are one epoch of Lightning's.
+            max_epochs=-1,
             default_root_dir=str(folder),
             enable_progress_bar=False,  # `ProgressReport` has ours
             enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),
@@ -65,6 +75,19 @@ def build_trainer(
     # Lightning's own signal handlers end a run as a success, or start a broadcast during another collective.
     trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
     return trainer
+
+
+def build_callback(node: dict[str, Any], folder: Path) -> pl.Callback:
+    """Builds a configured callback. folder: of the checkpoints."""
+    files: dict[str, Any] = {}
+    if node["_target_"] == "pytorch_lightning.callbacks.ModelCheckpoint":
+        files = {"dirpath": str(folder), "filename": "step-{step}", "auto_insert_metric_name": False}
+    callback: pl.Callback = instantiate(node, **files)
+    if isinstance(callback, EarlyStopping):
+        # A checkpoint would restore the patience that the run had, and undo one that was raised since.
+        load, patience = callback.load_state_dict, callback.patience
+        callback.load_state_dict = lambda state: load({**state, "patience": patience})  # type: ignore[assignment]
+    return callback
 
 
 def _environment() -> ClusterEnvironment | None:
