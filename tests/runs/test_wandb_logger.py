@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import wandb
 from tracker import silent_server
 from wandb_offline import OfflineRun
 
@@ -94,6 +95,7 @@ def test_the_file_of_a_resumed_offline_run_is_complete(monkeypatch: pytest.Monke
     resumed.resume_at([{"step": 2, "train/loss": 1 / 2}, {"step": 4, "train/loss": 1 / 4}, {"step": 4, "val/cer": 0.5}])
     resumed.log_metrics({"train/loss": 1 / 5}, 6)
     finish_run("completed")
+    wandb.teardown()  # waits for the process that writes the file
     sent = OfflineRun(tmp_path)  # there is only one
     assert sent.run.run_id == killed.version
     assert sent.logged("_step") == sent.logged("trainer/global_step") == [2, 4, 6]
