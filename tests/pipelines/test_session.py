@@ -1,13 +1,14 @@
-"""The precision of a command: named, and of an evaluation the one in which the run of its checkpoint was scored."""
+"""What a command records of its machine, and its precision: of an evaluation, that of its checkpoint's run."""
 
 import logging
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from run_folders import write_run
 
-from kikitori.pipelines.session import _trainer_settings
+from kikitori.pipelines.session import _record_environment, _trainer_settings
 
 AUTO = {"accelerator": "auto", "devices": 1, "precision": "auto"}
 
@@ -64,3 +65,19 @@ def test_a_run_of_an_earlier_version_has_the_precision_that_was_set(tmp_path: Pa
 
 def test_a_stock_model_has_the_default() -> None:
     assert settings(None)["precision"] == "32"
+
+
+def test_a_resumed_run_names_what_changes_its_last_digits(caplog: pytest.LogCaptureFixture) -> None:
+    results: dict = {}
+    _record_environment(results, {"deterministic": True})
+    first = dict(results["environment"])
+    assert first["threads"] == torch.get_num_threads()
+    assert first["deterministic"] is True
+    _record_environment(results, {"deterministic": True})
+    # A run of an earlier version recorded nothing.
+    _record_environment({"environment": {}}, {"deterministic": True})
+    assert caplog.text == ""
+    results["environment"]["threads"] += 1
+    _record_environment(results, {"deterministic": True})
+    assert f"threads was {first['threads'] + 1} and is {first['threads']} now: the weights will differ" in caplog.text
+    assert results["environment"] == first

@@ -154,7 +154,7 @@ def test_a_step_is_the_number_of_optimizer_steps_in_every_record(micro: Whisper,
     # One row holds all that was measured at a step, under names without duplicates.
     assert all(row["train/lr"] and row["train/grad_norm"] for row in made["rows"] if row["train/loss"])
     assert sorted(made["rows"][0]) == sorted(
-        ["step", "train/grad_norm", "train/loss", "train/lr", "val/cer", "val/loss", "val/wer"]
+        ["step", "train/grad_norm", "train/loss", "train/lr", "val/cer", "val/cut", "val/loss", "val/wer"]
     )
 
 

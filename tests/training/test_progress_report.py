@@ -1,6 +1,7 @@
 """What a run reports while it trains: lines in a log, bars in a terminal, and when it will end."""
 
 import logging
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from kikitori.training import callbacks
 from kikitori.training.callbacks import ProgressReport, ThroughputMonitor, ValidateEvery
 from kikitori.training.history import TrainingHistory
 from kikitori.training.lightning_module import WhisperModule
+from kikitori.training.optimizer import adamw
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -60,6 +62,22 @@ def test_lines_are_as_far_apart_as_set(
     fit(micro, tmp_path)
     steps = [line.partition(":")[0] for line in lines(caplog) if "loss" in line and "validation" not in line]
     assert steps == [f"step {step}/8" for step in (1, 2, 4, 6, 8)]
+
+
+def test_a_training_without_validations_or_end_is_reported(
+    micro: Whisper, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As a Trainer of one's own may have it."""
+
+    class Endless(WhisperModule):
+        def total_steps(self) -> float:
+            return math.inf
+
+    caplog.set_level(logging.INFO)
+    optimizer = adamw(lr=1e-3, schedule="constant", warmup_steps=0)
+    made = trainer(tmp_path, max_steps=4, callbacks=[ProgressReport()], log_every_n_steps=2)
+    made.fit(Endless(micro, optimizer), training(micro, 4, 4))
+    assert [line.partition(":")[0] for line in lines(caplog)][:2] == ["step 1/inf", "step 2/inf"]
 
 
 class Rates(pl.Callback):

@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Callable
-from contextlib import suppress
 from functools import wraps
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,6 +21,7 @@ from kikitori.runs.results import ended_before_scoring
 from kikitori.runs.resume import keep_changed_defaults
 from kikitori.runtime.distributed import is_main
 from kikitori.runtime.errors import ConfigError, Failed, KikitoriError
+from kikitori.runtime.files import remove_if_nothing_else
 from kikitori.runtime.paths import run_folder
 
 Result = TypeVar("Result")
@@ -113,14 +113,7 @@ def remove_empty_run(folder: Path) -> None:
     """Removes the folder of a run that failed before it had any result: if it holds only what every start writes."""
     if (folder / "results.json").exists() and not ended_before_scoring(folder):
         return
-    record = [folder / ".hydra" / name for name in ("config.yaml", "hydra.yaml", "overrides.yaml")]
-    start = {*record, folder / ".hydra", folder / ".lock", folder / "results.json", *folder.glob("*.log")}
-    start |= {path for path in folder.glob("rejects.jsonl") if not path.stat().st_size}
-    if not set(folder.rglob("*")) <= start:
-        return
-    for path in sorted(start, reverse=True):  # files before their folder
-        with suppress(OSError):
-            path.rmdir() if path.is_dir() else path.unlink()
-    with suppress(OSError):
-        folder.rmdir()
-        folder.parent.rmdir()  # of the day
+    start = [*(folder / ".hydra").glob("*.yaml"), folder / ".lock", folder / "results.json", *folder.glob("*.log")]
+    remove_if_nothing_else(
+        folder, [*start, *(path for path in folder.glob("rejects.jsonl") if not path.stat().st_size)]
+    )

@@ -19,7 +19,7 @@ from kikitori.runs.results import FINISHED, RESULTS, RESULTS_TABLE, WANDB_RUN_ID
 from kikitori.runs.results_md import markdown
 from kikitori.runs.resume import START_KEYS, changes, check_extension, key_of, refuse_changes
 from kikitori.runtime.distributed import is_main
-from kikitori.runtime.errors import ConfigError, Pruned, Stopped, TrainingError, one_line
+from kikitori.runtime.errors import ConfigError, OutOfMemory, Pruned, Stopped, TrainingError, is_out_of_memory, one_line
 from kikitori.runtime.files import read_json, write_json
 from kikitori.runtime.paths import HERE, shown_path
 from kikitori.runtime.processes import folder_lock
@@ -67,7 +67,8 @@ def record(results: Results, command: str, config: dict[str, Any], folder: Path)
             log.info("%s; to resume: %s", error, shlex.join(["kikitori", command, f"resume={shown_path(folder)}"]))
             raise
         except BaseException as error:
-            results |= {"status": "failed", "error": describe_error(error), "error_type": type(error).__name__}
+            kind = OutOfMemory if is_out_of_memory(error) else type(error)
+            results |= {"status": "failed", "error": describe_error(error), "error_type": kind.__name__}
             if remedy := _remedy(error):
                 raise TrainingError(f"{remedy}, then resume with kikitori {command} resume={folder}") from error
             raise
@@ -106,7 +107,8 @@ def _start(command: str, config: dict[str, Any], folder: Path, earlier: Results)
         ends = {"failed": earlier.get("error"), "completed": "completed, to be trained further"}
         pause = {"reason": ends.get(str(earlier.get("status"))) or "killed", "resumed": _now()}
         results["interruptions"] = [*earlier.get("interruptions", []), pause]
-    return results | {"config": config} | {key: earlier.get(key, {}) for key in ("scores", "scored", "cost", "data")}
+    parts = ("scores", "scored", "cost", "data", "environment")
+    return results | {"config": config} | {key: earlier.get(key, {}) for key in parts}
 
 
 def fail(results: Results, folder: Path, reason: str) -> None:
@@ -171,6 +173,8 @@ def _remedy(error: BaseException) -> str | None:
     """What happened and what to do, if the machine is the cause."""
     if isinstance(error, OSError) and error.errno in DISK_ERRORS:
         return f"{error.filename or 'the disk'}: {error.strerror}; {DISK_ERRORS[error.errno]}"
+    if is_out_of_memory(error):
+        return f"{one_line(error)}; use a smaller model, or free the memory that other processes use"
     if isinstance(error, RuntimeError) and "DataLoader worker" in str(error):
         cause = one_line(error)
         return f"{cause}; if it ran out of memory, lower data.num_workers (0 uses no worker processes)"

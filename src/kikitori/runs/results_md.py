@@ -9,10 +9,8 @@ from kikitori.runs.results import predictions_file
 from kikitori.runs.summary import (
     cost_line,
     disk_line,
-    full_window_lines,
-    notes_of,
     percent,
-    reading_lines,
+    remarks,
     rows,
     title,
 )
@@ -82,7 +80,7 @@ def facts(results: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
     yield "Corpus", f"{data['corpus']} ({splits}); left out: {rejects}"
     yield "Model", f"{model['name']}, {model['parameters'] / 1e6:.1f} M parameters"
     yield "Text", f"{scoring['normaliser']}; words: {scoring['segmenter']}; intervals: 95 % bootstrap over clips"
-    for note in [*reading_lines(results), *full_window_lines(results), *notes_of(results)]:
+    for note in remarks(results):
         yield "", note
     yield "Precision", str(results.get("precision", ""))
     yield "Cost", cost_line(results["cost"])

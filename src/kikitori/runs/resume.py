@@ -2,16 +2,19 @@
 
 import json
 import math
+import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from kikitori.config.documentation import used_files
 from kikitori.config.names import translate
 from kikitori.config.overrides import (
     ALTERNATIVES,
+    PATHS,
     chooses_configuration,
     config_folders,
     flatten,
@@ -22,6 +25,7 @@ from kikitori.config.overrides import (
 from kikitori.runs.results import RESULTS, SWEEP, Results
 from kikitori.runtime.errors import ConfigError, DataError
 from kikitori.runtime.files import read_json
+from kikitori.runtime.paths import CONF
 
 # Keys that belong to one start of a run and not to the run.
 START_KEYS = ("resume", "resume_accept", "resume_sweep", "sweep", "hydra.run.dir")
@@ -33,7 +37,7 @@ CHANGED_DEFAULTS = ("optim.warmup_steps",)
 FIXED = re.compile(r"callbacks\.checkpoint\.monitor")
 # Keys in which a resumed run may differ without resume_accept.
 NOT_OF_THE_RECIPE = re.compile(
-    r"resume(_sweep)?|(resume_)?accept\b.*|sweep\b.*|logger\b.*|trainer\.strategy\b.*"
+    r"resume(_sweep)?|(resume_)?accept\b.*|sweep\b.*|logger\b.*|trainer\.(strategy\b.*|deterministic)"
     r"|callbacks\.pruning\b.*|keep|.*\.(dirpath|verbose)|data\.(num_workers|eval_batch_size|micro_batch_size)"
 )
 
@@ -73,7 +77,7 @@ def expand_resume(command: str, given: list[str]) -> list[str]:
     now = [word for word in given_overrides if key_of(word) != "resume"]
     taken = _replaced(now) | set(START_KEYS)
     options, overrides = ([str(word) for word in results.get(name, [])] for name in ("options", "overrides"))
-    recorded = [word for word in _translated(options, overrides) if key_of(word) not in taken]
+    recorded = [word for word in _translated(options, overrides) if not _is_replaced(word, taken, _left_out(now))]
     options = _kept(options, given_options)
     return [*options, *given_options, *recorded, *now, override("hydra.run.dir", folder), "resume=auto"]
 
@@ -97,7 +101,8 @@ def expand_resume_sweep(command: str, given: list[str]) -> list[str]:
         raise ConfigError(f"resume_sweep={folder} holds a sweep of kikitori {recorded[1]}, not of {command}")
     taken = _replaced(given_overrides) | set(SWEEP_START_KEYS)
     options, overrides = split_words(recorded[2:])
-    words = [word for word in _translated(options, overrides) if key_of(word) not in taken]
+    left_out = _left_out(given_overrides)
+    words = [word for word in _translated(options, overrides) if not _is_replaced(word, taken, left_out)]
     return [*_kept(options, given_options), *given_options, *words, *given_overrides]
 
 
@@ -125,7 +130,9 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any], given: Iterable[s
     added = {k for k in new.keys() - old.keys() if k.rpartition(".")[0] in nodes and not k.startswith(named)}
     # null, of evaluate: as the model was trained. Records of early versions name both.
     as_trained = {key for key in ("model.language", "model.task") if new.get(key, "") is None}
-    differing = [k for k in old | new if old.get(k) != new.get(k) and k not in added | as_trained]
+    # A command line may name the same file relative to another folder.
+    same = {key for key in PATHS if key in old and os.path.abspath(str(old[key])) == os.path.abspath(str(new.get(key)))}
+    differing = [k for k in old | new if old.get(k) != new.get(k) and k not in added | as_trained | same]
     return {k: f"was {old.get(k)}, is now {new.get(k)}" for k in differing if not NOT_OF_THE_RECIPE.fullmatch(k)}
 
 
@@ -197,6 +204,28 @@ def _replaced(words: Iterable[str]) -> set[str]:
     """The keys whose recorded overrides give way to `words`: their own keys, and the alternatives of these."""
     given = set(map(key_of, words))
     return given | {other for pair in ALTERNATIVES for key, other in (pair, pair[::-1]) if key in given}
+
+
+def _left_out(words: Iterable[str]) -> set[str]:
+    """The entries of callbacks and logger that the choices in `words` lack, such as callbacks.early_stopping."""
+    choices = {key_of(word): str(value_of(word)).strip("[]").split(",") for word in words if "=" in word}
+    found: set[str] = set()
+    for group in ("callbacks", "logger"):
+        entries = {path.stem: _entries(group, path.stem) for path in (CONF / group).glob("*.yaml")}
+        if group in choices and set(choices[group]) <= entries.keys():
+            found |= set().union(*entries.values()) - set().union(*(entries[name] for name in choices[group]))
+    return found
+
+
+def _entries(group: str, choice: str) -> set[str]:
+    files = used_files([CONF], f"{group}/{choice}", {})
+    return {f"{group}.{key.partition('.')[0]}" for file in files.values() for key in file.keys}
+
+
+def _is_replaced(word: str, taken: Collection[str], left_out: Collection[str]) -> bool:
+    """Whether a recorded override gives way: it sets a key in `taken`, or is about an entry that is left out now."""
+    key = key_of(word)
+    return key in taken or any(key.startswith(f"{entry}.") for entry in left_out)
 
 
 def _kept(options: Sequence[str], given: Sequence[str]) -> list[str]:

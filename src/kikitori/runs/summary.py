@@ -80,7 +80,7 @@ def print_results(results: Mapping[str, Any], folder: Path) -> None:
     columns = dict(zip(header, zip(*body, strict=True), strict=True))
     for table in fit(Grid(header[:2], groups, columns, left=["split"]), console):
         console.print(table)
-    for line in [*reading_lines(results), *full_window_lines(results), *notes_of(results)]:
+    for line in remarks(results):
         console.print(Text(line))
     for split, facts in results["data"]["splits"].items():
         if facts["clips_over_window"]:
@@ -88,6 +88,11 @@ def print_results(results: Mapping[str, Any], folder: Path) -> None:
             console.print(Text(f"{longer}; only their first {results['model']['window_s']:g} s are read"))
     disk = f" ({line})" if (line := disk_line(results)) else ""
     console.print(Text(f"Everything is in {shown_path(folder)}{disk}"), soft_wrap=True)
+
+
+def remarks(results: Mapping[str, Any]) -> list[str]:
+    """The lines below the table of scores."""
+    return [*reading_lines(results), *full_window_lines(results), *cut_lines(results), *notes_of(results)]
 
 
 def full_window_rates(results: Mapping[str, Any]) -> str:
@@ -101,6 +106,20 @@ def full_window_lines(results: Mapping[str, Any]) -> list[str]:
     """The same as a sentence; no line where there are no such rates."""
     rates = full_window_rates(results)
     return [f"In the full window, as stock tools read: {rates}"] if rates else []
+
+
+def cut_lines(results: Mapping[str, Any]) -> list[str]:
+    """How many transcripts of each stage and split were cut off; no line where none was."""
+    words = {"before": "before training ", "after": "after training ", FULL_WINDOW: "in the full window "}
+    parts = [
+        f"{words.get(stage, '')}{split} {score['cut']} of {score['clips']}"
+        for stage, scores in results["scores"].items()
+        if stage != "change"
+        for split, score in scores.items()
+        if score.get("cut")
+    ]
+    limits = "generation.max_new_tokens or generation.max_tokens_per_s"
+    return [f"Transcripts cut off by {limits}: {', '.join(parts)}"] if parts else []
 
 
 def reading_lines(results: Mapping[str, Any]) -> list[str]:

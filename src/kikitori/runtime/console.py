@@ -137,7 +137,7 @@ class Pace:
     seconds of a validation, until there was one.
     """
 
-    def __init__(self, step: int, total: int, validate_every: int, validation_s: float = 0.0) -> None:
+    def __init__(self, step: int, total: float, validate_every: float, validation_s: float = 0.0) -> None:
         self.first_step = step + 1
         self.total, self.validate_every, self.validation_s = total, validate_every, validation_s
         self.validations_s: list[float] = []
@@ -149,8 +149,8 @@ class Pace:
             self._since = time.monotonic()
 
     def seconds_left(self, step: int) -> float | None:
-        """Seconds until the end, after a step and before its validation; None after the first step."""
-        if step <= self.first_step:
+        """Seconds until the end, after a step and before its validation; None after the first step, or without end."""
+        if step <= self.first_step or not math.isfinite(self.total):
             return None
         spent_s = time.monotonic() - self._since - sum(self.validations_s)
         each_s = fmean(self.validations_s or [self.validation_s])

@@ -14,13 +14,16 @@ from pytorch_lightning.callbacks.early_stopping import EarlyStopping, EarlyStopp
 from rich.progress import TaskID
 
 from kikitori.runtime.console import IN_BAR, LINE_EVERY_S, Pace, duration, progress_bar, shows_bars
+from kikitori.runtime.errors import Diverged
 from kikitori.runtime.files import write_json
-from kikitori.training.history import best_so_far, recorded, shown
+from kikitori.training.history import best_so_far, clips_of_step, recorded, shown
 
 log = logging.getLogger(__name__)
 
 # Seconds between two updates of the training bar; each waits for the GPU, since it reads the loss.
 DRAW_EVERY_S = 0.5
+# Why GradScaler skips a step, and what to do.
+OVERFLOW = "gradients overflow in 16 bits; use trainer.precision=bf16-mixed or 32, or lower optim.lr"
 
 
 class ValidateEvery(pl.Callback):
@@ -66,10 +69,43 @@ class Progress(pl.Callback):
             write_json(self.path, {"step": trainer.global_step, "max_steps": trainer.max_steps, "val/cer": self._cer})
 
 
+class SkippedSteps(pl.Callback):
+    """Warns about, and finally ends, a training in fp16 whose gradients overflow in every step.
+
+    Such a step changes no weights, but it counts, and the learning rate moves on. A few at the start, and single ones
+    later, are normal: each halves the scale of the loss.
+    """
+
+    WARN, END = 10, 50
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.skipped, self._taken = 0, False
+        # A resumed run took some before.
+        self._any_taken = trainer.global_step > 0
+
+        def take(*arguments: Any) -> None:
+            self._taken = self._any_taken = True
+
+        # torch calls it for the steps that GradScaler does not skip.
+        self._hook = trainer.optimizers[0].register_step_post_hook(take)
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self.skipped, self._taken = 0 if self._taken else self.skipped + 1, False
+        if self.skipped == self.WARN:
+            log.warning("%d steps in a row were skipped, up to step %d: %s", self.WARN, trainer.global_step, OVERFLOW)
+        if self.skipped == self.END:
+            raise Diverged(f"{self.END} steps in a row were skipped, up to step {trainer.global_step}: {OVERFLOW}")
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._hook.remove()
+        if not self._any_taken and trainer.global_step:
+            raise Diverged(f"all {trainer.global_step} steps were skipped, so nothing was trained: {OVERFLOW}")
+
+
 class ThroughputMonitor(pl.Callback):
     """Logs, every `log_every_n_steps`, the gradient norm before clipping and the throughput since the last time.
 
-    The throughput counts the clips of all processes, which share the work evenly, and excludes validation time.
+    The throughput counts the clips of all processes, whose hours are taken to be equal, and excludes validation time.
     """
 
     def __init__(self) -> None:
@@ -89,12 +125,12 @@ class ThroughputMonitor(pl.Callback):
             pl_module.log("train/grad_norm", torch.nn.utils.get_total_norm(gradients))
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        self._clips += sum(seconds > 0 for seconds in batch["seconds"])
+        self._clips += clips_of_step(batch, trainer.world_size)
         self._hours += sum(batch["seconds"]) / 3600
         if not trainer.log_every_n_steps or trainer.global_step % trainer.log_every_n_steps:
             return
         spent_s = self._spent_s + time.perf_counter() - self._since
-        pl_module.log("train/clips_per_s", trainer.world_size * self._clips / spent_s)
+        pl_module.log("train/clips_per_s", self._clips / spent_s)
         pl_module.log("train/audio_hours_per_s", trainer.world_size * self._hours / spent_s)
         if pl_module.device.type == "cuda":
             pl_module.log("train/gpu_memory_gb", torch.cuda.max_memory_allocated() / 2**30)
@@ -123,11 +159,12 @@ class ProgressReport(pl.Callback):
         self._scoring_s: dict[str, float] = {}
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        (every,) = (callback.steps for callback in trainer.callbacks if isinstance(callback, ValidateEvery))
+        every = next((own.steps for own in trainer.callbacks if isinstance(own, ValidateEvery)), math.inf)
         known = [seconds for title, seconds in self._scoring_s.items() if title.startswith("scoring validation")]
-        self._pace = Pace(trainer.global_step, int(pl_module.total_steps()), every, *known[:1])
+        self._pace = Pace(trainer.global_step, pl_module.total_steps(), every, *known[:1])
         self._bars.start()
-        self._training = self._bars.add_task("training", total=self._pace.total, note="")
+        total = self._pace.total if math.isfinite(self._pace.total) else None
+        self._training = self._bars.add_task("training", total=total, note="")
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         step, now, every = trainer.global_step, time.monotonic(), trainer.log_every_n_steps or 1
@@ -141,7 +178,7 @@ class ProgressReport(pl.Callback):
             log.info("%s: %s", self._step(trainer), self._line(trainer), extra={IN_BAR: True})
 
     def _step(self, trainer: pl.Trainer) -> str:
-        return f"step {trainer.global_step}/{self._pace.total}"
+        return f"step {trainer.global_step}/{self._pace.total:.0f}"
 
     def _line(self, trainer: pl.Trainer) -> str:
         """loss 1.234, lr 9.8e-06, 12.3 clips/s, training ends in 3.2 h; without what is unknown yet."""
@@ -167,8 +204,10 @@ class ProgressReport(pl.Callback):
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         seconds, rows = self._end(), recorded(trainer)
         self._pace.validations_s.append(seconds)
-        rates = ", ".join(shown(key, rows[-1][key]) for key in ("val/cer", "val/wer", "val/loss"))
-        log.info("%s: validation %s; %s; %s", self._step(trainer), rates, best_so_far(trainer, rows), duration(seconds))
+        for row in rows[-1:]:
+            rates = ", ".join(shown(key, row[key]) for key in ("val/cer", "val/wer", "val/loss"))
+            best = best_so_far(trainer, rows)
+            log.info("%s: validation %s; %s; %s", self._step(trainer), rates, best, duration(seconds))
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._bars.remove_task(self._training)

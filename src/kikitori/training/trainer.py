@@ -46,6 +46,8 @@ def build_trainer(
     # The module clips gradients: Lightning does so only if it runs the backward pass itself.
     settings = {k: v for k, v in settings.items() if k not in ("gradient_clip_val", "max_steps", "max_epochs")}
     make = instantiate(settings, _partial_=True, _convert_="all")
+    # Deterministic algorithms would fill new tensors with NaN, to show those that are read unwritten: 4 % of a step.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     environment = _environment()
     try:
         trainer: pl.Trainer = make(
@@ -160,7 +162,13 @@ def resolve_trainer_settings(trainer: dict[str, Any], gpus: int) -> tuple[dict[s
         precision, changes = "32", ["no GPU, so trainer.precision is 32 instead of 16-mixed"]
     where = f"{devices} GPUs" if on_gpu and devices > 1 else "the GPU" if on_gpu else "the CPU"
     changes = changes or [f"{where} and precision {precision}"]
-    return {**trainer, "accelerator": accelerator, "devices": devices, "precision": precision}, changes
+    settings = {**trainer, "accelerator": accelerator, "devices": devices, "precision": precision}
+    if settings.get("deterministic", "auto") == "auto":  # missing in runs of earlier versions
+        settings["deterministic"] = accelerator == "cpu"
+    if devices * trainer.get("num_nodes", 1) == 1:
+        # DDP with one process has nothing to average, and cannot repeat a step that ran out of memory.
+        settings.pop("strategy", None)
+    return settings, changes
 
 
 def check_batch_size(global_batch_size: int, devices: int, nodes: int) -> None:
