@@ -166,7 +166,7 @@ def resolve_trainer_settings(trainer: dict[str, Any], gpus: int) -> tuple[dict[s
     elif precision == "16-mixed" and accelerator == "cpu":
         precision, changes = "32", ["no GPU, so trainer.precision is 32 instead of 16-mixed"]
     settings = {**trainer, "accelerator": accelerator, "devices": devices, "precision": precision}
-    if settings.get("deterministic", "auto") == "auto":  # missing in runs of earlier versions
+    if settings.get("deterministic") in ("auto", None):  # missing in runs of earlier versions
         settings["deterministic"] = accelerator == "cpu"
     if devices * trainer.get("num_nodes", 1) == 1:
         # DDP with one process has nothing to average, and cannot repeat a step that ran out of memory.
