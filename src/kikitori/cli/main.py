@@ -63,7 +63,6 @@ def main() -> None:
     gc.set_threshold(10_000)
     atexit.register(gc.freeze)
     processes.exit_with_launcher()
-    _accept_hydras_help()
     arguments = sys.argv[1:]
     if arguments[:1] == ["help"]:
         arguments = [*arguments[1:2], "--help"]
@@ -88,6 +87,9 @@ def _accept_hydras_help() -> None:
     if check := getattr(argparse.ArgumentParser, "_check_help", None):
         lenient = lambda self, action: check(self, action) if isinstance(action.help, str) else None  # noqa: E731
         argparse.ArgumentParser._check_help = lenient  # type: ignore[attr-defined]
+
+
+_accept_hydras_help()
 
 
 def _prepare_line(command: str, words: list[str]) -> list[str]:
