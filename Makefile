@@ -75,7 +75,7 @@ lock:  ## resolve the dependencies into requirements.lock (needs uv)
 
 $(STAMP): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "kikitori needs Python 3.11 or later; run make PYTHON=python3.12")'
-	@echo "make: installing the locked packages into .venv (5 GB, a few minutes, once)"
+	@echo "make: installing the locked packages into .venv (6 GB, a few minutes, once)"
 	@$(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
