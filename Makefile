@@ -29,7 +29,7 @@ test-long: $(STAMP)  ## run the tests that take minutes (the demo, sweeps, searc
 	@echo "make: running the tests that take minutes"
 	@$(PYTEST) -s -m long
 
-test-gpu: $(STAMP)  ## run the tests on an NVIDIA GPU, ending in a table (10 minutes); TABLE=file keeps it
+test-gpu: $(STAMP)  ## run the tests on an NVIDIA GPU (10 minutes; TABLE=FILE)
 	@echo "make: running the tests on a GPU"
 	@$(PYTEST) -m gpu $(if $(TABLE),--gpu-table $(TABLE)) tests/gpu
 
