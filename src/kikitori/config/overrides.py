@@ -131,6 +131,12 @@ def is_readable(word: str) -> bool:
     return _parse(word) is not None
 
 
+def names_choices(word: str) -> bool:
+    """Whether an override of a group names one choice, several, or those of a sweep; null and numbers are no names."""
+    read = _parse(word)
+    return read is None or read.is_sweep_override() or isinstance(read.value(), str | list)
+
+
 def _parse(word: str) -> Override | None:
     """An override as Hydra reads it; None if it cannot."""
     try:

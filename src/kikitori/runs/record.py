@@ -6,6 +6,7 @@ import shlex
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,7 @@ def record(results: Results, command: str, config: dict[str, Any], folder: Path)
     with folder_lock(folder, "hydra.run.dir", ConfigError):
         path = folder / RESULTS
         earlier = read_json(path) if path.exists() else {}
-        results |= _start(command, config, folder, earlier)
+        results |= _start(command, config, folder, deepcopy(earlier))
         save(results, folder)
         try:
             yield
