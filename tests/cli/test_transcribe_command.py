@@ -28,10 +28,7 @@ def test_a_folder_without_a_model_is_named(tmp_path: Path, monkeypatch: pytest.M
 def test_a_checkpoint_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "last.ckpt").touch()
     message = refusal(monkeypatch, "--model", str(tmp_path / "last.ckpt"))
-    assert (
-        message
-        == f"ModelError: --model {tmp_path}/last.ckpt is a file; give the folder of a run, or a folder with a model"
-    )
+    assert message.startswith(f"ModelError: --model {tmp_path}/last.ckpt is a checkpoint; give the folder of its run")
 
 
 def test_an_unsupported_language_is_named(micro: Whisper, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -39,7 +36,7 @@ def test_an_unsupported_language_is_named(micro: Whisper, tmp_path: Path, monkey
     message = refusal(monkeypatch, "--model", str(tmp_path), "--language", "japnese")
     assert message.startswith("ModelError: --language: 'japnese' is no language; did you mean ja (japanese)")
     message = refusal(monkeypatch, "--model", str(tmp_path), "--language", "ga-IE")
-    assert message.startswith("ModelError: --language=ga-IE: ")
+    assert message.startswith("ModelError: --language=ga")
 
 
 def test_a_model_that_cannot_be_loaded_is_named_by_the_option(monkeypatch: pytest.MonkeyPatch) -> None:

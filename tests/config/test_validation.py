@@ -271,7 +271,9 @@ def test_an_argument_of_the_trainer_at_its_neutral_value_is_accepted() -> None:
 
 
 def test_splits_must_be_a_list() -> None:
-    with pytest.raises(ConfigError, match=r"1 problem in the configuration\n  splits: must be a list, got 'test'"):
+    with pytest.raises(
+        ConfigError, match=r"1 problem in the configuration\n  splits: must be a list or null, got 'test'"
+    ):
         check_config(OmegaConf.merge(composed("evaluate", "data=demo"), {"splits": "test"}))
 
 

@@ -87,7 +87,8 @@ def test_the_table_and_the_folder_are_printed_last_and_a_pipe_gets_no_progress_b
     folder, printed, errors = run
     lines = printed.rstrip().splitlines()
     assert lines[-1] == f"Everything is in {folder}"
-    assert lines[-2].startswith("└")
+    assert lines[-2].startswith("CER of readings")
+    assert lines[-3].startswith("└")
     assert "\r" not in printed + errors
     assert "it/s" not in printed + errors
 
@@ -258,10 +259,12 @@ def test_a_failed_run_records_its_error_in_its_folder(cache: Path) -> None:
         "train", *SMALL, "data.limit.test=null", "data.max_duration_s=0.5", "hydra.run.dir=fails", cache=cache
     )
     assert done.returncode == 1
-    assert "12 too long" in done.stderr
+    assert "12 too long, such as" in done.stderr
+    assert "over data.max_duration_s=0.5): divide these recordings" in done.stderr
+    assert f"{cache / 'fails/rejects.jsonl'} lists each clip that is left out" in done.stderr
     assert "Traceback" not in done.stderr
     assert results(cache / "fails")["status"] == "failed"
-    assert "data.max_reject_rate" in results(cache / "fails")["error"]
+    assert "data.max_reject_rate=0.05 allows" in results(cache / "fails")["error"]
     rejects = [json.loads(line) for line in (cache / "fails/rejects.jsonl").read_text().splitlines()]
     assert [reject["reason"] for reject in rejects] == ["too long"] * 12
 
@@ -270,6 +273,7 @@ def test_prepare_builds_the_audio_cache_that_training_uses(cache: Path, monkeypa
     done = kikitori("prepare", "data=demo", "hydra.run.dir=prepared", cache=cache)
     assert done.returncode == 0, done.stderr
     assert "480" in done.stdout
+    assert "14 min" in done.stdout  # of 480 clips
     caches = {path.name: path.stat().st_mtime_ns for path in (cache / "store").glob("*.arrow")}
     data = Demo()
     monkeypatch.setenv("KIKITORI_CACHE", str(cache))

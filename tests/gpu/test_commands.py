@@ -19,7 +19,8 @@ TRAIN = [
     *("data.limit={train: 64, validation: 8, test: 8}", "score.train_clips=3", "logger=none", "model.dropout=0.1"),
     *("trainer.max_steps=200", "validation.every_steps=40", "generation.max_new_tokens=12"),
 ]
-DETERMINISTIC = "+trainer.deterministic=true"
+DETERMINISTIC = "++trainer.deterministic=true"
+OTHERWISE = "++trainer.deterministic=false"
 
 
 def command(*arguments: str) -> list[str]:
@@ -40,15 +41,17 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs")
     environment = {"KIKITORI_CACHE": str(folder / "cache")}
     killed = start((command(DETERMINISTIC, "hydra.run.dir=killed"), environment), folder / "killed.log")
-    lines = [command(DETERMINISTIC, "hydra.run.dir=whole"), command("hydra.run.dir=a"), command("hydra.run.dir=b")]
+    lines = [
+        command(DETERMINISTIC, "hydra.run.dir=whole"),
+        command(OTHERWISE, "hydra.run.dir=a"),
+        command(OTHERWISE, "hydra.run.dir=b"),
+    ]
     others = [start((line, environment), folder / f"{line[-1][-5:]}.log") for line in lines]
     while not (folder / "killed/checkpoints/last.ckpt").exists() and killed.poll() is None:
         time.sleep(0.01)
     killed.kill()
     assert killed.wait() == -signal.SIGKILL, (folder / "killed.log").read_text()
     assert [other.wait(200) for other in others] == [0, 0, 0]
-    resume = [sys.executable, "-m", "kikitori", "train", "resume=killed"]
-    run_together([(resume, environment)], folder)
     return folder
 
 
@@ -64,6 +67,8 @@ def test_a_run_takes_the_gpu_and_mixed_precision(runs: Path, record_property: An
 
 
 def test_a_killed_and_resumed_run_gives_the_weights_of_an_undisturbed_one(runs: Path) -> None:
+    resume = [sys.executable, "-m", "kikitori", "train", "resume=killed"]
+    run_together([(resume, {"KIKITORI_CACHE": str(runs / "cache")})], runs)
     assert results(runs / "killed")["history"] == results(runs / "whole")["history"]
     assert torch.equal(trained(runs / "killed"), trained(runs / "whole"))
 

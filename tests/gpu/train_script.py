@@ -38,6 +38,8 @@ def main(settings: dict[str, Any]) -> None:
     (scores,) = trainer.validate(module, trainer.datamodule, verbose=False)  # type: ignore[attr-defined]
     measured = {"seconds_per_step": seconds_per_step, "scores": scores}
     Path(settings["folder"], f"{rank}.json").write_text(json.dumps(measured))
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def train(settings: dict[str, Any]) -> tuple[pl.Trainer, kikitori.WhisperModule, float]:

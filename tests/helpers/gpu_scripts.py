@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,15 +31,18 @@ def train(folder: Path, runs: Mapping[str, dict[str, Any]], cards: int = 1) -> d
 
 
 def run_together(processes: Sequence[Process], folder: Path, timeout_s: float = 200) -> None:
-    """Runs processes at once in a folder; fails with the output of one that failed or did not end."""
-    started = [start(process, folder / f"{number}.log") for number, process in enumerate(processes)]
+    """Runs processes at once in a folder; fails with the output of those that failed or did not end in time."""
+    logs = [folder / f"{number}.log" for number in range(len(processes))]
+    started = [start(process, log) for process, log in zip(processes, logs, strict=True)]
+    end = time.monotonic() + timeout_s
     try:
-        for process in started:
-            process.wait(timeout_s)
+        while any(process.poll() is None for process in started) and time.monotonic() < end:
+            time.sleep(0.1)
     finally:
-        for number, process in enumerate(started):
+        for process in started:
             process.kill()
-            assert process.wait() == 0, (folder / f"{number}.log").read_text()
+    codes = [process.wait() for process in started]
+    assert not any(codes), "\n".join(log.read_text() for log, code in zip(logs, codes, strict=True) if code)
 
 
 def start(process: Process, log: Path) -> subprocess.Popen[bytes]:

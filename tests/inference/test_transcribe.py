@@ -3,39 +3,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from transformers import pipeline
 
 from kikitori.audio.waveform import SAMPLE_RATE, decode
-from kikitori.inference.generate import generate_text
-from kikitori.inference.transcribe import split_at_pauses, transcribe
+from kikitori.inference.generate import generate
+from kikitori.inference.transcribe import transcribe
 from kikitori.model.whisper import Whisper, encode
-
-
-@settings(deadline=None)
-@given(samples=st.integers(0, 300_000), window_s=st.sampled_from([1.0, 3.0, 30.0]))
-def test_the_pieces_of_a_recording_join_to_the_recording(samples: int, window_s: float) -> None:
-    waveform = torch.arange(samples, dtype=torch.float32)
-    pieces = split_at_pauses(waveform, window_s)
-    assert torch.equal(torch.cat(pieces), waveform)
-    assert all(len(piece) <= window_s * SAMPLE_RATE for piece in pieces)
-    assert all(len(piece) >= window_s * SAMPLE_RATE * 2 / 3 for piece in pieces[:-1])
-
-
-def test_a_recording_is_split_in_its_pause() -> None:
-    waveform = torch.ones(5 * SAMPLE_RATE)
-    waveform[round(2.4 * SAMPLE_RATE) : round(2.8 * SAMPLE_RATE)] = 0
-    first, _ = split_at_pauses(waveform, 3.0)
-    assert 2.4 < len(first) / SAMPLE_RATE < 2.8
 
 
 def test_a_transcript_does_not_depend_on_the_other_clips_of_its_batch(micro: Whisper) -> None:
     features = torch.randn(3, 80, 100)
     micro.model.eval()
     states = encode(micro.model, features)
-    together = generate_text(micro, states, [1.0] * 3)
-    assert together == [generate_text(micro, row[None], [1.0])[0] for row in states]
+    together = generate(micro, states, [1.0] * 3)
+    assert [row.text for row in together] == [generate(micro, row[None], [1.0])[0].text for row in states]
 
 
 def test_generation_is_limited_by_the_models_context(micro: Whisper) -> None:

@@ -80,8 +80,9 @@ def test_runs_are_found_in_one_place_or_several(tmp_path: Path) -> None:
         kikitori.find_runs("nowhere")
 
 
-# Values that a command line sets and a notebook cannot: the corpus's own, and those that suit a training alone.
-NOT_DEFAULTS = {"_target_", "language", "window"}
+# Values that a command line sets and a notebook cannot: the corpus's own, and those that suit a training alone. Without
+# a task, a notebook's model has its own.
+NOT_DEFAULTS = {"_target_", "language", "task", "window"}
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,5 @@
 import json
+import math
 from inspect import signature
 from pathlib import Path
 
@@ -186,15 +187,20 @@ def test_a_saved_model_and_a_recipe_keep_the_window(micro: Whisper, tmp_path: Pa
 
 def test_the_recipe_and_the_saved_model_follow_later_settings(micro: Whisper, tmp_path: Path) -> None:
     assert (micro.processor.window, micro.recipe["window"]) == (FULL, FULL.as_plain())
+    assert micro.trained_on is None
+    facts = {"longest_s": 5.9, "p95_s": 5.6, "density": 0.28}
     for window, beams in ((Window((0.5,), 0.1), 1), (Window((0.7,), 0.2), 2)):
         micro.set_window(window)
-        micro.configure_generation(max_new_tokens=7, num_beams=beams, max_tokens_per_s=3.0)
-        generation = {"max_new_tokens": 7, "num_beams": beams, "max_tokens_per_s": 3.0}
-        assert micro.recipe == {**micro.arguments, "generation": generation, "window": window.as_plain()}
+        micro.configure_generation(max_new_tokens=7, num_beams=beams)
+        micro.set_trained_on(facts)
+        generation = {"max_new_tokens": 7, "num_beams": beams}
+        settings = {"generation": generation, "window": window.as_plain(), "trained_on": facts}
+        assert micro.recipe == {**micro.arguments, **settings}
         micro.save(tmp_path)
         for again in (rebuild_whisper(micro.recipe), load_whisper(str(tmp_path))):
             assert again.processor.window == window
             assert again.recipe["generation"] == generation
+            assert again.trained_on == facts
 
 
 def test_the_defaults_are_those_of_the_micro_model() -> None:
@@ -218,15 +224,29 @@ def test_the_encoder_of_real_weights_equals_the_stock_one(whisper_base: Whisper)
         assert torch.equal(encode(whisper_base.model, features), expected)
 
 
-def test_the_number_of_new_tokens_is_limited_by_the_clips_duration(micro: Whisper, tmp_path: Path) -> None:
-    assert micro.max_new_tokens_for([0.5, 9.0]) == [12, 12]
-    micro.configure_generation(max_new_tokens=40, num_beams=1, max_tokens_per_s=8.1)
-    assert micro.max_new_tokens_for([0.0, 0.5, 9.0]) == [9, 13, 40]
+def test_the_limit_per_second_belongs_to_a_use_of_a_model_and_is_not_saved(micro: Whisper, tmp_path: Path) -> None:
+    assert micro.max_tokens_per_s == "auto"
+    assert micro.token_s(micro.processor.encode("あ")[4]) == pytest.approx(1 / 20, abs=0.01)
+    micro.configure_generation(max_new_tokens=40, num_beams=1, max_tokens_per_s=8.0)
+    assert micro.token_s(0) == 1 / 8
+    micro.configure_generation(max_new_tokens=None, num_beams=None, max_tokens_per_s=None)
+    assert micro.token_s(0) == 1 / 8
     micro.save(tmp_path)
-    loaded = load_whisper(str(tmp_path), "ja", "transcribe")
-    assert loaded.max_new_tokens_for([0.5]) == [13]
-    loaded.configure_generation(max_new_tokens=None, num_beams=None, max_tokens_per_s=None)
-    assert loaded.max_new_tokens_for([0.5]) == [13]
+    for loaded in (load_whisper(str(tmp_path)), rebuild_whisper(micro.recipe)):
+        assert loaded.max_tokens_per_s == "auto"
+        assert loaded.model.generation_config.max_new_tokens == 40
+    micro.configure_generation(max_new_tokens=None, num_beams=None, max_tokens_per_s=math.inf)
+    assert micro.token_s(0) == 0
+
+
+def test_a_limit_that_earlier_versions_saved_is_not_used(micro: Whisper, tmp_path: Path) -> None:
+    """It was learnt from one corpus, and cut the transcripts of others."""
+    micro.save(tmp_path)
+    file = tmp_path / "generation_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "max_tokens_per_s": 1.09}))
+    recipe = {**micro.recipe, "generation": {**micro.recipe["generation"], "max_tokens_per_s": 1.09}}
+    for loaded in (load_whisper(str(tmp_path)), rebuild_whisper(recipe)):
+        assert loaded.max_tokens_per_s == "auto"
 
 
 def hub(micro: Whisper, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, normalizers
 from transformers import WhisperConfig, WhisperTokenizer
 
-from kikitori.model.processor import Processor, byte_tokenizer, control_token_in, make_processor, text_tokenizer
+from kikitori.model.processor import Processor, byte_tokenizer, control_token_in, make_processor
 from kikitori.runtime.errors import ModelError
 
 CONFIG = WhisperConfig(max_target_positions=448)
@@ -27,7 +27,7 @@ def with_timestamps(tokenizer: WhisperTokenizer) -> WhisperTokenizer:
 
 def with_words(tokenizer: WhisperTokenizer) -> WhisperTokenizer:
     tokenizer.add_tokens(["新語", "ネトゲ"])
-    tokenizer.add_special_tokens({"extra_special_tokens": ["[笑]", "<pad>", "<|ainu|>"]})
+    tokenizer.add_special_tokens({"extra_special_tokens": ["[笑]", "<pad>", "<|ainu|>", "♪"]})
     return tokenizer
 
 
@@ -58,7 +58,7 @@ def processor(request: pytest.FixtureRequest, tokenizer: Callable[[], WhisperTok
 
 CONTROL = [
     *("<|endoftext|>", "<|startoftranscript|>", "<|0.00|>", "<|1.00|>", "<|29.98|>", "<|ja|>", "<|transcribe|>"),
-    *("<|notimestamps|>", "<|nospeech|>", "<|nocaptions|>", "<|startofprev|>", "[笑]", "<pad>", "<|ainu|>"),
+    *("<|notimestamps|>", "<|nospeech|>", "<|nocaptions|>", "<|startofprev|>", "[笑]", "<pad>", "<|ainu|>", "♪"),
 ]
 PIECES = st.sampled_from([*CONTROL, "<|", "|>", "<", "|", "endoftext", "ja", "0.00", " ", "新語", "音楽", "＜｜ja｜＞"])
 TEXTS = st.text() | st.lists(PIECES | st.text(max_size=2), max_size=6).map("".join)
@@ -108,7 +108,7 @@ def test_the_text_of_ids_beyond_the_tokenizer_is_empty() -> None:
 def test_ordinary_texts_are_encoded_as_by_the_stock_tokenizer(processor: Processor) -> None:
     for text in ("わたしは音楽がすきです。", " Hello, it's 3 o'clock .", "𠮷野家\n新語"):
         stock_ids = processor.tokenizer(text, add_special_tokens=False)["input_ids"]
-        assert text_tokenizer(processor.tokenizer).encode([text]) == [stock_ids]
+        assert processor.encode(text)[4:-1] == stock_ids
 
 
 @pytest.mark.parametrize("text", ["<|0.00|> はい", "はい<|endoftext|>", "<|何か|>", "a<|en|><|translate|>b"])

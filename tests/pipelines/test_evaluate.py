@@ -49,7 +49,9 @@ def test_other_ones_that_are_set_are_used_and_noted(german_translator: Path, cap
     assert load(german_translator, "de-DE", "translate").notes == []
 
 
-def test_a_model_without_a_language_takes_that_of_the_corpus_and_says_so(micro: Whisper, tmp_path: Path) -> None:
+def test_a_model_without_a_language_takes_that_of_the_corpus_and_logs_it(
+    micro: Whisper, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """As a trainer of transformers saves it."""
     micro.save(tmp_path)
     file = tmp_path / "generation_config.json"
@@ -57,8 +59,11 @@ def test_a_model_without_a_language_takes_that_of_the_corpus_and_says_so(micro: 
     file.write_text(json.dumps(kept))
     whisper = load(tmp_path, corpus="zh-TW")
     assert (whisper.processor.language, whisper.processor.task) == ("zh", "transcribe")
-    assert whisper.notes == [f"{tmp_path} was saved without a language; zh-TW is used (model.language is not set)"]
-    assert load(tmp_path, "zh", corpus="ja").notes == []
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{tmp_path} was saved without a language; zh-TW is used, since none is set"
+    ]
+    load(tmp_path, "zh", corpus="ja")
+    assert len(caplog.records) == 1
 
 
 @pytest.mark.parametrize(

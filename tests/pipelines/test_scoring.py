@@ -1,3 +1,4 @@
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -6,6 +7,7 @@ import pytorch_lightning as pl
 from data_modules import common_voice
 from recordings import encoded, tone, write_common_voice
 
+from kikitori.inference.generate import Generated
 from kikitori.metrics.error_rates import score_clips, summarise
 from kikitori.model.loading import build_whisper
 from kikitori.model.whisper import Whisper
@@ -56,8 +58,8 @@ def test_validation_and_final_scores_follow_the_models_language_and_task(
     """data.language, here ja, only finds the corpus."""
     whisper = build_whisper(32, 1, 1, 2, window_s=1, language=language, task=task, max_label_tokens=64)
     monkeypatch.setattr(
-        "kikitori.training.lightning_module.generate_text",
-        lambda whisper, states, seconds: ["一 つの、文"] * len(states),
+        "kikitori.training.lightning_module.generate",
+        lambda whisper, states, seconds: [Generated("一 つの、文", cut=False)] * len(states),
     )
     trainer, module, data = scored(tmp_path, whisper)
     run = session(tmp_path)
@@ -67,7 +69,7 @@ def test_validation_and_final_scores_follow_the_models_language_and_task(
     rule = "en" if task == "translate" else language
     references = [clip.text for clip in data.clips["validation"]]
     expected = summarise(score_clips(references, ["一 つの、文"] * len(references), rule))
-    assert final == expected
+    assert final == {**expected, "cut": 0}
     assert (validation["val/cer"], validation["val/wer"]) == pytest.approx((expected["cer"], expected["wer"]))
 
 
@@ -90,27 +92,50 @@ def test_scores_before_an_interruption_are_by_todays_rules(tmp_path: Path) -> No
     assert (row["cer_edits"], row["cer_length"], row["wer_edits"], row["cut"]) == (0, 3, 0, True)
 
 
+def test_transcripts_that_a_limit_cut_are_counted_and_marked(
+    micro: Whisper, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer, module, data = scored(tmp_path, micro)
+
+    def read(whisper: Whisper, states: Any, seconds: list[float]) -> list[Generated]:
+        return [Generated("犬", cut=s > 0.75) for s in seconds]
+
+    monkeypatch.setattr("kikitori.training.lightning_module.generate", read)
+    run = session(tmp_path)
+    Scorer(run, trainer, module, data).score("before", ["validation"])
+    rows = read_lines(predictions_file(tmp_path, "validation", "before"))
+    cut = [seconds > 0.75 for seconds in LENGTHS_S]
+    assert [row["cut"] for row in rows] == cut
+    scores = run.results["scores"]["before"]["validation"]
+    assert (scores["cut"], scores["clips"]) == (sum(cut), len(cut))
+    (validated,) = trainer.validate(module, data, verbose=False)
+    assert validated["val/cut"] == pytest.approx(sum(cut) / len(cut))
+    # A resumed run reads what it wrote.
+    read_scores(run, ["validation"], "before", "ja")
+    assert run.results["scores"]["before"]["validation"] == scores
+    assert [row["cut"] for row in read_lines(predictions_file(tmp_path, "validation", "before"))] == cut
+
+
 def test_a_model_with_short_windows_is_also_scored_in_the_full_window(
     micro: Whisper, tmp_path: Path, monkeypatch: Any
 ) -> None:
     micro.set_window(Window((0.6, 0.8), 0.05))
     micro.configure_generation(12, 1, max_tokens_per_s=3.0)
     trainer, module, data = scored(tmp_path, micro)
-    calls: list[tuple[int, list[int]]] = []
+    calls: list[tuple[int, float | str]] = []
 
-    def read(whisper: Whisper, states: Any, seconds: Any) -> list[str]:
-        calls.append((states.shape[1], whisper.max_new_tokens_for(seconds)))
-        return ["犬"] * len(states)
+    def read(whisper: Whisper, states: Any, seconds: Any) -> list[Generated]:
+        calls.append((states.shape[1], whisper.max_tokens_per_s))
+        return [Generated("犬", cut=False)] * len(states)
 
-    monkeypatch.setattr("kikitori.training.lightning_module.generate_text", read)
+    monkeypatch.setattr("kikitori.training.lightning_module.generate", read)
     run = session(tmp_path)
     Scorer(run, trainer, module, data).score_in_full_window(2)
     assert {split: rates["clips"] for split, rates in run.results["scores"][FULL_WINDOW].items()} == {
         "validation": 2,
         "test": 2,
     }
-    assert all(positions == 50 and set(caps) == {12} for positions, caps in calls)
+    assert set(calls) == {(50, inf)}
     calls.clear()
     Scorer(run, trainer, module, data).score("after", ["validation"])
-    assert {positions for positions, _ in calls} == {30, 40, 50}
-    assert all(max(caps) <= 6 for _, caps in calls)
+    assert set(calls) == {(30, 3.0), (40, 3.0), (50, 3.0)}

@@ -18,5 +18,10 @@ def test_an_error_in_one_line_is_the_first_of_its_message_or_its_class(error: Ex
     assert one_line(error) == line
 
 
+def test_control_characters_do_not_reach_the_screen() -> None:
+    message = str(DataError("a\0b \x1b[2J\x9b \u202e.mp3\r\tend\nnext"))
+    assert message == "DataError: a\\x00b \\x1b[2J\\x9b \\u202e.mp3\\r\\tend\nnext"
+
+
 def test_a_file_name_that_is_not_utf_8_can_be_printed() -> None:
     assert str(DataError("caf\udce9.mp3 is missing")) == "DataError: caf\\udce9.mp3 is missing"

@@ -12,7 +12,7 @@ import yaml
 from hydra import compose, initialize_config_dir
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.config_repository import ConfigRepository
-from omegaconf import OmegaConf
+from omegaconf import OmegaConf, open_dict
 from omegaconf.resolvers import oc
 
 from kikitori.cli import hydra_app, main
@@ -325,6 +325,21 @@ def test_only_the_command_line_may_set_the_setup_commands_of_a_slurm_job() -> No
     with pytest.raises(
         ConfigError, match=r"hydra\.launcher\.setup: runs commands, which a configuration file may not do"
     ):
+        hydra_guard.check(cfg)
+
+
+def test_only_the_command_line_may_open_folders_outside_of_a_corpus() -> None:
+    with initialize_config_dir(str(CONF.resolve()), version_base="1.3"):
+        cfg = compose("train", ["data=demo", "data.roots=[/mnt]"], return_hydra_config=True)
+    hydra_guard.check(cfg)
+    cfg.hydra.overrides.task = ["data=demo"]
+    with pytest.raises(ConfigError, match=r"data\.roots: opens folders outside of the corpus, which no file may do"):
+        hydra_guard.check(cfg)
+    cfg.data.roots = None
+    hydra_guard.check(cfg)
+    with open_dict(cfg):
+        cfg.hydra.sweeper.params = {"data.roots": "[/mnt]"}
+    with pytest.raises(ConfigError, match=r"hydra\.sweeper\.params\.data\.roots: opens folders"):
         hydra_guard.check(cfg)
 
 

@@ -3,7 +3,8 @@
 import os
 import subprocess
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -155,3 +156,28 @@ def test_a_file_that_is_no_checkpoint_is_reported(tmp_path: Path) -> None:
         DataError, match=r"b\.ckpt is damaged, or holds more than weights and plain values \(\w+\); use"
     ):
         checkpoints.read_checkpoint(tmp_path / "b.ckpt")
+
+
+def test_the_best_weights_are_verified_by_one_process_and_read_without_the_rest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    best, module = saved(tmp_path, "step-5", 5), torch.nn.Module()
+    module.w = torch.nn.Parameter(torch.zeros(1000))
+    callback = SimpleNamespace(best_model_path=str(best), best_model_score=None, monitor="val/cer")
+    read: list[Path] = []
+    checked = checkpoints.matches_checksum
+    monkeypatch.setattr(checkpoints, "matches_checksum", lambda path: read.append(path) or checked(path))
+    loaded: list[bool] = []
+    load = torch.load
+    monkeypatch.setattr(torch, "load", lambda *a, **how: loaded.append(how.get("mmap", False)) or load(*a, **how))
+    for rank in range(3):
+        trainer: Any = SimpleNamespace(checkpoint_callback=callback, is_global_zero=rank == 0)
+        checkpoints.load_best_weights(trainer, cast(Any, module))
+        assert torch.equal(module.w, torch.arange(1000.0) + 5)
+    assert (read, loaded) == ([best], [True] * 3)
+    flip(best, best.stat().st_size // 2)
+    trainer.is_global_zero = True
+    with pytest.raises(DataError, match="is damaged"):
+        checkpoints.load_best_weights(
+            cast(Any, SimpleNamespace(checkpoint_callback=callback, is_global_zero=True)), cast(Any, module)
+        )

@@ -29,6 +29,13 @@ def test_auto_is_resolved_for_the_machine(given: dict[str, Any], gpus: int, reso
     assert bool(changes) == (given.get("precision") != "bf16-mixed")
 
 
+@pytest.mark.parametrize(("devices", "nodes", "kept"), [(1, 1, False), (2, 1, True), (1, 2, True)])
+def test_one_process_needs_no_strategy(devices: int, nodes: int, kept: bool) -> None:
+    ddp = {"devices": devices, "num_nodes": nodes, "strategy": {"_target_": "kikitori.ddp"}}
+    settings, _ = resolve_trainer_settings({**AUTO, **ddp}, 2)
+    assert ("strategy" in settings) == kept
+
+
 @pytest.mark.parametrize(
     ("given", "gpus", "message"),
     [

@@ -1,5 +1,6 @@
 """The command `kikitori`: picks the sub-command, checks its arguments, and shows errors without a traceback."""
 
+import argparse
 import atexit
 import gc
 import json
@@ -62,6 +63,7 @@ def main() -> None:
     gc.set_threshold(10_000)
     atexit.register(gc.freeze)
     processes.exit_with_launcher()
+    _accept_hydras_help()
     arguments = sys.argv[1:]
     if arguments[:1] == ["help"]:
         arguments = [*arguments[1:2], "--help"]
@@ -79,6 +81,13 @@ def main() -> None:
         sys.exit(f"kikitori: {arguments[0]!r} is not one of {', '.join(COMMANDS)}{suggestion}")
     else:
         _run(arguments[0], _prepare_line(arguments[0], arguments[1:]))
+
+
+def _accept_hydras_help() -> None:
+    """Lets Hydra 1.3 add an option whose help text is no string, which argparse refuses from Python 3.14 on."""
+    if check := getattr(argparse.ArgumentParser, "_check_help", None):
+        lenient = lambda self, action: check(self, action) if isinstance(action.help, str) else None  # noqa: E731
+        argparse.ArgumentParser._check_help = lenient  # type: ignore[attr-defined]
 
 
 def _prepare_line(command: str, words: list[str]) -> list[str]:

@@ -121,7 +121,7 @@ TRAINER: dict[str, Rule] = {
     ),
     "gradient_clip_algorithm": instead("gradients are clipped by their norm; leave it out", "norm"),
     "log_every_n_steps": at_least(0),
-    "deterministic": one_of(True, False, "warn", None),
+    "deterministic": one_of(True, False, "warn", "auto", None),
     "benchmark": BOOLEAN,
     "detect_anomaly": of_type(bool),
     "inference_mode": of_type(bool),

@@ -32,6 +32,8 @@ LOGGING: dict[str, dict[str, tuple[str, ...] | None]] = {
 OF_ALL_LOGGING: dict[str, tuple[str, ...] | None] = dict.fromkeys(("version", "disable_existing_loggers"))
 # Settings of a Slurm job that become lines of its script or words of its command.
 SHELL = ("setup", "teardown", "srun_args", "additional_parameters", "python")
+# Folders outside of a corpus in which its lists may name files.
+ROOTS = "data.roots"
 # `srun_args` of conf/hydra/launcher/slurm.yaml.
 OURS = ["--kill-on-bad-exit=1"]
 # Variables of the environment whose names contain one of these hold secrets, which must not be written to files or sent
@@ -86,6 +88,11 @@ def _faults(cfg: DictConfig) -> Iterator[tuple[str, str]]:
     yield from _shell_faults(_resolved(cfg.hydra, "launcher"), hydra["overrides"]["hydra"])
     for node in ("job_logging", "hydra_logging"):
         yield from _logging_faults(hydra[node], f"hydra.{node}")
+    given = {override.lstrip("+").partition("=")[0] for override in hydra["overrides"]["task"]}
+    for key, value in leaves(written):
+        # Also as an axis of a sweep, which becomes the command line of its trials.
+        if key.endswith(ROOTS) and value is not None and ROOTS not in given:
+            yield key, "opens folders outside of the corpus, which no file may do; give it on the command line"
 
 
 def _unknown_keys(node: Mapping[str, Any], schema: type, key: str) -> Iterator[tuple[str, str]]:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from hashlib import blake2b, sha256
+from itertools import chain, groupby
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +38,7 @@ FORMAT = 2
 ROWS_PER_BATCH = 64
 # A decoder process takes a tenth of a second to start, which fewer clips than this do not save.
 CLIPS_PER_DECODER = 64
+NO_SAMPLES = np.empty(0, np.int16)
 
 
 class AudioCache:
@@ -144,33 +146,44 @@ def _decoded(clips: list[Clip], workers: int) -> Iterator[list[dict]]:
     try:
         with Decoders(workers) as decoders, ThreadPoolExecutor(workers) as pool:
             for i in range(0, len(clips), ROWS_PER_BATCH):
-                yield list(pool.map(partial(_row, decoders), clips[i : i + ROWS_PER_BATCH]))
+                # The parts of a recording have neighbouring names; it is decoded once for those in a batch.
+                recordings = [list(parts) for _, parts in groupby(clips[i : i + ROWS_PER_BATCH], _recording)]
+                yield list(chain.from_iterable(pool.map(partial(_rows, decoders), recordings)))
     finally:
         torch.set_num_threads(threads)
 
 
-def _row(decoders: Decoders, clip: Clip) -> dict:
-    nothing = {"name": clip.name, "pcm": b"", "samples": 0, "peak": 0.0, "digest": "", "checksum": xxh3_64_digest(b"")}
+def _recording(clip: Clip) -> Path | str:
+    """What clips have in common that are parts of one recording."""
+    return clip.source if isinstance(clip.source, Path) else clip.name
+
+
+def _rows(decoders: Decoders, clips: Sequence[Clip]) -> list[dict]:
+    """The rows of clips that are parts of one recording, or of one clip that is all of it."""
+    source = clips[0].source
     try:
-        audio = clip.source if isinstance(clip.source, Path) else clip.source()
+        samples, rate = decoders(source if isinstance(source, Path) else source())
     except FileNotFoundError:
-        return {**nothing, "error": "missing"}
+        return [_row(clip, NO_SAMPLES, "missing") for clip in clips]
     except OSError as error:  # without its path, which may name a user's home
-        return {**nothing, "error": error.strerror or type(error).__name__}
+        return [_row(clip, NO_SAMPLES, error.strerror or type(error).__name__) for clip in clips]
     except AudioError as error:
-        return {**nothing, "error": str(error.args[0])}
-    try:
-        samples, rate = decoders(audio)
-    except AudioError as error:
-        return {**nothing, "error": str(error.args[0])}
-    pcm = to_int16(waveform(samples, rate))
+        return [_row(clip, NO_SAMPLES, str(error.args[0])) for clip in clips]
+    parts = ((clip, *(clip.part or (0.0, None))) for clip in clips)
+    return [
+        _row(clip, to_int16(waveform(samples[round(start * rate) : None if end is None else round(end * rate)], rate)))
+        for clip, start, end in parts
+    ]
+
+
+def _row(clip: Clip, pcm: NDArray[np.int16], error: str = "") -> dict:
     audio = pcm.tobytes()
     return {
         "name": clip.name,
         "pcm": audio,
         "samples": len(pcm),
         "peak": float(np.abs(pcm.astype(np.int32)).max(initial=0)) / FULL_SCALE,
-        "digest": blake2b(audio, digest_size=16).hexdigest(),
+        "digest": "" if error else blake2b(audio, digest_size=16).hexdigest(),
         "checksum": xxh3_64_digest(audio),
-        "error": "",
+        "error": error,
     }

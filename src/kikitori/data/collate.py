@@ -23,7 +23,8 @@ class Batch(TypedDict):
     encoder_states: (clips, positions, d_model). labels: (batch, tokens) int64. num_tokens: how many of them are
     supervised, by clip. clips: names. texts: references. seconds: durations, 0 of a clip that only fills up a training
     batch. weights: (batch,) float32, factors of the clips' summed token losses; None outside training, or for a sampler
-    that gives none. What the CPU reads is in lists: for a tensor, it would wait for the GPU.
+    that gives none. step_clips: clips of the training step over all processes, if the sampler counts them. What the CPU
+    reads is in lists: for a tensor, it would wait for the GPU.
     """
 
     input_features: list[Tensor]
@@ -34,6 +35,7 @@ class Batch(TypedDict):
     texts: list[str]
     seconds: list[float]
     weights: Tensor | None
+    step_clips: int | None
 
 
 def collate(examples: list[dict[str, Any]]) -> Batch:
@@ -55,6 +57,7 @@ def collate(examples: list[dict[str, Any]]) -> Batch:
         texts=[e["text"] for e in examples],
         seconds=[0.0 if e.get("weight") == 0 else e["seconds"] for e in examples],
         weights=None if weights[0] is None else torch.tensor(weights),
+        step_clips=examples[0].get("step_clips"),
     )
 
 

@@ -44,7 +44,7 @@ class SpeechDataset(Dataset[dict[str, Any]]):
         return len(self.clips)
 
     def __getitem__(self, key: int | SampledClip) -> dict[str, Any]:
-        index, weight, full_window = key if isinstance(key, SampledClip) else (key, None, False)
+        index, weight, full_window, step_clips = key if isinstance(key, SampledClip) else (key, None, False, None)
         clip = self.clips[index]
         window = FULL if full_window else self.processor.window
         inputs: dict[str, Any]
@@ -62,6 +62,7 @@ class SpeechDataset(Dataset[dict[str, Any]]):
             "text": clip.text,
             "seconds": self.audio.decoded[clip.name].samples / SAMPLE_RATE,
             "weight": weight,
+            "step_clips": step_clips,
         }
 
     def durations_s(self) -> list[float]:

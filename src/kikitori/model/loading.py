@@ -23,7 +23,7 @@ from kikitori.model.processor import (
     whisper_code,
 )
 from kikitori.model.source import check_tokenizer, check_type, locate
-from kikitori.model.whisper import Whisper
+from kikitori.model.whisper import GENERATION_KEYS, Whisper
 from kikitori.model.window import window_from_plain
 from kikitori.runtime.distributed import rank
 from kikitori.runtime.errors import KikitoriError, ModelError, one_line
@@ -134,7 +134,9 @@ def rebuild_whisper(recipe: dict[str, Any]) -> Whisper:
 
     Raises ModelError if the recipe has keys that kikitori never writes, which would become arguments of transformers.
     """
-    arguments = {key: value for key, value in recipe.items() if key not in ("builder", "window", "generation")}
+    arguments = {
+        key: value for key, value in recipe.items() if key not in ("builder", "window", "generation", "trained_on")
+    }
     builder = load_whisper if recipe.get("builder") == "load" else build_whisper
     if unknown := sorted(set(map(str, arguments)) - (set(inspect.signature(builder).parameters) - {"config"})):
         raise ModelError(
@@ -142,13 +144,15 @@ def rebuild_whisper(recipe: dict[str, Any]) -> Whisper:
         )
     whisper = builder(**arguments)
     if "generation" in recipe:  # missing in checkpoints of early versions
-        whisper.configure_generation(**recipe["generation"])
+        whisper.configure_generation(*(recipe["generation"][key] for key in GENERATION_KEYS))
     whisper.set_window(window_from_plain(recipe.get("window")))
+    if recipe.get("trained_on"):
+        whisper.set_trained_on(recipe["trained_on"])
     return whisper
 
 
 class Chosen(NamedTuple):
-    """The language and task of a model, as Whisper's codes, and sentences on what a user may not expect about them."""
+    """The language and task of a model, and sentences on those that are not what it was trained with."""
 
     language: str
     task: str
@@ -160,18 +164,19 @@ def choose_language_and_task(
 ) -> Chosen:
     """Chooses the language and task of a model: those given, or those it was trained with, or the default.
 
-    own: None for a stock model. Each note is logged, in one process of a run.
+    own: None for a stock model. The notes, and the use of the default, are logged in one process of a run.
     """
     language, task = given[0] and whisper_code(given[0]), given[1]
     own_language, own_task = _own_code(own[0]), own[1]
-    notes = []
-    if language is own_language is None:
-        notes.append(f"{name} was saved without a language; {default_language} is used (model.language is not set)")
-    for key, setting, trained in (("language", language, own_language), ("task", task, own_task)):
-        if setting and trained and setting != trained:
-            notes.append(f"model.{key}={setting} is used, as set; {name} was trained with {trained}")
-    for note in notes if rank() == 0 else ():
-        log.warning(note)
+    notes = [
+        f"model.{key}={setting} is used, as set; {name} was trained with {trained}"
+        for key, setting, trained in (("language", language, own_language), ("task", task, own_task))
+        if setting and trained and setting != trained
+    ]
+    assumed = f"{name} was saved without a language; {default_language} is used, since none is set"
+    if rank() == 0:
+        for line in notes if language or own_language else [*notes, assumed]:
+            log.warning(line)
     return Chosen(language or own_language or default_language, task or own_task or "transcribe", notes)
 
 
@@ -235,7 +240,7 @@ def _finish(
     model.train()
     arguments |= {"language": processor.language, "task": processor.task}
     whisper = Whisper(model, processor, arguments, list(notes))
-    whisper.configure_generation(saved.max_new_tokens, saved.num_beams, getattr(saved, "max_tokens_per_s", None))
+    whisper.configure_generation(saved.max_new_tokens, saved.num_beams)
     return whisper
 
 

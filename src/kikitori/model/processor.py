@@ -4,19 +4,20 @@ It needs no weights, so that a corpus can be checked before a model is loaded. A
 `<|endoftext|>`: text never contains one, whatever it looks like.
 """
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from typing import NamedTuple
 
-from tokenizers import Tokenizer
 from tokenizers.pre_tokenizers import ByteLevel
 from torch import Tensor
 from transformers import WhisperConfig, WhisperTokenizer
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 from transformers.models.whisper.tokenization_whisper import LANGUAGES
 
 from kikitori.metrics.languages import closest, language_code
+from kikitori.metrics.speech_rate import BYTE_S
 from kikitori.model import features
 from kikitori.model.window import FULL, Window, window_from_plain
 from kikitori.runtime.errors import ModelError
@@ -63,6 +64,13 @@ class Processor:
         names = [START, f"<|{self.language}|>", f"<|{self.task}|>", "<|notimestamps|>"]
         return self.tokenizer.convert_tokens_to_ids(names)
 
+    @cached_property
+    def token_s(self) -> dict[int, float]:
+        """The seconds of speech that each token takes at least; special tokens are not listed, they take none."""
+        byte_of = {symbol: byte for byte, symbol in bytes_to_unicode().items()}
+        words = self.tokenizer.backend_tokenizer.get_vocab(with_added_tokens=False)
+        return {i: sum(BYTE_S[byte_of.get(symbol, 0)] for symbol in word) for word, i in words.items() if word != END}
+
     @property
     def text_language(self) -> str:
         """The code of the language of the text, by whose rules it is scored: a translation is English."""
@@ -71,20 +79,38 @@ class Processor:
     @property
     def control_ids(self) -> frozenset[int]:
         """The ids of all control tokens."""
-        return text_tokenizer(self.tokenizer).control_ids
+        return control_tokens(self.tokenizer, len(self.tokenizer)).ids
 
     def encode(self, text: str) -> list[int]:
-        """Returns all token ids of one transcript: prefix, text, end token. No control token is found in the text."""
-        return [*self.prefix, *text_tokenizer(self.tokenizer).encode([text])[0], self.tokenizer.eos_token_id]
+        """Returns all token ids of one transcript: prefix, text, end token."""
+        return [*self.prefix, *self._encode_texts([text])[0], self.tokenizer.eos_token_id]
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """Returns the length of `encode` of each text, in a fifth of the time."""
-        return [len(self.prefix) + len(ids) + 1 for ids in text_tokenizer(self.tokenizer).encode(texts)]
+        return [len(self.prefix) + len(ids) + 1 for ids in self._encode_texts(texts)]
+
+    def _encode_texts(self, texts: Sequence[str]) -> list[list[int]]:
+        """Returns the ids of each text alone; control tokens in it are text, too."""
+        if not texts:
+            return []
+        # The tokenizer then leaves special tokens alone. Timestamps are control tokens that it does not call special.
+        as_text = {"add_special_tokens": False, "split_special_tokens": True}
+        encoded, control = self.tokenizer(list(texts), **as_text)["input_ids"], self.control_ids
+        for index, ids in enumerate(encoded):
+            if not control.isdisjoint(ids):
+                encoded[index] = [i for one in self.tokenizer(list(texts[index]), **as_text)["input_ids"] for i in one]
+        return list(encoded)
 
     def decode(self, sequences: Tensor | Sequence[Sequence[int]]) -> list[str]:
-        """Returns the text of each row of token ids, without control tokens and surrounding white space."""
+        """Returns the text of each row of token ids, without control tokens and surrounding white space.
+
+        The tokenizer's own `decode` would also remove text that looks like a timestamp.
+        """
         rows = sequences.tolist() if isinstance(sequences, Tensor) else sequences
-        return [text.strip() for text in text_tokenizer(self.tokenizer).decode(rows)]
+        control = self.control_ids
+        kept = [[token for token in row if token not in control] for row in rows]
+        texts = self.tokenizer.backend_tokenizer.decode_batch(kept, skip_special_tokens=False)
+        return [text.strip() for text in texts]
 
     def label_fault(self, tokens: Sequence[int]) -> str | None:
         """Returns what is wrong with the token ids of a transcript, as `encode` returns them; None for correct ones."""
@@ -165,52 +191,26 @@ def control_token_in(text: str, processor: Processor | None = None) -> str | Non
     """
     if found := CONTROL_TOKEN.search(text):
         return found[0]
-    others = text_tokenizer(processor.tokenizer).control_texts if processor else []
+    tokenizer = processor.tokenizer if processor else None
+    others = control_tokens(tokenizer, len(tokenizer)).other_texts if tokenizer else []
     return next((token for token in others if token in text), None)
 
 
-@dataclass(frozen=True, eq=False)
-class TextTokenizer:
-    """Encodes and decodes text alone.
+class ControlTokens(NamedTuple):
+    """The control tokens of a tokenizer: their ids, and the texts of those that do not look like `CONTROL_TOKEN`."""
 
-    backend: the tokenizer of the `tokenizers` library. control_ids: ids of the control tokens. control_texts: those
-    that do not look like `CONTROL_TOKEN`.
-    """
-
-    backend: Tokenizer
-    control_ids: frozenset[int]
-    control_texts: list[str]
-
-    def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Returns the token ids of each text."""
-        return [encoding.ids for encoding in self.backend.encode_batch(list(texts), add_special_tokens=False)]
-
-    def decode(self, rows: Sequence[Sequence[int]]) -> list[str]:
-        """Returns the text of each row of token ids; control tokens are left out."""
-        kept = [[token for token in row if token not in self.control_ids] for row in rows]
-        return list(self.backend.decode_batch(kept, skip_special_tokens=False))
-
-
-def text_tokenizer(tokenizer: WhisperTokenizer) -> TextTokenizer:
-    """Returns the tokenizer of text that belongs to a Whisper tokenizer; words that were added to it are text."""
-    return _text_tokenizer(tokenizer, len(tokenizer))
+    ids: frozenset[int]
+    other_texts: list[str]
 
 
 @lru_cache(maxsize=4)
-def _text_tokenizer(tokenizer: WhisperTokenizer, size: int) -> TextTokenizer:
-    """size: of the vocabulary, so that a tokenizer to which tokens were added gets a new one."""
-    state = json.loads(tokenizer.backend_tokenizer.to_str())
-    control = {token["content"] for token in state["added_tokens"] if token["special"]}
-    control |= {token for token in tokenizer.get_vocab() if CONTROL_TOKEN.fullmatch(token)}
-    for token in state["added_tokens"]:
-        # Whisper's timestamps are added tokens that are not special.
-        token["special"] = token["content"] in control
-    backend = Tokenizer.from_str(json.dumps(state | {"truncation": None, "padding": None}))
-    # Special tokens are not searched for in a text.
-    backend.encode_special_tokens = True
+def control_tokens(tokenizer: WhisperTokenizer, size: int) -> ControlTokens:
+    """Returns the control tokens of a tokenizer: special ones, and those that look like one, such as timestamps.
+
+    size: of its vocabulary, len(tokenizer), because tokens may be added to it.
+    """
     ids = tokenizer.get_vocab()
-    return TextTokenizer(
-        backend,
-        frozenset(ids[token] for token in control if token in ids),
-        sorted(token for token in control if token.strip() and not CONTROL_TOKEN.fullmatch(token)),
-    )
+    special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    control = special | {token for token in ids if CONTROL_TOKEN.fullmatch(token)}
+    others = sorted(token for token in special if token.strip() and not CONTROL_TOKEN.fullmatch(token))
+    return ControlTokens(frozenset(ids[token] for token in control if token in ids), others)

@@ -19,10 +19,8 @@ from kikitori.runtime.errors import ModelError
 
 # Seconds to wait for an answer of the Hub. Without one, only files that were downloaded before are used.
 HUB_TIMEOUT_S = 5.0
-# Sizes of the embeddings of stock Whispers: English-only ones, the others, and those from large-v3 on.
-ENGLISH_ONLY, *MULTILINGUAL = 51_864, 51_865, 51_866
-# The last embeddings of a stock Whisper: <|notimestamps|>, and the timestamps from 0.00 to 30.00 s.
-FROM_NO_TIMESTAMPS = 1 + 1501
+# Embeddings of an English-only Whisper.
+ENGLISH_ONLY = 51_864
 
 log = logging.getLogger(__name__)
 
@@ -165,8 +163,8 @@ def check_tokenizer(
         token = wrong[0]
         raise ModelError(
             f"model.name={name} has files of different Whispers: {token} is {ids.get(token)} in the tokenizer, but "
-            f"{stated[token]} by config.json and generation_config.json; copy "
-            "tokenizer.json, tokenizer_config.json and generation_config.json of the model it was made from"
+            f"{stated[token]} by config.json and generation_config.json; copy tokenizer.json, tokenizer_config.json "
+            "and generation_config.json of the model it was made from"
         )
 
 
@@ -177,6 +175,4 @@ def _stated_ids(config: WhisperConfig, generation: GenerationConfig | None) -> d
         stated["<|notimestamps|>"] = getattr(generation, "no_timestamps_token_id", None)
         stated |= {f"<|{task}|>": number for task, number in (getattr(generation, "task_to_id", None) or {}).items()}
         stated |= getattr(generation, "lang_to_id", None) or {}
-    if config.vocab_size in MULTILINGUAL:
-        stated["<|notimestamps|>"] = config.vocab_size - FROM_NO_TIMESTAMPS
     return stated

@@ -18,7 +18,9 @@ from kikitori.pipelines.session import Session
 from kikitori.runs.record import timed
 from kikitori.runs.results import Results
 from kikitori.runs.resume import check_data
+from kikitori.runs.summary import duration
 from kikitori.runtime.distributed import is_main
+from kikitori.runtime.errors import DataError
 from kikitori.runtime.files import write_lines
 
 log = logging.getLogger(__name__)
@@ -48,17 +50,22 @@ def prepare_data(config: dict[str, Any], data: SpeechDataModule, folder: Path, r
 
     Raises DataError if too few clips are left, ConfigError if a resumed run finds other clips.
     """
+    rejects = folder / "rejects.jsonl"
     try:
         with timed(results, "prepare_s"):
             data.setup()
+    except DataError as error:
+        if data.rejects:
+            raise DataError(f"{error.args[0]}\n  {rejects} lists each clip that is left out") from error
+        raise
     finally:
         if is_main():
-            write_lines(folder / "rejects.jsonl", data.reject_rows())
+            write_lines(rejects, data.reject_rows())
     summary = data.summary()
     check_data(results, summary, config.get("resume_accept", []), folder)
     results["data"] = summary
     for split, facts in summary["splits"].items():
-        log.info("%s: %d clips, %.0f s", split, facts["clips"], facts["seconds"])
+        log.info("%s: %d clips, %s", split, facts["clips"], duration(facts["seconds"]))
     if summary["rejects"]:
         log.info("left out: %s", ", ".join(f"{count} {reason}" for reason, count in summary["rejects"].items()))
     for what, names in doubtful_texts(chain.from_iterable(data.clips.values())).items():
@@ -66,9 +73,9 @@ def prepare_data(config: dict[str, Any], data: SpeechDataModule, folder: Path, r
         log.info("%d transcripts hold %s, such as that of %s; they are used as they are", len(names), what, names[0])
 
 
-def configure_model(session: Session, whisper: Whisper, data: SpeechDataModule) -> None:
+def configure_model(session: Session, whisper: Whisper) -> None:
     """Sets how the model generates, and describes it in the results."""
-    whisper.configure_generation(**generation_settings(session.config, data))
+    whisper.configure_generation(**session.config["generation"])
     session.results["model"] = {
         "name": model_name(session.config),
         "parameters": whisper.model.num_parameters(),
@@ -82,14 +89,6 @@ def configure_model(session: Session, whisper: Whisper, data: SpeechDataModule) 
     if earlier and earlier | rules != earlier:  # resumed by another version
         log.info("from here on scored by %(normaliser)s and words by %(segmenter)s; earlier validations are not", rules)
     session.results["scoring"] = rules
-
-
-def generation_settings(config: dict[str, Any], data: SpeechDataModule) -> dict[str, Any]:
-    """The `generation` settings; max_tokens_per_s=auto is derived from the training transcripts."""
-    settings = dict(config["generation"])
-    if settings["max_tokens_per_s"] == "auto":
-        settings["max_tokens_per_s"] = data.prepared.max_tokens_per_s()
-    return settings
 
 
 def model_name(config: dict[str, Any]) -> str:

@@ -29,7 +29,7 @@ def evaluate(cfg: DictConfig, folder: Path) -> Results:
         whisper.set_window(data.window or whisper.processor.window)
         data = data.with_processor(whisper.processor)
         prepare_data(run.config, data, folder, run.results)
-        configure_model(run, whisper, data)
+        configure_model(run, whisper)
         with timed(run.results, "evaluate_s"):
             Scorer(run, trainer, WhisperModule(whisper), data).score("evaluated")
         run.results["cost"] |= hardware_facts(trainer)

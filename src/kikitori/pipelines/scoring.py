@@ -4,6 +4,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from math import inf
 from typing import Any
 
 import pytorch_lightning as pl
@@ -47,10 +48,11 @@ class Scorer:
         """
         sample = {"train": self.run.config["score"]["train_clips"], **(sample or {})}
         scores: Scores = {}
+        rates = self.run.results["scores"][stage] = {}
         for split in splits or self.data.splits:
             log.info("scoring %s", describe_stage(split, stage))
-            scores[split] = self._score_split(stage, split, sample.get(split), window)
-        self.run.results["scores"][stage] = {split: summarise(clips) for split, clips in scores.items()}
+            scores[split], cut = self._score_split(stage, split, sample.get(split), window)
+            rates[split] = {**summarise(scores[split]), "cut": cut}
         self.run.results.setdefault("scored", {})[stage] = {split: self.data.prepared.digest(split) for split in scores}
         return scores
 
@@ -59,28 +61,32 @@ class Scorer:
 
         clips: how many of validation and test; None for all.
         """
-        generation = self.module.model.generation_config
+        whisper = self.module.whisper
         # Stock tools have no such limit either, which would hide text invented in the unfamiliar silence.
-        rate, generation.max_tokens_per_s = generation.max_tokens_per_s, None
+        rate, whisper.max_tokens_per_s = whisper.max_tokens_per_s, inf
         # At least one clip per process.
         some = clips and max(clips, self.data.world_size)
         try:
             splits: tuple[Split, ...] = ("validation", "test")
             self.score(FULL_WINDOW, splits, dict.fromkeys(splits, some), FULL)
         finally:
-            generation.max_tokens_per_s = rate
+            whisper.max_tokens_per_s = rate
 
-    def _score_split(self, stage: str, split: Split, limit: int | None, window: Window | None) -> list[ClipScore]:
+    def _score_split(
+        self, stage: str, split: Split, limit: int | None, window: Window | None
+    ) -> tuple[list[ClipScore], int]:
+        """The score of each clip, and how many transcripts were cut off."""
         batches: Any = self.trainer.predict(self.module, self.data.score_dataloader(split, limit, window))
-        rows = {row[:2]: row for row in gather_rows([row for batch in batches for row in batch])}
-        # Batches are by length; predictions are in the split's own order.
-        ordered = [rows[clip.name, clip.text] for clip in self.data.scored(split, limit)]
-        clips, references, hypotheses = zip(*ordered, strict=True)
+        found = {row[:2]: row for row in gather_rows([row for batch in batches for row in batch])}
+        # In the order in which `compare` resamples clips, so that both give the same intervals.
+        ordered = [found[key] for key in sorted((clip.name, clip.text) for clip in self.data.scored(split, limit))]
+        clips, references, hypotheses, cut = zip(*ordered, strict=True)
         scores = score_clips(references, hypotheses, self.module.processor.text_language)
         if is_main():
             predictions = map(prediction, clips, references, hypotheses, scores)
-            write_lines(predictions_file(self.run.folder, split, stage), predictions)
-        return scores
+            rows = ({**row, "cut": was_cut} for row, was_cut in zip(predictions, cut, strict=True))
+            write_lines(predictions_file(self.run.folder, split, stage), rows)
+        return scores, sum(cut)
 
 
 def describe_stage(split: Split, stage: str) -> str:
@@ -105,8 +111,8 @@ def is_scored(run: Session, data: SpeechDataModule, stage: str, sample: Mapping[
 
     def is_same(split: Split) -> bool:
         path = predictions_file(run.folder, split, stage)
-        rows = [(row["clip"], row["reference"]) for row in read_lines(path)] if path.exists() else None
-        now = [(clip.name, clip.text) for clip in data.scored(split, sample.get(split))]
+        rows = sorted((row["clip"], row["reference"]) for row in read_lines(path)) if path.exists() else None
+        now = sorted((clip.name, clip.text) for clip in data.scored(split, sample.get(split)))
         # The digest covers the audio as well; earlier versions wrote none.
         return rows == now and recorded.get(split) in (None, data.prepared.digest(split))
 
@@ -119,10 +125,12 @@ def read_scores(run: Session, splits: Sequence[Split], stage: str, language: str
     The counts written next to them may be by the rules of another version; they are replaced.
     """
     scores: Scores = {}
+    rates = run.results["scores"][stage] = {}
     for split in splits:
         path = predictions_file(run.folder, split, stage)
-        scores[split], rows = rescored(read_lines(path), language)
+        rows = sorted(read_lines(path), key=lambda row: (row["clip"], row["reference"]))
+        scores[split], rows = rescored(rows, language)
         if is_main():
             write_lines(path, rows)
-    run.results["scores"][stage] = {split: summarise(scores[split]) for split in splits}
+        rates[split] = {**summarise(scores[split]), "cut": sum(row.get("cut", False) for row in rows)}
     return scores

@@ -68,9 +68,20 @@ def session(command: str, cfg: DictConfig, folder: Path) -> Iterator[Session]:
                 decide_on_the_hub(config["model"]["name"])
             with run_on_all_devices(command, config, folder, devices, nodes, on_forced_exit):
                 pl.seed_everything(config["seed"], workers=True, verbose=False)
+                _record_environment(results, settings)
                 yield Session(config, folder, results, stop, settings)
         if results.get("status") == "completed":  # in the main process only
             print_results(results, folder)
+
+
+def _record_environment(results: Results, settings: dict[str, Any]) -> None:
+    """Records what the last digits of the weights depend on, with a warning if it differs when a run is resumed."""
+    cpu = torch.backends.cpu.get_cpu_capability()
+    now = {"threads": torch.get_num_threads(), "deterministic": settings["deterministic"], "cpu": cpu}
+    before = {**now, **results.get("environment", {})}
+    if differing := [f"{key} was {before[key]} and is {now[key]} now" for key in now if before[key] != now[key]]:
+        log.warning("%s: the weights will differ from an uninterrupted run's in the last digits", "; ".join(differing))
+    results["environment"] = now
 
 
 def _trainer_settings(command: str, config: dict[str, Any]) -> dict[str, Any]:

@@ -69,7 +69,7 @@ def load_data_and_model(run: Session) -> tuple[SpeechDataModule, Whisper, Window
     whisper.set_window(data.window or pretrained_window)
     data = data.with_processor(whisper.processor)
     prepare_data(run.config, data, run.folder, run.results)
-    configure_model(run, whisper, data)
+    configure_model(run, whisper)
     return data, whisper, pretrained_window
 
 
@@ -122,7 +122,7 @@ def start_loggers(run: Session, trainer: pl.Trainer) -> None:
 
 def make_module(run: Session, trainer: pl.Trainer, data: SpeechDataModule, whisper: Whisper) -> WhisperModule:
     """The LightningModule with its optimizer and micro-batch sizes, and the encoder cache if configured."""
-    check_label_contract(next(iter(data.score_dataloader("train"))), whisper.processor)
+    check_label_contract(data.first_batch("train"), whisper.processor)
     optimizer = instantiate(run.config["optim"], _convert_="all")
     sizes = find_micro_batch_sizes(trainer, whisper, data)
     module = WhisperModule(whisper, optimizer, run.config["trainer"].get("gradient_clip_val"), sizes)
@@ -158,6 +158,8 @@ def fit(
     results = run.results
     # Of a completed run that is trained further.
     results["scores"] = {"before": results["scores"]["before"]}
+    # Again, so that training draws the same random numbers whatever was searched, cached or scored before it.
+    pl.seed_everything(run.config["seed"], workers=True, verbose=False)
     try:
         with timed(results, "fit_s"), run.stop.polled():
             trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
@@ -184,7 +186,6 @@ def publish(
     """Writes the changes of the scores, the model with its card, and the loggers' summaries."""
     results = run.results
     results["scores"]["change"] = {split: change(before[split], after[split]) for split in data.splits}
-    results["cost"] |= hardware_facts(trainer)
     if is_main():
         whisper.save(run.folder / "model")
         (run.folder / "model" / "README.md").write_text(model_card(results), encoding="utf-8")

@@ -130,7 +130,8 @@ class Run:
             # Early versions did not record the language and the task.
             model = {k: v for k, v in self.results.get("model", {}).items() if k not in ("language", "task", "notes")}
             return json.dumps(["base", model, self.text_language], sort_keys=True, default=str)
-        leaves = {k: v for k, v in _settings(self.results) if not NOT_IDENTITY.fullmatch(k)}
+        # A key without a value is like one that an earlier version did not have.
+        leaves = {k: v for k, v in _settings(self.results) if v is not None and not NOT_IDENTITY.fullmatch(k)}
         return json.dumps([self.results.get("command"), leaves], sort_keys=True, default=str)
 
 

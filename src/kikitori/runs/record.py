@@ -17,7 +17,7 @@ from kikitori.runs.results import FINISHED, RESULTS, RESULTS_TABLE, WANDB_RUN_ID
 from kikitori.runs.resume import START_KEYS, changes, check_extension, key_of, refuse_changes
 from kikitori.runs.summary import markdown
 from kikitori.runtime.distributed import is_main
-from kikitori.runtime.errors import ConfigError, Pruned, Stopped, TrainingError, one_line
+from kikitori.runtime.errors import ConfigError, OutOfMemory, Pruned, Stopped, TrainingError, is_out_of_memory, one_line
 from kikitori.runtime.files import read_json, write_json
 from kikitori.runtime.processes import folder_lock
 
@@ -57,7 +57,8 @@ def record(results: Results, command: str, config: dict[str, Any], folder: Path)
             log.info("%s; to resume: %s", error, shlex.join(["kikitori", command, f"resume={folder}"]))
             raise
         except BaseException as error:
-            results |= {"status": "failed", "error": describe_error(error), "error_type": type(error).__name__}
+            kind = OutOfMemory if is_out_of_memory(error) else type(error)
+            results |= {"status": "failed", "error": describe_error(error), "error_type": kind.__name__}
             if remedy := _remedy(error):
                 raise TrainingError(f"{remedy}, then resume with kikitori {command} resume={folder}") from error
             raise
@@ -93,7 +94,8 @@ def _start(command: str, config: dict[str, Any], folder: Path, earlier: Results)
     start = {"overrides": line, "options": options(command), "cwd": earlier.get("cwd", start_folder())}
     results: Results = {"status": "running", "command": command, **start, **kept}
     results |= {"started": earlier.get("started", _now()), "versions": versions(), "git": git_state()}
-    return results | {"config": config} | {key: earlier.get(key, {}) for key in ("scores", "scored", "cost", "data")}
+    parts = ("scores", "scored", "cost", "data", "environment")
+    return results | {"config": config} | {key: earlier.get(key, {}) for key in parts}
 
 
 def fail(results: Results, folder: Path, reason: str) -> None:
@@ -128,6 +130,8 @@ def _remedy(error: BaseException) -> str | None:
     """What happened and what to do, if the machine is the cause."""
     if isinstance(error, OSError) and error.errno in DISK_ERRORS:
         return f"{error.filename or 'the disk'}: {error.strerror}; {DISK_ERRORS[error.errno]}"
+    if is_out_of_memory(error):
+        return f"{one_line(error)}; use a smaller model, or free the memory that other processes use"
     if isinstance(error, RuntimeError) and "DataLoader worker" in str(error):
         cause = one_line(error)
         return f"{cause}; if it ran out of memory, lower data.num_workers (0 uses no worker processes)"

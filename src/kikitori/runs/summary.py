@@ -50,7 +50,7 @@ def markdown(results: Mapping[str, Any]) -> str:
         f"- Corpus: {data['corpus']} ({splits}); left out: {rejects}",
         f"- Model: {results['model']['name']}, {results['model']['parameters'] / 1e6:.1f} M parameters",
         f"- Text: {scoring['normaliser']}; words: {scoring['segmenter']}; intervals: 95 % bootstrap over clips",
-        *(f"- {line}" for line in [*reading_lines(results), *full_window_lines(results), *notes_of(results)]),
+        *(f"- {line}" for line in remarks(results)),
         f"- Cost: {cost_line(results['cost'])}",
     ]
     return "\n".join([f"# {title(results)}", "", *lines, "", *facts, ""])
@@ -79,13 +79,18 @@ def print_results(results: Mapping[str, Any], folder: Path) -> None:
     columns = dict(zip(header, zip(*body, strict=True), strict=True))
     for table in fit(Grid(header[:2], groups, columns, left=["split"]), console):
         console.print(table)
-    for line in [*reading_lines(results), *full_window_lines(results), *notes_of(results)]:
+    for line in remarks(results):
         console.print(Text(line))
     for split, facts in results["data"]["splits"].items():
         if facts["clips_over_window"]:
             longer = f"{facts['clips_over_window']} {split} clips are longer than the model's window"
             console.print(Text(f"{longer}; only their first {results['model']['window_s']:g} s are read"))
     console.print(Text(f"Everything is in {folder}"), soft_wrap=True)
+
+
+def remarks(results: Mapping[str, Any]) -> list[str]:
+    """The lines below the table of scores."""
+    return [*reading_lines(results), *full_window_lines(results), *cut_lines(results), *notes_of(results)]
 
 
 def full_window_rates(results: Mapping[str, Any]) -> str:
@@ -99,6 +104,20 @@ def full_window_lines(results: Mapping[str, Any]) -> list[str]:
     """The same as a sentence; no line where there are no such rates."""
     rates = full_window_rates(results)
     return [f"In the full window, as stock tools read: {rates}"] if rates else []
+
+
+def cut_lines(results: Mapping[str, Any]) -> list[str]:
+    """How many transcripts of each stage and split were cut off; no line where none was."""
+    words = {"before": "before training ", "after": "after training ", FULL_WINDOW: "in the full window "}
+    parts = [
+        f"{words.get(stage, '')}{split} {score['cut']} of {score['clips']}"
+        for stage, scores in results["scores"].items()
+        if stage != "change"
+        for split, score in scores.items()
+        if score.get("cut")
+    ]
+    limits = "generation.max_new_tokens or generation.max_tokens_per_s"
+    return [f"Transcripts cut off by {limits}: {', '.join(parts)}"] if parts else []
 
 
 def reading_lines(results: Mapping[str, Any]) -> list[str]:

@@ -40,6 +40,16 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def reserve_file(path: Path, size: int) -> None:
+    """Creates a file of `size` zero bytes that take their space on the disk now. Raises OSError if it is too full."""
+    with path.open("wb") as file:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, size)
+            return
+        for start in range(0, size, 2**24):  # macOS
+            file.write(bytes(min(2**24, size - start)))
+
+
 def write_json(path: Path, value: Any) -> None:
     """Writes a value as indented JSON. A process that reads meanwhile gets the old or the new file, never a part."""
     with atomic_write(path) as file:

@@ -17,19 +17,20 @@ from kikitori.data.datamodule import SpeechDataModule
 from kikitori.model.processor import FRAMES_PER_POSITION
 from kikitori.model.whisper import Whisper, encode
 from kikitori.runtime.distributed import all_gather
-from kikitori.runtime.errors import OutOfMemory, check_above_zero
+from kikitori.runtime.errors import OutOfMemory, check_above_zero, is_out_of_memory
 from kikitori.runtime.files import read_json, write_json
 from kikitori.runtime.paths import cache_folder
+from kikitori.runtime.rng import random_state_kept
 from kikitori.training.loss import clip_losses
 
 # Log-Mel frames that a CPU computes at once. Larger batches only add memory traffic: on two cores a step of
 # whisper-base over 16 clips of 30 s takes 12.6 s and 8.8 GB at once, 10.9 s and 4.2 GB in four parts.
 CPU_FRAMES = 12_000
-# What errors say that are no OutOfMemoryError: of a kernel's launch and of a CPU, of cuBLAS, and of cuDNN's first
-# convolution on a full GPU.
-OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "ALLOC_FAILED", "CUDNN_STATUS_INTERNAL_ERROR")
 # Safety margin for memory fragmentation.
 HEADROOM = 1.1
+# Bytes that several processes leave free: for the buffers of NCCL, which are allocated later, and because they cannot
+# repeat a step that does not fit.
+DDP_MARGIN = 2 * 2**30
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -64,17 +65,16 @@ def find_micro_batch_sizes(trainer: pl.Trainer, whisper: Whisper, data: SpeechDa
     share = -(-data.global_batch_size // trainer.world_size)
     tokens = max(data.prepared.train_tokens)
     whisper.model.to(device)
+    torch.cuda.empty_cache()
     path = cache_folder() / "fitting.json"
-    with FileLock(path.with_suffix(".lock")):
+    with FileLock(path.with_suffix(".lock")), random_state_kept():
         known = read_json(path) if path.exists() else {}
         keys = {frames: key(whisper, trainer, frames, share, tokens) for frames in sorted(data.window_frames())}
         for frames, name in keys.items():
             if name not in known:
                 known[name] = largest_that_fits(share, make_memory_probe(whisper, trainer, frames, tokens), frames)
         write_json(path, known)
-    # The peak that a run reports is not that of sizes that were only tried.
     torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats(device)
     found = {frames: known[name] for frames, name in keys.items()}
     # All processes use the same sizes, so that they stay in step.
     agreed = {frames: min(each[frames] for each in all_gather(found)) for frames in found}
@@ -98,7 +98,8 @@ def largest_that_fits(share: int, fits: Callable[[int], bool], frames: int) -> i
 
 
 def key(whisper: Whisper, trainer: pl.Trainer, frames: int, share: int, tokens: int) -> str:
-    """Everything that a found size depends on."""
+    """Everything that a found size depends on, such as the sixteenths of the GPU's memory that are free."""
+    free, total = torch.cuda.mem_get_info(trainer.strategy.root_device)
     config, gpu = whisper.model.config, torch.cuda.get_device_properties(trainer.strategy.root_device)
     trained = sum(p.numel() for p in whisper.model.parameters() if p.requires_grad)
     sizes = (whisper.model.num_parameters(), trained, config.d_model, config.encoder_layers, config.decoder_layers)
@@ -110,7 +111,7 @@ def key(whisper: Whisper, trainer: pl.Trainer, frames: int, share: int, tokens: 
         whisper.model.is_gradient_checkpointing,
         torch.__version__,
     )
-    return f"{gpu.name} {gpu.total_memory} {torch.__version__} {sizes} {how} {frames} {share} {tokens}"
+    return f"{gpu.name} {total} {16 * free // total} {torch.__version__} {sizes} {how} {frames} {share} {tokens}"
 
 
 def make_memory_probe(whisper: Whisper, trainer: pl.Trainer, frames: int, tokens: int) -> Callable[[int], bool]:
@@ -126,7 +127,8 @@ def make_memory_probe(whisper: Whisper, trainer: pl.Trainer, frames: int, tokens
             # AdamW's two moments, the gradients of earlier micro-batches, and under DDP a second copy of these.
             trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
             copies = 4 if trainer.world_size > 1 else 3
-            kept = torch.empty(round(HEADROOM * copies * trained), device=device)
+            margin = DDP_MARGIN if trainer.world_size > 1 else 0
+            kept = torch.empty(round(HEADROOM * copies * trained) + margin // 4, device=device)
             features = torch.zeros(clips, whisper.processor.num_mel_bins, frames, device=device)
             labels = torch.zeros(clips, tokens, dtype=torch.int64, device=device)
             with trainer.precision_plugin.forward_context():
@@ -142,11 +144,6 @@ def make_memory_probe(whisper: Whisper, trainer: pl.Trainer, frames: int, tokens
         return True
 
     return fits
-
-
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether a step failed for lack of memory, in torch's allocator or in a library that allocates by itself."""
-    return isinstance(error, torch.OutOfMemoryError) or any(sign in str(error) for sign in OUT_OF_MEMORY)
 
 
 def micro_batches(

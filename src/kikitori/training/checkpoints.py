@@ -134,12 +134,15 @@ def latest_valid(folder: Path) -> Path | None:
     return None
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """A checkpoint's values, on the CPU. Raises DataError if it is damaged; nothing in it is ever executed."""
-    if checksums(path) and not matches_checksum(path):
+def read_checkpoint(path: Path, verify: bool = True) -> dict[str, Any]:
+    """A checkpoint's values, on the CPU: tensors are read from the file when they are used.
+
+    verify: whether to compute its checksum. Raises DataError if it is damaged; nothing in it is ever executed.
+    """
+    if verify and checksums(path) and not matches_checksum(path):
         raise DataError(f"{path} is damaged: it does not match {_checksum_file(path).name}; use another checkpoint")
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # torch raises many kinds for a damaged or hostile file
         raise DataError(f"{path} {NOT_PLAIN} ({type(error).__name__}); use another checkpoint") from error
     if not isinstance(checkpoint, dict):
@@ -251,7 +254,8 @@ def load_best_weights(trainer: pl.Trainer, module: pl.LightningModule) -> None:
     """Loads the weights of the best checkpoint, chosen on validation, never on test; they are scored and saved."""
     path = best_checkpoint(trainer)["best"]
     if path:
-        module.load_state_dict(read_checkpoint(Path(path))["state_dict"])
+        # One process reads the whole file, to verify it.
+        module.load_state_dict(read_checkpoint(Path(path), verify=trainer.is_global_zero)["state_dict"])
 
 
 def best_checkpoint(trainer: pl.Trainer) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 
+from kikitori.data.collate import Batch
 from kikitori.runtime.distributed import all_gather
 from kikitori.runtime.errors import Diverged
 from kikitori.runtime.rng import random_state, set_random_state
@@ -72,8 +73,7 @@ class TrainingHistory(pl.Callback):
         self._since = time.perf_counter()
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        # Clips of all processes, which share a step evenly.
-        self.train_clips += trainer.world_size * sum(seconds > 0 for seconds in batch["seconds"])
+        self.train_clips += clips_of_step(batch, trainer.world_size)
         self.order = sha256(f"{self.order} {batch['clips']}".encode()).hexdigest()
         # The loss of the previous step: this step's is still being computed.
         self._check_loss(trainer)
@@ -124,6 +124,11 @@ class TrainingHistory(pl.Callback):
     def cost(self) -> dict[str, float]:
         """Training throughput of all processes in clips per second, without validation."""
         return {"train_clips_per_s": self.train_clips / max(self.train_s, 1e-9)}
+
+
+def clips_of_step(batch: Batch, world_size: int) -> int:
+    """The clips that all processes train on in a step; an estimate for a loader whose sampler does not count them."""
+    return batch["step_clips"] or world_size * sum(seconds > 0 for seconds in batch["seconds"])
 
 
 def read_later(value: torch.Tensor) -> Callable[[], float]:

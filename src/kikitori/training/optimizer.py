@@ -106,7 +106,12 @@ def lr_factor(step: int, warmup_steps: int, max_steps: float, schedule: str) -> 
 
 
 def reconfigure(optimizer: Optimizer, scheduler: Any, groups: list[dict[str, Any]]) -> None:
-    """Applies the configured settings to a restored optimizer; a no-op if they are those it was saved with."""
+    """Applies the configured settings to a restored optimizer; a no-op if they are those it was saved with.
+
+    A scheduler other than LambdaLR keeps the learning rates that it was saved with.
+    """
+    if not isinstance(scheduler, LambdaLR):
+        return
     scheduler.base_lrs = [group["initial_lr"] for group in groups]
     for group, settings, base, factor in zip(
         optimizer.param_groups, groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True

@@ -49,6 +49,8 @@ def build_trainer(
     # The module clips gradients: Lightning does so only if it runs the backward pass itself.
     settings = {k: v for k, v in settings.items() if k not in ("gradient_clip_val", "max_steps", "max_epochs")}
     make = instantiate(settings, _partial_=True, _convert_="all")
+    # Deterministic algorithms would fill new tensors with NaN, to show those that are read unwritten: 4 % of a step.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     environment = _environment()
     try:
         trainer: pl.Trainer = make(
@@ -163,7 +165,13 @@ def resolve_trainer_settings(trainer: dict[str, Any], gpus: int) -> tuple[dict[s
         changes = [f"trainer uses {where} and precision {precision}"]
     elif precision == "16-mixed" and accelerator == "cpu":
         precision, changes = "32", ["no GPU, so trainer.precision is 32 instead of 16-mixed"]
-    return {**trainer, "accelerator": accelerator, "devices": devices, "precision": precision}, changes
+    settings = {**trainer, "accelerator": accelerator, "devices": devices, "precision": precision}
+    if settings.get("deterministic", "auto") == "auto":  # missing in runs of earlier versions
+        settings["deterministic"] = accelerator == "cpu"
+    if devices * trainer.get("num_nodes", 1) == 1:
+        # DDP with one process has nothing to average, and cannot repeat a step that ran out of memory.
+        settings.pop("strategy", None)
+    return settings, changes
 
 
 def check_batch_size(global_batch_size: int, devices: int, nodes: int) -> None:
