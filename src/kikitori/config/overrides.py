@@ -263,6 +263,12 @@ def tasks(devices: int | str) -> int:
     return devices
 
 
+def or_auto(steps: int | None) -> int | str:
+    """A number of steps; `auto` where the length is configured in epochs, whose steps are not known yet."""
+    return "auto" if steps is None else steps
+
+
+OmegaConf.register_new_resolver("kikitori.or_auto", or_auto, replace=True)
 OmegaConf.register_new_resolver("kikitori.help", help_text, replace=True)
 OmegaConf.register_new_resolver("kikitori.tasks", tasks, replace=True)
 OmegaConf.register_new_resolver("kikitori.swept", swept, replace=True)
