@@ -9,6 +9,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -55,7 +56,7 @@ def record(results: Results, command: str, config: dict[str, Any], folder: Path)
     with folder_lock(folder, "hydra.run.dir", ConfigError):
         path = folder / RESULTS
         earlier = read_json(path) if path.exists() else {}
-        results |= _start(command, config, folder, earlier)
+        results |= _start(command, config, folder, deepcopy(earlier))
         save(results, folder)
         try:
             yield
