@@ -6,6 +6,7 @@ Modules that take seconds to import are imported where they are used, so that --
 import argparse
 import io
 import json
+import os
 import sys
 import time
 from collections import Counter
@@ -13,6 +14,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from rich.cells import set_cell_size
 
 from kikitori.runtime.errors import KikitoriError, ModelError, describe_error
 
@@ -61,6 +64,7 @@ def main() -> None:
                 row = {"file": str(path), "seconds": seconds, "text": text, "doubtful": list(map(asdict, doubtful))}
                 print(json.dumps(row, ensure_ascii=False), flush=True)
             else:
+                text = " ".join(text.split())
                 print(f"{one_line(path)}\t{text}" if len(files) > 1 else text, flush=True)
             if doubtful:
                 print(f"{path}: {describe(doubtful)}", file=sys.stderr)
@@ -162,11 +166,18 @@ class Progress:
     def advance(self, seconds: float) -> None:
         """Adds seconds of audio that were read."""
         self.done += seconds
-        terminal, now = sys.stderr.isatty(), time.monotonic()
-        if terminal or now - self.shown >= LINE_EVERY_S:
-            line = f"{self.name}: {100 * self.done / self.seconds:.0f} % of {self.seconds:.0f} s"
-            print(f"\r\033[K{line}" if terminal else line, end="" if terminal else "\n", file=sys.stderr, flush=True)
-            self.shown = now
+        line = f"{self.name}: {100 * self.done / self.seconds:.0f} % of {self.seconds:.0f} s"
+        if sys.stderr.isatty():
+            # A line that is folded could not be overwritten.
+            print(
+                "\r\033[K" + set_cell_size(line, os.get_terminal_size(2).columns - 1),
+                end="",
+                file=sys.stderr,
+                flush=True,
+            )
+        elif time.monotonic() - self.shown >= LINE_EVERY_S:
+            print(line, file=sys.stderr, flush=True)
+            self.shown = time.monotonic()
 
     def close(self) -> None:
         """Removes the line from a terminal."""

@@ -148,7 +148,9 @@ def _unknown_keys(values: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _command(values: Mapping[str, Any]) -> str:
-    return next((name for name, key in (("evaluate", "splits"), ("train", "callbacks")) if key in values), "prepare")
+    return next(
+        (name for name, key in (("evaluate", "checkpoint"), ("train", "callbacks")) if key in values), "prepare"
+    )
 
 
 @cache
