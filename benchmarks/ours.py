@@ -91,7 +91,7 @@ def train(task: Task) -> dict[str, Any]:
         EndOfStep(meter),
     ]
     settings, _ = trainers.resolve_trainer_settings(to_plain(cfg.trainer), torch.cuda.device_count())
-    trainer = trainers.build_trainer(settings, task.path, callbacks, [MetricsFile(task.path)])
+    trainer = trainers.build_trainer(settings, task.path, callbacks, [MetricsFile(task.path)], cfg.trainer.max_steps)
     data = build_data(cfg, trainer)
     whisper = instantiate(cfg.model, _partial_=True, _convert_="all")()
     whisper.set_window(data.window)

@@ -20,7 +20,16 @@ from kikitori.runs.results import FINISHED, RESULTS, RESULTS_TABLE, WANDB_RUN_ID
 from kikitori.runs.results_md import markdown
 from kikitori.runs.resume import START_KEYS, changes, check_extension, key_of, refuse_changes
 from kikitori.runtime.distributed import is_main
-from kikitori.runtime.errors import ConfigError, OutOfMemory, Pruned, Stopped, TrainingError, is_out_of_memory, one_line
+from kikitori.runtime.errors import (
+    ConfigError,
+    OutOfMemory,
+    Pruned,
+    Stopped,
+    TrainingError,
+    describe_error,
+    is_out_of_memory,
+    one_line,
+)
 from kikitori.runtime.files import read_json, write_json
 from kikitori.runtime.paths import HERE, shown_path
 from kikitori.runtime.processes import folder_lock
@@ -162,12 +171,6 @@ def timed(results: Results, key: str) -> Iterator[Callable[[], None]]:
         yield add
     finally:
         add()
-
-
-def describe_error(error: BaseException) -> str:
-    """An error's type and message; our own errors begin with their type already."""
-    name, text = type(error).__name__, str(error) or "stopped"
-    return text if text.startswith(name) else f"{name}: {text}"
 
 
 def _remedy(error: BaseException) -> str | None:
