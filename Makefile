@@ -29,7 +29,7 @@ test-long: $(STAMP)  ## run the tests that take minutes (the demo, sweeps, searc
 	@echo "make: running the tests that take minutes"
 	@$(PYTEST) -s -m long
 
-test-gpu: $(STAMP)  ## run the tests on an NVIDIA GPU, ending in a table (10 minutes); TABLE=file keeps it
+test-gpu: $(STAMP)  ## run the tests on an NVIDIA GPU (10 minutes; TABLE=FILE)
 	@echo "make: running the tests on a GPU"
 	@$(PYTEST) -m gpu $(if $(TABLE),--gpu-table $(TABLE)) tests/gpu
 
@@ -75,7 +75,7 @@ lock:  ## resolve the dependencies into requirements.lock (needs uv)
 
 $(STAMP): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "kikitori needs Python 3.11 or later; run make PYTHON=python3.12")'
-	@echo "make: installing the locked packages into .venv (5 GB, a few minutes, once)"
+	@echo "make: installing the locked packages into .venv (6 GB, a few minutes, once)"
 	@$(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .

@@ -26,7 +26,7 @@ if __name__ == "__main__":
 
 import harness
 
-from kikitori.runs.provenance import git_state
+from kikitori.runs.record import git_state
 
 TABLE = Path(__file__).parents[2] / "docs" / "reliability.md"
 BEGIN, END = "<!-- chaos: begin -->", "<!-- chaos: end -->"

@@ -9,7 +9,8 @@ from rich.console import Console, Group
 from run_folders import SCORING
 from terminal import run_in_terminal, widest
 
-from kikitori.runs.summary import Grid, cost_line, duration, fit, markdown, rows, title
+from kikitori.runs.results_md import markdown
+from kikitori.runs.summary import Grid, cost_line, disk_line, duration, fit, rows
 
 PRINT = (
     "import json, sys; from kikitori.runs import summary; summary.print_results(json.load(open(sys.argv[1])), 'out')"
@@ -55,12 +56,15 @@ def test_the_table_is_complete_in_a_terminal_of_80_columns(tmp_path: Path, made:
     assert lines[-1] == "Everything is in out"
 
 
-def test_results_md_and_the_terminal_have_the_same_title_and_costs_are_in_words() -> None:
-    text = markdown(results())
-    assert text.startswith(f"# {title(results())}\n")
+def test_costs_are_in_words() -> None:
     cost = "preparation 2 s, training 1.9 h, scoring 2 min, 67.1 training clips/s, peak memory 10.0 GB, 2 × NVIDIA H100"
-    assert f"- Cost: {cost}\n" in text
-    assert "_s" not in cost_line(results()["cost"])
+    assert cost_line(results()["cost"]) == cost
+
+
+def test_disk_use_is_in_words() -> None:
+    disk = {"checkpoints": 1_742_000_000, "model": 290_100_000, "predictions": 12_300, "other": 512}
+    assert disk_line({"disk": disk}) == "2.0 GB: checkpoints 1.7 GB, model 290 MB, predictions 12 kB, other 512 B"
+    assert disk_line({}) == ""
 
 
 def test_costs_that_are_unknown_are_left_out() -> None:

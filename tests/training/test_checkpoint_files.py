@@ -2,9 +2,11 @@
 
 import os
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -38,6 +40,71 @@ def test_a_checkpoint_has_a_checksum_file_and_leaves_nothing_else(tmp_path: Path
     assert checkpoints.read_checkpoint(path)["global_step"] == 4
     FILES.remove_checkpoint(path)
     assert not any(path.parent.iterdir())
+
+
+def complete(folder: Path, name: str, step: int, **more: Any) -> Path:
+    path = folder / "checkpoints" / f"{name}.ckpt"
+    FILES.save_checkpoint({"global_step": step, "state_dict": {}, "optimizer_states": [], **more}, path)
+    return path
+
+
+def test_a_complete_checkpoint_of_the_same_step_gets_a_second_name(tmp_path: Path) -> None:
+    last, best = complete(tmp_path, "last", 3), complete(tmp_path, "step-4", 4)
+    assert checkpoints.link_to_equal(last, [best], 4)
+    assert last.samefile(best)
+    assert {p.name for p in last.parent.iterdir()} == {
+        f"{n}.ckpt{s}" for n in ("last", "step-4") for s in ("", ".sha256")
+    }
+    assert subprocess.run(["sha256sum", "-c", "last.ckpt.sha256"], cwd=last.parent).returncode == 0
+    # Removing or replacing one leaves the other.
+    complete(tmp_path, "last", 5)
+    assert checkpoints.read_checkpoint(best)["global_step"] == 4
+    FILES.remove_checkpoint(best)
+    assert checkpoints.latest_valid(last.parent) == last
+
+
+@pytest.mark.parametrize("why", ["another step", "only weights", "no such file", "no hard links"])
+def test_without_an_equal_checkpoint_or_hard_links_nothing_changes(
+    tmp_path: Path, why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    last, best = complete(tmp_path, "last", 3), complete(tmp_path, "step-4", 4)
+    if why == "only weights":
+        FILES.save_checkpoint({"global_step": 4, "state_dict": {}}, best)
+    elif why == "no such file":
+        best.unlink()
+    elif why == "no hard links":
+        monkeypatch.setattr(os, "link", Mock(side_effect=OSError(1, "Operation not permitted")))
+    before = {path.name: path.read_bytes() for path in last.parent.iterdir()}
+    assert not checkpoints.link_to_equal(last, [best], 5 if why == "another step" else 4)
+    assert {path.name: path.read_bytes() for path in last.parent.iterdir()} == before
+
+
+@pytest.mark.parametrize("call", ["link", "replace", "fsync"])
+def test_a_kill_while_it_is_linked_leaves_both_checkpoints(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    for moment in range(4):
+        last, best = complete(tmp_path, "last", 3), complete(tmp_path, "step-4", 4)
+        calls, real = iter(range(100)), getattr(os, call)
+
+        def killed(*arguments: Any, calls: Any = calls, real: Any = real, moment: int = moment) -> Any:
+            if next(calls) == moment:
+                raise Killed
+            return real(*arguments)
+
+        with monkeypatch.context() as patch, suppress(Killed):
+            patch.setattr(os, call, killed)
+            # A kill runs no cleanup, so the link is still there when the run is resumed.
+            patch.setattr(Path, "unlink", lambda self, missing_ok=False: None)
+            checkpoints.link_to_equal(last, [best], 4)
+        assert checkpoints.matches_checksum(last)
+        assert checkpoints.read_checkpoint(best)["global_step"] == 4
+        checkpoints.remove_stale(last.parent, {last, best})
+        complete(tmp_path, "last", 5)
+        assert checkpoints.read_checkpoint(best)["global_step"] == 4
 
 
 def test_the_latest_checkpoint_is_the_one_with_the_most_steps_not_the_newest_file(tmp_path: Path) -> None:

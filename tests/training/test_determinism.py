@@ -44,8 +44,8 @@ def train(folder: Path, **settings: Any) -> dict[str, torch.Tensor]:
         }
         for i in range(16)
     ]
-    resolved, _ = resolve_trainer_settings(DEFAULTS | settings | {"max_steps": 6}, gpus=0)
-    run = build_trainer(resolved, folder, [], [])
+    resolved, _ = resolve_trainer_settings(DEFAULTS | settings, gpus=0)
+    run = build_trainer(resolved, folder, [], [], max_steps=6)
     batches: Any = torch.utils.data.DataLoader(rows * 6, batch_size=16, collate_fn=collate)
     run.fit(WhisperModule(whisper, OPTIM), batches)
     return {name: value.clone() for name, value in whisper.model.state_dict().items()}

@@ -30,7 +30,7 @@ END = 256
 def step_of(whisper: Whisper, **settings: Any) -> "Step":
     module = Step(whisper, kikitori.adamw(), **settings)
     module._device = GPU  # as Lightning sets it
-    module._trainer = SimpleNamespace(progress_bar_callback=None)  # type: ignore[assignment]
+    module._trainer = SimpleNamespace(progress_bar_callback=None, global_step=1)  # type: ignore[assignment]
     return module
 
 
@@ -52,7 +52,8 @@ class Step(WhisperModule):
     backward_losses: tuple[torch.Tensor, ...] = ()
 
     def optimizers(self, use_pl_optimizer: bool = True) -> Any:
-        return SimpleNamespace(zero_grad=lambda: None, step=lambda: self.on_before_optimizer_step(None))
+        step = {"zero_grad": lambda: None, "step": lambda: self.on_before_optimizer_step(None)}
+        return SimpleNamespace(**step, param_groups=[{"lr": 0.1}])
 
     def lr_schedulers(self) -> Any:
         return SimpleNamespace(step=lambda: None)
@@ -142,7 +143,8 @@ def test_the_sums_of_a_validation_are_added_up_on_the_gpu(whisper: Whisper) -> N
         devices.add(tensor.device)
         return torch.zeros(tensor.shape)
 
-    module._trainer = SimpleNamespace(strategy=SimpleNamespace(reduce=reduce))  # type: ignore[assignment]
+    strategy, state = SimpleNamespace(reduce=reduce), SimpleNamespace(fn=None)
+    module._trainer = SimpleNamespace(strategy=strategy, state=state)  # type: ignore[assignment]
     with torch.no_grad(), Waits():
         module.eval().validation_step(batch_of(module), 0)
     module.log_dict = lambda *arguments, **named: None  # type: ignore[method-assign]

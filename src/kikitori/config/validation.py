@@ -63,6 +63,7 @@ TYPES: dict[str, Any] = {
     "resume": Literal["auto"] | None,
     "resume_accept": list[str],
     "resume_sweep": str | None,
+    "keep": Literal["all", "model", "scores"],
 }
 # Nodes whose keys are arguments of their target, or names of nodes with one.
 GROUPS = ("data", "model", "optim", "trainer", "logger", "callbacks")

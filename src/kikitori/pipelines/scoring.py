@@ -1,6 +1,7 @@
 """Scores of whole splits, independent of the number of processes: each clip once, edits summed, then divided once."""
 
 import logging
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -15,8 +16,10 @@ from kikitori.metrics.error_rates import ClipScore, prediction, rescored, score_
 from kikitori.model.window import FULL, Window
 from kikitori.pipelines.session import Session
 from kikitori.runs.results import FULL_WINDOW, RESULTS, predictions_file
+from kikitori.runtime.console import IN_BAR, duration
 from kikitori.runtime.distributed import all_gather, is_main
 from kikitori.runtime.files import read_json, read_lines, write_lines
+from kikitori.training.callbacks import ProgressReport
 from kikitori.training.lightning_module import WhisperModule
 
 log = logging.getLogger(__name__)
@@ -49,10 +52,18 @@ class Scorer:
         sample = {"train": self.run.config["score"]["train_clips"], **(sample or {})}
         scores: Scores = {}
         rates = self.run.results["scores"][stage] = {}
+        callbacks: list[pl.Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
         for split in splits or self.data.splits:
-            log.info("scoring %s", describe_stage(split, stage))
+            title = f"scoring {describe_stage(split, stage)}"
+            log.info("%s", title, extra={IN_BAR: True})
+            for report in (callback for callback in callbacks if isinstance(callback, ProgressReport)):
+                report.title = title
+            began = time.monotonic()
             scores[split], cut = self._score_split(stage, split, sample.get(split), window)
             rates[split] = {**summarise(scores[split]), "cut": cut}
+            shown = ", ".join(f"{rate.upper()} {100 * rates[split][rate]:.1f} %" for rate in ("cer", "wer"))
+            seconds = duration(time.monotonic() - began)
+            log.info("%s: %s; %d clips, %s", describe_stage(split, stage), shown, len(scores[split]), seconds)
         self.run.results.setdefault("scored", {})[stage] = {split: self.data.prepared.digest(split) for split in scores}
         return scores
 

@@ -14,8 +14,8 @@ from omegaconf import DictConfig
 from kikitori.config.overrides import to_plain
 from kikitori.config.validation import check_config
 from kikitori.model.source import decide_on_the_hub
-from kikitori.runs.record import fail, record
-from kikitori.runs.results import Results
+from kikitori.runs.record import fail, finish, record
+from kikitori.runs.results import Results, scored_precision
 from kikitori.runs.summary import print_results
 from kikitori.runs.wandb_logger import closing_wandb
 from kikitori.runtime.console import quiet_libraries
@@ -68,9 +68,11 @@ def session(command: str, cfg: DictConfig, folder: Path) -> Iterator[Session]:
                 decide_on_the_hub(config["model"]["name"])
             with run_on_all_devices(command, config, folder, devices, nodes, on_forced_exit):
                 pl.seed_everything(config["seed"], workers=True, verbose=False)
+                results["precision"] = settings["precision"]
                 _record_environment(results, settings)
                 yield Session(config, folder, results, stop, settings)
         if results.get("status") == "completed":  # in the main process only
+            finish(results, folder)
             print_results(results, folder)
 
 
@@ -85,9 +87,15 @@ def _record_environment(results: Results, settings: dict[str, Any]) -> None:
 
 
 def _trainer_settings(command: str, config: dict[str, Any]) -> dict[str, Any]:
+    """The Trainer's settings for this machine. A checkpoint is scored in the precision in which its run scored it."""
     settings, changes = resolve_trainer_settings(config["trainer"], torch.cuda.device_count())
-    if changes:
-        log.info("on this machine: %s", "; ".join(changes))
+    checkpoint, is_open = config.get("checkpoint"), config["trainer"]["precision"] == "auto"
+    if checkpoint and is_open and (precision := scored_precision(Path(checkpoint), settings["accelerator"])):
+        settings["precision"] = precision
+        changes = [
+            f"the {settings['accelerator'].upper()} and precision {precision}, in which its run scored the model"
+        ]
+    log.info("on this machine: %s", "; ".join(changes))
     if command == "train":
         check_batch_size(config["data"]["global_batch_size"], settings["devices"], settings.get("num_nodes", 1))
     return settings

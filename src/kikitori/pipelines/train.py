@@ -1,12 +1,14 @@
 """`kikitori train`: fine-tunes a model. Read `train` from top to bottom; each line of it is one function below."""
 
 import logging
+import os
 from pathlib import Path
+from typing import Any
 
 import pytorch_lightning as pl
 from omegaconf import DictConfig
-from pytorch_lightning.callbacks import LearningRateMonitor
-from pytorch_lightning.loggers import CSVLogger, Logger
+from pytorch_lightning.callbacks import LambdaCallback
+from pytorch_lightning.loggers import Logger, TensorBoardLogger
 
 from kikitori.config.targets import instantiate
 from kikitori.corpora.types import Split
@@ -22,7 +24,9 @@ from kikitori.pipelines.session import Session, session
 from kikitori.runs.model_card import model_card
 from kikitori.runs.record import save, timed
 from kikitori.runs.results import Results
+from kikitori.runs.results_md import examples_table
 from kikitori.runs.wandb_logger import WandbRunLogger
+from kikitori.runtime.console import duration
 from kikitori.runtime.distributed import is_main
 from kikitori.runtime.errors import ConfigError
 from kikitori.training.batch_size_finder import find_micro_batch_sizes
@@ -34,9 +38,9 @@ from kikitori.training.checkpoints import (
     check_best,
     latest_valid,
     load_best_weights,
-    rotate_metrics,
+    saved_step,
 )
-from kikitori.training.history import TrainingHistory
+from kikitori.training.history import MetricsFile, TrainingHistory, resume_loggers
 from kikitori.training.lightning_module import WhisperModule
 from kikitori.training.trainer import build_callback, build_trainer, hardware_facts
 
@@ -99,12 +103,10 @@ def find_checkpoint(run: Session, length: Length) -> Path | None:
 def make_trainer(run: Session, data: SpeechDataModule, length: Length, history: TrainingHistory) -> pl.Trainer:
     """Lightning's Trainer for this data, with our callbacks and loggers, then the configured ones."""
     files = run.folder / "checkpoints"
-    callbacks = [history, ValidateEvery(length.every_steps), LearningRateMonitor("step"), ThroughputMonitor()]
+    callbacks = [history, ValidateEvery(length.every_steps), ThroughputMonitor()]
     callbacks += [Progress(run.folder), SaveLastCheckpoint(files, length.every_steps, run.stop)]
     callbacks += [build_callback(node, files) for node in run.config["callbacks"].values()]
-    if is_main():
-        rotate_metrics(run.folder)
-    loggers = [CSVLogger(run.folder, name="", version=""), *map(instantiate, run.config["logger"].values())]
+    loggers = [MetricsFile(run.folder), *map(instantiate, run.config["logger"].values())]
     checkpoints = CheckpointFiles(history.validation, "data" in run.config["resume_accept"])
     trainer = build_trainer(run.trainer_settings, run.folder, callbacks, loggers, length.steps, checkpoints)
     data.trainer = trainer
@@ -155,20 +157,61 @@ def fit(
     checkpoint: Path | None,
 ) -> None:
     """Trains, from the checkpoint if there is one, and loads the weights of the best validation."""
-    results = run.results
+    results, step = run.results, saved_step(checkpoint) if checkpoint else 0
     # Of a completed run that is trained further.
     results["scores"] = {"before": results["scores"]["before"]}
+    if is_main():
+        resume_loggers(trainer.loggers, step)
+    for pause in results.get("interruptions", [])[-1:]:
+        pause["step"] = step
+    save(results, run.folder)
+    announce(run, trainer, step)
     # Again, so that training draws the same random numbers whatever was searched, cached or scored before it.
     pl.seed_everything(run.config["seed"], workers=True, verbose=False)
-    try:
-        with timed(results, "fit_s"), run.stop.polled():
+    with timed(results, "fit_s") as add_seconds, run.stop.polled():
+
+        def measure() -> None:
+            add_seconds()
+            results["history"] = history.history
+            results["cost"] |= history.cost() | hardware_facts(trainer)
+
+        def save_progress(*_: Any) -> None:
+            measure()
+            save(results, run.folder)
+
+        # So that a run that is killed leaves them, too.
+        trainer.callbacks.append(LambdaCallback(on_validation_end=save_progress))  # type: ignore[attr-defined]
+        try:
             trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-    finally:
-        results["history"] = history.history
-        results["cost"] |= history.cost() | hardware_facts(trainer)
+        finally:
+            measure()
     check_best(trainer, history.history)
     load_best_weights(trainer, module)
-    results["checkpoint"] = {"steps": trainer.global_step, **best_checkpoint(trainer)}
+    chosen = best_checkpoint(trainer)
+    if best := chosen["best"]:
+        chosen |= {"best": os.path.relpath(best, run.folder), "best_step": saved_step(Path(best))}
+    results["checkpoint"] = {"steps": trainer.global_step, **chosen}
+    announce_best(results)
+
+
+def announce(run: Session, trainer: pl.Trainer, step: int) -> None:
+    """Logs what is about to be trained, from `step` on."""
+    length, batch = run.results["training"], run.config["data"]["global_batch_size"]
+    if step < length["steps"]:
+        log.info(
+            "training: steps %d to %d of %d clips each (%.1f epochs), a validation every %d steps; precision %s on %s; "
+            "scoring afterwards takes about %s",
+            *(step + 1, length["steps"], batch, length["epochs"], length["every_steps"]),
+            *(run.trainer_settings["precision"], hardware_facts(trainer)["device"]),
+            duration(run.results["cost"]["evaluate_s"]),
+        )
+
+
+def announce_best(results: Results) -> None:
+    """Logs how long the training took, and which checkpoint is scored and saved."""
+    chosen = results["checkpoint"]
+    best = f"the best by {chosen['monitor']}, step {chosen['best_step']}" if chosen["best"] else "the last one"
+    log.info("training took %s; scored and saved is %s", duration(results["cost"]["fit_s"]), best)
 
 
 def score_after(scorer: Scorer) -> Scores:
@@ -189,7 +232,7 @@ def publish(
     if is_main():
         whisper.save(run.folder / "model")
         (run.folder / "model" / "README.md").write_text(model_card(results), encoding="utf-8")
-        log_scores(trainer.loggers[1:], results)
+        log_scores(trainer.loggers[1:], results, run.folder)
     for logger in wandb_loggers(trainer):
         logger.finish(results, whisper.processor.text_language, data.prepared.audio_caches["validation"].pcm)
 
@@ -199,9 +242,21 @@ def wandb_loggers(trainer: pl.Trainer) -> list[WandbRunLogger]:
     return [logger for logger in trainer.loggers if isinstance(logger, WandbRunLogger) and is_main()]
 
 
-def log_scores(loggers: list[Logger], results: Results) -> None:
-    """Logs the scores before and after training."""
-    for stage in ("before", "after"):
-        for split, rates in results["scores"][stage].items():
-            for logger in loggers:
-                logger.log_metrics({f"{stage}/{split}/{rate}": rates[rate] for rate in ("cer", "wer")})
+def log_scores(loggers: list[Logger], results: Results, folder: Path) -> None:
+    """Logs the scores before and after training, in TensorBoard with configuration and examples; W&B has a summary."""
+    scores = results["scores"]
+    rates = {
+        stage: {
+            f"{stage}/{split}/{rate}": rates[rate] for split, rates in scores[stage].items() for rate in ("cer", "wer")
+        }
+        for stage in ("before", "after")
+    }
+    for logger in loggers:
+        if isinstance(logger, WandbRunLogger):
+            continue
+        logger.log_metrics(rates["before"], 0)
+        if isinstance(logger, TensorBoardLogger):
+            logger.log_hyperparams(results["config"], rates["after"], results["checkpoint"]["steps"])
+            logger.experiment.add_text("examples", examples_table(results, folder), results["checkpoint"]["steps"])
+        else:
+            logger.log_metrics(rates["after"], results["checkpoint"]["steps"])

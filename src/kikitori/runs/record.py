@@ -1,26 +1,47 @@
-"""Writes results.json when a run starts, while it runs, and when it ends or fails."""
+"""Writes results.json when a run starts, while it runs, and when it ends or fails, with the code that produced it."""
 
 import errno
 import logging
+import os
 import shlex
+import shutil
+import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from datetime import datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from kikitori.config.overrides import options, overrides, start_folder
-from kikitori.runs.provenance import git_state, versions
 from kikitori.runs.results import FINISHED, RESULTS, RESULTS_TABLE, WANDB_RUN_ID, Results, ended_before_scoring
+from kikitori.runs.results_md import markdown
 from kikitori.runs.resume import START_KEYS, changes, check_extension, key_of, refuse_changes
-from kikitori.runs.summary import markdown
 from kikitori.runtime.distributed import is_main
-from kikitori.runtime.errors import ConfigError, OutOfMemory, Pruned, Stopped, TrainingError, is_out_of_memory, one_line
+from kikitori.runtime.errors import (
+    ConfigError,
+    OutOfMemory,
+    Pruned,
+    Stopped,
+    TrainingError,
+    describe_error,
+    is_out_of_memory,
+    one_line,
+)
 from kikitori.runtime.files import read_json, write_json
+from kikitori.runtime.paths import HERE, shown_path
 from kikitori.runtime.processes import folder_lock
 
 log = logging.getLogger(__name__)
+
+PACKAGES = (
+    *("kikitori", "torch", "torchaudio", "transformers", "pytorch-lightning", "hydra-core", "datasets", "jiwer"),
+    *("sudachipy", "sudachidict-core", "soundfile", "wandb"),
+)
+# Folders that a completed run does not keep, by the configuration's `keep`.
+DROPPED: dict[str, tuple[str, ...]] = {"all": (), "model": ("checkpoints",), "scores": ("checkpoints", "model")}
 
 # Errors of the disk, with the remedy.
 DISK_ERRORS = {
@@ -33,7 +54,7 @@ DISK_ERRORS = {
 
 @contextmanager
 def record(results: Results, command: str, config: dict[str, Any], folder: Path) -> Iterator[None]:
-    """Keeps results.json of a new or resumed run, however the block ends; writes results.md if it completes.
+    """Keeps results.json of a new or resumed run, however the block ends.
 
     results: filled in place. config: the resolved configuration. In processes other than the main one nothing is
     written. Raises ConfigError if the folder holds another run, or is in use by another process.
@@ -44,7 +65,7 @@ def record(results: Results, command: str, config: dict[str, Any], folder: Path)
     with folder_lock(folder, "hydra.run.dir", ConfigError):
         path = folder / RESULTS
         earlier = read_json(path) if path.exists() else {}
-        results |= _start(command, config, folder, earlier)
+        results |= _start(command, config, folder, deepcopy(earlier))
         save(results, folder)
         try:
             yield
@@ -53,7 +74,7 @@ def record(results: Results, command: str, config: dict[str, Any], folder: Path)
             results |= {"status": "pruned", "error": reason.args[0]}
         except Stopped as error:
             results |= {"status": "failed", "error": str(error)}
-            log.info("%s; to resume: %s", error, shlex.join(["kikitori", command, f"resume={folder}"]))
+            log.info("%s; to resume: %s", error, shlex.join(["kikitori", command, f"resume={shown_path(folder)}"]))
             raise
         except BaseException as error:
             kind = OutOfMemory if is_out_of_memory(error) else type(error)
@@ -70,8 +91,6 @@ def record(results: Results, command: str, config: dict[str, Any], folder: Path)
             except OSError as error:
                 # The error that ended the run must reach the user, not this one.
                 log.error("%s cannot be written: %s", folder / RESULTS, error.strerror)
-        if results["status"] == "completed":
-            (folder / RESULTS_TABLE).write_text(markdown(results), encoding="utf-8")
 
 
 def _start(command: str, config: dict[str, Any], folder: Path, earlier: Results) -> Results:
@@ -93,6 +112,11 @@ def _start(command: str, config: dict[str, Any], folder: Path, earlier: Results)
     start = {"overrides": line, "options": options(command), "cwd": earlier.get("cwd", start_folder())}
     results: Results = {"status": "running", "command": command, **start, **kept}
     results |= {"started": earlier.get("started", _now()), "versions": versions(), "git": git_state()}
+    if earlier:
+        # A run that was killed could not record its end.
+        ends = {"failed": earlier.get("error"), "completed": "completed, to be trained further"}
+        pause = {"reason": ends.get(str(earlier.get("status"))) or "killed", "resumed": _now()}
+        results["interruptions"] = [*earlier.get("interruptions", []), pause]
     parts = ("scores", "scored", "cost", "data", "environment")
     return results | {"config": config} | {key: earlier.get(key, {}) for key in parts}
 
@@ -109,20 +133,44 @@ def save(results: Results, folder: Path) -> None:
         write_json(folder / RESULTS, results)
 
 
+def finish(results: Results, folder: Path) -> None:
+    """Deletes from a completed run's folder what `keep` excludes, and writes its disk use and results.md."""
+    for name in DROPPED[results["config"].get("keep", "all")]:
+        shutil.rmtree(folder / name, ignore_errors=True)
+    results["disk"] = disk_use(folder)
+    save(results, folder)
+    (folder / RESULTS_TABLE).write_text(markdown(results, folder), encoding="utf-8")
+
+
+def disk_use(folder: Path) -> dict[str, int]:
+    """Bytes of the files of a run, by folder; a file with two names counts once."""
+    files = {(stat.st_dev, stat.st_ino): (path, stat) for path, stat in _files(folder)}
+    sizes: dict[str, int] = {}
+    for path, stat in files.values():
+        parts = path.relative_to(folder).parts
+        name = parts[0] if len(parts) > 1 and not parts[0].startswith(".") else "other"
+        sizes[name] = sizes.get(name, 0) + stat.st_size
+    return dict(sorted(sizes.items(), key=lambda item: -item[1]))
+
+
+def _files(folder: Path) -> Iterator[tuple[Path, os.stat_result]]:
+    for path in folder.rglob("*"):
+        if path.is_file() and not path.is_symlink():
+            yield path, path.stat()
+
+
 @contextmanager
-def timed(results: Results, key: str) -> Iterator[None]:
-    """Adds the seconds that the block takes to the costs, even if it fails."""
-    start = time.perf_counter()
+def timed(results: Results, key: str) -> Iterator[Callable[[], None]]:
+    """Adds the seconds of the block to the costs, even if it fails. Yields a function that adds those so far."""
+    start, before = time.perf_counter(), results["cost"].get(key, 0.0)
+
+    def add() -> None:
+        results["cost"][key] = before + time.perf_counter() - start
+
     try:
-        yield
+        yield add
     finally:
-        results["cost"][key] = results["cost"].get(key, 0.0) + time.perf_counter() - start
-
-
-def describe_error(error: BaseException) -> str:
-    """An error's type and message; our own errors begin with their type already."""
-    name, text = type(error).__name__, str(error) or "stopped"
-    return text if text.startswith(name) else f"{name}: {text}"
+        add()
 
 
 def _remedy(error: BaseException) -> str | None:
@@ -139,3 +187,25 @@ def _remedy(error: BaseException) -> str | None:
 
 def _now() -> str:
     return datetime.now().astimezone().isoformat(timespec="seconds")
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages that results depend on."""
+    return {name: version(name) for name in PACKAGES}
+
+
+def git_state() -> dict[str, Any] | None:
+    """The commit of the package's checkout, and whether src or conf differ from it; None elsewhere."""
+    checkout = HERE.resolve().parents[1]
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(checkout), *arguments], capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    try:
+        if Path(git("rev-parse", "--show-toplevel")).resolve() != checkout:
+            return None  # installed inside another project's checkout
+        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "--", "src", "conf"))}
+    except (OSError, subprocess.CalledProcessError):
+        return None

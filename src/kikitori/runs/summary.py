@@ -1,4 +1,4 @@
-"""The summary of one run: results.md, the table printed last, and tables that are complete at any terminal width."""
+"""The summary of one run: the table printed last, its lines in words, and tables complete at any terminal width."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,6 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from kikitori.runs.results import FULL_WINDOW
+from kikitori.runtime.console import duration
+from kikitori.runtime.paths import shown_path
 
 # Columns: the width of output that goes to a file, where nothing is folded.
 UNFOLDED = 10_000
@@ -39,23 +41,6 @@ def title(results: Mapping[str, Any]) -> str:
     return f"{results['model']['name']} on {results['data']['corpus']}"
 
 
-def markdown(results: Mapping[str, Any]) -> str:
-    """results.md: the table, what it was measured on, and what the run cost."""
-    header, *body = rows(results)
-    lines = ["| " + " | ".join(cells) + " |" for cells in [header, ["---"] * len(header), *body]]
-    data, scoring = results["data"], results["scoring"]
-    splits = ", ".join(f"{name} {s['clips']} clips, {s['seconds']:.0f} s" for name, s in data["splits"].items())
-    rejects = ", ".join(f"{n} {reason}" for reason, n in data["rejects"].items()) or "none"
-    facts = [
-        f"- Corpus: {data['corpus']} ({splits}); left out: {rejects}",
-        f"- Model: {results['model']['name']}, {results['model']['parameters'] / 1e6:.1f} M parameters",
-        f"- Text: {scoring['normaliser']}; words: {scoring['segmenter']}; intervals: 95 % bootstrap over clips",
-        *(f"- {line}" for line in remarks(results)),
-        f"- Cost: {cost_line(results['cost'])}",
-    ]
-    return "\n".join([f"# {title(results)}", "", *lines, "", *facts, ""])
-
-
 def cost_line(cost: Mapping[str, Any]) -> str:
     """What a run cost, in words: preparation 2 s, training 4 min, scoring 42 s, 33.3 clips/s, ..."""
     steps = {"prepare_s": "preparation", "fit_s": "training", "evaluate_s": "scoring"}
@@ -67,6 +52,22 @@ def cost_line(cost: Mapping[str, Any]) -> str:
     if cost.get("device"):
         parts.append(f"{cost.get('devices', 1)} × {cost['device']}")
     return ", ".join(parts)
+
+
+def disk_line(results: Mapping[str, Any]) -> str:
+    """What a run's folder takes: 1.9 GB: checkpoints 1.7 GB, model 290 MB; empty if that was not measured."""
+    disk = results.get("disk", {})
+    parts = [f"{name} {size(count)}" for name, count in disk.items()]
+    return f"{size(sum(disk.values()))}: {', '.join(parts)}" if parts else ""
+
+
+def size(count: float) -> str:
+    """Bytes in words: 512 B, 12 kB, 290 MB, 1.7 GB."""
+    for unit in ("B", "kB", "MB"):
+        if count < 999.5:
+            return f"{count:.0f} {unit}"
+        count /= 1000
+    return f"{count:.1f} GB"
 
 
 def print_results(results: Mapping[str, Any], folder: Path) -> None:
@@ -85,7 +86,8 @@ def print_results(results: Mapping[str, Any], folder: Path) -> None:
         if facts["clips_over_window"]:
             longer = f"{facts['clips_over_window']} {split} clips are longer than the model's window"
             console.print(Text(f"{longer}; only their first {results['model']['window_s']:g} s are read"))
-    console.print(Text(f"Everything is in {folder}"), soft_wrap=True)
+    disk = f" ({line})" if (line := disk_line(results)) else ""
+    console.print(Text(f"Everything is in {shown_path(folder)}{disk}"), soft_wrap=True)
 
 
 def remarks(results: Mapping[str, Any]) -> list[str]:
@@ -145,15 +147,6 @@ def rate_cell(score: Mapping[str, Any], rate: str, sign: str = "") -> str:
     """A rate and its 95 % interval in percent."""
     low, high = score[f"{rate}_ci95"]
     return f"{percent(score[rate], sign)} [{percent(low, sign)}, {percent(high, sign)}]"
-
-
-def duration(seconds: float | None) -> str:
-    """42 s, 3 min, 2.5 h; a dash where it is unknown."""
-    if seconds is None:
-        return "–"
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
 def terminal() -> Console:

@@ -1,6 +1,7 @@
 """Checkpoints: written atomically with a checksum, and verified before use."""
 
 import logging
+import os
 from collections.abc import Collection
 from hashlib import sha256
 from pathlib import Path
@@ -12,7 +13,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.plugins.io import CheckpointIO
 
 from kikitori.runtime.errors import DataError, TrainingError, one_line
-from kikitori.runtime.files import atomic_write
+from kikitori.runtime.files import atomic_write, sync_folder
 from kikitori.runtime.signals import Stop
 from kikitori.training.history import TrainingHistory
 
@@ -134,6 +135,12 @@ def latest_valid(folder: Path) -> Path | None:
     return None
 
 
+def saved_step(path: Path) -> int:
+    """The step after which a checkpoint was written."""
+    step: int = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["global_step"]
+    return step
+
+
 def read_checkpoint(path: Path, verify: bool = True) -> dict[str, Any]:
     """A checkpoint's values, on the CPU: tensors are read from the file when they are used.
 
@@ -229,7 +236,10 @@ class SaveLastCheckpoint(pl.Callback):
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         # A run that ended early must end the same way when it is resumed.
         if trainer.global_step >= trainer.max_steps:
-            self._save(trainer)
+            # Up to here, two files of one step would each replace the other if that is damaged.
+            has_linked = trainer.is_global_zero and link_to_equal(self.path, _kept(trainer), trainer.global_step)
+            if not trainer.strategy.broadcast(has_linked):
+                self._save(trainer)
 
     def _save(self, trainer: pl.Trainer) -> None:
         if trainer.global_step > self._saved:
@@ -239,6 +249,30 @@ class SaveLastCheckpoint(pl.Callback):
             with self.stop.saving:
                 trainer.save_checkpoint(self.path, weights_only=False)
             self._saved = trainer.global_step
+
+
+def link_to_equal(path: Path, others: Collection[Path], step: int) -> bool:
+    """Makes `path` a second name of a complete checkpoint of this step, so that both take its disk space only once.
+
+    Returns whether that was possible: there may be none, and some file systems have no hard links.
+    """
+    link = path.with_name(f".{path.name}.link.partial")
+    for other in others:
+        try:
+            checkpoint = torch.load(other, map_location="cpu", weights_only=True, mmap=True)
+            if checkpoint["global_step"] == step and "optimizer_states" in checkpoint:
+                link.unlink(missing_ok=True)
+                os.link(other, link)
+                _write_checksums(path, [*checksums(other), *checksums(path)])
+                os.replace(link, path)
+                sync_folder(path.parent)
+                _write_checksums(path, checksums(other))
+                return True
+        except OSError as error:
+            log.debug("%s is not linked to %s: %s", path, other, error)
+        finally:
+            link.unlink(missing_ok=True)
+    return False
 
 
 def _kept(trainer: pl.Trainer) -> set[Path]:
@@ -279,9 +313,3 @@ def check_best(trainer: pl.Trainer, history: list[dict[str, float]]) -> None:
             f"the best validation had a {chosen['monitor']} of {score}, but the chosen checkpoint "
             f"{chosen['best'] or '(none)'} has {chosen['value']}; it is not the best one, so it is not saved"
         )
-
-
-def rotate_metrics(folder: Path) -> None:
-    """Renames the metrics.csv of a run that is resumed, which its logger would overwrite."""
-    if (path := folder / "metrics.csv").exists():
-        path.rename(folder / f"metrics-{len(list(folder.glob('metrics-*.csv')))}.csv")

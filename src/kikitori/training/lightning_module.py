@@ -139,6 +139,7 @@ class WhisperModule(pl.LightningModule):
             optimizer.zero_grad()
             torch.cuda.empty_cache()
             total = self._forward_and_backward(batch)
+        lr = optimizer.param_groups[0]["lr"]
         try:
             optimizer.step()
         except RuntimeError as error:
@@ -149,10 +150,17 @@ class WhisperModule(pl.LightningModule):
                 "the size of the trained weights: pass model.freeze=encoder, or use a smaller model"
             ) from error
         scheduler.step()
+        # Lightning logs a metric `step` as the step of the others; its own counts from 0. On the CPU, where they are.
+        self.log("step", torch.tensor(float(self.trainer.global_step)))
+        self.log("train/lr", torch.tensor(lr, dtype=torch.float64))
         # To show it, a progress bar waits for the end of each step.
         shown = self.trainer.progress_bar_callback is not None
         self.log("train/loss", total, prog_bar=shown, batch_size=len(batch["clips"]), sync_dist=True)
         return total
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        # Lightning logs by this counter, which is off by one after some resumes.
+        self.trainer.fit_loop.epoch_loop._batches_that_stepped = self.trainer.global_step
 
     def _weights(self, batch: Batch) -> Tensor:
         """The batch's weights; for a loader without any, 1 / supervised tokens of all processes."""
@@ -255,6 +263,8 @@ class WhisperModule(pl.LightningModule):
         loss, tokens, cer_edits, cer_length, wer_edits, wer_length, cut, clips = summed.tolist()
         rates = {f"{prefix}/cer": cer_edits / max(cer_length, 1), f"{prefix}/wer": wer_edits / max(wer_length, 1)}
         # The values are equal in all processes already; without sync_dist, Lightning would warn that they may not be.
+        if self.trainer.state.fn == TrainerFn.FITTING:
+            self.log("step", float(self.trainer.global_step))
         self.log_dict({f"{prefix}/loss": loss / max(tokens, 1), **rates}, prog_bar=True, sync_dist=True)
         self.log(f"{prefix}/cut", cut / max(clips, 1), sync_dist=True)
 

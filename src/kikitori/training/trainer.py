@@ -10,7 +10,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Checkpoint, EarlyStopping, RichProgressBar
+from pytorch_lightning.callbacks import Checkpoint, EarlyStopping
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.plugins.environments import ClusterEnvironment, LightningEnvironment, SLURMEnvironment
 from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy
@@ -19,9 +19,8 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from kikitori.config.targets import instantiate
 from kikitori.runtime import distributed
-from kikitori.runtime.console import shows_bars
 from kikitori.runtime.errors import ConfigError, one_line
-from kikitori.training.callbacks import ValidateEvery
+from kikitori.training.callbacks import ProgressReport, ValidateEvery
 from kikitori.training.checkpoints import CheckpointFiles
 
 log = logging.getLogger(__name__)
@@ -44,8 +43,6 @@ def build_trainer(
     may give in epochs. files: what writes and reads its checkpoints. Raises ConfigError if Lightning refuses the
     settings.
     """
-    if shows_bars():
-        callbacks = [*callbacks, RichProgressBar()]
     # The module clips gradients: Lightning does so only if it runs the backward pass itself.
     settings = {k: v for k, v in settings.items() if k not in ("gradient_clip_val", "max_steps", "max_epochs")}
     make = instantiate(settings, _partial_=True, _convert_="all")
@@ -54,14 +51,14 @@ def build_trainer(
     environment = _environment()
     try:
         trainer: pl.Trainer = make(
-            callbacks=callbacks,
+            callbacks=[*callbacks, ProgressReport()],
             logger=loggers,
             plugins=[files or CheckpointFiles(), *([environment] if environment else [])],
             max_steps=max_steps,
             # All steps are one epoch of Lightning's.
             max_epochs=-1,
             default_root_dir=str(folder),
-            enable_progress_bar=shows_bars(),
+            enable_progress_bar=False,  # `ProgressReport` has ours
             enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),
             enable_model_summary=False,
             num_sanity_val_steps=0,
@@ -161,12 +158,12 @@ def resolve_trainer_settings(trainer: dict[str, Any], gpus: int) -> tuple[dict[s
     precision, changes = str(trainer["precision"]), []
     if precision == "auto":
         precision = "16-mixed" if on_gpu else "32"
-        where = f"{devices} GPUs" if on_gpu and devices > 1 else "the GPU" if on_gpu else "the CPU"
-        changes = [f"trainer uses {where} and precision {precision}"]
     elif precision == "16-mixed" and accelerator == "cpu":
         precision, changes = "32", ["no GPU, so trainer.precision is 32 instead of 16-mixed"]
+    where = f"{devices} GPUs" if on_gpu and devices > 1 else "the GPU" if on_gpu else "the CPU"
+    changes = changes or [f"{where} and precision {precision}"]
     settings = {**trainer, "accelerator": accelerator, "devices": devices, "precision": precision}
-    if settings.get("deterministic", "auto") == "auto":  # missing in runs of earlier versions
+    if settings.get("deterministic") in ("auto", None):  # missing in runs of earlier versions
         settings["deterministic"] = accelerator == "cpu"
     if devices * trainer.get("num_nodes", 1) == 1:
         # DDP with one process has nothing to average, and cannot repeat a step that ran out of memory.
