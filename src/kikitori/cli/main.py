@@ -25,7 +25,7 @@ from kikitori.config.suggestions import explain, unknown_option, wrong_words
 from kikitori.runs.results import RESULTS, SWEEP, ended_before_scoring
 from kikitori.runs.resume import expand_resume, expand_resume_sweep, key_of, start_folder_of
 from kikitori.runtime import distributed, processes
-from kikitori.runtime.errors import Failed, KikitoriError, Stopped
+from kikitori.runtime.errors import Failed, KikitoriError, Stopped, describe_error
 
 USAGE = """\
 kikitori: fine-tune Whisper on speech, Japanese first.
@@ -63,7 +63,6 @@ def main() -> None:
     gc.set_threshold(10_000)
     atexit.register(gc.freeze)
     processes.exit_with_launcher()
-    _accept_hydras_help()
     arguments = sys.argv[1:]
     if arguments[:1] == ["help"]:
         arguments = [*arguments[1:2], "--help"]
@@ -90,6 +89,9 @@ def _accept_hydras_help() -> None:
         argparse.ArgumentParser._check_help = lenient  # type: ignore[attr-defined]
 
 
+_accept_hydras_help()
+
+
 def _prepare_line(command: str, words: list[str]) -> list[str]:
     """The words after the command, checked, with `resume=FOLDER` and `resume_sweep=FOLDER` expanded."""
     if command in HYDRA_COMMANDS:
@@ -102,7 +104,7 @@ def _prepare_line(command: str, words: list[str]) -> list[str]:
                 os.chdir(start)
             words = expand_resume_sweep(command, expand_resume(command, words))
         except (KikitoriError, OSError) as error:
-            sys.exit(str(error))
+            sys.exit(describe_error(error) if isinstance(error, KikitoriError) else str(error))
     _refuse([command, *words])
     os.environ[LINE] = json.dumps(words)
     # A resumed sweep runs in its own folder.
@@ -191,8 +193,10 @@ def _run(command: str, words: list[str]) -> None:
     except (KikitoriError, CompactHydraException, OmegaConfBaseException, YAMLError, OSError) as error:
         if full:
             raise
+        if isinstance(error, KikitoriError):
+            sys.exit(describe_error(error))
         message = explain(error, command, words)
-        if message == str(error) and not isinstance(error, KikitoriError):
+        if message == str(error):
             cause = f"{error.__cause__}\n" if isinstance(error.__cause__, OmegaConfBaseException) else ""
             message = f"{message}\n{cause}(HYDRA_FULL_ERROR=1 shows where)"
         sys.exit(message)

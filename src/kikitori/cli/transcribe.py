@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from rich.cells import set_cell_size
 
-from kikitori.runtime.errors import KikitoriError, ModelError
+from kikitori.runtime.errors import KikitoriError, ModelError, describe_error
 
 if TYPE_CHECKING:
     from kikitori.inference.transcribe import Piece
@@ -70,7 +70,7 @@ def main() -> None:
                 print(f"{path}: {describe(doubtful)}", file=sys.stderr)
     except KikitoriError as error:
         # The model, its language and its task are options here, not keys.
-        message = str(error)
+        message = describe_error(error)
         for option in ("name", "language", "task"):
             message = message.replace(f"model.{option}", "--model" if option == "name" else f"--{option}")
         sys.exit(message.replace("--model=", "--model "))

@@ -262,7 +262,10 @@ RESOURCE = Rule(
 )
 PRUNERS: dict[str, dict[str, Rule]] = {
     "Hyperband": {
-        "min_resource": at_least(1),
+        "min_resource": Rule(
+            lambda value: fits(value, int) and value > 0,
+            "must be a whole number of steps above 0; with validation.every_epochs, set it yourself",
+        ),
         "max_resource": RESOURCE,
         "reduction_factor": at_least(2),
         "bootstrap_count": at_least(0),

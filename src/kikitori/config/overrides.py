@@ -131,6 +131,12 @@ def is_readable(word: str) -> bool:
     return _parse(word) is not None
 
 
+def names_choices(word: str) -> bool:
+    """Whether an override of a group names one choice, several, or those of a sweep; null and numbers are no names."""
+    read = _parse(word)
+    return read is None or read.is_sweep_override() or isinstance(read.value(), str | list)
+
+
 def _parse(word: str) -> Override | None:
     """An override as Hydra reads it; None if it cannot."""
     try:
@@ -257,6 +263,12 @@ def tasks(devices: int | str) -> int:
     return devices
 
 
+def or_auto(steps: int | None) -> int | str:
+    """A number of steps; `auto` where the length is configured in epochs, whose steps are not known yet."""
+    return "auto" if steps is None else steps
+
+
+OmegaConf.register_new_resolver("kikitori.or_auto", or_auto, replace=True)
 OmegaConf.register_new_resolver("kikitori.help", help_text, replace=True)
 OmegaConf.register_new_resolver("kikitori.tasks", tasks, replace=True)
 OmegaConf.register_new_resolver("kikitori.swept", swept, replace=True)

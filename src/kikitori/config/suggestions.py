@@ -8,7 +8,7 @@ from itertools import pairwise
 
 from kikitori.config.documentation import package, read_file, used_files
 from kikitori.config.names import RENAMED_CHOICES, RENAMED_KEYS, did_you_mean
-from kikitori.config.overrides import is_readable, override, split_words, value_of
+from kikitori.config.overrides import is_readable, names_choices, override, split_words, value_of
 from kikitori.runtime.paths import CONF
 
 # What a command line may remove: entries of these nodes, and choices that are null by default.
@@ -28,7 +28,7 @@ def wrong_words(words: Sequence[str]) -> Iterator[str]:
         elif key.startswith("~") and not group.startswith(REMOVABLE):
             remedy = f"choose one of {choices}: {group}=..." if choices else "give it a value: " + f"{group}=..."
             yield f"{word}: a setting cannot be removed; {remedy}"
-        elif equals and choices and re.match(r"[\d{]", value):
+        elif equals and choices and not names_choices(word):
             yield f"{word}: no such choice. There are {choices}"
         elif equals and (key == "hydra" or not re.fullmatch(r"~?[\w/.@$:-]+", key, re.ASCII)):
             yield f"{key}: no such key"

@@ -177,7 +177,7 @@ def choose_language_and_task(
     if rank() == 0:
         for line in notes if language or own_language else [*notes, assumed]:
             log.warning(line)
-    return Chosen(language or own_language or default_language, task or own_task or "transcribe", notes)
+    return Chosen(given[0] or own_language or default_language, task or own_task or "transcribe", notes)
 
 
 def _own_code(language: Any) -> str | None:

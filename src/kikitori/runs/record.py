@@ -9,6 +9,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -19,7 +20,16 @@ from kikitori.runs.results import FINISHED, RESULTS, RESULTS_TABLE, WANDB_RUN_ID
 from kikitori.runs.results_md import markdown
 from kikitori.runs.resume import START_KEYS, changes, check_extension, key_of, refuse_changes
 from kikitori.runtime.distributed import is_main
-from kikitori.runtime.errors import ConfigError, OutOfMemory, Pruned, Stopped, TrainingError, is_out_of_memory, one_line
+from kikitori.runtime.errors import (
+    ConfigError,
+    OutOfMemory,
+    Pruned,
+    Stopped,
+    TrainingError,
+    describe_error,
+    is_out_of_memory,
+    one_line,
+)
 from kikitori.runtime.files import read_json, write_json
 from kikitori.runtime.paths import HERE, shown_path
 from kikitori.runtime.processes import folder_lock
@@ -55,7 +65,7 @@ def record(results: Results, command: str, config: dict[str, Any], folder: Path)
     with folder_lock(folder, "hydra.run.dir", ConfigError):
         path = folder / RESULTS
         earlier = read_json(path) if path.exists() else {}
-        results |= _start(command, config, folder, earlier)
+        results |= _start(command, config, folder, deepcopy(earlier))
         save(results, folder)
         try:
             yield
@@ -161,12 +171,6 @@ def timed(results: Results, key: str) -> Iterator[Callable[[], None]]:
         yield add
     finally:
         add()
-
-
-def describe_error(error: BaseException) -> str:
-    """An error's type and message; our own errors begin with their type already."""
-    name, text = type(error).__name__, str(error) or "stopped"
-    return text if text.startswith(name) else f"{name}: {text}"
 
 
 def _remedy(error: BaseException) -> str | None:

@@ -17,13 +17,13 @@ CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 
 
 class KikitoriError(Exception):
-    """Base of the errors below. The command line shows their message alone."""
+    """Base of the errors below. The command line shows their class and message, without a traceback."""
 
     def __str__(self) -> str:
         # A file name that is not valid UTF-8 must not break printing or storing the message, and one with control
         # characters must not reach a terminal.
         message = super().__str__().encode("utf-8", "backslashreplace").decode()
-        return f"{type(self).__name__}: {CONTROL.sub(lambda found: ascii(found[0])[1:-1], message)}"
+        return CONTROL.sub(lambda found: ascii(found[0])[1:-1], message)
 
 
 class ConfigError(KikitoriError):
@@ -79,6 +79,11 @@ class Failed(BaseException):
     def __init__(self, error: Exception) -> None:
         super().__init__(error)
         self.error = error
+
+
+def describe_error(error: BaseException) -> str:
+    """Returns an error's class and message, as Python prints them below a traceback."""
+    return f"{type(error).__name__}: {str(error) or 'stopped'}"
 
 
 def one_line(error: BaseException) -> str:

@@ -163,7 +163,7 @@ def resolve_trainer_settings(trainer: dict[str, Any], gpus: int) -> tuple[dict[s
     where = f"{devices} GPUs" if on_gpu and devices > 1 else "the GPU" if on_gpu else "the CPU"
     changes = changes or [f"{where} and precision {precision}"]
     settings = {**trainer, "accelerator": accelerator, "devices": devices, "precision": precision}
-    if settings.get("deterministic", "auto") == "auto":  # missing in runs of earlier versions
+    if settings.get("deterministic") in ("auto", None):  # missing in runs of earlier versions
         settings["deterministic"] = accelerator == "cpu"
     if devices * trainer.get("num_nodes", 1) == 1:
         # DDP with one process has nothing to average, and cannot repeat a step that ran out of memory.
