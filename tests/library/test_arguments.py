@@ -8,7 +8,7 @@ import torch
 from recordings import write_common_voice
 
 import kikitori
-from kikitori.audio.decoder_process import AudioError
+from kikitori.audio.formats import AudioError
 from kikitori.model.whisper import Whisper
 from kikitori.runtime.errors import ConfigError, ModelError
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from recordings import common_voice_row, write_clip, write_common_voice, write_tsv
 
-from kikitori.audio.decoder_process import AudioError
+from kikitori.audio.formats import AudioError
 from kikitori.audio.waveform import decode
 from kikitori.cli.transcribe import find_audio
 from kikitori.corpora import common_voice, manifest

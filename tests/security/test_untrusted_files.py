@@ -26,7 +26,7 @@ from omegaconf import OmegaConf
 from recordings import write_clip, write_common_voice, write_csv
 from run_folders import write_run
 
-from kikitori.audio.decoder_process import AudioError
+from kikitori.audio.formats import AudioError
 from kikitori.audio.waveform import decode
 from kikitori.compare.leaderboard import build_leaderboards
 from kikitori.corpora import common_voice, hub, manifest

@@ -60,8 +60,8 @@ def transcribe_files(files: list[Path], model: str, language: str | None) -> Ite
     import transformers
 
     from kikitori.audio.decoder_pool import Decoders
-    from kikitori.audio.decoder_process import AudioError
-    from kikitori.audio.waveform import SAMPLE_RATE, waveform
+    from kikitori.audio.formats import AudioError
+    from kikitori.audio.waveform import SAMPLE_RATE
     from kikitori.inference.transcribe import transcribe
     from kikitori.model.loading import load_whisper, model_folder
 
@@ -76,7 +76,7 @@ def transcribe_files(files: list[Path], model: str, language: str | None) -> Ite
         task = progress.add_task("transcribing", total=len(files), visible=len(files) > 1)
         for path in files:
             try:
-                samples = waveform(*decoders(path))
+                samples = decoders(path)
                 yield path, round(len(samples) / SAMPLE_RATE, 2), transcribe(whisper, samples), ""
             except AudioError as error:
                 yield path, 0.0, "", str(error.args[0])

@@ -5,9 +5,9 @@ complete, so an interrupted build is never mistaken for a finished one. A file l
 time build it once.
 """
 
+from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from concurrent.futures import Future, ThreadPoolExecutor
 from hashlib import blake2b, sha256
 from pathlib import Path
 
@@ -20,8 +20,8 @@ from rich.progress import Progress
 from xxhash import xxh3_64_digest
 
 from kikitori.audio.decoder_pool import AudioWorkerError, Decoders
-from kikitori.audio.decoder_process import AudioError
-from kikitori.audio.waveform import DECODER, FULL_SCALE, to_int16, waveform
+from kikitori.audio.formats import AudioError
+from kikitori.audio.waveform import DECODER, FULL_SCALE, to_int16
 from kikitori.corpora.types import Clip, Decoded
 from kikitori.runtime.errors import DataError
 from kikitori.runtime.files import atomic_write
@@ -33,8 +33,9 @@ FACTS = {"name": pa.string(), "samples": pa.int64(), "peak": pa.float32(), "dige
 SCHEMA = pa.schema({**FACTS, "checksum": pa.binary(8), "pcm": pa.large_binary()})
 # Part of a file's name: increment it whenever the above changes.
 FORMAT = 2
-# Clips are decoded and written in record batches of this size, which bounds the memory of a build.
+# Clips are written in record batches of at most this size, which bounds the memory of a build.
 ROWS_PER_BATCH = 64
+BYTES_PER_BATCH = 2**26
 # A decoder process takes a tenth of a second to start, which fewer clips than this do not save.
 CLIPS_PER_DECODER = 64
 
@@ -60,7 +61,7 @@ class AudioCache:
                 batch.validate(full=True)  # an offset must not lead out of the file
                 rows = batch.select([*FACTS, "checksum"]).to_pylist()
                 if dict(seal or {}).get(b"facts") != _seal(rows):
-                    raise self._damaged(f"its rows from {b * ROWS_PER_BATCH} on differ from those written")
+                    raise self._damaged(f"its rows from {len(self.decoded)} on differ from those written")
                 self._batches.append(batch)
                 for i, row in enumerate(rows):
                     self.decoded[row["name"]] = Decoded(**{key: row[key] for key in FACTS if key != "name"})
@@ -142,11 +143,28 @@ def _decoded(clips: list[Clip], workers: int) -> Iterator[list[dict]]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        with Decoders(workers) as decoders, ThreadPoolExecutor(workers) as pool:
-            for i in range(0, len(clips), ROWS_PER_BATCH):
-                yield list(pool.map(partial(_row, decoders), clips[i : i + ROWS_PER_BATCH]))
+        rows: list[dict] = []
+        for row in _rows(clips, workers):
+            rows.append(row)
+            if len(rows) == ROWS_PER_BATCH or sum(len(row["pcm"]) for row in rows) >= BYTES_PER_BATCH:
+                yield rows
+                rows = []
+        if rows:
+            yield rows
     finally:
         torch.set_num_threads(threads)
+
+
+def _rows(clips: list[Clip], workers: int) -> Iterator[dict]:
+    """Yields a row per clip, in order. Only a few are decoded ahead: each may hold hours."""
+    with Decoders(workers) as decoders, ThreadPoolExecutor(workers) as pool:
+        ahead: deque[Future[dict]] = deque()
+        for clip in clips:
+            ahead.append(pool.submit(_row, decoders, clip))
+            if len(ahead) > 2 * workers:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
 
 
 def _row(decoders: Decoders, clip: Clip) -> dict:
@@ -160,10 +178,9 @@ def _row(decoders: Decoders, clip: Clip) -> dict:
     except AudioError as error:
         return {**nothing, "error": str(error.args[0])}
     try:
-        samples, rate = decoders(audio)
+        pcm = to_int16(decoders(audio))
     except AudioError as error:
         return {**nothing, "error": str(error.args[0])}
-    pcm = to_int16(waveform(samples, rate))
     audio = pcm.tobytes()
     return {
         "name": clip.name,

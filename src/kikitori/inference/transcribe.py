@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from kikitori.audio.decoder_pool import Decoders
-from kikitori.audio.decoder_process import AudioError
-from kikitori.audio.waveform import SAMPLE_RATE, waveform
+from kikitori.audio.formats import AudioError
+from kikitori.audio.waveform import SAMPLE_RATE
 from kikitori.inference.generate import generate_text
 from kikitori.metrics.normalizer import word_separator
 from kikitori.model.whisper import Whisper, check_whisper, encode
@@ -64,7 +64,7 @@ def _read_file(path: Path) -> Tensor:
         raise AudioError(f"{path}: {fault}; give an mp3, wav, flac, ogg or opus file")
     with Decoders(1) as decoders:  # in a separate process, which a damaged file may crash
         try:
-            return waveform(*decoders(path))
+            return decoders(path)
         except AudioError as error:
             raise AudioError(f"{path}: {error.args[0]}") from error
 
