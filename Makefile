@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/installed
 PYTEST := $(BIN)/python -m pytest -q
 # Without the tests that take minutes or need a server.
-DEFAULT := not long and not wandb_server and not slurm
+DEFAULT := not long and not wandb_server and not slurm and not gpu
 # Two workers, because many tests start processes. All tests of a file run on one worker, because they share fixtures.
 # Files run in the order of their names, so that short ones come last.
 WORKERS := -n 2 --dist loadfile --no-loadscope-reorder
@@ -12,7 +12,7 @@ WORKERS := -n 2 --dist loadfile --no-loadscope-reorder
 # Advisories that do not affect this project, as --ignore-vuln ID, each with its reason in a comment here. There are none.
 EXCEPTIONS :=
 
-.PHONY: help demo test test-long test-slurm chaos lint check audit bench format lock clean
+.PHONY: help demo test test-long test-gpu test-slurm chaos lint check audit bench format lock clean
 
 help:  ## list the targets; times are those of 2 cores
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s  %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -28,6 +28,10 @@ test: $(STAMP)  ## run the tests (5 minutes)
 test-long: $(STAMP)  ## run the tests that take minutes (the demo, sweeps, searches)
 	@echo "make: running the tests that take minutes"
 	@$(PYTEST) -s -m long
+
+test-gpu: $(STAMP)  ## run the tests on an NVIDIA GPU (10 minutes; TABLE=FILE)
+	@echo "make: running the tests on a GPU"
+	@$(PYTEST) -m gpu $(if $(TABLE),--gpu-table $(TABLE)) tests/gpu
 
 test-slurm: $(STAMP)  ## run the tests on a local Slurm (root, slurm-wlm and munge)
 	@echo "make: running the tests on a Slurm with two virtual nodes"
@@ -71,7 +75,7 @@ lock:  ## resolve the dependencies into requirements.lock (needs uv)
 
 $(STAMP): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "kikitori needs Python 3.11 or later; run make PYTHON=python3.12")'
-	@echo "make: installing the locked packages into .venv (5 GB, a few minutes, once)"
+	@echo "make: installing the locked packages into .venv (6 GB, a few minutes, once)"
 	@$(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .

@@ -10,8 +10,6 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from measure import DEVICE, Meter, Part, activation_mb
 from omegaconf import DictConfig
-from pytorch_lightning.callbacks import LearningRateMonitor
-from pytorch_lightning.loggers import CSVLogger
 from task import WARMUP_STEPS, Task
 from torch import Tensor
 from transformers import WhisperConfig, WhisperTokenizer
@@ -29,7 +27,7 @@ from kikitori.runtime.paths import CONF, cache_folder
 from kikitori.training import trainer as trainers
 from kikitori.training.batch_size_finder import find_micro_batch_sizes
 from kikitori.training.callbacks import Progress, ThroughputMonitor
-from kikitori.training.history import TrainingHistory
+from kikitori.training.history import MetricsFile, TrainingHistory
 from kikitori.training.lightning_module import WhisperModule
 from kikitori.training.loss import clip_losses
 
@@ -88,13 +86,12 @@ def train(task: Task) -> dict[str, Any]:
     meter = Meter(WARMUP_STEPS, task.all_steps)
     callbacks = [
         TrainingHistory(),
-        LearningRateMonitor("step"),
         ThroughputMonitor(),
         Progress(task.path),
         EndOfStep(meter),
     ]
     settings, _ = trainers.resolve_trainer_settings(to_plain(cfg.trainer), torch.cuda.device_count())
-    trainer = trainers.build_trainer(settings, task.path, callbacks, [CSVLogger(task.path, name="", version="")])
+    trainer = trainers.build_trainer(settings, task.path, callbacks, [MetricsFile(task.path)], cfg.trainer.max_steps)
     data = build_data(cfg, trainer)
     whisper = instantiate(cfg.model, _partial_=True, _convert_="all")()
     whisper.set_window(data.window)

@@ -30,7 +30,7 @@ from kikitori.corpora.common_voice import read_table
 from kikitori.data.datamodule import SpeechDataModule
 from kikitori.model.processor import make_processor
 from kikitori.pipelines.builders import build_data
-from kikitori.runs.provenance import git_state
+from kikitori.runs.record import git_state
 from kikitori.runtime.console import quiet_libraries
 from kikitori.runtime.files import write_json
 from kikitori.runtime.paths import CONF, DEMO, cache_folder

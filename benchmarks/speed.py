@@ -21,7 +21,7 @@ import tables
 import torch
 from task import CONTENDERS, WARMUP_STEPS, Task, run
 
-from kikitori.runs.provenance import git_state
+from kikitori.runs.record import git_state
 from kikitori.runtime.console import quiet_libraries
 from kikitori.runtime.files import write_json
 

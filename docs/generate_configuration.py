@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 
+from kikitori.config.arguments import ARGUMENTS
 from kikitori.config.documentation import SWEEP_GROUPS, ConfigFile, described_groups, read_file
 from kikitori.runtime.paths import CONF
 
@@ -15,14 +16,26 @@ Every setting is a key in a YAML file under [conf/](../conf) and can be changed 
 `kikitori train optim.lr=3e-5`. A folder there is a group, each of its files a choice: `kikitori train data=manifest`.
 The root file comes first, then the choices, then `experiment`, then the command line; later values win.
 `kikitori train --help` shows the same for the choices made, `--cfg job` the composed values. `???` must be given.
-Your own choices and experiments go into a folder of the same layout, `--config-dir my_conf`, as `experiment=mine`."""
+Your own choices and experiments go into a folder of the same layout, `--config-dir my_conf`, as `experiment=mine`.
+
+- **Values** may hold spaces, Japanese, brackets, `=` or `#`; only the shell needs quotes:
+  `'data.manifest=録音 (1)/metadata.csv'`. Commas separate the values of a sweep. A text with a comma, or one that looks
+  like a number or a list, has double quotes inside those of the shell: `'data.revision="1e5"'`. The name of a file that
+  exists needs none. Relative paths are relative to the folder where the command is started.
+- **Length:** `trainer.max_steps` or `trainer.max_epochs`, and `validation.every_steps` or `validation.every_epochs`. On
+  the command line one replaces the other; in a file, set the other to null.
+- **Arguments of libraries** that are not listed below are added with `+`, as in `+trainer.benchmark=true`. Those that
+  mean here what the library says can be set; the others are refused with what to use instead. In all, these can be set:
+"""
+# The classes whose arguments the introduction lists.
+LIBRARIES = ("Trainer", "callbacks.ModelCheckpoint", "callbacks.EarlyStopping", "loggers.TensorBoardLogger")
 
 
 def reference() -> str:
     """docs/configuration.md: every choice and every key, with their comments."""
     files = {p.relative_to(CONF).with_suffix("").as_posix(): read_file(p) for p in sorted(CONF.rglob("*.yaml"))}
     described = described_groups(files)
-    parts = [INTRODUCTION]
+    parts = [INTRODUCTION + "\n".join(map(_arguments, LIBRARIES))]
     for root in ("train", "evaluate", "prepare"):
         parts += [f"## kikitori {root}", _sentence(files[root].header), _table({root: files[root]}, "")]
     parts += ["## train, evaluate and prepare", _sentence(files["base"].header), _table({"base": files["base"]}, "")]
@@ -37,6 +50,12 @@ def reference() -> str:
         if not any(file.is_global for file in own.values()):
             parts += [_table(own, group.replace("/", ".") + ".")]
     return "\n\n".join(filter(None, parts)) + "\n"
+
+
+def _arguments(name: str) -> str:
+    """The arguments of one of Lightning's classes that a configuration may set."""
+    rules = ARGUMENTS[f"pytorch_lightning.{name}"]
+    return f"  - `{name}`: {', '.join(f'`{key}`' for key, rule in rules.items() if not rule.is_replaced)}"
 
 
 def _sentence(header: Sequence[str]) -> str:

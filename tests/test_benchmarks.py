@@ -3,9 +3,11 @@
 import json
 import math
 import sys
+from collections import Counter
 from pathlib import Path
 
 import flops
+import full_window_share
 import pytest
 import scale
 import speed
@@ -13,11 +15,13 @@ import stand_ins
 import tables
 import torch
 from measure import Part, activation_mb
+from recordings import write_common_voice
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import WhisperConfig, WhisperForConditionalGeneration
 
 from kikitori.audio.waveform import decode
 from kikitori.corpora.common_voice import read
+from kikitori.model.loading import build_whisper
 from kikitori.runtime.paths import DEMO
 
 MICRO = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 2, "encoder_attention_heads": 2}
@@ -106,6 +110,39 @@ def test_every_contender_is_timed_in_one_run(tmp_path: Path, monkeypatch: pytest
     # The tutorial's labels hold one token more: the start, which its check never cuts.
     assert parts["recipe"][0][2] == parts["fair"][0][2] + 1
     assert "| CER after the run, % | – | – | – | – |" in (tmp_path / "speed.md").read_text(encoding="utf-8")
+
+
+def test_folds_are_of_similar_size_and_share_no_speaker() -> None:
+    clips_of = Counter({"a": 11, "b": 7, "c": 6, "d": 6, "e": 4, "f": 1})
+    fold_of = full_window_share.deal(clips_of, 3)
+    sizes = Counter[int]()
+    for speaker, fold in fold_of.items():
+        sizes[fold] += clips_of[speaker]
+    assert sorted(sizes.values()) == [11, 12, 12]
+
+
+def test_a_text_that_repeats_itself_compresses_like_a_loop() -> None:
+    ratio = full_window_share.compression_ratio
+    assert ratio("ん" * 225) > ratio("猫が、" * 20) > full_window_share.COMPRESSION_RATIO
+    assert ratio("わたしは日曜日も働いています。") < full_window_share.COMPRESSION_RATIO
+
+
+@pytest.mark.long
+def test_each_share_is_trained_and_read_in_both_windows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    release = write_common_voice(tmp_path / "ja", {"train": 4, "dev": 1, "test": 1})
+    build_whisper(16, 1, 1, 2, window_s=3, max_label_tokens=64).save(tmp_path / "model")
+    words = ["--release", str(release), "--model", str(tmp_path / "model"), "--precision", "32-true", "--batch", "2"]
+    words += ["--shares", "0", "0.5", "--steps", "2", "--seeds", "0", "--folds", "2", "--max-new-tokens", "4"]
+    monkeypatch.setattr(sys, "argv", ["full_window_share.py", *words, "--output", str(tmp_path / "out")])
+    full_window_share.main()
+    runs = [json.loads(line) for line in (tmp_path / "out/runs.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert len(runs) == 3 * 2
+    clips = {f"clip_{number}.mp3" for number in range(6)}
+    for share in (None, 0.0, 0.5):
+        for window in full_window_share.WINDOWS:
+            assert {c["clip"] for run in runs if run["share"] == share for c in run["clips"][window]} == clips
+    table = (tmp_path / "out/table.md").read_text(encoding="utf-8")
+    assert [line.split(" | ")[1] for line in table.splitlines()[2:5]] == ["all", "0", "0.5"]
 
 
 @pytest.mark.long

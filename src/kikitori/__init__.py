@@ -64,8 +64,12 @@ __all__ = [
     "transcribe",
 ]
 
+# The variables below are read when torch is imported, so kikitori is imported first; settings of the user's stay.
+# By default MKL and OpenMP may use fewer threads while the CPU is busy, on which the last digits of a sum depend.
+os.environ.setdefault("MKL_DYNAMIC", "FALSE")
+os.environ.setdefault("OMP_DYNAMIC", "FALSE")
 # OpenMP's threads spin while they wait for each other, which slows a busy CPU down up to 50 times. With this shorter
-# spin a quiet CPU is a seventh slower. The variable is read when torch is imported; a setting of the user's stays.
+# spin a quiet CPU is a seventh slower.
 if "torch" not in sys.modules and "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 

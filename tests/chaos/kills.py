@@ -15,6 +15,7 @@ from harness import (
     finish,
     interrupted,
     is_plain,
+    last_lines,
     must_equal,
     newest,
     reference,
@@ -46,31 +47,35 @@ def forked_like_plain(count: int, seed: int, folder: Path) -> dict[str, Any]:
 
 def killed_at_any_moment(count: int, seed: int, folder: Path) -> dict[str, Any]:
     def one(number: int, rng: random.Random, place: Path) -> int:
-        variant, plain, kills = variant_of(number), is_plain(number), 0
-        seconds = reference(variant).seconds + IMPORT_S * plain
-        started = []
-        for _ in range(KILLS):
-            process = start(place / "run", *variant, plain=plain)
-            started.append(process)
-            process.until(rng.uniform(0, seconds))
-            if process.poll() is not None:
-                break
-            process.send(signal.SIGKILL)
-            process.wait()
-            kills += 1
-            if completed(place / "run"):
-                break
-        else:
-            process = finish(place / "run", *variant, plain=plain)
-        if process.poll() and not completed(place / "run"):
-            raise Miss(f"a run ended with {process.poll()} before it was killed")
-        must_equal(place / "run", variant)
-        wait_until(lambda: not any(process.descendants() for process in started), 20, "the end of its processes")
+        kills = kill_and_resume(place / "run", variant_of(number), is_plain(number), rng)
+        must_equal(place / "run", variant_of(number))
         return kills
 
     note = "{} kills; weights, optimizer, scheduler, random states, order of clips, history, scores and model equal"
     row = "kill -9 at a random moment, up to three times, then resumed"
     return rows_of(row, count, seed, folder, one, lambda found: note.format(sum(found)))
+
+
+def kill_and_resume(run: Path, variant: list[str], plain: bool, rng: random.Random) -> int:
+    """Kill a run at random moments and resume it until it is complete; returns how often it was killed."""
+    seconds, started, kills = reference(variant).seconds + IMPORT_S * plain, [], 0
+    for _ in range(KILLS):
+        process = start(run, *variant, plain=plain)
+        started.append(process)
+        process.until(rng.uniform(0, seconds))
+        if process.poll() is not None:
+            break
+        process.send(signal.SIGKILL)
+        process.wait()
+        kills += 1
+        if completed(run):
+            break
+    else:
+        process = finish(run, *variant, plain=plain)
+    if process.poll() and not completed(run):
+        raise Miss(f"a run ended with {process.poll()} before it was killed: {last_lines(process.printed())}")
+    wait_until(lambda: not any(process.descendants() for process in started), 20, "the end of its processes")
+    return kills
 
 
 def killed_in_a_save(count: int, seed: int, folder: Path) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from recordings import FORMATS, common_voice_row, encoded, tone, write_clip, wri
 
 from kikitori.audio.waveform import SAMPLE_RATE
 from kikitori.corpora import common_voice
-from kikitori.corpora.table_reader import file_clip
+from kikitori.corpora.audio_files import AudioFiles
 from kikitori.corpora.types import Clip, Reject
 from kikitori.data.audio_cache import AudioCache, build_audio_cache
 from kikitori.data.filters import FilterRules, select
@@ -61,7 +61,7 @@ def built(clips: Sequence[Clip], folder: Path) -> AudioCache:
 
 
 def clips_of(folder: Path) -> list[Clip]:
-    rows = [file_clip(folder, path.name, "train", "文", None) for path in sorted(folder.iterdir())]
+    rows = [AudioFiles(folder).clip(path.name, "train", "文", None) for path in sorted(folder.iterdir())]
     return [row for row in rows if isinstance(row, Clip)]
 
 
@@ -344,7 +344,8 @@ def bad_audio_and_text(count: int, seed: int, folder: Path) -> Outcome:
     (folder / "ja" / "train.tsv").write_bytes(HEADER + b"".join(lines))
     (folder / "ja" / "clip_durations.tsv").write_text("\n".join(listed))
     for number, table in enumerate(("dev", "test")):
-        write_tsv(folder / "ja" / f"{table}.tsv", [common_voice_row(number, path="good 000.wav")])
+        row = common_voice_row(number, client_id=f"{table} speaker", path=f"{table}.wav")
+        write_tsv(folder / "ja" / f"{table}.tsv", [row])
     with fragile_decoders(folder / "python"):
         found = outcomes(folder)
     wrong = {name: (reason, found.get(name)) for name, reason in expected.items() if found.get(name) != reason}

@@ -26,17 +26,19 @@ if __name__ == "__main__":
 
 import harness
 
-from kikitori.runs.provenance import git_state
+from kikitori.runs.record import git_state
 
 TABLE = Path(__file__).parents[2] / "docs" / "reliability.md"
 BEGIN, END = "<!-- chaos: begin -->", "<!-- chaos: end -->"
-MODULES = ["kills", "damage", "signals", "disks", "devices", "loaders", "tracker", "media", "attacks"]
+MODULES = ["kills", "seeds", "damage", "signals", "disks", "devices", "loaders", "tracker", "media", "attacks"]
 # Runs of a row with --short and without; 1 and 20 where not listed.
 COUNTS = {
     "forked_like_plain": (1, 8),
     "killed_at_any_moment": (2, 200),
     "killed_in_a_save": (2, 200),
     "negative_controls": (3, 3),
+    "trials_at_once": (1, 2),
+    "not_deterministic": (1, 1),
     "damaged_checkpoint": (2, 50),
     "builds_at_once": (2, 50),
     "builds_killed": (5, 100),

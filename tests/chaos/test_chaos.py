@@ -24,6 +24,8 @@ LONG = {
     "tracker_gone",
     "tracker_gone_pairs",
 }
+# Their rows are tests of their own.
+MODULES_ELSEWHERE = ("attacks", "media", "seeds")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -31,9 +33,16 @@ def _place(tmp_path_factory: pytest.TempPathFactory) -> None:
     harness.set_up(tmp_path_factory.mktemp("chaos"))
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("name", sorted(name for name, row in rows().items() if row.__module__ == "seeds"))
+def test_one_seed_gives_one_model(name: str, tmp_path: Path) -> None:
+    row = rows()[name](COUNTS.get(name, (4, 20))[0], 1, tmp_path)
+    assert row["good"] == row["runs"], row["notes"]
+
+
 @pytest.mark.parametrize(
     "name",
-    sorted(name for name, row in rows().items() if name not in LONG and row.__module__ not in ("attacks", "media")),
+    sorted(name for name, row in rows().items() if name not in LONG and row.__module__ not in MODULES_ELSEWHERE),
 )
 def test_every_run_recovers(name: str, tmp_path: Path) -> None:
     row = rows()[name](COUNTS.get(name, (1, 20))[0], 1, tmp_path)

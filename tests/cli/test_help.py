@@ -74,7 +74,7 @@ def test_help_shows_choices_and_keys_with_their_comments(tmp_path: Path) -> None
         "  hydra/sweeper/pruner=null\n      which trials Optuna ends early: hyperband, successive_halving\n",
         "  data.release=???\n      The .tar.gz as downloaded, ",
         "  data.micro_batch_size=null\n      Clips per forward pass on one device; ",
-        "  model.language=${data.language}\n      Language of the prompt, as a code.\n",
+        "  model.language=${data.language}\n      Language of the prompt and of scoring, as a code or name; ",
         "  hydra.launcher.parallel=null\n      Trials at the same time; ",
         "???: must be given.",
     ):

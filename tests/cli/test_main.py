@@ -1,11 +1,14 @@
 """Contradictory command lines are refused before anything is written."""
 
+import argparse
 import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hydra._internal.utils import get_args_parser
 
 from kikitori.cli import main
 
@@ -99,3 +102,27 @@ def test_a_command_without_words_is_a_valid_line(command: str) -> None:
 def test_a_value_in_japanese_needs_no_quotes(tmp_path: Path) -> None:
     words = [f"data.manifest={tmp_path}/録音 1/一覧.csv", "seed=0,1", "optim.lr=1e-3"]
     assert main._prepare_line("train", words) == [f"data.manifest='{tmp_path}/録音 1/一覧.csv'", *words[1:]]
+
+
+def test_hydras_options_are_accepted_where_argparse_checks_their_help(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Python 3.14's does; one of Hydra's help texts is no string."""
+
+    def check_help(self: argparse.ArgumentParser, action: argparse.Action) -> None:
+        if action.help and "%" in action.help:
+            raise ValueError("badly formed help string")
+
+    monkeypatch.setattr(argparse.ArgumentParser, "_check_help", check_help, raising=False)
+    add = argparse.ArgumentParser.add_argument
+
+    def add_argument(self: argparse.ArgumentParser, *names: str, **how: Any) -> argparse.Action:
+        action = add(self, *names, **how)
+        self._check_help(action)  # type: ignore[attr-defined]
+        return action
+
+    monkeypatch.setattr(argparse.ArgumentParser, "add_argument", add_argument)
+    with pytest.raises(TypeError):
+        get_args_parser()
+    main._accept_hydras_help()
+    assert "--shell-completion" in get_args_parser()._option_string_actions
+    with pytest.raises(ValueError, match="badly formed"):
+        argparse.ArgumentParser().add_argument("--a", help="100 %")

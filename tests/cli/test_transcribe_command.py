@@ -1,10 +1,18 @@
 """Errors of `kikitori transcribe` name its own options."""
 
+import json
+import os
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+from recordings import encoded, write_clip
+from terminal import run_in_terminal
 
 from kikitori.cli import transcribe
+from kikitori.inference.generate import Generated
+from kikitori.model.loading import build_whisper
 from kikitori.model.whisper import Whisper
 from kikitori.runtime.paths import DEMO
 
@@ -28,17 +36,15 @@ def test_a_folder_without_a_model_is_named(tmp_path: Path, monkeypatch: pytest.M
 def test_a_checkpoint_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "last.ckpt").touch()
     message = refusal(monkeypatch, "--model", str(tmp_path / "last.ckpt"))
-    assert (
-        message
-        == f"ModelError: --model {tmp_path}/last.ckpt is a file; give the folder of the run, or a folder with a model"
-    )
+    assert message.startswith(f"ModelError: --model {tmp_path}/last.ckpt is a checkpoint; give the folder of its run")
 
 
 def test_an_unsupported_language_is_named(micro: Whisper, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     micro.save(tmp_path / "model")
-    message = refusal(monkeypatch, "--model", str(tmp_path), "--language", "japanese")
-    assert "does not support the language 'japanese'" in message
-    assert "--language" in message
+    message = refusal(monkeypatch, "--model", str(tmp_path), "--language", "japnese")
+    assert message.startswith("ModelError: --language: 'japnese' is no language; did you mean ja (japanese)")
+    message = refusal(monkeypatch, "--model", str(tmp_path), "--language", "ga-IE")
+    assert message.startswith("ModelError: --language=ga")
 
 
 def test_a_model_that_cannot_be_loaded_is_named_by_the_option(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -58,3 +64,123 @@ def test_a_run_folder_and_a_model_folder_give_the_same_text(
         texts.append(capsys.readouterr().out)
     assert texts[0] == texts[1]
     assert str(CLIP) in texts[0]
+
+
+def output(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: str) -> tuple[str, str, int]:
+    """What the command prints to stdout and stderr, and the number of files it could not read."""
+    monkeypatch.setattr("sys.argv", ["kikitori", *words])
+    failed = 0
+    try:
+        transcribe.main()
+    except SystemExit as error:
+        failed = int(str(error).split()[0])
+    return *capsys.readouterr(), failed
+
+
+@pytest.fixture
+def model(micro: Whisper, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A model that reads every piece as the same sentence."""
+    micro.save(tmp_path / "model")
+
+    def generate(whisper: Whisper, states: Any, seconds: list[float], stop_loops: bool) -> list[Generated]:
+        return [Generated("犬と\n猫", cut=False)] * len(seconds)
+
+    monkeypatch.setattr("kikitori.inference.transcribe.generate", generate)
+    return str(tmp_path / "model")
+
+
+NAMES = [b"a.wav", "録音 (1).wav".encode(), b"\x98^\x89\xb9.wav", b"tab\tline\n.wav", b"z.wav"]
+
+
+def test_every_file_gives_one_line_whatever_its_name(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A Shift-JIS name, as in an archive from Windows, is no UTF-8."""
+    paths = [Path(os.fsdecode(os.fsencode(tmp_path / "talks") + b"/" + name)) for name in NAMES]
+    for path in paths:
+        write_clip(path)
+    words = (str(tmp_path / "talks"), "--model", model, "--format", "jsonl")
+    lines, _, failed = output(monkeypatch, capsys, *words)
+    rows = [json.loads(line) for line in lines.splitlines()]
+    assert [row["file"] for row in rows] == sorted(map(str, paths))
+    assert {row["text"] for row in rows} == {"犬と\n猫"}
+    text, _, failed_again = output(monkeypatch, capsys, *words[:3])
+    assert [line.count("\t") for line in text.splitlines()] == [1] * len(NAMES)
+    assert "\\udc98^\\udc89\\udcb9.wav\t犬と 猫" in text
+    assert failed == failed_again == 0
+
+
+def test_what_cannot_be_read_is_named_and_the_rest_is_transcribed(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "talks"
+    write_clip(folder / "b.wav")
+    for name, samples in (("none.wav", []), ("one.wav", [0.3])):
+        (folder / name).write_bytes(encoded(np.array(samples)))
+    for name in ("memo.m4a", "film.MP4", "memo2.m4a", "notes.txt", "._b.wav"):
+        (folder / name).write_bytes(b"\0" * 100)
+    (folder / "broken.mp3").write_bytes(b"\xff\xfb")
+    lines, errors, failed = output(monkeypatch, capsys, str(folder), "--model", model)
+    assert lines == f"{folder}/b.wav\t犬と 猫\n"
+    assert "passed over 2 .m4a, 1 .mp4 (such as film.MP4)" in errors
+    assert "ffmpeg" in errors
+    assert errors.count("there is nothing to transcribe") == 2
+    assert f"{folder}/broken.mp3: " in errors
+    assert "notes.txt" not in errors
+    assert failed == 3
+
+
+def test_a_folder_of_files_that_cannot_be_decoded_names_the_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "memo.m4a").touch()
+    monkeypatch.setattr("sys.argv", ["kikitori", str(tmp_path), "--model", "m"])
+    with pytest.raises(SystemExit, match=r"holds no file that can be read .*; it holds 1 \.m4a .* ffmpeg"):
+        transcribe.main()
+
+
+def test_doubts_are_in_the_lines_and_on_stderr(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_clip(tmp_path / "a.wav", seconds=4.2)
+
+    def generate(whisper: Whisper, states: Any, seconds: list[float], stop_loops: bool) -> list[Generated]:
+        return [Generated("ん" * 90, cut=True)] * len(seconds)
+
+    monkeypatch.setattr("kikitori.inference.transcribe.generate", generate)
+    words = (str(tmp_path / "a.wav"), "--model", model, "--format", "jsonl")
+    line, errors, failed = output(monkeypatch, capsys, *words)
+    row = json.loads(line)
+    assert (row["text"], len(row["doubtful"]), failed) == ("んんんんん", 5, 0)
+    first = row["doubtful"][0]
+    assert (first["start_s"], first["text"], first["doubt"]) == (0, "ん", "repeats itself")
+    assert f"{tmp_path}/a.wav: check 0.0 to {first['end_s']:.1f} s (repeats itself), " in errors
+
+
+def test_the_task_is_that_of_the_model_unless_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    build_whisper(32, 1, 1, 2, window_s=1, language="de", task="translate", max_label_tokens=64).save(tmp_path)
+    seen: list[tuple[str, str]] = []
+
+    def generate(whisper: Whisper, states: Any, seconds: list[float], stop_loops: bool) -> list[Generated]:
+        seen.append((whisper.processor.language, whisper.processor.task))
+        return [Generated("dog", cut=False)] * len(seconds)
+
+    monkeypatch.setattr("kikitori.inference.transcribe.generate", generate)
+    clip = write_clip(tmp_path / "a.wav")
+    for options in ([], ["--task", "transcribe"], ["--language", "Japanese", "--task", "translate"]):
+        output(monkeypatch, capsys, str(clip), "--model", str(tmp_path), *options)
+    assert seen == [("de", "translate"), ("de", "transcribe"), ("ja", "translate")]
+    message = refusal(monkeypatch, "--model", str(tmp_path), "--task", "translation")
+    assert message.startswith("ModelError: --task=translation: ")
+
+
+@pytest.mark.slow
+def test_a_narrow_terminal_changes_no_line(micro: Whisper, tmp_path: Path) -> None:
+    micro.save(tmp_path / "model")
+    clips = [str(write_clip(tmp_path / "a long name of a folder" / f"{number}.wav")) for number in range(2)]
+    command = ["-m", "kikitori", "transcribe", *clips, "--model", str(tmp_path / "model"), "--format", "jsonl"]
+    lines = run_in_terminal(command, columns=30)
+    rows = [json.loads(line[line.index("{") :]) for line in lines if "{" in line]
+    assert [row["file"] for row in rows] == clips

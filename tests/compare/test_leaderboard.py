@@ -102,6 +102,8 @@ def test_runs_with_other_clips_or_another_scoring_are_in_separate_tables(tmp_pat
     write_run(tmp_path / "b", config=lr(0.2))
     write_run(tmp_path / "c", digest="other")
     write_run(tmp_path / "d", scoring={"normaliser": "another", "segmenter": "sudachipy mode C"})
+    # Without its transcripts it cannot be scored again.
+    (tmp_path / "d/predictions/test_before.jsonl").unlink()
     found = tables(tmp_path)
     assert [[run.name for run in table.runs] for table in found] == [["a", "b"], ["c"], ["d"]]
     assert found[1].rows[0].verdict == BEST

@@ -14,16 +14,14 @@ from kikitori.config.names import (
     RENAMED_CHOICES,
     RENAMED_KEYS,
     RENAMED_TARGETS,
-    every_key,
-    explain,
     outdated,
     translate,
-    unknown_option,
 )
 from kikitori.config.overrides import config_folders, to_plain
+from kikitori.config.suggestions import every_key, explain, unknown_option
 from kikitori.config.targets import allowed
 from kikitori.config.validation import check_config
-from kikitori.runs.resume import changes, expand_resume
+from kikitori.runs.resume import changes, expand_resume, keep_changed_defaults
 from kikitori.runtime.errors import ConfigError
 from kikitori.runtime.paths import CONF
 
@@ -138,6 +136,7 @@ def composed(command: str, *words: str) -> Any:
     with open_dict(cfg):
         cfg.hydra.runtime.output_dir = "run"
         HydraConfig.instance().set_config(cfg)
+        keep_changed_defaults(cfg, words)
         del cfg["hydra"]
     return cfg
 
@@ -189,7 +188,7 @@ def refusal(command: str, *words: str) -> str:
         ("trainer.max_step=3", "trainer.max_step: no such key; did you mean trainer.max_steps?"),
         ("batch_size=8", "did you mean data.global_batch_size or data.micro_batch_size or data.eval_batch_size?"),
         ("optim.momentum=0.9", "optim.momentum: no such key; there are optim.lr, optim.weight_decay, "),
-        ("epochs=3", "epochs: no such key; see kikitori train --help"),
+        ("epochs=3", "epochs: no such key; did you mean validation.every_epochs or trainer.max_epochs?"),
         ("data.manifest=a.csv", "data.manifest: no such key here; it belongs to data=manifest"),
         ("data.manifets=a.csv", "data.manifets: no such key; did you mean data.manifest, of data=manifest?"),
         ("hydra.launcher.paralel=2", "did you mean hydra.launcher.parallel?"),

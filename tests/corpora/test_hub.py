@@ -168,7 +168,22 @@ def test_an_unreachable_dataset_is_named() -> None:
 def test_a_missing_split_is_named(tmp_path: Path) -> None:
     folder = write_audiofolder(tmp_path / "corpus")
     assert "split nonesuch cannot be loaded" in message(folder, splits={**SPLITS, "test": "nonesuch"})
-    assert "data.splits.test: not set" in message(folder, splits={**SPLITS, "test": None})
+    corpus = reading(folder, splits={**SPLITS, "test": None})
+    assert corpus.absent == {"test": "data.splits.test is null"}
+    assert {clip.split for clip in corpus.clips} == {"train", "validation"}
+
+
+def test_only_the_needed_splits_are_loaded(tmp_path: Path) -> None:
+    folder = write_audiofolder(tmp_path / "corpus")
+    corpus = reading(folder, splits={**SPLITS, "train": "nonesuch"}, needed=["test"])
+    assert [clip.name for clip in corpus.clips] == ["test/000000", "test/000001"]
+
+
+def test_recordings_in_a_folder_that_the_user_names_are_read(tmp_path: Path) -> None:
+    outside = {"bytes": b"", "path": str(write_clip(tmp_path / "disk" / "outside.wav"))}
+    write_parquet(tmp_path / "corpus", lambda i: outside)
+    clip = reading(tmp_path / "corpus", "sentence", other_roots=[str(tmp_path / "disk")]).clips[0]
+    assert clip.source() == tmp_path / "disk" / "outside.wav"  # type: ignore[operator]
 
 
 def test_a_missing_column_is_named_with_the_existing_ones(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from recordings import encoded, tone, write_clip
 
 from kikitori.audio.waveform import decode, to_int16
-from kikitori.corpora.table_reader import file_clip
+from kikitori.corpora.audio_files import AudioFiles
 from kikitori.corpora.types import Clip, Reject
 from kikitori.data.audio_cache import ROWS_PER_BATCH, AudioCache, build_audio_cache, key
 from kikitori.runtime.console import progress_bar
@@ -28,7 +28,7 @@ processes = multiprocessing.get_context("fork")
 
 
 def clip(folder: Path, path: str) -> Clip:
-    row = file_clip(folder, path, "train", "文", None)
+    row = AudioFiles(folder).clip(path, "train", "文", None)
     assert not isinstance(row, Reject)
     return row
 

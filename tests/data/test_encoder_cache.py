@@ -10,6 +10,7 @@ from kikitori.data.collate import collate
 from kikitori.data.encoder_cache import EncoderCache, check_cacheable
 from kikitori.model.whisper import Whisper, encode
 from kikitori.runtime.errors import ConfigError
+from kikitori.training.loss import clip_losses
 
 FRAMES = {"a": 60, "b": 100, "c": 60}
 DIGESTS = ["1", "2", "3"]
@@ -49,6 +50,16 @@ def test_states_are_stored_in_the_precision_that_the_decoder_rounds_them_to(froz
     assert build(frozen, tmp_path, "bf16-mixed")["a"].dtype == torch.bfloat16
     assert build(frozen, tmp_path)["a"].dtype == torch.float32
     assert len(list(tmp_path.glob("*.states"))) == 2
+
+
+def test_a_model_that_is_moved_for_its_cache_can_still_be_trained(
+    frozen: Whisper, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by a move to the GPU, which makes new tensors."""
+    monkeypatch.setattr(frozen.model, "to", lambda device: frozen.model.double().float(), raising=False)
+    states = build(frozen, tmp_path)["b"]
+    labels = torch.tensor([frozen.processor.encode("犬")[1:]])
+    clip_losses(frozen.model, states[None], labels).sum().backward()
 
 
 def test_states_are_computed_once_and_again_if_anything_differs(frozen: Whisper, tmp_path: Path) -> None:

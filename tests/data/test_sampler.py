@@ -85,6 +85,7 @@ def test_a_step_uses_the_same_clips_for_any_number_of_processes(
         real = [(draw.clip_index, draw.full_window) for batch in many for draw in batch if draw.weight]
         assert sorted(real) == sorted((draw.clip_index, draw.full_window) for draw in one)
         assert len({len(batch) for batch in many}) == 1
+        assert {draw.step_clips for batch in many for draw in batch} == {len(one)}
         # Averaged over the processes, every token counts the same, and all of them one.
         weights = {draw.weight for batch in many for draw in batch if draw.weight}
         assert len(weights) == 1

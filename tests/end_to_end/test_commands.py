@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -36,23 +38,36 @@ def results(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "results.json").read_text(encoding="utf-8"))
 
 
-def test_a_run_folder_contains_all_documented_files(run: tuple[Path, str, str]) -> None:
-    folder = run[0]
-    names = {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
-    documented = {
-        "results.json",
-        "results.md",
-        "metrics.csv",
-        "rejects.jsonl",
-        ".hydra/config.yaml",
-        "model/config.json",
-    }
-    documented |= {f"predictions/{s}_{w}.jsonl" for s in ("train", "validation", "test") for w in ("before", "after")}
-    documented |= {"checkpoints/last.ckpt", "model/model.safetensors"}
-    assert documented <= names
-    assert any(name.startswith("checkpoints/step-") for name in names)
-    assert any(name.startswith("wandb/offline-run-") for name in names)
-    assert any(name.startswith("tensorboard/events.") for name in names)
+def documented_files() -> list[str]:
+    """The patterns of files in the first column of docs/run_folder.md, up to the table of sweeps."""
+    page = (Path(__file__).parents[2] / "docs/run_folder.md").read_text(encoding="utf-8")
+    table = page[: page.index("In a sweep")].splitlines()
+    first = [line.split("|")[1] for line in table if line.startswith("| `")]
+    return [pattern for cell in first for pattern in re.findall("`([^`]+)`", cell)]
+
+
+def test_a_run_folder_holds_the_documented_files_and_nothing_else(run: tuple[Path, str, str]) -> None:
+    names = [path.relative_to(run[0]).as_posix() for path in run[0].rglob("*") if path.is_file()]
+    # A pattern of a folder stands for all that is in it.
+    patterns = [f"{pattern}*" if pattern.endswith("/") else pattern for pattern in documented_files()]
+    assert [name for name in names if not any(fnmatch(name, pattern) for pattern in patterns)] == []
+    assert [pattern for pattern in patterns if not any(fnmatch(name, pattern) for name in names)] == []
+    for split in ("train", "validation", "test"):
+        assert {f"predictions/{split}_before.jsonl", f"predictions/{split}_after.jsonl"} <= set(names)
+    assert not [name for name in names if name.endswith(".partial")]
+
+
+def test_results_json_accounts_for_every_byte_of_the_folder(run: tuple[Path, str, str]) -> None:
+    files = {path.stat().st_ino: path for path in run[0].rglob("*") if path.is_file() and not path.is_symlink()}
+    sizes = dict.fromkeys(("checkpoints", "model", "tensorboard", "predictions", "wandb", "other"), 0)
+    for path in files.values():
+        folder = path.relative_to(run[0]).parts[0]
+        sizes[folder if folder in sizes else "other"] += path.stat().st_size
+    disk = results(run[0])["disk"]
+    assert disk.keys() == sizes.keys()
+    for name in ("wandb", "other"):  # W&B's own process ends, and results.json is written, after it was measured
+        assert disk.pop(name) == pytest.approx(sizes.pop(name), abs=20_000)
+    assert disk == sizes
 
 
 def test_results_json_has_the_facts_that_other_commands_read(run: tuple[Path, str, str]) -> None:
@@ -86,8 +101,10 @@ def test_predictions_add_up_to_the_scores(run: tuple[Path, str, str]) -> None:
 def test_the_table_and_the_folder_are_printed_last_and_a_pipe_gets_no_progress_bars(run: tuple[Path, str, str]) -> None:
     folder, printed, errors = run
     lines = printed.rstrip().splitlines()
-    assert lines[-1] == f"Everything is in {folder}"
-    assert lines[-2].startswith("└")
+    assert lines[-1].startswith(f"Everything is in {folder.name} (")
+    assert str(folder) not in printed
+    assert lines[-2].startswith("CER of readings")
+    assert lines[-3].startswith("└")
     assert "\r" not in printed + errors
     assert "it/s" not in printed + errors
 
@@ -112,7 +129,7 @@ def test_evaluate_reproduces_the_scores_of_a_run(run: tuple[Path, str, str], cac
 
 
 def test_evaluate_scores_a_lightning_checkpoint(run: tuple[Path, str, str], cache: Path) -> None:
-    best = Path(results(run[0])["checkpoint"]["best"])
+    best = run[0] / results(run[0])["checkpoint"]["best"]
     overrides = ["data=demo", "data.limit={validation: 4, test: 5}", "data.eval_batch_size=64", "splits=[test]"]
     overrides += ["generation.max_new_tokens=12", "trainer.accelerator=cpu", f"checkpoint={best}"]
     done = kikitori("evaluate", *overrides, "hydra.run.dir=evaluated-ckpt", cache=cache)
@@ -258,10 +275,12 @@ def test_a_failed_run_records_its_error_in_its_folder(cache: Path) -> None:
         "train", *SMALL, "data.limit.test=null", "data.max_duration_s=0.5", "hydra.run.dir=fails", cache=cache
     )
     assert done.returncode == 1
-    assert "12 too long" in done.stderr
+    assert "12 too long, such as" in done.stderr
+    assert "over data.max_duration_s=0.5): divide these recordings" in done.stderr
+    assert f"{cache / 'fails/rejects.jsonl'} lists each clip that is left out" in done.stderr
     assert "Traceback" not in done.stderr
     assert results(cache / "fails")["status"] == "failed"
-    assert "data.max_reject_rate" in results(cache / "fails")["error"]
+    assert "data.max_reject_rate=0.05 allows" in results(cache / "fails")["error"]
     rejects = [json.loads(line) for line in (cache / "fails/rejects.jsonl").read_text().splitlines()]
     assert [reject["reason"] for reject in rejects] == ["too long"] * 12
 
@@ -270,6 +289,7 @@ def test_prepare_builds_the_audio_cache_that_training_uses(cache: Path, monkeypa
     done = kikitori("prepare", "data=demo", "hydra.run.dir=prepared", cache=cache)
     assert done.returncode == 0, done.stderr
     assert "480" in done.stdout
+    assert "14 min" in done.stdout  # of 480 clips
     caches = {path.name: path.stat().st_mtime_ns for path in (cache / "store").glob("*.arrow")}
     data = Demo()
     monkeypatch.setenv("KIKITORI_CACHE", str(cache))

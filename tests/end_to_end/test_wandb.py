@@ -66,11 +66,9 @@ def test_the_configuration_is_enough_to_repeat_the_run(sent: OfflineRun, results
 
 def test_the_history_has_scores_and_the_cost_of_steps(sent: OfflineRun, results: dict[str, Any]) -> None:
     assert sent.logged("val/cer") == pytest.approx([row["val/cer"] for row in results["history"]])
-    for key in ("train/loss", "train/grad_norm", "train/clips_per_s", "train/audio_hours_per_s"):
+    for key in ("train/loss", "train/lr", "train/grad_norm", "train/clips_per_s", "train/audio_hours_per_s"):
         assert len(sent.logged(key)) == 2
         assert min(sent.logged(key)) > 0
-    learning_rates = [key for row in sent.history for key in row if key.startswith("lr-")]
-    assert learning_rates
     hours, clips = sent.logged("train/audio_hours_per_s"), sent.logged("train/clips_per_s")
     # The demo's sentences take about two seconds each.
     assert all(1 < 3600 * h / c < 4 for h, c in zip(hours, clips, strict=True))
@@ -132,9 +130,11 @@ def test_the_best_model_is_uploaded_on_request(
     assert {content.path for content in model.manifest.contents} == {p.name for p in (trial[0] / "model").iterdir()}
 
 
-def test_the_command_that_syncs_an_offline_run_is_printed(trial: tuple[Path, str], sent: OfflineRun) -> None:
+def test_the_command_that_syncs_an_offline_run_is_printed(
+    trial: tuple[Path, str], sent: OfflineRun, cache: Path
+) -> None:
     (line,) = [line for line in trial[1].splitlines() if "wandb sync " in line]
-    assert shlex.split(line.partition("wandb sync ")[2]) == [str(sent.path.parent)]
+    assert [cache / path for path in shlex.split(line.partition("wandb sync ")[2])] == [sent.path.parent]
 
 
 def test_secrets_speakers_and_machine_details_are_not_sent(trial: tuple[Path, str], sent: OfflineRun) -> None:
@@ -159,7 +159,7 @@ def test_a_failed_trial_is_marked_failed(cache: Path) -> None:
     assert run.exit_code == 1
     assert run.summary["status"] == "failed"
     assert run.config["data"]["max_duration_s"] == 0.5
-    assert f"wandb sync {cache}/fails/wandb/offline-run-" in done.stdout
+    assert "wandb sync fails/wandb/offline-run-" in done.stdout
 
 
 def test_audio_is_not_sent_if_the_configuration_excludes_it(cache: Path) -> None:
@@ -193,5 +193,5 @@ def test_an_unreachable_server_causes_only_a_warning(cache: Path, after_the_star
     assert "Weights & Biases: " in done.stdout + done.stderr
     assert json.loads((cache / folder / "results.json").read_text(encoding="utf-8"))["status"] == "completed"
     kind = "run" if after_the_start else "offline-run"
-    assert f"wandb sync {cache}/{folder}/wandb/{kind}-2" in done.stdout
+    assert f"wandb sync {folder}/wandb/{kind}-2" in done.stdout
     assert (cache / folder / "metrics.csv").exists()

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from kikitori.metrics.error_rates import prediction, score_clips, summarise
+from kikitori.metrics.normalizer import text_rules
 from kikitori.runtime.files import write_json, write_lines
 
 REFERENCES = ("カレーとサラダ", "ピザと紅茶", "うどんとビール", "寿司と水", "ラーメンと餃子", "天ぷらと味噌汁")
-SCORING = {"normaliser": "nfkc-casefold-nopunct-1", "segmenter": "sudachipy mode C"}
+SCORING = text_rules("ja")
 
 
 def with_errors(errors: int, references: Sequence[str] = REFERENCES) -> list[str]:

@@ -14,7 +14,10 @@ from rich.cells import cell_len
 
 
 def run_in_terminal(arguments: Sequence[str], columns: int = 80) -> list[str]:
-    """The lines that `python ARGUMENTS` prints in a terminal of that many columns, without escape sequences."""
+    """The lines that `python ARGUMENTS` prints in a terminal of that many columns, without escape sequences.
+
+    A bar that is drawn again counts as another line.
+    """
     leader, follower = pty.openpty()
     fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
     environment = {key: value for key, value in os.environ.items() if key not in ("COLUMNS", "LINES", "NO_COLOR")}
@@ -27,7 +30,7 @@ def run_in_terminal(arguments: Sequence[str], columns: int = 80) -> list[str]:
         output += chunk
     os.close(leader)
     assert process.wait() == 0, output.decode()
-    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", output.decode()).replace("\r", "").splitlines()
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", output.decode()).replace("\r\n", "\n").replace("\r", "\n").splitlines()
 
 
 def _read(descriptor: int) -> bytes:

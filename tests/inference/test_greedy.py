@@ -38,7 +38,12 @@ def encoded(batch: int, positions: int = 50) -> Tensor:
 
 
 def decode(whisper: Whisper, states: Tensor, limits: Sequence[int]) -> list[list[int]]:
-    return greedy(whisper.model, states, whisper.processor.prefix, limits)
+    """Returns the tokens of each row up to its limit, each token taking a second."""
+    seconds = [limit - 0.5 for limit in limits]
+    rows = greedy(whisper.model, states, whisper.processor.prefix, 10_000, lambda token: 1.0, seconds)
+    for row, limit in zip(rows, limits, strict=True):
+        assert row.ended == (len(row.tokens) < min(limit, ROOM))
+    return [row.tokens for row in rows]
 
 
 def reference(whisper: Whisper, states: Tensor, limit: int) -> list[list[int]]:
@@ -123,7 +128,53 @@ def test_a_row_that_has_ended_is_not_computed_any_further() -> None:
     rows = decode(whisper, encoded(6), limits)
     # The end token takes a step, too, if the limit allows one more.
     steps = [min(len(row) + 1, limit) for row, limit in zip(rows, limits, strict=True)]
-    assert computed == [sum(step > i for step in steps) for i in range(max(steps))]
+    # The first output is that of the start token, for the probability that there is no speech.
+    assert computed[1:] == [sum(step > i for step in steps) for i in range(max(steps))]
+
+
+def test_the_maximum_counts_the_end_token() -> None:
+    whisper = talkative(0)
+    states = encoded(12)
+    for limit in (1, 9, ROOM, 10_000):
+        rows = greedy(whisper.model, states, whisper.processor.prefix, limit)
+        assert [row.tokens for row in rows] == reference(whisper, states, min(limit, ROOM))
+        assert [row.ended for row in rows] == [len(row.tokens) < min(limit, ROOM) for row in rows]
+
+
+def test_probabilities_are_those_of_a_forward_pass() -> None:
+    whisper = talkative(1)
+    model, prefix, states = whisper.model, whisper.processor.prefix, encoded(5)
+    for row, state in zip(greedy(model, states, prefix, ROOM), states, strict=True):
+        tokens = [*row.tokens, *([model.generation_config.eos_token_id] if row.ended else [])]
+        inputs = torch.tensor([[*prefix, *tokens[:-1]]])
+        outputs = BaseModelOutput(last_hidden_state=state[None])
+        with torch.no_grad():
+            logits = model(encoder_outputs=outputs, decoder_input_ids=inputs).logits[0]
+        no_speech = whisper.processor.tokenizer.convert_tokens_to_ids("<|nospeech|>")
+        assert row.no_speech == pytest.approx(float(logits[0].softmax(0)[no_speech]), rel=1e-3)
+        logits = logits[len(prefix) - 1 :]
+        logits[0, model.generation_config.begin_suppress_tokens] = -torch.inf
+        chosen = logits.log_softmax(1).gather(1, torch.tensor(tokens)[:, None])
+        assert row.logprob == pytest.approx(float(chosen.sum()), rel=1e-3)
+
+
+def test_a_loop_is_stopped_only_if_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that generates the same three tokens again and again."""
+    whisper = build_whisper(32, 1, 1, 2, window_s=1, max_label_tokens=200)
+    unit = whisper.processor.tokenizer.encode("んん", add_special_tokens=False)[:3]
+    at = iter(unit * 200)
+    vocabulary = whisper.model.config.vocab_size
+
+    def next_of_unit(states: Tensor) -> Tensor:
+        return torch.eye(vocabulary)[next(at)].expand(len(states), -1).clone()
+
+    states, prefix = encoded(1), whisper.processor.prefix
+    whisper.model.eval()
+    monkeypatch.setattr(whisper.model.proj_out, "forward", next_of_unit)
+    (row,) = greedy(whisper.model, states, prefix, 100, stop_loops=True)
+    assert (len(row.tokens), row.ended) == (48, False)
+    (row,) = greedy(whisper.model, states, prefix, 100)
+    assert (len(row.tokens), row.ended) == (100, False)
 
 
 def test_no_graph_for_gradients_is_built() -> None:

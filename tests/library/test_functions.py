@@ -80,8 +80,9 @@ def test_runs_are_found_in_one_place_or_several(tmp_path: Path) -> None:
         kikitori.find_runs("nowhere")
 
 
-# Values that a command line sets and a notebook cannot: the corpus's own, and those that suit a training alone.
-NOT_DEFAULTS = {"_target_", "language", "window"}
+# Values that a command line sets and a notebook cannot: the corpus's own, and those that suit a training alone. Without
+# a task, a notebook's model has its own.
+NOT_DEFAULTS = {"_target_", "language", "task", "window"}
 
 
 @pytest.mark.parametrize(
@@ -131,7 +132,9 @@ def defaults_of(target: Any) -> dict[str, Any]:
 def test_the_schedule_of_the_defaults_is_that_of_the_configuration() -> None:
     model = torch.nn.Linear(2, 2)
     optimizer, scheduler = kikitori.adamw(lr=1e-3)(model, 1000)
-    assert scheduler.lr_lambdas[0](250) == 0.5
+    # A tenth of the steps, at most 500.
+    assert scheduler.lr_lambdas[0](50) == 0.5
+    assert kikitori.adamw()(model, 9000)[1].lr_lambdas[0](250) == 0.5
     assert optimizer.defaults["betas"] == (0.9, 0.98)
     endless, _ = kikitori.adamw(schedule="constant")(model, math.inf)
     assert endless.defaults["lr"] == 1e-5

@@ -16,6 +16,7 @@ from training_runs import trainer
 
 import kikitori
 from kikitori.data.collate import collate
+from kikitori.inference.generate import Generated
 from kikitori.model.whisper import Whisper, encode
 from kikitori.runtime.errors import ConfigError, DataError, ModelError
 from kikitori.training.loss import clip_losses
@@ -154,11 +155,11 @@ def test_validate_test_and_predict_take_the_data_module(release: Path, micro: Wh
     run, data, whisper_module = trainer(tmp_path), common_voice(release, micro), kikitori.WhisperModule(micro)
     (validated,) = run.validate(whisper_module, data, verbose=False)
     (tested,) = run.test(whisper_module, data, verbose=False)
-    assert set(validated) == {"val/loss", "val/cer", "val/wer"}
-    assert set(tested) == {"test/loss", "test/cer", "test/wer"}
+    assert set(validated) == {"val/loss", "val/cer", "val/wer", "val/cut"}
+    assert set(tested) == {"test/loss", "test/cer", "test/wer", "test/cut"}
     batches: Any = run.predict(whisper_module, data)
     rows = [row for batch in batches for row in batch]
-    assert sorted((clip, reference) for clip, reference, _ in rows) == [
+    assert sorted((clip, reference) for clip, reference, *_ in rows) == [
         (c.name, c.text) for c in sorted(data.clips["test"], key=lambda clip: clip.name)
     ]
     rates = kikitori.score([row[1] for row in rows], [row[2] for row in rows])
@@ -183,11 +184,11 @@ def test_a_bucketed_window_reaches_the_batches_the_model_its_checkpoint_and_tran
     assert again.processor.window == tuned.processor.window
     positions: list[int] = []
 
-    def generate(whisper: Whisper, states: torch.Tensor, seconds: Any) -> list[str]:
+    def generate(whisper: Whisper, states: torch.Tensor, seconds: Any, stop_loops: bool) -> list[Generated]:
         positions.append(states.shape[1])
-        return ["犬"]
+        return [Generated("犬", cut=False)]
 
-    monkeypatch.setattr("kikitori.inference.transcribe.generate_text", generate)
+    monkeypatch.setattr("kikitori.inference.transcribe.generate", generate)
     assert tuned.whisper is micro
     assert kikitori.transcribe(micro, release / "clips/clip_0.mp3") == "犬"
     assert positions == [30]
@@ -199,7 +200,7 @@ def test_a_micro_batch_size_splits_a_step_and_not_its_gradient(
 ) -> None:
     computed: list[int] = []
 
-    def counted(model: Any, states: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def counted(model: Any, states: torch.Tensor, labels: torch.Tensor, num_tokens: int) -> torch.Tensor:
         computed.append(len(labels))
         return clip_losses(model, states, labels)
 

@@ -40,7 +40,7 @@ def main(release: str, folder: Path, devices: int) -> None:
     (results["tested"],) = trainer.test(module, data, verbose=False)
     predicted: Any = trainer.predict(module, data)
     results["trained_on"] = all_gather(seen.clips)
-    results["clips"] = all_gather([clip for batch in predicted for clip, _, _ in batch])
+    results["clips"] = all_gather([clip for batch in predicted for clip, *_ in batch])
     results["trained"] = module.model.proj_out.weight.flatten()[:500].tolist()
     # A loader of the user's own, which Lightning shares among the processes.
     other = kikitori.build_whisper(32, 1, 1, 2, window_s=1, max_label_tokens=64, init_std=0.02)

@@ -3,7 +3,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kikitori.metrics.alignment import error_types, spans
+from kikitori.metrics.alignment import error_types, spans, word_errors
 from kikitori.metrics.error_rates import score_clips
 
 JAPANESE = st.text("あいうえおがー。、 aA", max_size=12)
@@ -44,3 +44,10 @@ def test_errors_are_counted_on_normalised_text_most_frequent_first() -> None:
         "totals": {"substitute": 2, "delete": 0, "insert": 1},
         "characters": 6,
     }
+
+
+def test_adjacent_wrong_words_are_one_error() -> None:
+    references = ["わたしは枝豆を食べた。", "わたしは水を飲んだ"]
+    found = word_errors(references, ["私はサラダを食べた", "私は水を飲んだ、よ"], "ja")
+    assert found == [("わたし", "私", 2), ("", "よ", 1), ("枝豆", "サラダ", 1)]
+    assert word_errors(["a b c d"], ["a x d"], "en") == [("b c", "x", 1)]

@@ -2,7 +2,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kikitori.metrics.error_rates import change, corpus_rate, edits_and_lengths, score_clips, summarise
+from kikitori.metrics.error_rates import (
+    change,
+    corpus_rate,
+    edits_and_lengths,
+    prediction,
+    score,
+    score_clips,
+    summarise,
+)
 
 # Counted by hand: reference, hypothesis, (edits, length) of CER, WER, raw CER, raw WER.
 COUNTED = [
@@ -68,3 +76,33 @@ def test_a_perfect_transcript_has_no_edits(texts: list[str]) -> None:
     summary = summarise(score_clips(texts, texts, "ja"))
     assert summary["cer"] == summary["wer"] == summary["cer_raw"] == summary["wer_raw"] == 0
     assert summary["cer_ci95"] == [0, 0]
+
+
+def test_spellings_are_errors_of_the_cer_and_not_of_the_readings_cer() -> None:
+    rates = score(["私は三百円のご飯を食べた。"], ["わたしは300円のごはんをたべた"], "ja")
+    assert rates["cer"] > 0.5
+    assert rates["cer_reading"] == 0
+    assert score(["私は犬だ"], ["わたしは猫だ"])["cer_reading"] == pytest.approx(2 / len("ワタクシハイヌダ"))
+
+
+def test_only_japanese_has_readings() -> None:
+    (clip,) = score_clips(["你好，世界。"], ["你好世界"], "zh-CN")
+    assert "cer_reading" not in summarise([clip])
+    assert not any("reading" in key for key in prediction("a", "你好", "你好", clip))
+    assert "cer_reading" not in summarise([])
+
+
+@pytest.mark.parametrize("language", ["zh", "zh-CN", "zh_TW", "Chinese", "yue", "zh-HK"])
+def test_chinese_words_are_characters_and_punctuation_is_none(language: str) -> None:
+    (clip,) = score_clips(["你好，世界。"], ["你好世間"], language)
+    assert (clip.cer_edits, clip.cer_length, clip.wer_edits, clip.wer_length) == (1, 4, 1, 4)
+
+
+def test_invisible_characters_and_typed_long_vowels_are_no_errors() -> None:
+    (clip,) = score_clips(["葛\U000e0100城市のラ－メン、ありがとう❤\ufe0f"], ["葛城市のラーメンありがとう"], "ja")
+    assert (clip.cer_edits, clip.wer_edits) == (0, 0)
+
+
+def test_a_language_that_is_none_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"'japnese' is no language; did you mean ja \(japanese\)"):
+        score(["はい"], ["はい"], "japnese")

@@ -1,16 +1,21 @@
+from math import inf
 from pathlib import Path
 from typing import Any
 
+import pytest
 import pytorch_lightning as pl
 from data_modules import common_voice
 from recordings import encoded, tone, write_common_voice
 
+from kikitori.inference.generate import Generated
+from kikitori.metrics.error_rates import score_clips, summarise
+from kikitori.model.loading import build_whisper
 from kikitori.model.whisper import Whisper
 from kikitori.model.window import Window
-from kikitori.pipelines.scoring import Scorer
+from kikitori.pipelines.scoring import Scorer, read_scores
 from kikitori.pipelines.session import Session
 from kikitori.runs.results import FULL_WINDOW, predictions_file
-from kikitori.runtime.files import read_lines
+from kikitori.runtime.files import read_lines, write_lines
 from kikitori.runtime.signals import Stop
 from kikitori.training.lightning_module import WhisperModule
 
@@ -45,27 +50,92 @@ def test_predictions_keep_the_order_of_the_split(micro: Whisper, tmp_path: Path)
     }
 
 
+@pytest.mark.parametrize("language", ["ja", "zh-CN", "de"])
+@pytest.mark.parametrize("task", ["transcribe", "translate"])
+def test_validation_and_final_scores_follow_the_models_language_and_task(
+    language: str, task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """data.language, here ja, only finds the corpus."""
+    whisper = build_whisper(32, 1, 1, 2, window_s=1, language=language, task=task, max_label_tokens=64)
+    monkeypatch.setattr(
+        "kikitori.training.lightning_module.generate",
+        lambda whisper, states, seconds: [Generated("一 つの、文", cut=False)] * len(states),
+    )
+    trainer, module, data = scored(tmp_path, whisper)
+    run = session(tmp_path)
+    Scorer(run, trainer, module, data).score("after", ["validation"])
+    final = run.results["scores"]["after"]["validation"]
+    (validation,) = trainer.validate(module, datamodule=data, verbose=False)
+    rule = "en" if task == "translate" else language
+    references = [clip.text for clip in data.clips["validation"]]
+    expected = summarise(score_clips(references, ["一 つの、文"] * len(references), rule))
+    assert final == {**expected, "cut": 0}
+    assert (validation["val/cer"], validation["val/wer"]) == pytest.approx((expected["cer"], expected["wer"]))
+
+
+def test_scores_before_an_interruption_are_by_todays_rules(tmp_path: Path) -> None:
+    path = predictions_file(tmp_path, "test", "before")
+    old = {
+        "clip": "a",
+        "reference": "葛\U000e0100の家",
+        "hypothesis": "葛の家",
+        "cer_edits": 1,
+        "cer_length": 4,
+        "cut": True,
+    }
+    write_lines(path, [old])
+    run = session(tmp_path)
+    scores = read_scores(run, ["test"], "before", "ja")
+    assert scores["test"][0].cer_edits == 0
+    assert run.results["scores"]["before"]["test"]["cer"] == 0
+    (row,) = read_lines(path)
+    assert (row["cer_edits"], row["cer_length"], row["wer_edits"], row["cut"]) == (0, 3, 0, True)
+
+
+def test_transcripts_that_a_limit_cut_are_counted_and_marked(
+    micro: Whisper, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer, module, data = scored(tmp_path, micro)
+
+    def read(whisper: Whisper, states: Any, seconds: list[float]) -> list[Generated]:
+        return [Generated("犬", cut=s > 0.75) for s in seconds]
+
+    monkeypatch.setattr("kikitori.training.lightning_module.generate", read)
+    run = session(tmp_path)
+    Scorer(run, trainer, module, data).score("before", ["validation"])
+    rows = read_lines(predictions_file(tmp_path, "validation", "before"))
+    cut = [seconds > 0.75 for seconds in LENGTHS_S]
+    assert [row["cut"] for row in rows] == cut
+    scores = run.results["scores"]["before"]["validation"]
+    assert (scores["cut"], scores["clips"]) == (sum(cut), len(cut))
+    (validated,) = trainer.validate(module, data, verbose=False)
+    assert validated["val/cut"] == pytest.approx(sum(cut) / len(cut))
+    # A resumed run reads what it wrote.
+    read_scores(run, ["validation"], "before", "ja")
+    assert run.results["scores"]["before"]["validation"] == scores
+    assert [row["cut"] for row in read_lines(predictions_file(tmp_path, "validation", "before"))] == cut
+
+
 def test_a_model_with_short_windows_is_also_scored_in_the_full_window(
     micro: Whisper, tmp_path: Path, monkeypatch: Any
 ) -> None:
     micro.set_window(Window((0.6, 0.8), 0.05))
     micro.configure_generation(12, 1, max_tokens_per_s=3.0)
     trainer, module, data = scored(tmp_path, micro)
-    calls: list[tuple[int, list[int]]] = []
+    calls: list[tuple[int, float | str]] = []
 
-    def read(whisper: Whisper, states: Any, seconds: Any) -> list[str]:
-        calls.append((states.shape[1], whisper.max_new_tokens_for(seconds)))
-        return ["犬"] * len(states)
+    def read(whisper: Whisper, states: Any, seconds: Any) -> list[Generated]:
+        calls.append((states.shape[1], whisper.max_tokens_per_s))
+        return [Generated("犬", cut=False)] * len(states)
 
-    monkeypatch.setattr("kikitori.training.lightning_module.generate_text", read)
+    monkeypatch.setattr("kikitori.training.lightning_module.generate", read)
     run = session(tmp_path)
     Scorer(run, trainer, module, data).score_in_full_window(2)
     assert {split: rates["clips"] for split, rates in run.results["scores"][FULL_WINDOW].items()} == {
         "validation": 2,
         "test": 2,
     }
-    assert all(positions == 50 and set(caps) == {12} for positions, caps in calls)
+    assert set(calls) == {(50, inf)}
     calls.clear()
     Scorer(run, trainer, module, data).score("after", ["validation"])
-    assert {positions for positions, _ in calls} == {30, 40, 50}
-    assert all(max(caps) <= 6 for _, caps in calls)
+    assert set(calls) == {(30, 3.0), (40, 3.0), (50, 3.0)}

@@ -1,11 +1,14 @@
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from run_folders import write_grid, write_run, write_sweep
 
+from kikitori.metrics.normalizer import text_rules
 from kikitori.runs.reader import Run, find_runs, varying_keys
 from kikitori.runtime.errors import ConfigError, DataError
+from kikitori.runtime.files import read_lines, write_lines
 from kikitori.runtime.processes import folder_lock
 
 
@@ -177,3 +180,63 @@ def test_the_configured_model_does_not_describe_an_evaluated_checkpoint(tmp_path
     assert (stock_run.choices["model"], stock_run.choices["model.name"]) == ("whisper_small", "small")
     assert scored_run.choices["checkpoint"] == "outputs/a"
     assert [key for key in scored_run.choices if key.startswith("model")] == ["model.language", "model.task"]
+
+
+OLD_RULES = {"normaliser": "nfkc-casefold-nopunct-1", "segmenter": "white space"}
+
+
+def test_a_run_scored_by_other_rules_is_scored_again_from_its_transcripts(tmp_path: Path) -> None:
+    """As early versions scored Chinese with data.language=zh-CN: punctuation as spaces, a sentence as a word."""
+    config = {"data": {"language": "zh-CN"}, "model": {"language": "zh"}}
+    pair = {"references": ["你好，世界。"], "hypotheses": ["你好世间"]}
+    old = write_run(tmp_path / "old", config=config, scoring=OLD_RULES, **pair)
+    for path in (old / "predictions").glob("*.jsonl"):
+        rows = [row | {"wer_edits": 1, "wer_length": 1, "cer_edits": 3} for row in read_lines(path)]
+        write_lines(path, rows)
+    (run,) = find_runs(old)
+    assert run.text_language == "zh"
+    assert run.score("validation") == run.score("test", "wer") == 1 / 4
+    (row,) = run.predictions("validation")
+    assert (row["cer_edits"], row["wer_edits"], row["wer_length"]) == (1, 1, 4)
+    assert run.results["scoring"] == {**text_rules("zh"), "recorded": OLD_RULES}
+
+
+def test_without_all_transcripts_scores_and_rules_stay_as_recorded(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "old", scoring=OLD_RULES)
+    path = folder / "predictions" / "test_before.jsonl"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[1:]))
+    (run,) = find_runs(folder)
+    assert run.results["scoring"] == OLD_RULES
+    assert run.score("validation") == run.results["scores"]["after"]["validation"]["cer"]
+
+
+def test_todays_scores_are_read_as_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kikitori.runs.reader.rescored", lambda *arguments: pytest.fail("scored again"))
+    (run,) = find_runs(write_run(tmp_path / "new"))
+    assert run.score("validation") == run.results["scores"]["after"]["validation"]["cer"]
+    assert run.predictions("test")
+
+
+@pytest.mark.parametrize(
+    ("config", "language"),
+    [
+        ({"model": {"language": "zh", "task": "translate"}, "data": {"language": "zh-CN"}}, "en"),
+        ({"model": {"language": "zh"}, "data": {"language": "zh-CN"}}, "zh"),
+        ({"data": {"language": "de"}}, "de"),
+        ({}, "ja"),
+    ],
+)
+def test_the_language_of_an_old_runs_text(config: dict[str, Any], language: str) -> None:
+    assert Run(Path(), "a", "completed", results={"config": config}).text_language == language
+
+
+def test_an_evaluation_without_a_set_language_equals_an_old_one_that_set_the_models(tmp_path: Path) -> None:
+    used = {"name": "a", "parameters": 1, "language": "ja", "task": "transcribe"}
+    unset = {"checkpoint": "a", "model": {"language": None, "task": None}}
+    given = {"checkpoint": "a", "model": {"language": "ja", "task": "transcribe"}}
+    write_run(tmp_path / "new", command="evaluate", config=unset, model=used)
+    write_run(tmp_path / "old", command="evaluate", config=given)
+    new, old = find_runs(tmp_path)
+    assert new.identity == old.identity
+    assert new.choices == old.choices
+    assert new.choices["model.language"] == "ja"

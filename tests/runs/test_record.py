@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 from filelock import FileLock
+from run_folders import write_run
 
-from kikitori.runs.record import record
+from kikitori.runs.record import finish, record, timed
 from kikitori.runs.resume import check_data
 from kikitori.runtime.errors import ConfigError, TrainingError
 from kikitori.runtime.files import read_json, write_json
@@ -34,6 +35,54 @@ def test_a_resumed_run_keeps_its_start_time_and_costs(tmp_path: Path) -> None:
     write_json(tmp_path / "results.json", {**first, "started": "then", "cost": {"fit_s": 5.0}})
     again = stopped(tmp_path, resume="auto")
     assert (again["started"], again["cost"]) == ("then", {"fit_s": 5.0})
+
+
+def test_a_resumed_run_records_why_it_was_interrupted(tmp_path: Path) -> None:
+    first = stopped(tmp_path)
+    assert "interruptions" not in first
+    second = stopped(tmp_path, resume="auto")
+    write_json(tmp_path / "results.json", {**second, "status": "running"})  # as a kill leaves it
+    third = stopped(tmp_path, resume="auto")
+    assert [pause["reason"] for pause in third["interruptions"]] == ["KeyboardInterrupt: stopped", "killed"]
+
+
+def test_seconds_are_added_up_over_all_parts_of_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr("kikitori.runs.record.time.perf_counter", lambda: now[0])
+    results: dict[str, Any] = {"cost": {"fit_s": 5.0}}
+    with timed(results, "fit_s") as add:
+        for seconds in (10.0, 12.0):  # written down twice on the way
+            now[0] = seconds
+            add()
+            assert results["cost"]["fit_s"] == 5.0 + seconds
+        now[0] = 20.0
+    assert results["cost"]["fit_s"] == 25.0
+
+
+@pytest.mark.parametrize(
+    ("keep", "left"),
+    [
+        ("all", {"checkpoints", "model", "predictions", "other"}),
+        ("model", {"model", "predictions", "other"}),
+        ("scores", {"predictions", "other"}),
+    ],
+)
+def test_a_completed_run_keeps_what_is_configured_and_records_its_disk_use(
+    tmp_path: Path, keep: str, left: set[str]
+) -> None:
+    results = read_json(write_run(tmp_path, config={"keep": keep}) / "results.json")
+    results["scores"]["change"], results["data"]["rejects"] = results["scores"]["after"], {}
+    for name in ("checkpoints/step-2.ckpt", "model/model.safetensors"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_bytes(b"x" * 1000)
+    os.link(tmp_path / "checkpoints/step-2.ckpt", tmp_path / "checkpoints/last.ckpt")
+    finish(results, tmp_path)
+    disk = read_json(tmp_path / "results.json")["disk"]
+    assert set(disk) == left
+    # A file with two names takes its space once.
+    assert {size for name, size in disk.items() if name in ("checkpoints", "model")} <= {1000}
+    assert {path.name for path in tmp_path.iterdir() if path.is_dir()} == left - {"other"}
+    assert (tmp_path / "results.md").read_text(encoding="utf-8").startswith("# micro on a corpus")
 
 
 def test_a_run_is_replaced_only_if_it_failed_before_it_had_scores(tmp_path: Path) -> None:

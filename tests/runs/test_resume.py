@@ -7,7 +7,13 @@ import pytest
 from omegaconf import OmegaConf
 
 from kikitori.config.overrides import config_options
-from kikitori.runs.resume import changes, expand_resume, expand_resume_sweep
+from kikitori.runs.resume import (
+    changes,
+    expand_resume,
+    expand_resume_sweep,
+    keep_changed_defaults,
+    start_folder_of,
+)
 from kikitori.runtime.errors import ConfigError, DataError
 from kikitori.runtime.files import write_json
 
@@ -146,8 +152,88 @@ def test_the_words_of_a_resumed_sweep_can_be_parsed(tmp_path: Path) -> None:
     assert (args.multirun, args.config_dir, args.overrides) == (True, "mine", ["+x=1", resume, "optim.lr=1"])
 
 
+def test_a_choice_given_now_replaces_what_was_said_about_entries_it_lacks(tmp_path: Path) -> None:
+    recorded = [
+        "callbacks=early_stopping",
+        "callbacks.early_stopping.patience=1",
+        "callbacks.checkpoint.monitor=val/wer",
+    ]
+    recorded += ["logger=wandb", "logger.wandb.project=a", "+callbacks.mine.a=1"]
+    folder = run(tmp_path / "a", *recorded)
+    line = expand_resume("train", [f"resume={folder}", "callbacks=best_checkpoint", "logger=none"])
+    assert line[:2] == ["callbacks.checkpoint.monitor=val/wer", "+callbacks.mine.a=1"]
+    line = expand_resume("train", [f"resume={folder}", "callbacks=best_checkpoint", "logger=both"])
+    assert "logger.wandb.project=a" in line
+    assert "callbacks.early_stopping.patience=1" in expand_resume("train", [f"resume={folder}", "callbacks=of_mine"])
+
+
+def test_a_length_given_now_replaces_the_recorded_one_in_the_other_unit(tmp_path: Path) -> None:
+    folder = run(tmp_path / "a", "trainer.max_steps=6", "validation.every_epochs=1", "seed=1")
+    line = expand_resume("train", [f"resume={folder}", "trainer.max_epochs=3", "validation.every_steps=2"])
+    assert line[:-2] == ["seed=1", "trainer.max_epochs=3", "validation.every_steps=2"]
+
+
+def test_a_run_is_resumed_in_the_folder_where_it_was_started(tmp_path: Path) -> None:
+    folder = run(tmp_path / "a", "seed=1")
+    assert start_folder_of([f"resume={folder}"]) is None  # of an earlier version
+    for record in ("results.json", "sweep.json"):
+        write_json(folder / record, {"cwd": str(tmp_path)})
+    assert start_folder_of(["seed=1", f"resume='{folder}'"]) == tmp_path
+    assert start_folder_of([f"resume_sweep={folder}"]) == tmp_path
+    write_json(folder / "results.json", {"cwd": str(tmp_path / "gone")})
+    for line in ([f"resume={folder}"], ["resume=auto"], ["resume=null"], ["seed=1"], []):
+        assert start_folder_of(line) is None
+
+
+def test_a_run_of_an_earlier_version_keeps_its_value_where_a_default_has_changed(tmp_path: Path) -> None:
+    write_json(tmp_path / "results.json", {"config": {"optim": {"warmup_steps": 500, "lr": 1}}})
+
+    def kept(resume: str | None, *words: str, warmup: int | None = None) -> int | None:
+        config = {
+            "resume": resume,
+            "optim": {"warmup_steps": warmup, "lr": 2},
+            "hydra": {"run": {"dir": str(tmp_path)}},
+        }
+        cfg = OmegaConf.create(config)
+        keep_changed_defaults(cfg, words)
+        assert cfg.optim.lr == 2
+        return cfg.optim.warmup_steps
+
+    assert kept("auto") == 500
+    assert kept(None) is None
+    assert kept("auto", "optim.warmup_steps=null") is None
+    assert kept("auto", "optim.warmup_steps=3", warmup=3) == 3
+
+
+def test_a_key_that_a_later_version_has_added_is_no_change() -> None:
+    old = {"trainer": {"max_steps": 4}, "data": {"limit": {"train": 8}}}
+    new = {
+        "trainer": {"max_steps": 4, "max_epochs": None, "benchmark": True},
+        "data": {"limit": {"train": 8, "seed": 0}},
+    }
+    assert changes(old, new) == {}
+    assert changes(old, new, ["trainer.benchmark"]) == {"trainer.benchmark": "was None, is now True"}
+    # A new node is a change: it can only have been chosen.
+    stopping = {**new, "callbacks": {"early_stopping": {"patience": 1}}}
+    assert changes(old, stopping) == {"callbacks.early_stopping.patience": "was None, is now 1"}
+
+
+def test_a_path_written_in_another_way_is_no_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    old, new = {"data": {"manifest": "a/b.csv"}}, {"data": {"manifest": f"{tmp_path}/a/b.csv"}}
+    assert changes(old, new) == {}
+    assert changes(old, {"data": {"manifest": "/a/b.csv"}}) == {"data.manifest": "was a/b.csv, is now /a/b.csv"}
+
+
 def test_an_optimizer_of_an_earlier_version_is_the_same_recipe() -> None:
     old = {"optim": {"_target_": "kikitori.optim.build", "_partial_": True, "lr": 1e-5}}
     new = {"optim": {"_target_": "kikitori.adamw", "lr": 1e-5}}
     assert changes(old, new) == {}
     assert changes(old, {"optim": {**new["optim"], "lr": 1e-4}}) == {"optim.lr": "was 1e-05, is now 0.0001"}
+
+
+@pytest.mark.parametrize(("now", "changed"), [(None, False), ("ja", False), ("de", True)])
+def test_the_models_own_language_is_no_change_of_a_recorded_one(now: str | None, changed: bool) -> None:
+    recorded = {"model": {"language": "ja", "task": "transcribe"}}
+    found = changes(recorded, {"model": {"language": now, "task": None}})
+    assert list(found) == (["model.language"] if changed else [])

@@ -9,7 +9,8 @@ from rich.console import Console, Group
 from run_folders import SCORING
 from terminal import run_in_terminal, widest
 
-from kikitori.runs.summary import Grid, cost_line, duration, fit, markdown, rows, title
+from kikitori.runs.results_md import markdown
+from kikitori.runs.summary import Grid, cost_line, disk_line, duration, fit, rows
 
 PRINT = (
     "import json, sys; from kikitori.runs import summary; summary.print_results(json.load(open(sys.argv[1])), 'out')"
@@ -55,12 +56,15 @@ def test_the_table_is_complete_in_a_terminal_of_80_columns(tmp_path: Path, made:
     assert lines[-1] == "Everything is in out"
 
 
-def test_results_md_and_the_terminal_have_the_same_title_and_costs_are_in_words() -> None:
-    text = markdown(results())
-    assert text.startswith(f"# {title(results())}\n")
+def test_costs_are_in_words() -> None:
     cost = "preparation 2 s, training 1.9 h, scoring 2 min, 67.1 training clips/s, peak memory 10.0 GB, 2 × NVIDIA H100"
-    assert f"- Cost: {cost}\n" in text
-    assert "_s" not in cost_line(results()["cost"])
+    assert cost_line(results()["cost"]) == cost
+
+
+def test_disk_use_is_in_words() -> None:
+    disk = {"checkpoints": 1_742_000_000, "model": 290_100_000, "predictions": 12_300, "other": 512}
+    assert disk_line({"disk": disk}) == "2.0 GB: checkpoints 1.7 GB, model 290 MB, predictions 12 kB, other 512 B"
+    assert disk_line({}) == ""
 
 
 def test_costs_that_are_unknown_are_left_out() -> None:
@@ -143,3 +147,23 @@ def test_a_table_in_a_pipe_is_not_folded(capsys: pytest.CaptureFixture[str]) -> 
     (row,) = [line for line in capsys.readouterr().out.splitlines() if NAMES[1] in line]
     assert "1.5 [1.1, 1.9]" in row
     assert "worse by 1.0" in row
+
+
+def test_the_lenient_rate_of_japanese_is_a_line_before_and_after() -> None:
+    made = results(0.1)
+    assert "CER of readings" not in markdown(made)
+    for stage, rate in (("before", 0.123), ("after", 0.0456)):
+        for split in ("validation", "test"):
+            made["scores"][stage][split]["cer_reading"] = rate
+    line = "CER of readings, in which kana, kanji and digits of the same words are equal: "
+    assert f"- {line}validation 12.3 → 4.6 %, test 12.3 → 4.6 %\n" in markdown(made)
+    evaluated = evaluation()
+    evaluated["scores"]["evaluated"]["test"]["cer_reading"] = 0.5
+    assert f"- {line}test 50.0 %\n" in markdown(evaluated)
+
+
+def test_notes_on_language_and_task_are_shown() -> None:
+    model = results()["model"] | {"task": "translate", "notes": ["model.language=ja is used, as set"]}
+    text = markdown(results(model=model))
+    assert "- model.language=ja is used, as set\n" in text
+    assert "- A translation is scored by its wording" in text

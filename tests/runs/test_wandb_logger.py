@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import wandb
 from tracker import silent_server
+from wandb_offline import OfflineRun
 
 from kikitori.config.overrides import sweep_name
 from kikitori.runs.wandb_logger import (
@@ -16,6 +18,7 @@ from kikitori.runs.wandb_logger import (
     SAMPLE_CLIPS,
     WandbRunLogger,
     check_reachable,
+    finish_run,
     has_credentials,
     most_common_errors,
     sample_rows,
@@ -77,6 +80,37 @@ def test_a_resumed_run_continues_its_wandb_run(monkeypatch: pytest.MonkeyPatch, 
     (tmp_path / "wandb").mkdir()
     (tmp_path / "wandb/run-id").write_text("abcd1234")
     assert WandbRunLogger(str(tmp_path), **CHOSEN).version == "abcd1234"
+
+
+def test_the_file_of_a_resumed_offline_run_is_complete(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(os, "environ", {**os.environ, "WANDB_MODE": "offline"})
+    made = dict.fromkeys(("overrides", "git", "versions"))
+    killed = WandbRunLogger(str(tmp_path), **CHOSEN)
+    killed.start(made)
+    for step in (2, 4, 6):
+        killed.log_metrics({"train/loss": 1 / step}, step)
+    finish_run("failed")
+    resumed = WandbRunLogger(str(tmp_path), **CHOSEN)
+    resumed.start(made)
+    resumed.resume_at([{"step": 2, "train/loss": 1 / 2}, {"step": 4, "train/loss": 1 / 4}, {"step": 4, "val/cer": 0.5}])
+    resumed.log_metrics({"train/loss": 1 / 5}, 6)
+    finish_run("completed")
+    wandb.teardown()  # waits for the process that writes the file
+    sent = OfflineRun(tmp_path)  # there is only one
+    assert sent.run.run_id == killed.version
+    assert sent.logged("_step") == sent.logged("trainer/global_step") == [2, 4, 6]
+    assert sent.logged("train/loss") == [1 / 2, 1 / 4, 1 / 5]
+    assert sent.logged("val/cer") == [0.5]
+
+
+@pytest.mark.parametrize("sweep", ["", "outputs/sweep"])
+def test_a_run_id_in_the_environment_names_a_single_run_and_no_trial(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, sweep: str
+) -> None:
+    changed = {"WANDB_MODE": "offline", "WANDB_RUN_ID": "abc123", "KIKITORI_SWEEP": sweep}
+    monkeypatch.setattr(os, "environ", {**os.environ, **changed})
+    ids = [WandbRunLogger(str(tmp_path / trial), **CHOSEN).version for trial in ("0-seed-0", "1-seed-1")]
+    assert len({*ids, "abc123"}) == (3 if sweep else 1)
 
 
 def test_credentials_are_found_where_wandb_looks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

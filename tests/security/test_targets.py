@@ -12,10 +12,10 @@ import yaml
 from hydra import compose, initialize_config_dir
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.config_repository import ConfigRepository
-from omegaconf import OmegaConf
+from omegaconf import OmegaConf, open_dict
 from omegaconf.resolvers import oc
 
-from kikitori.cli import main
+from kikitori.cli import hydra_app, main
 from kikitori.config import hydra_guard, targets
 from kikitori.config.validation import check_config
 from kikitori.runtime.errors import ConfigError
@@ -167,7 +167,7 @@ def _as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
 
 def refusal(*line: str) -> str:
     """Run the command and return its error, after checking that nothing was called and no run was started."""
-    hydra_guard.guard_hydra()
+    hydra_app.guard_hydra()
     os.environ["HYDRA_FULL_ERROR"] = ""
     options = [word for word in line if word.startswith("-") or "=" not in word]
     overrides = [word for word in line if word not in options]
@@ -241,6 +241,7 @@ def test_the_allow_list_equals_the_targets_in_conf() -> None:
         "hydra._internal.core_plugins.basic_sweeper.BasicSweeper",
         "hydra_plugins.hydra_submitit_launcher.submitit_launcher.LocalLauncher",
         "kikitori.OptunaPruning",  # written by a search
+        "pytorch_lightning.callbacks.DeviceStatsMonitor",
     }
 
 
@@ -252,13 +253,20 @@ def targets_in(node: Any) -> Iterator[Any]:
 
 
 def test_a_users_own_class_is_allowed_by_an_environment_variable(monkeypatch: pytest.MonkeyPatch) -> None:
-    name = "pytorch_lightning.callbacks.Timer"
+    name = "pytorch_lightning.loggers.CSVLogger"
     with pytest.raises(ConfigError, match=f"_target_: may be .*got '{name}'"):
         targets.instantiate({"_target_": name})
     monkeypatch.setenv("KIKITORI_TARGETS", f"mine.Callback,{name}")
-    assert type(targets.instantiate({"_target_": name})).__name__ == "Timer"
+    assert type(targets.instantiate({"_target_": name, "save_dir": "x"})).__name__ == "CSVLogger"
     with initialize_config_dir(str(CONF.resolve()), version_base="1.3"):
-        check_config(compose("evaluate", ["data=demo", f"+callbacks.x={{_target_: {name}}}"]))
+        check_config(compose("train", ["data=demo", "logger=none", f"+logger.x={{_target_: {name}, save_dir: x}}"]))
+
+
+def test_a_callback_of_lightnings_that_is_wrong_here_stays_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "pytorch_lightning.callbacks.Timer"
+    monkeypatch.setenv("KIKITORI_TARGETS", name)
+    with pytest.raises(ConfigError, match="Timer is not supported: stop the run instead and resume it later"):
+        targets.instantiate({"_target_": name})
 
 
 def test_a_node_can_be_instantiated_outside_its_configuration() -> None:
@@ -317,6 +325,21 @@ def test_only_the_command_line_may_set_the_setup_commands_of_a_slurm_job() -> No
     with pytest.raises(
         ConfigError, match=r"hydra\.launcher\.setup: runs commands, which a configuration file may not do"
     ):
+        hydra_guard.check(cfg)
+
+
+def test_only_the_command_line_may_open_folders_outside_of_a_corpus() -> None:
+    with initialize_config_dir(str(CONF.resolve()), version_base="1.3"):
+        cfg = compose("train", ["data=demo", "data.roots=[/mnt]"], return_hydra_config=True)
+    hydra_guard.check(cfg)
+    cfg.hydra.overrides.task = ["data=demo"]
+    with pytest.raises(ConfigError, match=r"data\.roots: opens folders outside of the corpus, which no file may do"):
+        hydra_guard.check(cfg)
+    cfg.data.roots = None
+    hydra_guard.check(cfg)
+    with open_dict(cfg):
+        cfg.hydra.sweeper.params = {"data.roots": "[/mnt]"}
+    with pytest.raises(ConfigError, match=r"hydra\.sweeper\.params\.data\.roots: opens folders"):
         hydra_guard.check(cfg)
 
 

@@ -232,10 +232,10 @@ READERS: dict[str, Callable[[Path], Any]] = {
     "clip.wav": decode,
     "clip.opus": decode,
     "release.tar.gz": lambda path: unpack(path, path.parent / "unpacked"),
-    "train.tsv": lambda path: list(common_voice.read_table(path, path.parent, "train", "ja")),
-    "all.csv": lambda path: manifest.read(str(path), "path", "text", "split", None),
-    "all.tsv": lambda path: manifest.read(str(path), "path", "text", "split", None),
-    "all.jsonl": lambda path: manifest.read(str(path), "path", "text", "split", None),
+    "train.tsv": lambda path: list(common_voice.scripted_rows(path.parent, "ja", {"train": "train"})),
+    "all.csv": lambda path: manifest.read(str(path), manifest.Columns()),
+    "all.tsv": lambda path: manifest.read(str(path), manifest.Columns()),
+    "all.jsonl": lambda path: manifest.read(str(path), manifest.Columns()),
 }
 
 

@@ -73,11 +73,20 @@ def test_gpus_are_assigned_in_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert gpus(runner(tmp_path), 2) == ["5", "7"]
 
 
-def test_trials_share_the_cores_unless_omp_num_threads_is_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_trial_has_the_threads_of_a_single_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The last digits of its weights depend on them."""
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr("kikitori.sweeps.launcher.cores", lambda: 8)
-    assert runner(tmp_path, parallel=3)._env(0)["OMP_NUM_THREADS"] == "2"
-    assert runner(tmp_path).parallel == 1
+    caplog.set_level("INFO")
+    for parallel in (1, 3):
+        with runner(tmp_path / str(parallel), parallel=parallel).open() as opened:
+            assert "OMP_NUM_THREADS" not in opened._env(0)
+            opened.run([])
+    (hint,) = [record.getMessage() for record in caplog.records if "OMP_NUM_THREADS" in record.getMessage()]
+    assert hint.startswith("3 trials at a time share 8 cores")
+    assert "OMP_NUM_THREADS=2 is faster" in hint
     monkeypatch.setenv("OMP_NUM_THREADS", "5")
     assert runner(tmp_path, parallel=3)._env(0)["OMP_NUM_THREADS"] == "5"
 

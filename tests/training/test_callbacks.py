@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.loggers import CSVLogger
 
 from kikitori.data.collate import collate
 from kikitori.model.whisper import Whisper
 from kikitori.training import callbacks
 from kikitori.training.callbacks import ThroughputMonitor
+from kikitori.training.history import MetricsFile
 from kikitori.training.lightning_module import WhisperModule
 from kikitori.training.optimizer import adamw
 
@@ -49,9 +49,9 @@ class Norms(pl.Callback):
 
 
 def logged(folder: Path, key: str) -> dict[int, float]:
-    """Value by optimizer step, counted from 1."""
+    """Value by step."""
     with (folder / "metrics.csv").open() as rows:
-        return {int(row["step"]) + 1: float(row[key]) for row in csv.DictReader(rows) if row.get(key)}
+        return {int(row["step"]): float(row[key]) for row in csv.DictReader(rows) if row.get(key)}
 
 
 def test_the_norm_is_that_of_the_whole_gradient_before_clipping(micro: Whisper, tmp_path: Path) -> None:
@@ -97,7 +97,7 @@ def fit(whisper: Whisper, folder: Path, callbacks: list[Any], data: Any = None, 
     trainer = pl.Trainer(
         accelerator="cpu",
         callbacks=callbacks,
-        logger=CSVLogger(folder, name="", version=""),
+        logger=MetricsFile(folder),
         log_every_n_steps=2,
         num_sanity_val_steps=0,
         **quiet,

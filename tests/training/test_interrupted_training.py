@@ -63,9 +63,8 @@ class Data(pl.LightningDataModule):
             *([1.0] * CLIPS, [100] * CLIPS, tokens, GLOBAL_BATCH, STEPS, 0, False),
             global_step=lambda: self.trainer.global_step if self.trainer else 0,
         )
-        return torch.utils.data.DataLoader(
-            Drawn(rows), batch_sampler=sampler, collate_fn=collate, num_workers=self.workers
-        )
+        how = {"num_workers": self.workers, "multiprocessing_context": "fork" if self.workers else None}
+        return torch.utils.data.DataLoader(Drawn(rows), batch_sampler=sampler, collate_fn=collate, **how)  # type: ignore[arg-type]
 
     def val_dataloader(self) -> Any:
         return loader(self.whisper, 4)

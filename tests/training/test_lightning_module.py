@@ -1,4 +1,5 @@
 import copy
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,11 @@ from kikitori.data.sampler import StepSampler, epoch_batches
 from kikitori.metrics.error_rates import corpus_rate, edits_and_lengths, score_clips
 from kikitori.model.loading import load_whisper
 from kikitori.model.whisper import Whisper, encode
-from kikitori.runtime.errors import TrainingError
+from kikitori.runtime.errors import ConfigError, Diverged, OutOfMemory, TrainingError
 from kikitori.training.batch_size_finder import split_on_oom
 from kikitori.training.callbacks import ValidateEvery
 from kikitori.training.history import TrainingHistory
-from kikitori.training.lightning_module import WhisperModule
+from kikitori.training.lightning_module import WhisperModule, refuse_layerdrop
 from kikitori.training.loss import clip_losses
 
 
@@ -94,7 +95,7 @@ def test_a_clips_transcript_is_the_same_alone_and_in_any_batch(micro: Whisper) -
         assert module.predict_step(collate([row]), 0) == [together[row["clip"]]]
         batch = [row, rows[0], rows[1], row]
         assert sorted(module.predict_step(collate(batch), 0)) == sorted(together[r["clip"]] for r in batch)
-    assert len({text for _, _, text in together.values()}) > 1
+    assert len({text for _, _, text, _ in together.values()}) > 1
 
 
 @pytest.mark.parametrize("num_beams", [1, 3])
@@ -108,7 +109,7 @@ def test_transcripts_equal_those_of_stock_generate(micro: Whisper, num_beams: in
     features = torch.stack([row["input_features"] for row in rows])
     sequences = micro.model.generate(features, language="ja", task="transcribe")
     expected = micro.processor.decode(sequences)
-    assert [text for _, _, text in module.predict_step(collate(rows), 0)] == expected
+    assert [text for _, _, text, _ in module.predict_step(collate(rows), 0)] == expected
     assert len(set(expected)) > 1
 
 
@@ -168,7 +169,7 @@ def test_validation_cer_equals_that_of_score_clips(micro: Whisper, tmp_path: Pat
     module = WhisperModule(micro, OPTIM)
     (result,) = trainer(tmp_path).validate(module, loader(micro, 3), verbose=False)
     rows: Any = [row for batch in trainer(tmp_path).predict(module, loader(micro, 3)) or [] for row in batch]
-    _, references, hypotheses = zip(*rows, strict=True)
+    _, references, hypotheses, _ = zip(*rows, strict=True)
     for rate in ("cer", "wer"):
         expected = corpus_rate(edits_and_lengths(score_clips(references, hypotheses, "ja"), rate))
         assert result[f"val/{rate}"] == pytest.approx(expected, rel=1e-6)
@@ -247,6 +248,96 @@ def test_an_overflow_in_fp16_skips_the_step_and_halves_the_scale(micro: Whisper,
     assert [norm for _, _, norm in steps[::2]] == pytest.approx([1e-2, 1e-2], rel=1e-3)
 
 
+class Overflows(pl.Callback):
+    """Makes the gradients overflow in some steps, counted from 0."""
+
+    def __init__(self, steps: range) -> None:
+        self.steps = steps
+
+    def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: Any, optimizer: Any) -> None:
+        if trainer.global_step in self.steps:
+            pl_module.model.proj_out.weight.grad.fill_(torch.inf)
+
+    def on_after_backward(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        self.on_before_optimizer_step(trainer, pl_module, None)
+
+
+@pytest.mark.parametrize(
+    ("overflows", "steps", "warnings", "error"),
+    [
+        (range(0), 4, 0, None),
+        (range(9), 12, 0, None),
+        (range(2, 12), 14, 1, None),
+        (range(3), 3, 0, "all 3 steps were skipped, so nothing was trained: gradients overflow in 16 bits"),
+        (range(2, 60), 60, 1, "50 steps in a row were skipped, up to step 52: .* trainer.precision=bf16-mixed or 32"),
+    ],
+)
+def test_steps_that_fp16_skips_are_reported(
+    micro: Whisper,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    overflows: range,
+    steps: int,
+    warnings: int,
+    error: str | None,
+) -> None:
+    run = trainer(tmp_path, max_steps=steps, callbacks=[Overflows(overflows)], plugins=[fp16()])
+    with pytest.raises(Diverged, match=error) if error else nullcontext():
+        run.fit(WhisperModule(micro, OPTIM), training(micro, 4, steps))
+    assert caplog.text.count("10 steps in a row were skipped") == warnings
+
+
+def test_an_optimizer_without_a_state_is_not_taken_for_one_that_never_stepped(micro: Whisper, tmp_path: Path) -> None:
+    def sgd(model: Any, steps: float) -> Any:
+        optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+        return optimizer, torch.optim.lr_scheduler.ConstantLR(optimizer)
+
+    trainer(tmp_path, max_steps=2).fit(WhisperModule(micro, sgd), training(micro, 4, 2))
+
+
+def test_an_optimizer_state_that_does_not_fit_is_reported(
+    micro: Whisper, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: Any, **how: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", full)
+    with pytest.raises(OutOfMemory, match=r"step 1: the optimizer's state does not fit .* model\.freeze=encoder"):
+        trainer(tmp_path, max_steps=1).fit(WhisperModule(micro, OPTIM), training(micro, 4, 1))
+
+
+@pytest.mark.parametrize("strategy", ["auto", "ddp"])
+def test_with_ddp_a_step_that_does_not_fit_is_reported_even_in_one_process(
+    micro: Whisper, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, strategy: str
+) -> None:
+    """The averaging of its gradients has begun, so that it cannot be repeated."""
+
+    def too_much(model: Any, states: Any, labels: Any, *rest: Any) -> torch.Tensor:
+        losses = clip_losses(model, states, labels, *rest)
+        if len(labels) == 4:
+            losses.sum().backward()
+            raise torch.OutOfMemoryError("too much")
+        return losses
+
+    monkeypatch.setattr("kikitori.training.lightning_module.clip_losses", too_much)
+    run = trainer(tmp_path, max_steps=2, devices=1, strategy=strategy, use_distributed_sampler=False)
+    try:
+        with pytest.raises(OutOfMemory, match="step 1: 4 clips") if strategy == "ddp" else nullcontext():
+            run.fit(WhisperModule(micro, OPTIM), training(micro, 4, 2))
+    finally:
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("key", ["encoder_layerdrop", "decoder_layerdrop"])
+def test_layers_that_are_left_out_at_random_are_refused_on_several_devices(micro: Whisper, key: str) -> None:
+    refuse_layerdrop(micro.model.config, 2)
+    setattr(micro.model.config, key, 0.1)
+    refuse_layerdrop(micro.model.config, 1)
+    with pytest.raises(ConfigError, match=rf"model\.{key}=0\.1 is not supported on 2 devices: .* set it to 0"):
+        refuse_layerdrop(micro.model.config, 2)
+
+
 def test_each_epoch_has_an_order_of_its_own(micro: Whisper, tmp_path: Path) -> None:
     seen: list[str] = []
 
@@ -268,13 +359,13 @@ def test_a_step_that_does_not_fit_is_repeated_in_halves_with_the_same_result(
     trainer(tmp_path, max_steps=2).fit(undisturbed, training(micro, 4, 2))
     seen = []
 
-    def too_much(model: Any, states: Any, labels: Any) -> torch.Tensor:
+    def too_much(model: Any, states: Any, labels: Any, num_tokens: int) -> torch.Tensor:
         seen.append(len(labels))
         if len(labels) > 4 // 2**times:
             # After a backward pass, whose gradients must not count twice.
-            clip_losses(model, states, labels).sum().backward()
+            clip_losses(model, states, labels, num_tokens).sum().backward()
             raise torch.OutOfMemoryError("too much")
-        return clip_losses(model, states, labels)
+        return clip_losses(model, states, labels, num_tokens)
 
     monkeypatch.setattr("kikitori.training.lightning_module.clip_losses", too_much)
     module = WhisperModule(micro, OPTIM)

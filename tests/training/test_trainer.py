@@ -26,7 +26,14 @@ AUTO: dict[str, Any] = {"accelerator": "auto", "devices": 1, "precision": "auto"
 def test_auto_is_resolved_for_the_machine(given: dict[str, Any], gpus: int, resolved: tuple[Any, ...]) -> None:
     settings, changes = resolve_trainer_settings({**AUTO, **given}, gpus)
     assert tuple(settings[key] for key in ("accelerator", "devices", "precision")) == resolved
-    assert bool(changes) == (given.get("precision") != "bf16-mixed")
+    assert resolved[2] in changes[0]
+
+
+@pytest.mark.parametrize(("devices", "nodes", "kept"), [(1, 1, False), (2, 1, True), (1, 2, True)])
+def test_one_process_needs_no_strategy(devices: int, nodes: int, kept: bool) -> None:
+    ddp = {"devices": devices, "num_nodes": nodes, "strategy": {"_target_": "kikitori.ddp"}}
+    settings, _ = resolve_trainer_settings({**AUTO, **ddp}, 2)
+    assert ("strategy" in settings) == kept
 
 
 @pytest.mark.parametrize(
@@ -43,8 +50,8 @@ def test_hardware_that_is_missing_is_named(given: dict[str, Any], gpus: int, mes
 
 
 def test_settings_that_lightning_refuses_are_listed_in_one_line(tmp_path: Path) -> None:
-    settings = {"_target_": "pytorch_lightning.Trainer", "accelerator": "cpu", "devices": 1, "max_steps": -5}
+    settings = {"_target_": "pytorch_lightning.Trainer", "accelerator": "cuda", "devices": 99}
     with pytest.raises(ConfigError) as caught:
         build_trainer(settings, tmp_path, [], [])
     assert "Lightning's Trainer refuses its settings: " in str(caught.value)
-    assert str(caught.value).endswith("(trainer.accelerator=cpu, trainer.devices=1, trainer.max_steps=-5)")
+    assert str(caught.value).endswith("(trainer.accelerator=cuda, trainer.devices=99)")

@@ -3,8 +3,8 @@
 import hydra
 from omegaconf import DictConfig
 
-from kikitori.config.hydra_guard import guard_hydra
-from kikitori.runtime.paths import CONF, run_folder
+from kikitori.cli.hydra_app import guard_hydra, run_pipeline
+from kikitori.runtime.paths import CONF
 
 guard_hydra()
 
@@ -14,4 +14,4 @@ def main(cfg: DictConfig) -> None:
     """Runs one evaluation."""
     from kikitori.pipelines import evaluate
 
-    evaluate.evaluate(cfg, run_folder())
+    run_pipeline(evaluate.evaluate, cfg)

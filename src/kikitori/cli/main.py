@@ -1,5 +1,6 @@
 """The command `kikitori`: picks the sub-command, checks its arguments, and shows errors without a traceback."""
 
+import argparse
 import atexit
 import gc
 import json
@@ -17,13 +18,14 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from kikitori import __version__
-from kikitori.config.names import did_you_mean, explain, outdated, unknown_option
-from kikitori.config.overrides import LINE, config_folders, quote_foreign, split_words
-from kikitori.config.secrets import secret_fault
+from kikitori.config.hydra_guard import secret_fault
+from kikitori.config.names import did_you_mean, outdated
+from kikitori.config.overrides import LINE, absolute_paths, config_folders, override, quote_value, split_words, value_of
+from kikitori.config.suggestions import explain, unknown_option, wrong_words
 from kikitori.runs.results import RESULTS, SWEEP, ended_before_scoring
-from kikitori.runs.resume import expand_resume, expand_resume_sweep
+from kikitori.runs.resume import expand_resume, expand_resume_sweep, key_of, start_folder_of
 from kikitori.runtime import distributed, processes
-from kikitori.runtime.errors import KikitoriError, Stopped
+from kikitori.runtime.errors import Failed, KikitoriError, Stopped, describe_error
 
 USAGE = """\
 kikitori: fine-tune Whisper on speech, Japanese first.
@@ -80,20 +82,34 @@ def main() -> None:
         _run(arguments[0], _prepare_line(arguments[0], arguments[1:]))
 
 
+def _accept_hydras_help() -> None:
+    """Lets Hydra 1.3 add an option whose help text is no string, which argparse refuses from Python 3.14 on."""
+    if check := getattr(argparse.ArgumentParser, "_check_help", None):
+        lenient = lambda self, action: check(self, action) if isinstance(action.help, str) else None  # noqa: E731
+        argparse.ArgumentParser._check_help = lenient  # type: ignore[attr-defined]
+
+
+_accept_hydras_help()
+
+
 def _prepare_line(command: str, words: list[str]) -> list[str]:
     """The words after the command, checked, with `resume=FOLDER` and `resume_sweep=FOLDER` expanded."""
     if command in HYDRA_COMMANDS:
-        words = [word if word.startswith("-") else quote_foreign(word) for word in words]
+        words = [word if word.startswith("-") else quote_value(word) for word in words]
         _refuse_secrets(words)
         _refuse_names(words)
         try:
+            if start := start_folder_of(words):
+                words = absolute_paths(words)
+                os.chdir(start)
             words = expand_resume_sweep(command, expand_resume(command, words))
-        except KikitoriError as error:
-            sys.exit(str(error))
+        except (KikitoriError, OSError) as error:
+            sys.exit(describe_error(error) if isinstance(error, KikitoriError) else str(error))
     _refuse([command, *words])
     os.environ[LINE] = json.dumps(words)
     # A resumed sweep runs in its own folder.
-    return [*words, *(f"hydra.sweep.dir={w.partition('=')[2]}" for w in words if w.startswith("resume_sweep="))]
+    sweeps = [word for word in words if key_of(word) == "resume_sweep" and value_of(word)]
+    return [*words, *(override("hydra.sweep.dir", value_of(word)) for word in sweeps)]
 
 
 def _refuse_secrets(words: list[str]) -> None:
@@ -105,9 +121,10 @@ def _refuse_secrets(words: list[str]) -> None:
 
 
 def _refuse_names(words: list[str]) -> None:
-    """Exits if an override has the name of an earlier version, or an option does not exist."""
-    if old := list(outdated(split_words(words)[1], config_folders(words))):
-        sys.exit(f"kikitori: {'; '.join(old)}")
+    """Exits if an override has a name or form that cannot be used, or an option does not exist."""
+    old = outdated(split_words(words)[1], config_folders(words))
+    if found := [*old, *wrong_words(words)]:
+        sys.exit(f"kikitori: {'; '.join(found)}")
     options = [name for action in get_args_parser()._actions for name in action.option_strings]
     if unknown := unknown_option(words, options):
         sys.exit(f"kikitori: {unknown}")
@@ -116,7 +133,7 @@ def _refuse_names(words: list[str]) -> None:
 def _refuse(arguments: list[str]) -> None:
     """Exits before Hydra writes the command line to files if it holds a secret or contradicts itself."""
     _refuse_secrets(arguments)
-    given = {key: value.strip("'\"") for key, _, value in (argument.partition("=") for argument in arguments)}
+    given = {key_of(word): value_of(word) for word in arguments}
     # A choice of `sweep` sets the mode.
     sweeps = "-m" in given or "--multirun" in given or given.get("hydra.mode") == "MULTIRUN" or "sweep" in given
     _refuse_folders(given, sweeps)
@@ -132,7 +149,7 @@ def _refuse(arguments: list[str]) -> None:
         )
 
 
-def _refuse_folders(given: dict[str, str], sweeps: bool) -> None:
+def _refuse_folders(given: dict[str, str | None], sweeps: bool) -> None:
     """Exits if there is nothing to resume in a folder, or if a run in it would be overwritten."""
     folder, resume = given.get("hydra.run.dir"), given.get("resume") == "auto"
     if resume and folder is None and not sweeps:
@@ -142,9 +159,9 @@ def _refuse_folders(given: dict[str, str], sweeps: bool) -> None:
         message = f"kikitori: hydra.run.dir={folder} already holds a run"
         sys.exit(f"{message}; choose another folder, or add resume=auto to resume it")
     sweep = given.get("resume_sweep")
-    if sweep is not None and not Path(sweep, SWEEP).exists():
+    if sweep and not Path(sweep, SWEEP).exists():
         sys.exit(f"kikitori: resume_sweep={sweep} holds no {SWEEP}; give the folder of a sweep")
-    if sweep is not None and not sweeps:
+    if sweep and not sweeps:
         sys.exit(f"kikitori: resume_sweep={sweep} resumes a sweep; add -m")
 
 
@@ -162,7 +179,7 @@ def _run(command: str, words: list[str]) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _stop)
     try:
-        import_module(f"kikitori.cli.{command}").main()
+        _call(command)
     except Stopped as error:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)
@@ -176,6 +193,8 @@ def _run(command: str, words: list[str]) -> None:
     except (KikitoriError, CompactHydraException, OmegaConfBaseException, YAMLError, OSError) as error:
         if full:
             raise
+        if isinstance(error, KikitoriError):
+            sys.exit(describe_error(error))
         message = explain(error, command, words)
         if message == str(error):
             cause = f"{error.__cause__}\n" if isinstance(error.__cause__, OmegaConfBaseException) else ""
@@ -183,6 +202,17 @@ def _run(command: str, words: list[str]) -> None:
         sys.exit(message)
     finally:
         processes.kill_workers()
+
+
+def _call(command: str) -> None:
+    """Calls a command's own entry point. Raises the error of its pipeline."""
+    error = None
+    try:
+        import_module(f"kikitori.cli.{command}").main()
+    except Failed as failed:
+        error = failed.error
+    if error:  # outside the handler, whose exception would be part of the traceback
+        raise error
 
 
 def _stop(number: int, _: Any) -> None:

@@ -1,12 +1,14 @@
 """`kikitori prepare`: decodes a corpus into the audio cache and lists the clips that would be rejected."""
 
+from pathlib import Path
+
 import hydra
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
-from kikitori.config.hydra_guard import guard_hydra
-from kikitori.runtime.paths import CONF, run_folder
+from kikitori.cli.hydra_app import guard_hydra, run_pipeline
+from kikitori.runtime.paths import CONF
 
 guard_hydra()
 
@@ -14,24 +16,30 @@ guard_hydra()
 @hydra.main(config_path=str(CONF), config_name="prepare", version_base="1.3")
 def main(cfg: DictConfig) -> None:
     """Decodes the corpus and prints a summary."""
-    from kikitori.pipelines import prepare
+    run_pipeline(prepare_and_show, cfg)
 
-    folder = run_folder()
+
+def prepare_and_show(cfg: DictConfig, folder: Path) -> None:
+    """Decodes the corpus and prints a summary."""
+    from kikitori.corpora.types import SPLITS
+    from kikitori.data.filters import REMEDIES
+    from kikitori.pipelines import prepare
+    from kikitori.runs.summary import duration
+
     data = prepare.prepare(cfg, folder)
     facts = data.summary()
     table = Table("split", "clips", "duration", "cache", title=facts["corpus"], title_justify="left")
     for split, row in facts["splits"].items():
         size = data.prepared.audio_caches[split].path.stat().st_size
-        table.add_row(split, str(row["clips"]), show_duration(row["seconds"]), f"{size / 2**20:.1f} MiB")
+        table.add_row(split, str(row["clips"]), duration(row["seconds"]), f"{size / 2**20:.1f} MiB")
     console = Console()
     console.print(table)
     for reason, count in facts["rejects"].items():
-        console.print(f"rejected: {count} {reason}")
+        remedy = f": {REMEDIES[reason]}" if reason in REMEDIES else ""
+        console.print(f"left out: {count} {reason}{remedy}", soft_wrap=True, markup=False)
     if facts["rejects"]:
         console.print(f"{folder / 'rejects.jsonl'} lists each of them", soft_wrap=True)
+    if absent := [split for split in SPLITS if split not in facts["splits"]]:
+        held_out = "; data.held_out=0.1 takes them from the training clips" * ("train" not in absent)
+        console.print(f"no {' and no '.join(absent)} split, which kikitori train needs{held_out}", soft_wrap=True)
     console.print("train and evaluate also reject clips that have more seconds or tokens than their model takes.")
-
-
-def show_duration(seconds: float) -> str:
-    """Seconds as minutes, or as hours if there are many."""
-    return f"{seconds / 3600:.1f} h" if seconds >= 36_000 else f"{seconds / 60:.1f} min"

@@ -3,9 +3,9 @@
 import hydra
 from omegaconf import DictConfig
 
-from kikitori.config.hydra_guard import guard_hydra
+from kikitori.cli.hydra_app import guard_hydra, run_pipeline
 from kikitori.runs.results import best_cer
-from kikitori.runtime.paths import CONF, run_folder
+from kikitori.runtime.paths import CONF
 
 guard_hydra()
 
@@ -19,4 +19,4 @@ def main(cfg: DictConfig) -> float | None:
     # A job that Slurm has requeued resumes in its folder.
     if distributed.restarted():
         cfg.resume = "auto"
-    return best_cer(train.train(cfg, run_folder()))
+    return best_cer(run_pipeline(train.train, cfg))

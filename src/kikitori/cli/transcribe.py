@@ -4,80 +4,179 @@ Modules that take seconds to import are imported where they are used, so that --
 """
 
 import argparse
+import io
 import json
+import os
 import sys
-from collections.abc import Iterable, Iterator
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from kikitori.runtime.console import progress_bar
-from kikitori.runtime.errors import KikitoriError, ModelError
+from rich.cells import set_cell_size
 
-AUDIO_SUFFIXES = {".mp3", ".wav", ".flac", ".ogg", ".opus", ".oga"}
+from kikitori.audio.formats import CONVERT, SUFFIXES, find_recordings
+from kikitori.runtime.errors import KikitoriError, ModelError, describe_error
+
+if TYPE_CHECKING:
+    from kikitori.inference.transcribe import Piece
+
+# Doubtful pieces of a file that are named on stderr.
+NAMED = 5
+# Seconds between two lines of progress where stderr is no terminal.
+LINE_EVERY_S = 60.0
 
 
 def main() -> None:
-    """Prints one line of text or JSON per file. A file that cannot be read is reported on stderr and skipped."""
+    """Prints one line of text or JSON per file. What may be wrong or cannot be read is reported on stderr."""
     parser = argparse.ArgumentParser(prog="kikitori transcribe", description="Transcribe audio files and folders.")
     parser.add_argument("paths", nargs="+", type=Path, help="audio files, or folders that are searched for them")
     parser.add_argument("--model", required=True, help="run folder, model folder, or name on the Hugging Face Hub")
-    parser.add_argument("--language", help="language code such as ja (default: that of the fine-tuned model, else ja)")
-    parser.add_argument("--format", choices=("txt", "jsonl"), default="txt", help="default: txt")
+    parser.add_argument("--language", help="code or name, such as ja (default: that of the fine-tuned model, else ja)")
+    parser.add_argument(
+        "--task", help="transcribe or translate (default: that of the fine-tuned model, else transcribe)"
+    )
+    parser.add_argument(
+        "--format",
+        choices=("txt", "jsonl"),
+        default="txt",
+        help="txt: the text, after the file's name and a tab if there are several files; jsonl: file, seconds, text "
+        "and the pieces whose text is doubtful, with the reason (default: txt)",
+    )
     arguments = parser.parse_args()
+    # The name of a file may be no text: without this, it would end the command.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         files = find_audio(arguments.paths)
         failed = 0
-        for path, seconds, text, error in transcribe_files(files, arguments.model, arguments.language):
+        for path, seconds, text, pieces, error in transcribe_files(
+            files, arguments.model, arguments.language, arguments.task
+        ):
             failed += bool(error)
+            doubtful = [piece for piece in pieces if piece.doubt]
             if error:
                 print(f"{path}: {error}", file=sys.stderr)
             elif arguments.format == "jsonl":
-                print(json.dumps({"file": str(path), "seconds": seconds, "text": text}, ensure_ascii=False), flush=True)
+                row = {"file": str(path), "seconds": seconds, "text": text, "doubtful": list(map(asdict, doubtful))}
+                print(json.dumps(row, ensure_ascii=False), flush=True)
             else:
-                print(f"{path}\t{text}" if len(files) > 1 else text, flush=True)
+                text = " ".join(text.split())
+                print(f"{one_line(path)}\t{text}" if len(files) > 1 else text, flush=True)
+            if doubtful:
+                print(f"{path}: {describe(doubtful)}", file=sys.stderr)
     except KikitoriError as error:
-        # The model is an option here, not a key.
-        sys.exit(str(error).replace("model.name=", "--model "))
+        # The model, its language and its task are options here, not keys.
+        message = describe_error(error)
+        for option in ("name", "language", "task"):
+            message = message.replace(f"model.{option}", "--model" if option == "name" else f"--{option}")
+        sys.exit(message.replace("--model=", "--model "))
     if failed:
         sys.exit(f"{failed} of {len(files)} files could not be read")
 
 
 def find_audio(paths: Iterable[Path]) -> list[Path]:
-    """The given files, and the audio files in the given folders. Raises KikitoriError if a path or folder has none."""
+    """The given files, and the audio files in the given folders; names files that cannot be decoded on stderr.
+
+    Raises KikitoriError if a path does not exist, or a folder has none.
+    """
     files: list[Path] = []
     for path in paths:
         if not path.exists():
             raise KikitoriError(f"{path} does not exist")
-        found = sorted(p for p in path.rglob("*") if p.suffix.lower() in AUDIO_SUFFIXES) if path.is_dir() else [path]
-        if not found:
-            raise KikitoriError(f"{path} holds no audio file ({', '.join(sorted(AUDIO_SUFFIXES))})")
-        files += found
+        if not path.is_dir():
+            files.append(path)
+            continue
+        readable, unreadable = find_recordings(path)
+        if not readable:
+            passed = f"; it holds {by_suffix(unreadable)}" if unreadable else ""
+            raise KikitoriError(f"{path} holds no file that can be read ({', '.join(SUFFIXES)}){passed}")
+        if unreadable:
+            print(f"{path}: passed over {by_suffix(unreadable)}", file=sys.stderr)
+        files += readable
     return files
 
 
-def transcribe_files(files: list[Path], model: str, language: str | None) -> Iterator[tuple[Path, float, str, str]]:
-    """Yields file, seconds, text and error of each file. Raises ModelError if the model cannot be loaded."""
+def by_suffix(files: Sequence[Path]) -> str:
+    """Counts and names files that cannot be decoded, with the remedy."""
+    counts = ", ".join(f"{count} {suffix}" for suffix, count in Counter(p.suffix.lower() for p in files).most_common())
+    return f"{counts} (such as {files[0].name}), which cannot be decoded; {CONVERT}"
+
+
+def one_line(path: Path) -> str:
+    """The name of a file, of which a tab or a new line would break the output."""
+    return str(path).translate({9: "\\t", 10: "\\n", 13: "\\r"})
+
+
+def describe(doubtful: "Sequence[Piece]") -> str:
+    """Names doubtful pieces in one line: check 12.3 to 18.0 s (repeats itself), ..."""
+    named = [f"{piece.start_s:.1f} to {piece.end_s:.1f} s ({piece.doubt})" for piece in doubtful[:NAMED]]
+    more = f" and {len(doubtful) - NAMED} more pieces (--format jsonl has all)" if len(doubtful) > NAMED else ""
+    return f"check {', '.join(named)}{more}"
+
+
+def transcribe_files(
+    files: list[Path], model: str, language: str | None, task: str | None
+) -> "Iterator[tuple[Path, float, str, list[Piece], str]]":
+    """Yields file, seconds, text, pieces and error of each file. Raises ModelError if the model cannot be loaded."""
     import torch
     import transformers
 
     from kikitori.audio.decoder_pool import Decoders
     from kikitori.audio.formats import AudioError
     from kikitori.audio.waveform import SAMPLE_RATE
-    from kikitori.inference.transcribe import transcribe
-    from kikitori.model.loading import load_whisper, model_folder
+    from kikitori.inference.transcribe import joined, read_recording, transcribe_pieces
+    from kikitori.model.loading import load_whisper
 
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    path = Path(model).expanduser()
-    if path.is_file():
-        raise ModelError(f"--model {model} is a file; give the folder of the run, or a folder with a model")
-    whisper = load_whisper(str(model_folder(path, f"--model {model}")) if path.is_dir() else model, language)
+    if model.endswith(".ckpt"):
+        raise ModelError(
+            f"--model {model} is a checkpoint; give the folder of its run. It holds the model of the best checkpoint "
+            "once the run has completed; kikitori evaluate checkpoint=FILE scores any checkpoint"
+        )
+    whisper = load_whisper(model, language, task)
     whisper.model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
-    with Decoders(1) as decoders, progress_bar() as progress:
-        task = progress.add_task("transcribing", total=len(files), visible=len(files) > 1)
-        for path in files:
+    with Decoders(1) as decoders:
+        for number, path in enumerate(files, 1):
             try:
-                samples = decoders(path)
-                yield path, round(len(samples) / SAMPLE_RATE, 2), transcribe(whisper, samples), ""
+                samples = read_recording(decoders, path)
             except AudioError as error:
-                yield path, 0.0, "", str(error.args[0])
-            progress.advance(task)
+                yield path, 0.0, "", [], str(error.args[0])
+                continue
+            seconds = len(samples) / SAMPLE_RATE
+            progress = Progress(f"{number} of {len(files)}: {path.name}", seconds)
+            pieces = transcribe_pieces(whisper, samples, advance=progress.advance)
+            progress.close()
+            yield path, round(seconds, 2), joined(whisper, pieces), pieces, ""
+
+
+class Progress:
+    """Progress through one file on stderr: a line that is overwritten in a terminal, elsewhere a line a minute."""
+
+    def __init__(self, name: str, seconds: float) -> None:
+        self.name, self.seconds, self.done = name, seconds, 0.0
+        self.shown = time.monotonic()
+
+    def advance(self, seconds: float) -> None:
+        """Adds seconds of audio that were read."""
+        self.done += seconds
+        line = f"{self.name}: {100 * self.done / self.seconds:.0f} % of {self.seconds:.0f} s"
+        if sys.stderr.isatty():
+            # A line that is folded could not be overwritten.
+            print(
+                "\r\033[K" + set_cell_size(line, os.get_terminal_size(2).columns - 1),
+                end="",
+                file=sys.stderr,
+                flush=True,
+            )
+        elif time.monotonic() - self.shown >= LINE_EVERY_S:
+            print(line, file=sys.stderr, flush=True)
+            self.shown = time.monotonic()
+
+    def close(self) -> None:
+        """Removes the line from a terminal."""
+        if sys.stderr.isatty():
+            print("\r\033[K", end="", file=sys.stderr, flush=True)

@@ -11,7 +11,7 @@ import soundfile
 from kikitori.audio.waveform import SAMPLE_RATE
 from kikitori.compare.leaderboard import SPLITS, Leaderboard
 from kikitori.data.audio_cache import AudioCache
-from kikitori.metrics.alignment import error_types, spans
+from kikitori.metrics.alignment import error_types, spans, word_errors
 from kikitori.metrics.normalizer import normalise
 from kikitori.runs.reader import Run
 from kikitori.runtime.errors import DataError
@@ -48,7 +48,7 @@ def clips_of_table(table: Leaderboard, max_audio: int = MAX_AUDIO) -> dict[str, 
 
 def clips_of_run(run: Run, split: str) -> dict[str, Any]:
     """The clips by how much worse they got, and the types of errors; `before` is missing where nothing was trained."""
-    language = run.results.get("data", {}).get("language", "ja")
+    language = run.text_language
     after = run.predictions(split)
     before = {row["clip"]: row for row in run.predictions(split, "before")} if run.stage == "after" else {}
     ordered = sorted(
@@ -97,8 +97,11 @@ def _shortened(text: str, limit: int = 200) -> str:
 
 
 def _errors(rows: Sequence[dict[str, Any]], language: str) -> dict[str, Any]:
-    errors = error_types([row["reference"] for row in rows], [row["hypothesis"] for row in rows], language)
-    return {**errors, "rows": errors["rows"][:MAX_ERRORS]}
+    references, hypotheses = [row["reference"] for row in rows], [row["hypothesis"] for row in rows]
+    errors = error_types(references, hypotheses, language)
+    words = word_errors(references, hypotheses, language)
+    words = [(reference, _shortened(hypothesis, 60), count) for reference, hypothesis, count in words[:MAX_ERRORS]]
+    return {**errors, "rows": errors["rows"][:MAX_ERRORS], "words": words}
 
 
 def _topmost(tables: Sequence[Sequence[dict[str, Any]]], limit: int) -> list[str]:

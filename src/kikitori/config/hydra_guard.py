@@ -1,24 +1,21 @@
-"""Checks the `hydra` node of a configuration right after it is composed, before Hydra acts on it.
+"""Checks the `hydra` node of a configuration right after it is composed, before Hydra acts on it, and finds secrets.
 
 Before a command runs, Hydra instantiates launchers, sweepers and callbacks, sets up logging (whose configuration names
 callables and files), sets environment variables and writes the configuration to files.
 """
 
+import os
 from collections.abc import Iterator, Mapping
-from functools import wraps
-from typing import Any
+from dataclasses import is_dataclass
+from typing import Any, get_type_hints
 
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra._internal.config_repository import ConfigRepository
-from hydra._internal.hydra import Hydra
-from hydra.core.config_search_path import ConfigSearchPath
+from hydra.conf import HydraConf
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from omegaconf.resolvers import oc
 
 from kikitori.config import targets
+from kikitori.config.names import did_you_mean
 from kikitori.config.overrides import leaves
-from kikitori.config.secrets import secret_fault, secret_in
 from kikitori.runtime.errors import ConfigError
 
 # Exactly what Hydra's own logging configurations contain: `()`, `ext://` and classes are calls, a file name is a file
@@ -34,61 +31,33 @@ LOGGING: dict[str, dict[str, tuple[str, ...] | None]] = {
 }
 OF_ALL_LOGGING: dict[str, tuple[str, ...] | None] = dict.fromkeys(("version", "disable_existing_loggers"))
 # Settings of a Slurm job that become lines of its script or words of its command.
-SHELL = ("setup", "srun_args", "additional_parameters", "python")
+SHELL = ("setup", "teardown", "srun_args", "additional_parameters", "python")
+# Folders outside of a corpus in which its lists may name files.
+ROOTS = "data.roots"
 # `srun_args` of conf/hydra/launcher/slurm.yaml.
 OURS = ["--kill-on-bad-exit=1"]
+# Variables of the environment whose names contain one of these hold secrets, which must not be written to files or sent
+# to servers.
+SECRET_NAMES = ("TOKEN", "KEY", "SECRET", "PASSWORD", "PASSWD", "CREDENTIAL")
+# Shorter values are switches rather than secrets, and would be found in any text.
+SHORTEST_SECRET = 8
 
 
-def guard_hydra() -> None:
-    """Checks every configuration that Hydra composes in this process from now on.
-
-    Interpolations then cannot read secrets, and configurations cannot be read from packages, which would import them.
-    Only for commands: it changes Hydra for the whole process.
-    """
-    targets.add_working_folder()
-    OmegaConf.register_new_resolver("oc.env", without_secrets, replace=True)
-    compose = ConfigLoaderImpl.load_configuration
-    if hasattr(compose, "__wrapped__"):
-        return
-
-    @wraps(compose)
-    def checked(*args: Any, **kwargs: Any) -> DictConfig:
-        cfg: DictConfig = compose(*args, **kwargs)
-        check(cfg)
-        if isinstance(cfg.get("splits"), str):  # splits=test means splits=[test]
-            cfg.splits = [cfg.splits]
-        return cfg
-
-    open_sources = ConfigRepository.initialize_sources
-
-    @wraps(open_sources)
-    def opened(self: Any, config_search_path: ConfigSearchPath) -> None:
-        for place in config_search_path.get_path():
-            named_by_a_user = place.provider == "main" or place.provider.startswith("hydra.searchpath")
-            if named_by_a_user and self._get_scheme(place.path) != "file":
-                raise ConfigError(f"{place.path} would import a package to read configurations; give an absolute path")
-        open_sources(self, config_search_path)
-
-    get_help = Hydra.get_help
-
-    @wraps(get_help)
-    def quick_help(self: Any, help_cfg: DictConfig, *args: Any, **kwargs: Any) -> str:
-        # Our template is the whole text (`documentation.help_text`). Hydra would first list all its own groups, which
-        # takes longer than everything else that --help does.
-        is_ours = "app_name" in help_cfg
-        return help_cfg.template if is_ours else get_help(self, help_cfg, *args, **kwargs)
-
-    ConfigLoaderImpl.load_configuration = checked
-    ConfigRepository.initialize_sources = opened
-    Hydra.get_help = quick_help
+def secret_in(text: str) -> str | None:
+    """The environment variable whose secret value a text contains; None if there is none."""
+    return next((name for name, value in os.environ.items() if value in text and _is_secret(name, value)), None)
 
 
-def without_secrets(*arguments: Any) -> str | None:
-    """The resolver ${oc.env:NAME,default}. Raises ConfigError if the value is a secret."""
-    value = oc.env(*arguments)
-    if fault := secret_fault(value or ""):
-        raise ConfigError(fault)
-    return value
+def secret_fault(text: str) -> str | None:
+    """An error message if a text contains a secret value, None otherwise."""
+    variable = secret_in(text)
+    return f"holds the value of {variable}, and a configuration is written to files; leave it out" if variable else None
+
+
+def _is_secret(name: str, value: str) -> bool:
+    # A path, as in KEY_FILE, is not a secret.
+    named = any(part in name.upper() for part in SECRET_NAMES)
+    return named and len(value) >= SHORTEST_SECRET and not os.path.exists(value)
 
 
 def check(cfg: DictConfig) -> None:
@@ -107,6 +76,8 @@ def _faults(cfg: DictConfig) -> Iterator[tuple[str, str]]:
         if fault := secret_fault(text):
             yield "a key" if secret_in(key) else key, fault
     hydra = written["hydra"]
+    # `env` is the node of a group of Hydra's that its schema lacks.
+    yield from _unknown_keys({k: v for k, v in hydra.items() if k != "env"}, HydraConf, "hydra")
     if hydra["callbacks"]:
         yield "hydra.callbacks", "must be empty: Hydra callbacks can run any code, and kikitori does not use them"
     for key in ("env_set", "env_copy"):
@@ -117,6 +88,22 @@ def _faults(cfg: DictConfig) -> Iterator[tuple[str, str]]:
     yield from _shell_faults(_resolved(cfg.hydra, "launcher"), hydra["overrides"]["hydra"])
     for node in ("job_logging", "hydra_logging"):
         yield from _logging_faults(hydra[node], f"hydra.{node}")
+    given = {override.lstrip("+").partition("=")[0] for override in hydra["overrides"]["task"]}
+    for key, value in leaves(written):
+        # Also as an axis of a sweep, which becomes the command line of its trials.
+        if key.endswith(ROOTS) and value is not None and ROOTS not in given:
+            yield key, "opens folders outside of the corpus, which no file may do; give it on the command line"
+
+
+def _unknown_keys(node: Mapping[str, Any], schema: type, key: str) -> Iterator[tuple[str, str]]:
+    """Reports keys that Hydra's own schema does not have, which a + adds."""
+    hints = get_type_hints(schema)
+    for name, value in node.items():
+        if name not in hints:
+            hint = did_you_mean(str(name), hints) or f"; there are {', '.join(hints)}"
+            yield f"{key}.{name}", f"Hydra has no such key{hint}"
+        elif is_dataclass(hints[name]) and isinstance(value, Mapping):
+            yield from _unknown_keys(value, hints[name], f"{key}.{name}")
 
 
 def _resolved(hydra: DictConfig, node: str) -> Any:

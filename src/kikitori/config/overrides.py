@@ -11,6 +11,8 @@ from typing import Any, cast
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
@@ -27,6 +29,13 @@ CONFIG_FOLDER = ("--config-dir", "-cd", "--config-path", "-cp")
 CONFIG = (*CONFIG_FOLDER, "--config-name", "-cn")
 # All that take a value.
 WITH_VALUE = (*CONFIG, "--cfg", "-c", "--package", "-p", "--info", "-i", "--experimental-rerun")
+# Keys whose value is a file or folder, and those that take a name on the Hugging Face Hub as well.
+FILES = ("data.release", "data.manifest", "checkpoint")
+PATHS = (*FILES, "data.name", "model.name", "hydra.run.dir", "hydra.sweep.dir", "resume", "resume_sweep")
+# A part of a list, mapping or call: a quoted text, or one without quotes and brackets.
+PART = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|[^][{}(),'"]+""", re.DOTALL)
+# Two ways to say the same thing: of each pair, one is set and the other null.
+ALTERNATIVES = (("trainer.max_steps", "trainer.max_epochs"), ("validation.every_steps", "validation.every_epochs"))
 
 
 def split_words(words: Iterable[str]) -> tuple[list[str], list[str]]:
@@ -93,17 +102,113 @@ def overrides() -> list[str]:
     return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
 
 
-def quote_foreign(word: str) -> str:
-    """Quotes the value of an override with letters beyond ASCII, which Hydra reads in quotes only; others stay."""
+def quote_value(word: str) -> str:
+    """Quotes the value of an override where Hydra's grammar has no other reading of it: 録音/a.csv, rec (1)/a.csv, a=b.
+
+    Lists, mappings and sweeps keep their syntax; their parts are quoted. A value that is the name of an existing file,
+    for a key that names one, is quoted whatever the grammar makes of it.
+    """
     key, equals, value = word.partition("=")
-    plain = re.fullmatch(r"[^\s'\"\[\]{}(),$\\][^'\"\[\]{}(),$\\]*", value)
-    return override(key, value) if equals and plain and key.isascii() and not value.isascii() else word
+    if not equals:
+        return word
+    read = _parse(word)
+    if key.lstrip("+") in PATHS and value and os.path.lexists(value):
+        return override(key, value)
+    if read is not None:
+        # Hydra strips white space; a backslash is its own escape.
+        literal = read.is_sweep_override() or not isinstance(read.value(), str) or re.search(r"[\\'\"]", value)
+        return word if literal or read.value() == value else override(key, value)
+    parts = [_quote_parts(value)] if re.search("[][{}(),]", value) else []
+    for text in (*parts, ",".join(_quote_unless_read(part) for part in names.split(value))):
+        if _parse(f"{key}={text}") is not None:
+            return f"{key}={text}"
+    quoted = override(key, value)
+    return quoted if _parse(quoted) is not None else word
+
+
+def is_readable(word: str) -> bool:
+    """Whether Hydra's grammar can read an override."""
+    return _parse(word) is not None
+
+
+def names_choices(word: str) -> bool:
+    """Whether an override of a group names one choice, several, or those of a sweep; null and numbers are no names."""
+    read = _parse(word)
+    return read is None or read.is_sweep_override() or isinstance(read.value(), str | list)
+
+
+def _parse(word: str) -> Override | None:
+    """An override as Hydra reads it; None if it cannot."""
+    try:
+        read = OverridesParser.create().parse_override(word)
+    except HydraException:
+        return None
+    return read
+
+
+def _quote_unless_read(text: str) -> str:
+    return text if _parse(f"x={text}") is not None else quote(text)
+
+
+def _quote_parts(value: str) -> str:
+    """Quotes the parts of a list, mapping or call that Hydra cannot read, as in {train: 録音/a.csv, test: b.csv}."""
+
+    def quoted(found: re.Match[str]) -> str:
+        name, text = re.fullmatch(r"(\s*(?:[\w.]+:)?\s*)(.*?)\s*", found[0], re.DOTALL).groups()  # type: ignore[union-attr]
+        return name + _quote_unless_read(text) if text and text[0] not in "'\"" else found[0]
+
+    return re.sub(PART, quoted, value)
+
+
+def quote(value: object) -> str:
+    """A text as Hydra's grammar quotes it. Backslashes count only before a quote, and ${ would be an interpolation."""
+    text = re.sub(r"(\\*)'", r"\1\1\\'", str(value).replace("${", "\\${"))
+    return "'" + re.sub(r"(\\+)$", r"\1\1", text) + "'"
 
 
 def override(key: str, value: object) -> str:
     """An override with its value quoted, for paths with special characters."""
-    quoted = str(value).replace("\\", "\\\\").replace("'", "\\'")
-    return f"{key}='{quoted}'"
+    return f"{key}={quote(value)}"
+
+
+def value_of(word: str) -> str | None:
+    """The text of an override's value, without its quotes; None for null."""
+    value = read.value() if (read := _parse(word)) else ""
+    return value if value is None or (isinstance(value, str) and value) else word.partition("=")[2]
+
+
+def absolute_paths(words: Iterable[str]) -> list[str]:
+    """Overrides with the files and folders that they name as absolute paths; names on the Hub stay."""
+    return [_absolute_path(word) for word in words]
+
+
+def _absolute_path(word: str) -> str:
+    key, value = word.partition("=")[0], value_of(word)
+    if key not in PATHS or not value:
+        return word
+    return override(key, os.path.abspath(value)) if key in FILES or os.path.exists(value) else word
+
+
+def settle(cfg: DictConfig, words: Iterable[str]) -> None:
+    """Applies what overrides imply: a given key sets its alternative to null, and splits=test is a list of one."""
+    given = set(_keys_of(words))
+    for pair in ALTERNATIVES:
+        for key, other in (pair, pair[::-1]):
+            if key in given and other not in given and OmegaConf.select(cfg, key) is not None:
+                OmegaConf.update(cfg, other, None)
+    if isinstance(cfg.get("splits"), str):
+        cfg.splits = [cfg.splits]
+
+
+def _keys_of(words: Iterable[str]) -> Iterator[str]:
+    """The keys that overrides set; those of a mapping each."""
+    for word in words:
+        read = _parse(word)
+        if read is not None and not read.is_delete():
+            value = read.value()
+            key = read.get_key_element().lstrip("+")
+            yield from (key for key, _ in leaves(value if isinstance(value, dict) else {}, key))
+            yield key
 
 
 def config_options(hydra: DictConfig, command: str) -> list[str]:
@@ -115,6 +220,11 @@ def config_options(hydra: DictConfig, command: str) -> list[str]:
         elif source.provider == "main" and Path(source.path).resolve() != CONF.resolve():
             options += ["--config-path", source.path]
     return options + (["--config-name", hydra.job.config_name] if hydra.job.config_name != command else [])
+
+
+def start_folder() -> str:
+    """The folder in which the command was started; hydra.job.chdir may have changed the working folder since."""
+    return str(HydraConfig.get().runtime.cwd) if HydraConfig.initialized() else os.getcwd()
 
 
 def options(command: str) -> list[str]:
@@ -153,6 +263,12 @@ def tasks(devices: int | str) -> int:
     return devices
 
 
+def or_auto(steps: int | None) -> int | str:
+    """A number of steps; `auto` where the length is configured in epochs, whose steps are not known yet."""
+    return "auto" if steps is None else steps
+
+
+OmegaConf.register_new_resolver("kikitori.or_auto", or_auto, replace=True)
 OmegaConf.register_new_resolver("kikitori.help", help_text, replace=True)
 OmegaConf.register_new_resolver("kikitori.tasks", tasks, replace=True)
 OmegaConf.register_new_resolver("kikitori.swept", swept, replace=True)
@@ -166,8 +282,8 @@ def to_plain(cfg: DictConfig) -> dict[str, Any]:
 def flatten(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """Yields dotted key and value of each leaf of a configuration, with names of earlier versions translated."""
     for key, value in leaves(config):
-        name = key.rpartition(".")[2]
-        if name != "_partial_":  # optim.adamw had it in earlier versions
+        if not names.DROPPED_KEYS.fullmatch(key):
+            name = key.rpartition(".")[2]
             value = names.RENAMED_TARGETS.get(str(value), value) if name == "_target_" else value
             yield names.RENAMED_KEYS.get(key, key), value
 

@@ -12,7 +12,8 @@ from typing import Any
 from hydra.utils import instantiate as hydra_instantiate
 from omegaconf import OmegaConf
 
-from kikitori.config.names import RENAMED_TARGETS
+from kikitori.config.arguments import ARGUMENTS, CALLBACKS
+from kikitori.config.names import RENAMED_TARGETS, did_you_mean
 from kikitori.runtime.errors import ConfigError
 
 _SUBMITIT = "hydra_plugins.hydra_submitit_launcher.submitit_launcher"
@@ -25,6 +26,7 @@ TARGETS: dict[str, tuple[str, ...]] = {
     "logger": ("kikitori.WandbRunLogger", "pytorch_lightning.loggers.TensorBoardLogger"),
     "callbacks": (
         "kikitori.OptunaPruning",
+        "pytorch_lightning.callbacks.DeviceStatsMonitor",
         "pytorch_lightning.callbacks.EarlyStopping",
         "pytorch_lightning.callbacks.ModelCheckpoint",
     ),
@@ -46,6 +48,8 @@ TARGETS: dict[str, tuple[str, ...]] = {
 OWN = "KIKITORI_TARGETS"
 # Instructions to Hydra that are not needed here: they change the arguments of a target or how nested nodes are built.
 INSTRUCTIONS = ("_args_", "_convert_", "_recursive_")
+# The packages of Lightning's callbacks; the first is the installed one.
+LIGHTNING = ("pytorch_lightning.callbacks", "lightning.pytorch.callbacks")
 
 
 def instantiate(node: Any, **arguments: Any) -> Any:
@@ -60,8 +64,9 @@ def instantiate(node: Any, **arguments: Any) -> Any:
 
 
 def faults(node: Any, key: str = "", names: frozenset[str] | None = None) -> Iterator[tuple[str, str]]:
-    """Yields (key, fault) for every target that is not allowed, at any depth of plain values.
+    """Yields (key, fault) for every target that is not allowed, and every argument that the table of arguments refuses.
 
+    node: plain values, searched at any depth.
     key: of the node itself. names: the allowed targets if the key is unknown.
     """
     if isinstance(node, list | tuple):
@@ -72,16 +77,46 @@ def faults(node: Any, key: str = "", names: frozenset[str] | None = None) -> Ite
             place = f"{key}.{name}" if key else str(name)
             callable_here = allowed(key) if names is None else names
             if name == "_target_" and not (isinstance(value, str) and value in callable_here):
-                new = (
-                    f", which is now {RENAMED_TARGETS[value]}"
-                    if isinstance(value, str) and value in RENAMED_TARGETS
-                    else ""
-                )
-                remedy = f"to use a class of your own, set {OWN}=its.full.name in the environment"
-                yield place, f"may be {_words(callable_here)}, got {value!r}{new}; {remedy}"
+                yield place, _refusal(value, callable_here)
+            elif name == "_target_" and (reason := _unsuitable(value)):
+                yield place, reason
             elif name in INSTRUCTIONS:
                 yield place, "is not supported in a configuration; leave it out"
+            elif fault := _argument_fault(node.get("_target_"), str(name), value):
+                yield place, fault
             yield from faults(value, place, names)
+
+
+def _refusal(target: Any, callable_here: frozenset[str]) -> str:
+    text = target if isinstance(target, str) else ""
+    if reason := _unsuitable(text):
+        return reason
+    new = f", which is now {RENAMED_TARGETS[text]}" if text in RENAMED_TARGETS else ""
+    remedy = f"to use a class of your own, set {OWN}=its.full.name in the environment"
+    return f"may be {_words(callable_here)}, got {target!r}{new}; {remedy}"
+
+
+def _unsuitable(target: str) -> str | None:
+    """Why one of Lightning's callbacks is not used here; None for any other class."""
+    package, _, name = target.rpartition(".")
+    if not package.startswith(LIGHTNING) or target in ARGUMENTS:
+        return None
+    if (known := f"{LIGHTNING[0]}.{name}") in ARGUMENTS:
+        return f"must be {known}, got {target!r}"
+    reason = CALLBACKS.get(name, "it was not tested with kikitori; derive a class of your own")
+    return f"{name} is not supported: {reason}"
+
+
+def _argument_fault(target: Any, name: str, value: Any) -> str | None:
+    """What is wrong with an argument of a class in the table; None for other classes."""
+    rules = ARGUMENTS.get(target) if isinstance(target, str) else None
+    if rules is None or name.startswith("_") or value == "???":
+        return None
+    if name not in rules:
+        known = [known for known, rule in rules.items() if not rule.is_replaced]
+        hint = did_you_mean(name, rules) or f"; there are {', '.join(known) or 'none'}"
+        return f"{target} has no such argument, or kikitori does not support it{hint}"
+    return None if rules[name].accepts(value) else rules[name].fault(value)
 
 
 def allowed(key: str = "") -> frozenset[str]:

@@ -4,10 +4,11 @@ The schema of a node is the signature of its `_target_`: argument names and type
 """
 
 import inspect
-import types
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache
 from math import prod
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from pathlib import Path
+from typing import Any, Literal, get_type_hints
 
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
@@ -15,11 +16,15 @@ from omegaconf.errors import OmegaConfBaseException
 from transformers import WhisperConfig
 
 from kikitori.config import names
-from kikitori.config.overrides import leaves
-from kikitori.config.secrets import secret_fault
+from kikitori.config.arguments import ARGUMENTS, describe, fits
+from kikitori.config.documentation import read_file
+from kikitori.config.hydra_guard import secret_fault
+from kikitori.config.overrides import ALTERNATIVES, leaves
+from kikitori.config.suggestions import unknown_key
 from kikitori.config.targets import allowed, faults
 from kikitori.corpora.types import SPLITS
-from kikitori.runtime.errors import ConfigError
+from kikitori.runtime.errors import ConfigError, one_line
+from kikitori.runtime.paths import CONF
 
 REMEDIES = {
     "data.release": "pass data.release=/path/to/cv-corpus-27.0-2026-09-09-ja.tar.gz, or the folder it unpacks to",
@@ -27,12 +32,11 @@ REMEDIES = {
     "data.name": "pass data.name=owner/dataset",
 }
 ABOVE_ZERO = {
-    *("trainer.devices", "trainer.num_nodes", "trainer.strategy.collective_timeout_s"),
-    *("optim.lr", "trainer.max_steps", "trainer.gradient_clip_val", "validation.every_steps", "model.window_s"),
+    *("trainer.strategy.collective_timeout_s", "optim.lr", "validation.every_steps", "validation.every_epochs"),
     *("data.global_batch_size", "data.eval_batch_size", "generation.max_new_tokens", "generation.num_beams"),
-    *("generation.max_tokens_per_s", "score.full_window_clips"),
+    *("generation.max_tokens_per_s", "score.full_window_clips", "model.window_s"),
     *("score.train_clips", "data.limit.train", "data.limit.validation", "data.limit.test"),
-    *("data.max_duration_s", "data.micro_batch_size"),
+    *("data.max_duration_s", "data.micro_batch_size", "data.held_out"),
 }
 NOT_NEGATIVE = {
     *("optim.weight_decay", "optim.warmup_steps", "seed"),
@@ -42,43 +46,34 @@ FRACTIONS = {
     *("model.dropout", "model.attention_dropout", "model.activation_dropout"),
     *("model.mask_time_prob", "model.mask_feature_prob", "data.max_reject_rate", "data.full_window_share"),
 }
-CHOICES = {
-    "trainer.precision": ("auto", "16-mixed", "bf16-mixed", "32", "32-true"),
-    "trainer.accelerator": ("auto", "cpu", "gpu", "cuda"),
-    "callbacks.checkpoint.monitor": ("val/cer", "val/wer", "val/loss"),
-    "callbacks.checkpoint.mode": ("min", "max"),
-}
-# Arguments of Lightning's Trainer that kikitori replaces: the values that change nothing, and the remedy.
-REPLACED = {
-    "trainer.accumulate_grad_batches": (
-        (1,),
-        "data.global_batch_size is the size of a step's batch; data.micro_batch_size splits it",
-    ),
-    "trainer.check_val_every_n_epoch": ((None,), "set validation.every_steps"),
-    "trainer.fast_dev_run": ((False,), "set trainer.max_steps=2 and data.limit.train=8, .validation=8, .test=8"),
-    "trainer.gradient_clip_algorithm": (("norm",), "must be norm"),
-    "trainer.max_epochs": ((None, -1), "training is counted in optimizer steps; set trainer.max_steps"),
-    "trainer.overfit_batches": ((0,), "set data.limit.train=8"),
-    "trainer.val_check_interval": ((None,), "set validation.every_steps"),
-}
 # Types of keys that are not arguments of one of our functions.
 TYPES: dict[str, Any] = {
-    **dict.fromkeys(("seed", "validation.every_steps", "trainer.max_steps", "trainer.log_every_n_steps"), int),
-    "trainer.num_nodes": int,
+    "seed": int,
+    "validation.every_steps": int | None,
+    "validation.every_epochs": float | None,
     "generation.max_tokens_per_s": float | Literal["auto"] | None,
     **dict.fromkeys(
         ("score.train_clips", "score.full_window_clips", "generation.max_new_tokens", "generation.num_beams"),
         int | None,
     ),
     **dict.fromkeys(("data.limit.train", "data.limit.validation", "data.limit.test"), int | None),
-    "data.limit.sample": bool,
+    "data.limit.sample": bool | int,
     "checkpoint": str | None,
-    "splits": list[str],
+    "splits": list[str] | None,
     "resume": Literal["auto"] | None,
     "resume_accept": list[str],
     "resume_sweep": str | None,
-    "trainer.devices": int | Literal["auto"],
-    "trainer.gradient_clip_val": float | None,
+    "keep": Literal["all", "model", "scores"],
+}
+# Nodes whose keys are arguments of their target, or names of nodes with one.
+GROUPS = ("data", "model", "optim", "trainer", "logger", "callbacks")
+# Arguments that a pipeline passes itself, so that a configured value would be lost.
+PASSED = {
+    "data.load_splits": "kikitori evaluate has splits for this; the other commands read all",
+    "data.processor": "it follows from model",
+    "data.seed": "set seed",
+    "data.trainer": "it follows from trainer",
+    "model.default_language": "set model.language or data.language",
 }
 
 
@@ -96,7 +91,7 @@ def _problems(cfg: DictConfig) -> Iterator[str]:
     try:
         values: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=False)
     except OmegaConfBaseException as error:
-        yield f"{error.full_key}: {error.msg}"
+        yield f"{error.full_key}: {one_line(error)}"
         return
     flat = dict(leaves(values))
     for key, value in flat.items():
@@ -104,11 +99,13 @@ def _problems(cfg: DictConfig) -> Iterator[str]:
             yield f"{key}: {fault}"
             return  # other problems would print it
     yield from (f"{key}: was renamed to {names.RENAMED_KEYS[key]}" for key in flat if key in names.RENAMED_KEYS)
-    wrong_type = dict(faults(values)) | dict(_type_faults(values))
+    yield from _unknown_keys(values)
+    wrong_type = dict(_node_faults(values)) | dict(_type_faults(values))
+    wrong_type |= dict(faults(values))
     wrong_type |= {
-        key: f"must be {_describe(hint)}, got {flat[key]!r}"
+        key: _wrong_type(key, hint, flat[key])
         for key, hint in TYPES.items()
-        if key in flat and not _fits(flat[key], hint)
+        if key in flat and not fits(flat[key], hint)
     }
     yield from (f"{key}: {fault}" for key, fault in wrong_type.items())
     numbers = {key: v for key, v in flat.items() if key not in wrong_type and isinstance(v, int | float)}
@@ -122,17 +119,14 @@ def _problems(cfg: DictConfig) -> Iterator[str]:
     yield from _uneven_batch(flat)
     if "data.window_edges_s" not in wrong_type:
         yield from _window_faults(flat)
-    for key, (neutral, remedy) in REPLACED.items():
-        if key in flat and flat[key] not in neutral:
-            yield f"{key}: {remedy}"
+    yield from (f"{key}: {remedy}" for key, remedy in PASSED.items() if key in flat)
+    yield from _length_faults(flat, wrong_type)
+    yield from _missing_files(flat)
     if flat.get("optim._target_") == "kikitori.adamw" and "optim._partial_" in flat:
         yield "optim._partial_: kikitori.adamw returns a function of model and steps by itself; leave it out"
-    for split in flat.get("splits", []) if "splits" not in wrong_type else []:
+    for split in (flat.get("splits") or []) if "splits" not in wrong_type else []:
         if split not in SPLITS:
             yield f"splits: must be among {', '.join(SPLITS)}, got {split}"
-    for key, choices in CHOICES.items():
-        if key in flat and str(flat[key]) not in choices:
-            yield f"{key}: must be one of {', '.join(choices)}, got {flat[key]}"
 
 
 def _missing(cfg: DictConfig) -> list[str]:
@@ -140,6 +134,97 @@ def _missing(cfg: DictConfig) -> list[str]:
         return sorted(OmegaConf.missing_keys(cfg))
     except OmegaConfBaseException:  # an interpolation that fails, which is reported when it is resolved
         return []
+
+
+def _unknown_keys(values: Mapping[str, Any]) -> Iterator[str]:
+    """Reports keys that no file of the configuration has, in nodes without a target; their arguments are checked."""
+    command = _command(values)
+    for parent, known in _fixed_keys(command).items():
+        node = _select(values, parent)
+        for name in node if isinstance(node, Mapping) else ():
+            key = f"{parent}.{name}".lstrip(".")
+            if name not in known and key not in names.RENAMED_KEYS:
+                yield unknown_key(key, command, [])
+
+
+def _command(values: Mapping[str, Any]) -> str:
+    return next(
+        (name for name, key in (("evaluate", "checkpoint"), ("train", "callbacks")) if key in values), "prepare"
+    )
+
+
+@cache
+def _fixed_keys(command: str) -> dict[str, set[str]]:
+    """The names that a command's root files have in each node without a target; "": at the top."""
+    found: dict[str, set[str]] = {"": set()}
+    for file in (read_file(CONF / "base.yaml"), read_file(CONF / f"{command}.yaml")):
+        found[""] |= {group for group in file.groups if "/" not in group}
+        for key in file.keys:
+            parent, _, name = key.rpartition(".")
+            found.setdefault(parent, set()).add(name)
+    ours = (parent for parent in found if parent not in GROUPS and parent.partition(".")[0] != "hydra")
+    return {parent: found[parent] for parent in ours}
+
+
+def _node_faults(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Reports nodes that are missing or no mappings, as after trainer=null."""
+    command = _command(values)
+    for parent in (*_fixed_keys(command), *(group for group in GROUPS if group in _fixed_keys(command)[""])):
+        if parent and not isinstance(_select(values, parent), Mapping):
+            choices = ", ".join(sorted(path.stem for path in (CONF / parent).glob("*.yaml")))
+            yield parent, f"must be a mapping{f'; choose {parent}=... from {choices}' * bool(choices)}"
+    for group in ("callbacks", "logger"):
+        for name, node in (_select(values, group) or {}).items():
+            if not isinstance(node, Mapping) or "_target_" not in node:
+                yield f"{group}.{name}", f"must be a mapping with a _target_, got {node!r}"
+
+
+def _select(values: Any, key: str) -> Any:
+    for part in filter(None, key.split(".")):
+        values = values.get(part) if isinstance(values, Mapping) else None
+    return values
+
+
+def _wrong_type(key: str, hint: Any, value: Any) -> str:
+    quote = f"; to make it a text, quote it: '{key}=\"...\"'"
+    may_be_text = fits("", hint) and isinstance(value, bool | int | float)
+    return f"must be {describe(hint)}, got {value!r}{quote * may_be_text}"
+
+
+def _length_faults(flat: Mapping[str, Any], wrong_type: Mapping[str, str]) -> Iterator[str]:
+    """Reports a length that is given twice or not at all, and a warm-up that does not end."""
+    if "optim._target_" not in flat:
+        return
+    for key, other in ALTERNATIVES:
+        one, two = flat.get(key), flat.get(other)
+        if one is not None and two is not None:
+            yield f"{other}: is {two}, but {key} is {one} as well; set one of them to null"
+        if one is None and two is None and key in flat and not {key, other} & wrong_type.keys():
+            yield f"{key}: is null, and so is {other}; set one of them"
+    steps, warmup = flat.get("trainer.max_steps"), flat.get("optim.warmup_steps")
+    # A resumed run was checked when it began.
+    if isinstance(steps, int) and isinstance(warmup, int) and warmup >= steps and not flat.get("resume"):
+        yield (
+            f"optim.warmup_steps: must be below trainer.max_steps={steps}, got {warmup}; null takes a tenth of the "
+            "steps, at most 500"
+        )
+
+
+def _missing_files(flat: Mapping[str, Any]) -> Iterator[str]:
+    """Reports a model or checkpoint whose path does not exist; corpora are read soon after."""
+    checkpoint, model = flat.get("checkpoint"), flat.get("model.name")
+    if isinstance(checkpoint, str) and checkpoint and not Path(checkpoint).expanduser().exists():
+        yield f"checkpoint: {checkpoint} does not exist; give a run folder, a model folder, or a .ckpt file"
+    elif isinstance(model, str) and not checkpoint and _is_path(model) and not Path(model).expanduser().exists():
+        yield (
+            f"model.name: {model} does not exist; give a folder with a model, such as model/ of a completed run, or a "
+            "name on the Hugging Face Hub, such as openai/whisper-small"
+        )
+
+
+def _is_path(name: str) -> bool:
+    """Whether a model's name can only be a path: names on the Hub have at most one slash, and start with a word."""
+    return name.startswith(("/", ".", "~")) or name.count("/") > 1
 
 
 def _uneven_batch(flat: Mapping[str, Any]) -> Iterator[str]:
@@ -164,8 +249,6 @@ def _window_faults(flat: Mapping[str, Any]) -> Iterator[str]:
         yield "data.full_window_share: needs data.window=bucketed; with full, every step uses the full window"
     if flat.get("data.cache_encoder_outputs") is True and flat.get("model.freeze") != "encoder":
         yield "data.cache_encoder_outputs: needs a frozen encoder; add model.freeze=encoder (kikitori train only)"
-    if flat.get("generation.max_tokens_per_s") == "auto" and "train" not in flat.get("splits", ["train"]):
-        yield "generation.max_tokens_per_s: auto needs the train split, which is not in splits; give a number"
 
 
 def _type_faults(node: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
@@ -174,8 +257,9 @@ def _type_faults(node: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
         return
     for key, value in node.items():
         yield from _type_faults(value, f"{prefix}.{key}" if prefix else str(key))
-    # Other targets must not be imported; `faults` reports them.
-    if not isinstance(node.get("_target_"), str) or node["_target_"] not in allowed(prefix):
+    # Other targets must not be imported; `faults` reports them. Those of libraries have a table.
+    target = node.get("_target_")
+    if not isinstance(target, str) or target not in allowed(prefix) or target in ARGUMENTS:
         return
     try:
         parameters, open_ended = _parameters(get_object(node["_target_"]))
@@ -189,8 +273,8 @@ def _type_faults(node: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
             if not open_ended and f"{prefix}.{key}" not in names.RENAMED_KEYS:
                 hint = names.did_you_mean(key, parameters) or f"; it has {', '.join(parameters)}"
                 yield f"{prefix}.{key}", f"{node['_target_']} has no such argument{hint}"
-        elif not _fits(value, parameters[key]):
-            yield f"{prefix}.{key}", f"must be {_describe(parameters[key])}, got {value!r}"
+        elif not fits(value, parameters[key]):
+            yield f"{prefix}.{key}", _wrong_type(f"{prefix}.{key}", parameters[key], value)
 
 
 def _parameters(target: Callable[..., Any]) -> tuple[dict[str, Any], bool]:
@@ -216,35 +300,3 @@ def _parameters(target: Callable[..., Any]) -> tuple[dict[str, Any], bool]:
         if rest is None:
             return parameters, False
     return parameters, True
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    """Whether a plain value is of an annotated type; annotations that are not handled here accept everything."""
-    origin, arguments = get_origin(hint), get_args(hint)
-    if origin in (Union, types.UnionType):
-        return any(_fits(value, argument) for argument in arguments)
-    if origin is Literal:
-        return value in arguments
-    if origin is tuple:
-        return isinstance(value, list) and len(value) == len(arguments) and all(map(_fits, value, arguments))
-    if origin in (list, Sequence):
-        return isinstance(value, list) and all(_fits(item, hint) for item in value for hint in arguments)
-    if origin in (dict, Mapping):
-        return isinstance(value, Mapping)
-    if hint in (int, float, str, bool, type(None)):
-        types_of_hint = (int, float) if hint is float else hint
-        return isinstance(value, types_of_hint) and (hint is bool or not isinstance(value, bool))
-    return True
-
-
-def _describe(hint: Any) -> str:
-    """A type in words."""
-    origin, arguments = get_origin(hint), get_args(hint)
-    if origin in (Union, types.UnionType):
-        return " or ".join(_describe(argument) for argument in arguments)
-    if origin is Literal:
-        return "one of " + ", ".join(map(str, arguments))
-    words = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", type(None): "null"}
-    if origin is tuple:
-        return f"a list of {len(arguments)}"
-    return words.get(hint, "a list" if origin in (list, Sequence) else "a mapping")

@@ -24,37 +24,39 @@ def read(
     name: str,
     config: str | None,
     revision: str | None,
-    splits: Mapping[str, str],
+    splits: Mapping[str, str | None],
     audio_column: str,
     text_column: str,
     speaker_column: str | None,
+    needed: Sequence[Split] = SPLITS,
+    other_roots: Sequence[str] = (),
 ) -> Corpus:
     """Reads a dataset by its name and configuration; `splits` maps train, validation and test to the dataset's splits.
 
-    A token for a private dataset comes from the environment (HF_TOKEN) only. The audio is decoded by kikitori and not
-    by `datasets`, whose errors do not name the clip.
+    needed: the splits to read; one that is mapped to None is absent. other_roots: folders outside of the dataset in
+    which its recordings may lie. A token for a private dataset comes from the environment (HF_TOKEN) only. The audio is
+    decoded by kikitori and not by `datasets`, whose errors do not name the clip.
     Raises DataError if the dataset cannot be loaded, has moved, or lacks a split or column.
     """
-    _check_name(name, splits)
+    _check_name(name)
     if not shows_bars():
         disable_progress_bars()
-    roots = _allowed_roots(name)
+    roots = [*_allowed_roots(name), *other_roots]
     clips: list[Clip] = []
-    for split in SPLITS:
-        rows = _load_split(name, config, revision, splits[split])
-        clips += _split_clips(rows, name, split, audio_column, text_column, speaker_column, roots)
-    return Corpus(f"hub, {name}" + (f" {config}" if config else ""), clips, [])
+    absent = {split: f"data.splits.{split} is null" for split in SPLITS if not splits.get(split)}
+    for split in needed:
+        if own := splits.get(split):
+            rows = _load_split(name, config, revision, own)
+            clips += _split_clips(rows, name, split, audio_column, text_column, speaker_column, roots)
+    return Corpus(f"hub, {name}" + (f" {config}" if config else ""), clips, [], absent=absent)
 
 
-def _check_name(name: str, splits: Mapping[str, str]) -> None:
+def _check_name(name: str) -> None:
     if name.startswith(MOVED_PREFIX):
         raise DataError(
             f"data.name={name}: Mozilla's Common Voice left the Hub in October 2025. Download a release from Mozilla "
             "Data Collective and pass data=common_voice data.release=/path/to/cv-corpus-27.0-ja.tar.gz"
         )
-    for split in SPLITS:
-        if not splits.get(split):
-            raise DataError(f"data.splits.{split}: not set; give the name of the dataset's {split} split")
 
 
 def _allowed_roots(name: str) -> list[Path | str]:
@@ -71,8 +73,8 @@ def _load_split(name: str, config: str | None, revision: str | None, split: str)
         raise DataError(
             f"data.name={name}, configuration {config}, split {split} cannot be loaded: "
             f"{type(error).__name__}: {error.__cause__ or error}\n"
-            "  Check the three names (data.name, data.config, data.splits), the network, "
-            "and HF_TOKEN for a private dataset."
+            "  Check the three names (data.name, data.config, data.splits; null for a split that the dataset does not "
+            "have), the network, and HF_TOKEN for a private dataset."
         ) from error
 
 

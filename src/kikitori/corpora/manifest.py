@@ -1,101 +1,160 @@
-"""Reads your own recordings: a table (.csv, .tsv or .jsonl) with a path and a text column."""
+"""Reads your own recordings: a list (.csv, .tsv, .jsonl or .json) with a path and a text column."""
 
-import csv
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from math import isfinite
 from pathlib import Path
+from typing import Any
 
-from kikitori.corpora.table_reader import file_clip, open_table
+from kikitori.corpora.audio_files import AudioFiles
+from kikitori.corpora.table_reader import cell, columns_of, read_rows
 from kikitori.corpora.types import SPLITS, Clip, Corpus, Reject, Split
 from kikitori.runtime.errors import DataError
 
-# The names that a table may give its splits.
-SPLIT_NAMES: dict[str, Split] = {"train": "train", "validation": "validation", "valid": "validation", "test": "test"}
-SPLIT_NAMES |= {"val": "validation", "dev": "validation"}
+# The names that a list may give its splits.
+SPLIT_NAMES: dict[str, Split] = {"train": "train", "training": "train", "test": "test", "testing": "test"}
+SPLIT_NAMES |= dict.fromkeys(("validation", "valid", "val", "dev"), "validation")
+# A list may lack the split column of this name; one of another name was named by the user and must be there.
+SPLIT_COLUMN = "split"
+SUFFIXES = (".csv", ".tsv", ".jsonl", ".json")
+# Files of a data folder of Kaldi or ESPnet.
+KALDI = ("wav.scp", "segments", "utt2spk")
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The names of a list's columns. start, end: of a part of a recording, in seconds. None: there is none."""
+
+    path: str = "path"
+    text: str = "text"
+    split: str | None = SPLIT_COLUMN
+    speaker: str | None = None
+    start: str | None = None
+    end: str | None = None
 
 
 def read(
-    files: str | Mapping[str, str],
-    path_column: str,
-    text_column: str,
-    split_column: str,
-    speaker_column: str | None,
+    files: str | Mapping[str, str | None],
+    columns: Columns,
+    splits: Sequence[Split] = SPLITS,
+    roots: Sequence[str] = (),
 ) -> Corpus:
-    """Reads one table with a split column, or one table per split (train, validation and test).
+    """Reads one list for all splits, or one list per split (train, validation and test).
 
-    Paths in a table are relative to its folder and must stay below it.
-    Raises DataError if a table or a column is missing, or a row names an unknown split.
+    The rows of one list without a split column are training clips. splits: those to read. roots: other folders than a
+    list's own in which its recordings may lie.
+    Raises DataError if a list or a column is missing, or a row names an unknown split.
     """
-    tables: Mapping[str, str] = {"": files} if isinstance(files, str) else {k: v for k, v in files.items() if v}
-    clips: list[Clip] = []
-    rejects: list[Reject] = []
-    for split, name in tables.items():
-        table = Path(name).expanduser().absolute()
-        needed = [path_column, text_column, *([] if split else [split_column])]
-        for number, row in _rows(table, [*needed, *filter(None, [speaker_column])]):
-            row_split = _split(split or row.get(split_column), table, number)
-            path, text = row.get(path_column), row.get(text_column)
-            if None in row or not isinstance(path, str) or not isinstance(text, str):
-                rejects.append(Reject(ascii(path), row_split, "malformed row", f"{table.name} line {number}"))
-                continue
-            speaker = row.get(speaker_column) if speaker_column else None
-            clip = file_clip(table.parent, path, row_split, text, None if speaker is None else str(speaker))
-            if isinstance(clip, Clip):
-                clips.append(clip)
-            else:
-                rejects.append(clip)
-    return Corpus(f"manifest, {', '.join(Path(name).name for name in tables.values())}", clips, rejects)
+    given = {"": files} if isinstance(files, str) else files
+    lists = {key and _split(key, "data.manifest"): Path(name).expanduser() for key, name in given.items() if name}
+    rows: list[Clip | Reject] = []
+    absent: dict[Split, str] = {}
+    for split, path in lists.items():
+        if not split or split in splits:
+            found, why = _read_list(path.absolute(), columns, split or None, AudioFiles(path.absolute().parent, roots))
+            rows += found
+            absent |= why
+    if "" not in lists:
+        absent = {split: "data.manifest names no list for it" for split in SPLITS if split not in lists}
+    clips = [row for row in rows if isinstance(row, Clip) and row.split in splits]
+    rejects = [row for row in rows if isinstance(row, Reject) and row.split in splits]
+    return Corpus(f"manifest, {', '.join(path.name for path in lists.values())}", clips, rejects, absent=absent)
 
 
-def _split(name: object, table: Path, line: int) -> Split:
-    if not isinstance(name, str) or name not in SPLIT_NAMES:
-        raise DataError(
-            f"{table} line {line}: split {name!r} is not one of {', '.join(SPLITS)}. Correct that row; a text that "
-            "contains the table's separator must be quoted."
+def _read_list(
+    table: Path, columns: Columns, split: Split | None, files: AudioFiles
+) -> tuple[list[Clip | Reject], dict[Split, str]]:
+    """The rows of one list, and the splits that it lacks with the reason.
+
+    split: of all rows; None if the list may have a column of them.
+    """
+    _check_file(table)
+    rows = read_rows(table, [columns.path, columns.text])
+    first = next(rows, None)
+    if first is None:
+        return [], {}
+    names = columns_of(first[1])
+    _check_columns(table, columns, names)
+    absent: dict[Split, str] = {}
+    if split is None and columns.split not in names:
+        split = "train"
+        reason = (
+            f"{table} has no column {columns.split or SPLIT_COLUMN}, only {', '.join(names)}. Name it with "
+            "data.split_column, or say of which split the list is, as in 'data.manifest={test: LIST}'"
         )
-    return SPLIT_NAMES[name]
+        absent = {"validation": reason, "test": reason}
+    return [
+        _read_row(row, columns, split, files, f"{table.name} line {line}") for line, row in chain([first], rows)
+    ], absent
 
 
-def _rows(table: Path, needed: list[str]) -> Iterator[tuple[int, dict]]:
-    """Yields line numbers and rows of a table. Raises DataError if the first row lacks a needed column."""
+def _read_row(
+    row: dict[str, Any], columns: Columns, split: Split | None, files: AudioFiles, place: str
+) -> Clip | Reject:
+    path, text = cell(row, columns.path), cell(row, columns.text)
+    if split is None:
+        named = cell(row, columns.split or SPLIT_COLUMN)
+        if named is None or not str(named).strip():
+            return Reject(str(path), "train", "in no split", place)
+        split = _split(named, place)
+    part = _part(row, columns)
+    if None in row or not isinstance(path, str) or not isinstance(text, str) or isinstance(part, str):
+        return Reject(ascii(path), split, "malformed row", f"{place}: {part}" if isinstance(part, str) else place)
+    speaker = cell(row, columns.speaker) if columns.speaker else None
+    return files.clip(path, split, text, None if speaker is None else str(speaker), part)
+
+
+def _part(row: dict[str, Any], columns: Columns) -> tuple[float, float | None] | str | None:
+    """The start and end of a part of a recording; None for all of it. The text says what is wrong with a row."""
+    bounds: list[float | None] = []
+    for column in (columns.start, columns.end):
+        value = cell(row, column) if column else None
+        try:
+            bounds.append(None if value in (None, "") else float(value))
+        except (TypeError, ValueError):
+            return f"{column} is not a number"
+    start, end = bounds[0] or 0.0, bounds[1]
+    if not (isfinite(start) and start >= 0 and (end is None or (isfinite(end) and end > start))):
+        return f"from {start:g} to {end:g} s" if end is not None else f"from {start:g} s"
+    return None if bounds == [None, None] else (start, end)
+
+
+def _split(name: object, place: str) -> Split:
+    known = SPLIT_NAMES.get(str(name).strip().lower())
+    if known is None:
+        raise DataError(
+            f"{place}: split {name!r} is not one of {', '.join(SPLITS)}. Correct it; a text that contains the table's "
+            "separator must be quoted"
+        )
+    return known
+
+
+def _check_file(table: Path) -> None:
+    """Raises DataError if a list is no file of a known kind."""
     if table.is_dir():
-        raise DataError(f"data.manifest: {table} is a folder; give the .csv, .tsv or .jsonl file in it")
+        inside = sorted(path.name for path in table.iterdir() if path.suffix.lower() in SUFFIXES)
+        if any((table / name).exists() for name in KALDI):
+            raise DataError(
+                f"data.manifest: {table} is a data folder of Kaldi; make a .csv of its wav.scp, text and segments with "
+                "the columns path, text, start and end (docs/data.md has a script)"
+            )
+        raise DataError(
+            f"data.manifest: {table} is a folder; give the list in it: {', '.join(inside) or 'it has none'}"
+        )
     if not table.is_file():
         raise DataError(f"data.manifest: {table} does not exist")
-    reader = {".csv": _csv, ".tsv": _tsv, ".jsonl": _jsonl}.get(table.suffix.lower())
-    if reader is None:
-        raise DataError(f"data.manifest: {table} must end in .csv, .tsv or .jsonl")
-    for count, (number, row) in enumerate(reader(table)):
-        if count == 0 and (missing := [column for column in needed if column not in row]):
-            raise DataError(
-                f"{table} has no column {' or '.join(missing)}; it has: {', '.join(map(str, row))}. "
-                "Name yours with data.path_column, data.text_column, data.split_column and data.speaker_column, or "
-                "give one table per split: data.manifest={train: a.csv, validation: b.csv, test: c.csv}"
-            )
-        yield number, row
+    if table.suffix.lower() not in SUFFIXES:
+        raise DataError(f"data.manifest: {table} must end in {', '.join(SUFFIXES)}; save a spreadsheet as CSV UTF-8")
 
 
-def _csv(table: Path) -> Iterator[tuple[int, dict]]:
-    # Strict, because a quotation mark that is never closed would silently swallow the rest of the table.
-    with open_table(table, strict=True) as reader:
-        yield from ((reader.line_num, row) for row in reader)
-
-
-def _tsv(table: Path) -> Iterator[tuple[int, dict]]:
-    """Reads a .tsv without quoting, like those of Common Voice."""
-    with open_table(table, delimiter="\t", quoting=csv.QUOTE_NONE) as reader:
-        yield from ((reader.line_num, row) for row in reader)
-
-
-def _jsonl(table: Path) -> Iterator[tuple[int, dict]]:
-    with table.open(encoding="utf-8-sig", errors="surrogateescape") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise DataError(f"{table} line {number} is not JSON: {error}; write one object per line") from error
-            if not isinstance(row, dict):
-                raise DataError(f"{table} line {number} is not a JSON object; write one per line")
-            yield number, row
+def _check_columns(table: Path, columns: Columns, names: Sequence[str]) -> None:
+    """Raises DataError if a list lacks a column that it must have."""
+    needed = [columns.path, columns.text, columns.speaker, columns.start, columns.end]
+    needed += [columns.split] if columns.split != SPLIT_COLUMN else []
+    if missing := [name for name in needed if name is not None and name not in names]:
+        raise DataError(
+            f"{table} has no column {' or '.join(missing)}; it has: {', '.join(names) or 'none'}. Name yours with "
+            "data.path_column, data.text_column, data.split_column, data.speaker_column. The first line of a .csv or "
+            ".tsv names them"
+        )

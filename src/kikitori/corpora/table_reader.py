@@ -1,23 +1,72 @@
-"""Reads the tables and paths of a corpus, which may be malformed or hostile."""
+"""Reads the tables of a corpus (.csv, .tsv, JSON), which may be malformed or hostile."""
 
+import codecs
 import csv
-import os
-from collections.abc import Iterator
+import json
+import re
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from kikitori.corpora.types import Clip, Reject, Split
 from kikitori.runtime.errors import DataError
+
+# A row and the number of its line, or for one array of JSON of its place in it.
+Row = tuple[int, dict[str, Any]]
+SEPARATORS = (",", ";", "\t", "|")
+# Encodings that a table in Japanese may have. Text has hiragana or katakana only if it is decoded by the right one.
+JAPANESE = {"Shift_JIS": "cp932", "EUC-JP": "euc_jp"}
+KANA = range(0x3041, 0x3100)
+# Lines by which an encoding is guessed.
+GUESSED_LINES = 100
+
+
+def read_rows(table: Path, needed: Sequence[str]) -> Iterator[Row]:
+    """Yields the rows of a table by the suffix of its name: .csv, .tsv (both with a header), .jsonl or .json.
+
+    Rows of empty cells, which spreadsheets append, are skipped. A row of JSON may be nested: the column `audio.path` is
+    {"audio": {"path": ...}}. needed: columns by which the separator of a .csv is recognised.
+    Raises DataError if the table cannot be parsed.
+    """
+    check_encoding(table)
+    suffix = table.suffix.lower()
+    if suffix == ".csv":
+        # Strict, because a quotation mark that is never closed would silently swallow the rest of the table.
+        with open_table(table, delimiter=_separator(table, needed), strict=True, skipinitialspace=True) as reader:
+            yield from ((reader.line_num, row) for row in reader if any(row.values()))
+    elif suffix == ".tsv":
+        with open_table(table, delimiter="\t", quoting=csv.QUOTE_NONE) as reader:
+            yield from ((reader.line_num, row) for row in reader if any(row.values()))
+    else:
+        yield from _json(table)
+
+
+def cell(row: dict[str, Any], column: str) -> Any:
+    """The value of a column; of a dotted one in nested rows. None if there is none."""
+    if column in row:
+        return row[column]
+    value: Any = row
+    for name in column.split("."):
+        value = value.get(name) if isinstance(value, dict) else None
+    return value
+
+
+def columns_of(row: dict[Any, Any], prefix: str = "") -> list[str]:
+    """The names of a row's columns, dotted where it is nested."""
+    names: list[str] = []
+    for name, value in row.items():
+        nested = isinstance(value, dict) and value
+        names += columns_of(value, f"{prefix}{name}.") if nested else [f"{prefix}{name}"] * (name is not None)
+    return names
 
 
 @contextmanager
 def open_table(table: Path, **dialect: Any) -> Iterator["csv.DictReader[str]"]:
     """Opens a .csv or .tsv as dicts. Surplus cells of a row are under the key None, missing cells have the value None.
 
-    Bytes that are not UTF-8 are kept as surrogates, for `file_clip` to reject. dialect: arguments of `csv.DictReader`.
-    Raises DataError where the table cannot be parsed.
+    Bytes that are not UTF-8 are kept as surrogates, for `AudioFiles.clip` to reject. dialect: arguments of
+    `csv.DictReader`. Raises DataError where the table cannot be parsed.
     """
     line = 0
     try:
@@ -31,38 +80,81 @@ def open_table(table: Path, **dialect: Any) -> Iterator["csv.DictReader[str]"]:
         raise DataError(f"{table} cannot be read beyond line {line}: {error}; correct the table there") from error
 
 
-def file_clip(root: Path, path: str, split: Split, text: str, speaker: str | None) -> Clip | Reject:
-    """Makes a clip of a file below `root`, or a reject if the path leaves `root` or something is not UTF-8.
+def check_encoding(table: Path) -> None:
+    """Raises DataError if a table was saved in another encoding than UTF-8, and names the one that it looks like.
 
-    A missing file is not a reject yet. Decoding finds that out.
+    One damaged line, or a few among others that are not ASCII, do not count: `AudioFiles.clip` rejects each of them.
     """
-    if not_utf8(path) or not_utf8(text):
-        return Reject(ascii(path), split, "not UTF-8", ascii(text))
-    if not path or "\0" in path:
-        return Reject(path, split, "malformed row", "a NUL byte in the path" if path else "no path")
-    file = root / path
-    # realpath, because Path.resolve raises an error for links that form a loop.
-    if Path(path).is_absolute() or not Path(os.path.realpath(file)).is_relative_to(_real(root)):
-        return Reject(path, split, "outside the corpus", f"leaves {root.name}/")
+    if found := _other_encoding(table):
+        raise DataError(f"{table} is not UTF-8; it looks like {found}. Save it again as UTF-8 (in Excel: 'CSV UTF-8')")
+
+
+def _other_encoding(table: Path) -> str | None:
+    """The encoding that a table seems to have instead of UTF-8; None if it is UTF-8, or most of it."""
+    with table.open("rb") as file:
+        start = file.read(64)
+        # Every second byte of the header is zero, or with Japanese names of columns every second separator.
+        if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or 4 * start.count(0) > len(start):
+            return "UTF-16"
+        file.seek(0)
+        lines = foreign = 0
+        sample, header = b"", file.readline()
+        for line in chain([header], file):
+            if not line.isascii():
+                lines += 1
+                try:
+                    line.decode()
+                except UnicodeDecodeError:
+                    foreign += 1
+                    sample += line if foreign <= GUESSED_LINES else b""
+    # A header in another encoding is the first in the sample.
+    many = foreign > 1 and 2 * foreign >= lines
+    return _guess(sample) if foreign and (many or sample.startswith(header)) else None
+
+
+def _guess(data: bytes) -> str:
+    """The name of the encoding that bytes seem to have, which are not UTF-8."""
+    for name, codec in JAPANESE.items():
+        text = data.decode(codec, errors="replace")
+        if any(ord(character) in KANA for character in text) and 20 * text.count("\ufffd") < len(text):
+            return name
+    # Letters with accents stand alone between others; in Chinese and Korean text each character has two such bytes.
+    runs = re.findall(rb"[\x80-\xff]+", data)
+    return "Windows-1252 (Latin-1)" if 2 * sum(len(run) == 1 for run in runs) > len(runs) else "an older encoding"
+
+
+def _separator(table: Path, needed: Sequence[str]) -> str:
+    """The separator with which the header of a .csv has the needed columns, or else the most columns."""
+    headers = {}
+    for separator in SEPARATORS:
+        with open_table(table, delimiter=separator, skipinitialspace=True) as reader:
+            headers[separator] = reader.fieldnames or []
+    return max(SEPARATORS, key=lambda s: (len(set(needed) & set(headers[s])), len(headers[s])))
+
+
+def _json(table: Path) -> Iterator[Row]:
+    """Yields the objects of a file with one per line, or of one array."""
+    with table.open(encoding="utf-8-sig", errors="surrogateescape") as file:
+        first = next((line for line in file if line.strip()), "")
+        file.seek(0)
+        if first.lstrip().startswith("["):
+            whole = _parsed(file.read(), table, "")
+            yield from ((i, _object(row, table, f" item {i}")) for i, row in enumerate(whole, 1))
+            return
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                place = f" line {number}"
+                yield number, _object(_parsed(line, table, place), table, place)
+
+
+def _parsed(text: str, table: Path, place: str) -> Any:
     try:
-        stat = file.stat()
-        # An unreadable file has its own identity: permission may be granted later without a change of size or time.
-        identity = f"{stat.st_size} {stat.st_mtime_ns}" if os.access(file, os.R_OK) else "unreadable"
-    except OSError:
-        identity = "missing"
-    return Clip(path, split, text.strip(), identity, file, speaker or None)
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{table}{place} is not JSON: {error}; write one object per line") from error
 
 
-def not_utf8(text: str) -> bool:
-    """Returns whether a text cannot be encoded: foreign bytes kept as surrogates, or half a character from JSON."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return True
-    return False
-
-
-@lru_cache(maxsize=4)
-def _real(root: Path) -> str:
-    """Cached, because every clip needs the same one."""
-    return os.path.realpath(root)
+def _object(row: Any, table: Path, place: str) -> dict[str, Any]:
+    if not isinstance(row, dict):
+        raise DataError(f"{table}{place} is not a JSON object; write one per line")
+    return row

@@ -1,7 +1,7 @@
 """Types of a corpus: clips with their transcripts, and clips that are left out with the reason."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -20,20 +20,39 @@ Reason = Literal[
     "too short",
     "too long",
     "empty transcript",
+    "control token",
     "too many tokens",
     "duplicate",
+    "in validation or test",
+    "of a speaker in validation or test",
+    "listed twice",
+    "not transcribed",
+    "in no split",
 ]
+# Reasons that follow from how a corpus is divided into splits. They are no faults, and not limited in number.
+BY_DIVISION: frozenset[Reason] = frozenset(
+    {
+        "in validation or test",
+        "of a speaker in validation or test",
+        "listed twice",
+        "not transcribed",
+        "in no split",
+    }
+)
+# What stands between a recording's name and a part of it, talk.mp3#t=12.5,15: W3C's media fragments.
+PART = "#t="
 # The error of a row of a Hub dataset that names a file elsewhere; its clip is left out as "outside the corpus".
 OUTSIDE_DATASET = "names a file outside the dataset"
 
 
 @dataclass(frozen=True, slots=True)
 class Clip:
-    """One recording and its transcript.
+    """One recording, or a part of one, and its transcript.
 
-    name: unique in its corpus (a file's path within it). identity: changes with the audio (a file's size and time).
-    source: a file, or a function that returns a file or the bytes of one. speaker: only for checking that splits share
-    no speaker; it is written nowhere. duration_s: as the corpus lists it.
+    name: unique in its corpus (a file's path within it, and the part). identity: changes with the audio (a file's size
+    and time, and the part). source: a file, or a function that returns a file or the bytes of one. part: start and end
+    in seconds, the end None for that of the recording; None for a whole recording. speaker: only for keeping the
+    speakers of splits apart; it is written nowhere. duration_s: as the corpus lists it.
     """
 
     name: str
@@ -43,6 +62,12 @@ class Clip:
     source: Path | Callable[[], Path | bytes]
     speaker: str | None = None
     duration_s: float | None = None
+    part: tuple[float, float | None] | None = None
+
+    @property
+    def recording(self) -> str:
+        """The name of the recording that this is a part of; the clip's own name if it is all of it."""
+        return self.name.rpartition(PART)[0] if self.part else self.name
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,10 +97,12 @@ class Decoded:
 class Corpus:
     """The rows of a corpus as listed in its files, before any audio is opened.
 
-    description: for results, such as a release's name; never a path, which may contain a user name.
+    description: for results, such as a release's name; never a path, which may contain a user name. absent: for splits
+    that the corpus does not have, the reason.
     """
 
     description: str
     clips: Sequence[Clip]
     rejects: Sequence[Reject]
     release: str | None = None
+    absent: Mapping[Split, str] = field(default_factory=dict)

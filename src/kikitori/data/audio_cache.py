@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from hashlib import blake2b, sha256
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from xxhash import xxh3_64_digest
 
 from kikitori.audio.decoder_pool import AudioWorkerError, Decoders
 from kikitori.audio.formats import AudioError
-from kikitori.audio.waveform import DECODER, FULL_SCALE, to_int16
+from kikitori.audio.waveform import DECODER, FULL_SCALE, SAMPLE_RATE, to_int16
 from kikitori.corpora.types import Clip, Decoded
 from kikitori.runtime.errors import DataError
 from kikitori.runtime.files import atomic_write
@@ -38,6 +39,7 @@ ROWS_PER_BATCH = 64
 BYTES_PER_BATCH = 2**26
 # A decoder process takes a tenth of a second to start, which fewer clips than this do not save.
 CLIPS_PER_DECODER = 64
+NO_SAMPLES = np.empty(0, np.int16)
 
 
 class AudioCache:
@@ -155,39 +157,47 @@ def _decoded(clips: list[Clip], workers: int) -> Iterator[list[dict]]:
         torch.set_num_threads(threads)
 
 
-def _rows(clips: list[Clip], workers: int) -> Iterator[dict]:
-    """Yields a row per clip, in order. Only a few are decoded ahead: each may hold hours."""
+def _rows(clips: Sequence[Clip], workers: int) -> Iterator[dict]:
+    """Yields a row per clip, in order. Few recordings are decoded ahead: each may last hours."""
     with Decoders(workers) as decoders, ThreadPoolExecutor(workers) as pool:
-        ahead: deque[Future[dict]] = deque()
-        for clip in clips:
-            ahead.append(pool.submit(_row, decoders, clip))
+        ahead: deque[Future[list[dict]]] = deque()
+        # The parts of a recording have neighbouring names; it is decoded once.
+        for _, parts in groupby(clips, lambda clip: clip.source if isinstance(clip.source, Path) else clip.name):
+            ahead.append(pool.submit(_recording, decoders, list(parts)))
             if len(ahead) > 2 * workers:
-                yield ahead.popleft().result()
+                yield from ahead.popleft().result()
         while ahead:
-            yield ahead.popleft().result()
+            yield from ahead.popleft().result()
 
 
-def _row(decoders: Decoders, clip: Clip) -> dict:
-    nothing = {"name": clip.name, "pcm": b"", "samples": 0, "peak": 0.0, "digest": "", "checksum": xxh3_64_digest(b"")}
+def _recording(decoders: Decoders, clips: Sequence[Clip]) -> list[dict]:
+    """The rows of clips that are parts of one recording, or of one clip that is all of it."""
+    source = clips[0].source
     try:
-        audio = clip.source if isinstance(clip.source, Path) else clip.source()
+        pcm = to_int16(decoders(source if isinstance(source, Path) else source()))
     except FileNotFoundError:
-        return {**nothing, "error": "missing"}
+        return [_row(clip, NO_SAMPLES, "missing") for clip in clips]
     except OSError as error:  # without its path, which may name a user's home
-        return {**nothing, "error": error.strerror or type(error).__name__}
+        return [_row(clip, NO_SAMPLES, error.strerror or type(error).__name__) for clip in clips]
     except AudioError as error:
-        return {**nothing, "error": str(error.args[0])}
-    try:
-        pcm = to_int16(decoders(audio))
-    except AudioError as error:
-        return {**nothing, "error": str(error.args[0])}
+        return [_row(clip, NO_SAMPLES, str(error.args[0])) for clip in clips]
+    return [_row(clip, pcm[_samples(clip)]) for clip in clips]
+
+
+def _samples(clip: Clip) -> slice:
+    """The samples of a clip in its recording."""
+    start_s, end_s = clip.part or (0.0, None)
+    return slice(round(start_s * SAMPLE_RATE), None if end_s is None else round(end_s * SAMPLE_RATE))
+
+
+def _row(clip: Clip, pcm: NDArray[np.int16], error: str = "") -> dict:
     audio = pcm.tobytes()
     return {
         "name": clip.name,
         "pcm": audio,
         "samples": len(pcm),
         "peak": float(np.abs(pcm.astype(np.int32)).max(initial=0)) / FULL_SCALE,
-        "digest": blake2b(audio, digest_size=16).hexdigest(),
+        "digest": "" if error else blake2b(audio, digest_size=16).hexdigest(),
         "checksum": xxh3_64_digest(audio),
-        "error": "",
+        "error": error,
     }

@@ -1,4 +1,4 @@
-"""Collates examples into a batch, and checks the label contract of a run's first batch."""
+"""Collates examples into a batch, and checks the contract between batch and model on a run's first batch."""
 
 from itertools import groupby
 from typing import Any, TypedDict
@@ -20,18 +20,22 @@ class Batch(TypedDict):
     """Clips sorted by window.
 
     input_features: (clips, mels, frames) float32 for each window in the batch, usually one; or, if they are cached,
-    encoder_states: (clips, positions, d_model). labels: (batch, tokens) int64. clips: names. texts: references.
-    seconds: durations. weights: (batch,) float32, factors of the clips' summed token losses; None outside training, or
-    for a sampler that gives none.
+    encoder_states: (clips, positions, d_model). labels: (batch, tokens) int64. num_tokens: how many of them are
+    supervised, by clip. clips: names. texts: references. seconds: durations, 0 of a clip that only fills up a training
+    batch. weights: (batch,) float32, factors of the clips' summed token losses; None outside training, or for a sampler
+    that gives none. step_clips: clips of the training step over all processes, if the sampler counts them. What the CPU
+    reads is in lists: for a tensor, it would wait for the GPU.
     """
 
     input_features: list[Tensor]
     encoder_states: list[Tensor]
     labels: Tensor
+    num_tokens: list[int]
     clips: list[str]
     texts: list[str]
     seconds: list[float]
     weights: Tensor | None
+    step_clips: int | None
 
 
 def collate(examples: list[dict[str, Any]]) -> Batch:
@@ -48,10 +52,12 @@ def collate(examples: list[dict[str, Any]]) -> Batch:
         input_features=_stacked(examples, "input_features"),
         encoder_states=_stacked(examples, "encoder_states"),
         labels=torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True, padding_value=IGNORE_INDEX),
+        num_tokens=[len(sequence) for sequence in sequences],
         clips=[e["clip"] for e in examples],
         texts=[e["text"] for e in examples],
-        seconds=[e["seconds"] for e in examples],
+        seconds=[0.0 if e.get("weight") == 0 else e["seconds"] for e in examples],
         weights=None if weights[0] is None else torch.tensor(weights),
+        step_clips=examples[0].get("step_clips"),
     )
 
 
@@ -74,12 +80,12 @@ def check_label_contract(batch: Batch, processor: Processor) -> None:
     """Raises DataError unless a batch fits the model: the contract between processor, labels and decoder.
 
     The decoder's input has one start token, followed by the language and task prefix; the end token is supervised; all
-    padding is masked; the features fill their window. Checked before the first step, so that no run trains on a broken
-    batch.
+    padding is masked; the features fill their window. Checked before the first step; `SpeechDataset` checks the token
+    ids of every clip of every batch.
     """
     features, labels = batch["input_features"], batch["labels"]
-    end, (start, *prefix) = processor.tokenizer.eos_token_id, processor.prefix
-    decoder_input_ids = shift_tokens_right(labels, end, start)
+    start = processor.prefix[0]
+    decoder_input_ids = shift_tokens_right(labels, processor.tokenizer.eos_token_id, start)
     wrong = []
     for part in features:
         _, mels, frames = part.shape
@@ -90,10 +96,8 @@ def check_label_contract(batch: Batch, processor: Processor) -> None:
         supervised = [token for token in row if token != IGNORE_INDEX]
         if inputs.count(start) != 1:
             wrong.append(f"{clip}: {inputs.count(start)} start tokens in the decoder's input, must be 1")
-        if supervised[: len(prefix)] != prefix:
-            wrong.append(f"{clip}: labels begin with {supervised[: len(prefix)]}, must be {prefix}")
-        if supervised[-1:] != [end] or end in supervised[:-1]:
-            wrong.append(f"{clip}: the labels must hold one supervised end token, {end}, at their end")
+        if fault := processor.label_fault([start, *supervised]):
+            wrong.append(f"{clip}: {fault}")
         if row[: len(supervised)] != supervised:
             wrong.append(f"{clip}: a masked label precedes a supervised one")
     if wrong:

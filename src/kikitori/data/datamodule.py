@@ -14,21 +14,25 @@ from torch.utils.data import DataLoader, Sampler
 from transformers import WhisperForConditionalGeneration
 
 from kikitori.corpora import common_voice, manifest
+from kikitori.corpora.manifest import Columns
+from kikitori.corpora.splits import hold_out, present_splits
 from kikitori.corpora.types import SPLITS, Clip, Corpus, Reject, Split
 from kikitori.data.collate import Batch, collate
 from kikitori.data.dataset import ExampleLists, SpeechDataset
 from kikitori.data.encoder_cache import EncoderCache, build_encoder_caches, check_cacheable, key
-from kikitori.data.filters import FilterRules
+from kikitori.data.filters import FilterRules, check_limit
 from kikitori.data.preparation import PreparedData, check_usable, decode, prepare, unreadable_rows
 from kikitori.data.sampler import ScoringBatches, StepSampler
 from kikitori.model.processor import Processor
 from kikitori.model.window import FULL, Window, make_window
 from kikitori.runtime.errors import ConfigError, DataError, check_above_zero, check_fraction, check_not_negative
 from kikitori.runtime.paths import DEMO, cache_folder
-from kikitori.runtime.processes import exit_with_parent, kill_workers_at_exit
+from kikitori.runtime.processes import exit_with_parent, kill_workers_at_exit, worker_start_method
 from kikitori.runtime.rng import seeded_sample
 
 ALL_CLIPS: Mapping[str, Any] = MappingProxyType({})
+# Of the clips to score. Not that of the run: runs with different seeds are compared on the same clips.
+SAMPLE_SEED = 0
 HUB_SPLITS: Mapping[str, str] = MappingProxyType({split: split for split in SPLITS})
 
 
@@ -45,8 +49,11 @@ class SpeechDataModule(pl.LightningDataModule):
     window, window_edges_s, window_margin_s: how far clips are padded, see `kikitori.model.window`; window=None for as
     the model was trained. full_window_share: share of the training steps that use the full window all the same.
     cache_encoder_outputs: whether the outputs of a frozen encoder are computed once and kept on disk.
-    limit: clips to keep of each split (default: all); with `sample` a seeded sample, else the first.
-    load_splits: the splits to read. trainer: whose processes share the clips, until Lightning attaches one.
+    limit: clips to keep of each split (default: all), see `kikitori.data.filters.take_subset`.
+    held_out: share of the training clips that becomes validation, and test, where the corpus has no such split; see
+    `kikitori.corpora.splits`. roots: folders outside of the corpus in which its recordings may lie.
+    seed: of the order of the training clips. load_splits: the splits to read; None for those that the corpus has.
+    trainer: whose processes share the clips, until Lightning attaches one.
     Other arguments: see `kikitori.data.filters.FilterRules`.
     """
 
@@ -65,6 +72,8 @@ class SpeechDataModule(pl.LightningDataModule):
         num_workers: int = 2,
         group_by_length: bool = True,
         limit: Mapping[str, Any] = ALL_CLIPS,
+        held_out: float | None = None,
+        roots: Sequence[str] | None = None,
         min_duration_s: float = 0.3,
         max_duration_s: float | None = None,
         silence_dbfs: float = -50,
@@ -72,26 +81,23 @@ class SpeechDataModule(pl.LightningDataModule):
         allow_shared_speakers: bool = False,
         allow_shared_clips: bool = False,
         seed: int = 0,
-        load_splits: Sequence[Split] = SPLITS,
+        load_splits: Sequence[Split] | None = SPLITS,
         trainer: pl.Trainer | None = None,
     ) -> None:
         super().__init__()
-        if not isinstance(limit, Mapping):
-            raise ConfigError(f"data.limit={limit}: must be a mapping, such as {{'train': {limit}}}")
-        if unknown := sorted(set(limit) - {*SPLITS, "sample"}):
-            raise ConfigError(f"data.limit has no {', '.join(unknown)}; its keys are {', '.join(SPLITS)} and sample")
+        check_limit(limit)
         if window not in (None, "full", "bucketed"):
             raise ConfigError(f"data.window={window}: must be full, bucketed or None")
-        if wrong := [split for split in load_splits if split not in SPLITS]:
+        if wrong := [split for split in load_splits or () if split not in SPLITS]:
             raise ConfigError(f"load_splits has no {wrong[0]!r}; the splits are {', '.join(SPLITS)}")
+        if held_out is not None and not 0 < held_out < 0.5:
+            raise ConfigError(f"data.held_out={held_out}: must be above 0 and below 0.5")
         counts: dict[str, Any] = {"global_batch_size": global_batch_size, "eval_batch_size": eval_batch_size}
-        counts |= {f"limit.{split}": n for split, n in limit.items() if split != "sample" and n is not None}
         counts |= {} if micro_batch_size in (None, "auto") else {"micro_batch_size": micro_batch_size}
         check_above_zero("data", counts, whole=True)
-        check_above_zero("data", {} if max_duration_s is None else {"max_duration_s": max_duration_s})
         check_not_negative("data", {"num_workers": num_workers}, whole=True)
-        check_not_negative("data", {"min_duration_s": min_duration_s, "window_margin_s": window_margin_s})
-        check_fraction("data", {"max_reject_rate": max_reject_rate, "full_window_share": full_window_share})
+        check_not_negative("data", {"window_margin_s": window_margin_s})
+        check_fraction("data", {"full_window_share": full_window_share})
         self.trainer = trainer
         self.window = make_window(window, window_edges_s, window_margin_s) if window else None
         self.processor = self._with_own_window(processor)
@@ -104,6 +110,8 @@ class SpeechDataModule(pl.LightningDataModule):
         self.num_workers = num_workers
         self.group_by_length = group_by_length
         self.limit = dict(limit)
+        self.held_out = held_out
+        self.roots = roots or ()
         self.rules = FilterRules(
             min_duration_s=min_duration_s,
             max_duration_s=max_duration_s,
@@ -113,7 +121,9 @@ class SpeechDataModule(pl.LightningDataModule):
             allow_shared_clips=allow_shared_clips,
         )
         self.seed = seed
-        self.splits = list(load_splits)
+        # The splits that are served; those of `load_splits=None` are known when the corpus is read.
+        self.splits = list(SPLITS if load_splits is None else load_splits)
+        self._all_present = load_splits is None
         # The clips and rows left out so far; complete after `setup`, also if that fails.
         self.rejects: Sequence[Reject] = []
         self._corpus: Corpus | None = None
@@ -123,13 +133,22 @@ class SpeechDataModule(pl.LightningDataModule):
         self._encoder: str | None = None
 
     def read(self) -> Corpus:
-        """Reads the rows of the corpus; no audio. The one method that a subclass must define."""
+        """Reads the rows of the corpus, at least of `splits_to_read`; no audio. A subclass must define this alone."""
         raise NotImplementedError
+
+    @property
+    def splits_to_read(self) -> Sequence[Split]:
+        """The splits that `read` should return if the corpus has them: more than are served if some are held out."""
+        return SPLITS if self.held_out else self.splits
 
     def load_corpus(self) -> Corpus:
         """The rows of the corpus, read once. Fails early if something is missing, before a model is loaded."""
         if self._corpus is None:
-            self._corpus = self.read()
+            corpus = self.read()
+            if self.held_out:
+                corpus = hold_out(corpus, self.held_out)
+            self.splits = present_splits(corpus, None if self._all_present else self.splits)
+            self._corpus = corpus
         return self._corpus
 
     def with_processor(self, processor: Processor) -> Self:
@@ -144,7 +163,7 @@ class SpeechDataModule(pl.LightningDataModule):
 
     def decode(self) -> None:
         """Decodes the audio into the cache, unless it is there already."""
-        decode(self.load_corpus(), self.splits, self.limit, self.seed)
+        decode(self.load_corpus(), self.splits, self.limit)
 
     def setup(self, stage: str | None = None) -> None:
         """Reads, decodes and filters the corpus, once.
@@ -154,7 +173,7 @@ class SpeechDataModule(pl.LightningDataModule):
         if self._prepared is None:
             corpus = self.load_corpus()
             self.rejects = unreadable_rows(corpus, self.splits)
-            prepared = prepare(corpus, self.splits, self.limit, self.seed, self.rules, self.processor)
+            prepared = prepare(corpus, self.splits, self.limit, self.rules, self.processor)
             self.rejects = prepared.rejects
             check_usable(prepared, self.rules)
             self._prepared = prepared
@@ -192,7 +211,8 @@ class SpeechDataModule(pl.LightningDataModule):
         processor = self.model_processor()
         if window is not None:
             processor = replace(processor, window=window)
-        return SpeechDataset(clips, self.prepared.audio_caches[split], processor, self._encoder_caches.get(split))
+        encoder_caches = self._encoder_caches.get(split) if self.cache_encoder_outputs else None
+        return SpeechDataset(clips, self.prepared.audio_caches[split], processor, encoder_caches)
 
     def model_processor(self) -> Processor:
         """The model's processor, with the windows of this module. Raises ConfigError if there is none."""
@@ -252,6 +272,11 @@ class SpeechDataModule(pl.LightningDataModule):
             return None
         return trainer.max_steps if trainer.max_steps > 0 else None
 
+    def first_batch(self, split: Split) -> Batch:
+        """The first clips of a split as a batch, without the workers and the pinned memory of a loader."""
+        dataset = self.dataset(split)
+        return collate([dataset[i] for i in range(min(len(dataset), self.global_batch_size))])
+
     def val_dataloader(self) -> DataLoader[Batch]:
         """This process's share of the validation clips."""
         return self.score_dataloader("validation")
@@ -271,11 +296,11 @@ class SpeechDataModule(pl.LightningDataModule):
         return self._share(split, self._dataset(split, self.scored(split, clips), window))
 
     def scored(self, split: Split, clips: int | None = None) -> Sequence[Clip]:
-        """The clips of a split, or a seeded sample of `clips` of them."""
+        """The clips of a split, or a sample of `clips` of them: the same for every run, whatever its seed."""
         every = self._clips_of(split)
         if clips is None or clips >= len(every):
             return every
-        return [every[i] for i in seeded_sample(len(every), clips, self.seed)]
+        return [every[i] for i in seeded_sample(len(every), clips, SAMPLE_SEED)]
 
     def _share(self, split: Split, dataset: SpeechDataset) -> DataLoader[Batch]:
         if len(dataset) < self.world_size:
@@ -294,6 +319,7 @@ class SpeechDataModule(pl.LightningDataModule):
             batch_size=None,
             sampler=sampler,
             num_workers=self.num_workers,
+            multiprocessing_context=worker_start_method() if self.num_workers else None,
             collate_fn=collate,
             worker_init_fn=partial(exit_with_parent, os.getpid()),
             pin_memory=torch.cuda.is_available(),
@@ -321,13 +347,21 @@ class SpeechDataModule(pl.LightningDataModule):
 class CommonVoice(SpeechDataModule):
     """`data=common_voice`: a Common Voice release as downloaded (.tar.gz), unpacked, or its language folder."""
 
-    def __init__(self, release: str, train_splits: Sequence[str] = ("train",), **loading: Any) -> None:
+    def __init__(self, release: str, train_splits: str | Sequence[str] = ("train",), **loading: Any) -> None:
         super().__init__(**loading)
         self.release = release
-        self.train_splits = train_splits
+        self.train_splits = [train_splits] if isinstance(train_splits, str) else train_splits
 
     def read(self) -> Corpus:
-        return common_voice.read(str(self.release), self.language, self.train_splits, cache_folder())
+        return common_voice.read(
+            str(self.release),
+            self.language,
+            self.train_splits,
+            cache_folder(),
+            self.splits_to_read,
+            self.roots,
+            self.rules.allow_shared_speakers,
+        )
 
 
 class Demo(SpeechDataModule):
@@ -337,35 +371,43 @@ class Demo(SpeechDataModule):
         super().__init__(allow_shared_speakers=allow_shared_speakers, **loading)
 
     def read(self) -> Corpus:
-        corpus = common_voice.read(str(DEMO), self.language, ["train"], cache_folder())
+        shared = self.rules.allow_shared_speakers
+        corpus = common_voice.read(
+            str(DEMO), self.language, ["train"], cache_folder(), self.splits_to_read, allow_shared_speakers=shared
+        )
         return replace(corpus, description="kikitori's demo corpus")
 
 
 class Manifest(SpeechDataModule):
-    """`data=manifest`: your own recordings, listed in a .csv, .tsv or .jsonl file, or in one file per split."""
+    """`data=manifest`: your own recordings, in a .csv, .tsv, .jsonl or .json list, or in one list per split.
+
+    start_column, end_column: of lists of parts of recordings, in seconds.
+    """
 
     def __init__(
         self,
         manifest: str | Mapping[str, str],
         path_column: str = "path",
         text_column: str = "text",
-        split_column: str = "split",
+        split_column: str | None = "split",
         speaker_column: str | None = None,
+        start_column: str | None = None,
+        end_column: str | None = None,
         **loading: Any,
     ) -> None:
         super().__init__(**loading)
         self.manifest = manifest
-        self.columns = (path_column, text_column, split_column, speaker_column)
+        self.columns = Columns(path_column, text_column, split_column, speaker_column, start_column, end_column)
 
     def read(self) -> Corpus:
         files = self.manifest if isinstance(self.manifest, Mapping) else str(self.manifest)
-        return manifest.read(files, *self.columns)
+        return manifest.read(files, self.columns, self.splits_to_read, self.roots)
 
 
 class Hub(SpeechDataModule):
     """`data=hub`: an audio dataset on the Hugging Face Hub, or a folder in its layout.
 
-    splits: the dataset's own names of train, validation and test.
+    splits: the dataset's own names of train, validation and test; None for one that it does not have.
     """
 
     def __init__(
@@ -373,7 +415,7 @@ class Hub(SpeechDataModule):
         name: str,
         config: str | None = None,
         revision: str | None = None,
-        splits: Mapping[str, str] = HUB_SPLITS,
+        splits: Mapping[str, str | None] = HUB_SPLITS,
         audio_column: str = "audio",
         text_column: str = "transcription",
         speaker_column: str | None = None,
@@ -386,4 +428,4 @@ class Hub(SpeechDataModule):
     def read(self) -> Corpus:
         from kikitori.corpora import hub  # here, because importing datasets takes most of a second
 
-        return hub.read(*self.location, *self.columns)
+        return hub.read(*self.location, *self.columns, self.splits_to_read, self.roots)

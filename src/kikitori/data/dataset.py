@@ -12,6 +12,7 @@ from kikitori.data.audio_cache import AudioCache
 from kikitori.data.sampler import SampledClip
 from kikitori.model.processor import Processor
 from kikitori.model.window import FULL, Window
+from kikitori.runtime.errors import DataError
 
 
 class StatesByClip(Protocol):
@@ -43,7 +44,7 @@ class SpeechDataset(Dataset[dict[str, Any]]):
         return len(self.clips)
 
     def __getitem__(self, key: int | SampledClip) -> dict[str, Any]:
-        index, weight, full_window = key if isinstance(key, SampledClip) else (key, None, False)
+        index, weight, full_window, step_clips = key if isinstance(key, SampledClip) else (key, None, False, None)
         clip = self.clips[index]
         window = FULL if full_window else self.processor.window
         inputs: dict[str, Any]
@@ -51,13 +52,17 @@ class SpeechDataset(Dataset[dict[str, Any]]):
             inputs = {"encoder_states": self.encoder_caches[window][clip.name]}
         else:
             inputs = {"input_features": self.processor.log_mel(to_float(self.audio.pcm(clip.name)), full_window)}
+        tokens = self.processor.encode(clip.text)
+        if fault := self.processor.label_fault(tokens):
+            raise DataError(f"{clip.name}: {fault}")
         return {
             **inputs,
-            "tokens": self.processor.encode(clip.text),
+            "tokens": tokens,
             "clip": clip.name,
             "text": clip.text,
             "seconds": self.audio.decoded[clip.name].samples / SAMPLE_RATE,
             "weight": weight,
+            "step_clips": step_clips,
         }
 
     def durations_s(self) -> list[float]:

@@ -24,7 +24,8 @@ from kikitori.model.whisper import encode
 from kikitori.model.window import Window
 from kikitori.runtime.console import progress_bar
 from kikitori.runtime.errors import ConfigError, DataError
-from kikitori.runtime.files import sync_folder
+from kikitori.runtime.files import reserve_file, sync_folder
+from kikitori.runtime.rng import random_state_kept
 
 log = logging.getLogger(__name__)
 
@@ -143,12 +144,13 @@ def build_encoder_cache(
     partial = EncoderCache(path.with_suffix(f".{trial}.partial"), frames, cache.d_model, cache.dtype)
     folder.mkdir(parents=True, exist_ok=True)
     if trainer.is_global_zero:
-        with partial.path.open("wb") as file:
-            # Reserves the space now: a disk that fills up under a mapped file kills the process without a message.
-            os.posix_fallocate(file.fileno(), 0, cache.size * cache.dtype.itemsize)
+        # A disk that fills up under a mapped file kills the process without a message.
+        reserve_file(partial.path, cache.size * cache.dtype.itemsize)
     trainer.strategy.barrier()
     try:
-        _encode_all(trainer, model, loader, partial)
+        # Whether a run finds a cache or computes it must not change what is drawn after that.
+        with random_state_kept():
+            _encode_all(trainer, model, loader, partial)
         trainer.strategy.barrier()
         if trainer.is_global_zero:
             with partial.path.open("rb") as file:
@@ -162,7 +164,6 @@ def build_encoder_cache(
     return cache
 
 
-@torch.inference_mode()
 def _encode_all(
     trainer: pl.Trainer, model: WhisperForConditionalGeneration, loader: DataLoader[Batch], cache: EncoderCache
 ) -> None:
@@ -171,9 +172,10 @@ def _encode_all(
     Without `Trainer.predict`, because a fit may have begun, inside which no other loop can run.
     """
     training, device = model.training, trainer.strategy.root_device
+    # Before inference mode begins: weights that are moved in it cannot be trained.
     model.eval().to(device)
     try:
-        with trainer.precision_plugin.forward_context(), progress_bar() as progress:
+        with torch.inference_mode(), trainer.precision_plugin.forward_context(), progress_bar() as progress:
             task = progress.add_task("encoding", total=len(loader))
             for batch in loader:
                 clips = iter(batch["clips"])

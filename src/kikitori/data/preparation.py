@@ -1,16 +1,27 @@
 """Prepares a corpus: decodes its audio into the audio cache, filters the clips, and reports those left out."""
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
+from statistics import median
 from typing import Any
+
+import numpy as np
 
 from kikitori.audio.waveform import SAMPLE_RATE
 from kikitori.corpora.types import Clip, Corpus, Reject, Split
 from kikitori.data.audio_cache import AudioCache, build_audio_cache
-from kikitori.data.filters import FilterRules, check_rate, check_split_leakage, select, take_subset
+from kikitori.data.filters import (
+    FilterRules,
+    check_rate,
+    check_split_leakage,
+    count_reasons,
+    select,
+    take_subset,
+    with_true_durations,
+)
+from kikitori.metrics.speech_rate import fastest_s
 from kikitori.model.processor import Processor
 from kikitori.runtime.console import progress_bar
 from kikitori.runtime.errors import DataError
@@ -45,7 +56,7 @@ class PreparedData:
             "release": self.corpus.release,
             "language": language,
             "splits": splits,
-            "rejects": dict(Counter(reject.reason for reject in self.rejects)),
+            "rejects": count_reasons(self.rejects),
         }
 
     def digest(self, split: Split) -> str:
@@ -65,44 +76,48 @@ class PreparedData:
         assert self.processor is not None
         return [count - 1 for count in self.processor.count_tokens([clip.text for clip in self.clips["train"]])]
 
-    def max_tokens_per_s(self) -> float:
-        """Twice the tokens per second of the densest training transcript, its clip taken as one second longer."""
-        rates = zip(self.train_tokens, self.durations_s("train"), strict=True)
-        return 2 * max(tokens / (seconds + 1) for tokens, seconds in rates)
+    def trained_on(self) -> dict[str, float]:
+        """What `Whisper.trained_on` keeps of a training with these clips."""
+        seconds = self.durations_s("train")
+        density = [fastest_s(clip.text) / s for clip, s in zip(self.clips["train"], seconds, strict=True)]
+        facts = {"longest_s": max(seconds), "p95_s": float(np.quantile(seconds, 0.95)), "density": median(density)}
+        return {name: round(value, 3) for name, value in facts.items()}
 
 
 def prepare(
     corpus: Corpus,
     splits: Sequence[Split],
     limit: Mapping[str, Any],
-    seed: int,
     rules: FilterRules,
     processor: Processor | None,
 ) -> PreparedData:
     """Decodes and filters the clips of some splits. `check_usable` then checks what is left.
 
-    limit: clips to keep of each split (None: all); `sample`: a random sample drawn with `seed` instead of the first.
-    processor: without one, windows and tokens are not checked.
+    limit: see `kikitori.data.filters.take_subset`. processor: without one, windows and tokens are not checked.
     Raises DataError if the audio cache cannot be written, or, before any audio is decoded, if too many rows of the
     corpus could not be read.
     """
     unreadable = unreadable_rows(corpus, splits)
     check_rate(len(listed_clips(corpus, splits)) + len(unreadable), unreadable, rules.max_reject_rate)
-    rows, audio_caches = decode(corpus, splits, limit, seed)
-    clips: dict[Split, list[Clip]] = {}
-    rejects = list(unreadable)
-    for split in splits:
-        of_split = [clip for clip in rows if clip.split == split]
-        clips[split], rejected = select(of_split, audio_caches[split].decoded, processor, rules)
-        rejects += rejected
-    return PreparedData(corpus, clips, rejects, audio_caches, processor)
+    rows, audio_caches = decode(corpus, splits, limit)
+    clips: dict[Split, list[Clip]] = {split: [] for split in splits}
+    rejects: dict[Split, list[Reject]] = {}
+    scored: dict[str, str] = {}
+    for split in sorted(splits, key=lambda split: split == "train"):  # training last, without what is scored
+        decoded = audio_caches[split].decoded
+        of_split = with_true_durations([clip for clip in rows if clip.split == split], decoded)
+        clips[split], rejects[split] = select(of_split, decoded, processor, rules, scored if split == "train" else {})
+        if not rules.allow_shared_clips:
+            scored |= {decoded[clip.name].digest: f"{clip.name} in {split}" for clip in clips[split]}
+    left_out = [*unreadable, *(reject for split in splits for reject in rejects[split])]
+    return PreparedData(corpus, clips, left_out, audio_caches, processor)
 
 
 def decode(
-    corpus: Corpus, splits: Sequence[Split], limit: Mapping[str, Any], seed: int
+    corpus: Corpus, splits: Sequence[Split], limit: Mapping[str, Any]
 ) -> tuple[list[Clip], dict[Split, AudioCache]]:
     """The clips within the limit, and one audio cache per split; audio that is cached already is not decoded again."""
-    rows = take_subset(listed_clips(corpus, splits), limit, limit.get("sample", False), seed)
+    rows = take_subset(listed_clips(corpus, splits), limit)
     audio_caches: dict[Split, AudioCache] = {}
     for split in splits:
         with progress_bar() as progress:
@@ -126,9 +141,10 @@ def check_usable(prepared: PreparedData, rules: FilterRules) -> None:
     for split in splits:
         if not prepared.clips[split]:
             counts = ", ".join(f"{s} {sum(clip.split == s for clip in listed)}" for s in splits)
+            left_out = ", ".join(f"{n} {reason}" for reason, n in count_reasons(rejects).items()) or "none"
             raise DataError(
-                f"{prepared.corpus.description}: no clip of the {split} split can be used (clips listed: {counts}); "
-                "see data.limit, the corpus's own names of its splits, and rejects.jsonl in the run's folder"
+                f"{prepared.corpus.description}: no clip of the {split} split can be used (clips listed: {counts}; "
+                f"left out: {left_out})"
             )
 
 

@@ -22,12 +22,13 @@ class SampledClip(NamedTuple):
     """A clip of a training batch, by its index.
 
     weight: factor of its summed token losses; 0 for a clip that only fills up a batch. full_window: whether it is
-    padded to the model's full window instead of its own.
+    padded to the model's full window instead of its own. step_clips: clips of the step, over all processes.
     """
 
     clip_index: int
     weight: float
     full_window: bool = False
+    step_clips: int | None = None
 
 
 def epoch_batches(
@@ -128,9 +129,10 @@ class StepSampler(DistributedSampler[list[SampledClip]]):
             full_window = int((step + 1) * self.full_window_share) > int(step * self.full_window_share)
             # DDP averages over the processes.
             weight = self.world_size / sum(self.tokens[i] for i in clips)
-            own = [SampledClip(i, weight, full_window) for i in clips[self.rank :: self.world_size]]
+            rest = (full_window, len(clips))
+            own = [SampledClip(i, weight, *rest) for i in clips[self.rank :: self.world_size]]
             size = -(-len(clips) // self.world_size)
-            yield own + [SampledClip(clips[0], 0.0, full_window)] * (size - len(own))
+            yield own + [SampledClip(clips[0], 0.0, *rest)] * (size - len(own))
 
 
 class ScoringBatches(DistributedSampler[list[int]]):

@@ -1,6 +1,8 @@
 """Generates the text of encoder outputs."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from math import nan
 
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutput
@@ -8,15 +10,43 @@ from transformers.modeling_outputs import BaseModelOutput
 from kikitori.inference.greedy import greedy
 from kikitori.model.whisper import Whisper
 
+# Seconds by which the text of a clip may take longer than the clip.
+MARGIN_S = 1.0
 
-def generate_text(whisper: Whisper, encoder_states: Tensor, seconds: Sequence[float]) -> list[str]:
+
+@dataclass(frozen=True)
+class Generated:
+    """The text of one clip.
+
+    cut: whether it was cut off by `generation.max_new_tokens` or `generation.max_tokens_per_s`. no_speech: the
+    probability that the clip holds no speech; mean_logprob: the mean log probability of the tokens. A beam search gives
+    neither (nan).
+    """
+
+    text: str
+    cut: bool
+    no_speech: float = nan
+    mean_logprob: float = nan
+
+
+def generate(
+    whisper: Whisper, encoder_states: Tensor, seconds: Sequence[float], stop_loops: bool = False
+) -> list[Generated]:
     """Generates the text of each row of (batch, positions, d_model), as `Whisper.configure_generation` set it.
 
-    seconds: durations of the audio, which limit the tokens of each row (`Whisper.max_new_tokens_for`) in greedy
-    decoding. With several beams, `generate` of transformers is used.
+    seconds: durations of the audio, which limit the text of each row in greedy decoding. stop_loops: whether a row that
+    repeats itself is cut off, too. With several beams, `generate` of transformers is used, without either.
     """
-    processor, model = whisper.processor, whisper.model
+    processor, model, limit = whisper.processor, whisper.model, whisper.model.generation_config.max_new_tokens
     if model.generation_config.num_beams == 1:
-        return processor.decode(greedy(model, encoder_states, processor.prefix, whisper.max_new_tokens_for(seconds)))
+        available_s = [s + MARGIN_S for s in seconds]
+        rows = greedy(model, encoder_states, processor.prefix, limit, whisper.token_s, available_s, stop_loops)
+        texts = processor.decode([row.tokens for row in rows])
+        return [
+            Generated(text, not row.ended, row.no_speech, row.logprob / (len(row.tokens) + 1))
+            for text, row in zip(texts, rows, strict=True)
+        ]
     outputs = BaseModelOutput(last_hidden_state=encoder_states)
-    return processor.decode(model.generate(encoder_outputs=outputs, language=processor.language, task=processor.task))
+    tokens = model.generate(encoder_outputs=outputs, language=processor.language, task=processor.task)
+    lengths = (tokens != processor.tokenizer.eos_token_id).sum(dim=1).tolist()
+    return [Generated(text, n >= limit) for text, n in zip(processor.decode(tokens), lengths, strict=True)]

@@ -5,8 +5,9 @@ no other; generate computes every row until the last has ended. Under autocast, 
 every token. And little Python code runs between two tokens, which with a small model takes most of the time.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -14,19 +15,42 @@ from torch import Tensor
 from transformers import Cache, DynamicCache, EncoderDecoderCache, WhisperForConditionalGeneration
 from transformers.cache_utils import DynamicLayer
 
+# A row loops if its last LOOP_TOKENS are LOOP_REPEATS units or more.
+LOOP_TOKENS, LOOP_REPEATS = 48, 4
+
+
+@dataclass
+class Row:
+    """The new tokens of one clip, without the prefix and the end token.
+
+    ended: whether it ended with the end token; otherwise it was cut off. spoken_s: the seconds of its tokens.
+    logprob: the sum of the log probabilities of its tokens and of the end token. no_speech: the probability of the
+    no-speech token in place of the language.
+    """
+
+    no_speech: float
+    tokens: list[int] = field(default_factory=list)
+    ended: bool = False
+    spoken_s: float = 0.0
+    logprob: float = 0.0
+
 
 def greedy(
     model: WhisperForConditionalGeneration,
     encoder_states: Tensor,
     prefix: Sequence[int],
-    max_new_tokens: Sequence[int],
-) -> list[list[int]]:
-    """Returns the new tokens of each row, without the prefix and the end token.
+    max_new_tokens: int,
+    token_s: Callable[[int], float] = lambda token: 0.0,
+    seconds: Sequence[float] | None = None,
+    stop_loops: bool = False,
+) -> list[Row]:
+    """Generates the tokens of each row.
 
     model: in eval mode. Only suppress_tokens, begin_suppress_tokens and eos_token_id (one) of its generation config are
-    used. encoder_states: (batch, positions, d_model), any number of positions. prefix: the first tokens of every row.
-    max_new_tokens: (batch,), at least 1, counting the end token as generate does, and limited by the decoder's context.
-    A row of that length was cut off; a shorter one ended with the end token.
+    used. encoder_states: (batch, positions, d_model), any number of positions. prefix: the first tokens of every row;
+    the last is the one before which the no-speech token is in the vocabulary.
+    A row is cut off after max_new_tokens, which count the end token as generate does and are limited by the decoder's
+    context, or once its tokens take more than its `seconds`, by `token_s`, or with `stop_loops` once it repeats itself.
 
     In fp32, a row equals token by token what generate returns for it, alone or in any batch. Sums are rounded
     differently in batches of another size, so only two logits that agree in about six digits could give another token.
@@ -34,34 +58,50 @@ def greedy(
     Timestamps are ordinary tokens here, while generate stops at a pair of them and continues from the second one.
     """
     config, decoder, device = model.generation_config, model.model.decoder, encoder_states.device
-    limits = [min(limit, model.config.max_target_positions - len(prefix)) for limit in max_new_tokens]
+    limit = min(max_new_tokens, model.config.max_target_positions - len(prefix))
     suppressed = torch.tensor(config.suppress_tokens or [], dtype=torch.long, device=device)
     suppressed_first = torch.tensor(config.begin_suppress_tokens or [], dtype=torch.long, device=device)
     cache = EncoderDecoderCache(DynamicCache(), Cache(layer_class_to_replicate=CrossAttentionCache))
-    rows: list[list[int]] = [[] for _ in limits]
-    active = list(range(len(rows)))  # the row at each position of the batch
-    tokens = torch.tensor([list(prefix)] * len(rows), device=device)
+    rows: list[Row] = []
+    active = list(range(len(encoder_states)))  # the row at each position of the batch
+    tokens = torch.tensor([list(prefix)] * len(active), device=device)
     with _weights_cast_once(device.type):
-        for length in range(1, max(limits, default=0) + 1):
+        for length in range(1, limit + 1 if active else 1):
             states = decoder(tokens, encoder_hidden_states=encoder_states, past_key_values=cache, use_cache=True)
+            if length == 1:
+                at_start = model.proj_out(states.last_hidden_state[:, 0]).float().softmax(dim=1)
+                rows = [Row(p) for p in at_start[:, prefix[-1] - 1].tolist()]
             # In float32 like in generate, but only of the last position: generate computes the whole prefix.
             logits = model.proj_out(states.last_hidden_state[:, -1]).float()
             logits.index_fill_(1, suppressed, -torch.inf)
             if length == 1:
                 logits.index_fill_(1, suppressed_first, -torch.inf)
             tokens = logits.argmax(dim=1, keepdim=True)
+            logprobs = logits.log_softmax(dim=1).gather(1, tokens)
             ended = set()
-            for index, token in enumerate(tokens[:, 0].tolist()):
-                row = active[index]
-                if token != config.eos_token_id:
-                    rows[row].append(token)
-                if token == config.eos_token_id or length == limits[row]:
+            for index, (token, logprob) in enumerate(zip(tokens[:, 0].tolist(), logprobs[:, 0].tolist(), strict=True)):
+                row = rows[active[index]]
+                row.logprob += logprob
+                if token == config.eos_token_id:
+                    row.ended = True
+                else:
+                    row.tokens.append(token)
+                    row.spoken_s += token_s(token)
+                too_long = length == limit or (seconds is not None and row.spoken_s > seconds[active[index]])
+                if row.ended or too_long or (stop_loops and _loops(row.tokens)):
                     ended.add(index)
             if len(ended) == len(active):
                 break
             if ended:
                 active, tokens = _drop(ended, active, tokens, cache)
     return rows
+
+
+def _loops(tokens: list[int]) -> bool:
+    """Returns whether the last tokens are a short unit again and again, from which no model finds its way out."""
+    last = tokens[-LOOP_TOKENS:]
+    periods = range(1, LOOP_TOKENS // LOOP_REPEATS + 1)
+    return len(last) == LOOP_TOKENS and any(last[period:] == last[:-period] for period in periods)
 
 
 class CrossAttentionCache(DynamicLayer):

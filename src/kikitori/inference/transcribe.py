@@ -1,5 +1,7 @@
-"""Transcribes recordings of any length."""
+"""Transcribes recordings of any length, piece by piece, and says where the text is doubtful."""
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
@@ -8,77 +10,164 @@ from torch import Tensor
 
 from kikitori.audio.decoder_pool import Decoders
 from kikitori.audio.formats import AudioError
-from kikitori.audio.waveform import SAMPLE_RATE
-from kikitori.inference.generate import generate_text
+from kikitori.audio.waveform import SAMPLE_RATE, to_full_scale
+from kikitori.inference.checks import CUT, LITTLE, MIN_DENSITY, NO_SPEECH_FOUND, NONE, REPEATED, examine, is_silent
+from kikitori.inference.generate import Generated, generate
+from kikitori.inference.segments import SHORTEST_S, halves, split_at_pauses
 from kikitori.metrics.normalizer import word_separator
 from kikitori.model.whisper import Whisper, check_whisper, encode
 
-# Seconds over which the energy of a recording is averaged to find a pause.
-PAUSE_S = 0.2
+# Doubts for which a piece is read again in two halves, how often its halves are, and the seconds of the shortest piece
+# that is.
+READ_AGAIN, DEPTH, DIVISIBLE_S = (CUT, LITTLE, REPEATED), 2, 3 * SHORTEST_S
+# Seconds of the shortest recording: a tenth of a sound of speech.
+LEAST_S = 0.02
+# Seconds of the shortest limit for pieces, however short the clips were that a model was trained on.
+LEAST_LIMIT_S = 2.0
+
+
+@dataclass(frozen=True)
+class Piece:
+    """The text of a piece of a recording, from start_s to end_s.
+
+    doubt: why it may be wrong, one of `kikitori.inference.checks`; empty if nothing speaks against it.
+    """
+
+    start_s: float
+    end_s: float
+    text: str
+    doubt: str
 
 
 def transcribe(whisper: Whisper, audio: str | Path | Tensor, batch_size: int = 8) -> str:
-    """Transcribes a recording of any length. One longer than the model's window is split at pauses.
+    """Transcribes a recording of any length. A long one is split at pauses, see `transcribe_pieces`.
 
-    audio: a file (mp3, wav, flac, ogg or opus), or samples: (samples,) float in [-1, 1] at 16 kHz, mono.
+    audio: a file (mp3, wav, flac, ogg, opus, aiff, ...), or samples: (samples,) float in [-1, 1] at 16 kHz, mono.
     batch_size: pieces of the recording that are transcribed at a time.
     Raises AudioError if the file is missing or cannot be decoded, ValueError for samples of another shape or type.
     """
     check_whisper(whisper, "transcribe")
     samples = _read_file(Path(audio).expanduser()) if isinstance(audio, str | Path) else torch.as_tensor(audio)
+    return joined(whisper, transcribe_pieces(whisper, samples, batch_size))
+
+
+def transcribe_pieces(
+    whisper: Whisper, samples: Tensor, batch_size: int = 8, advance: Callable[[float], None] = lambda seconds: None
+) -> list[Piece]:
+    """Transcribes (samples,) float in [-1, 1] at 16 kHz, in pieces as long as the clips the model was trained on.
+
+    Silent pieces get no text. A piece whose text repeats itself, was cut off by a limit, or is too short for its speech
+    is read again in two halves, and these likewise; the halves are taken if less of their time is doubtful.
+    advance: called with the seconds of audio that were read. Samples that exceed full scale are scaled to it.
+    Raises ValueError for samples of another shape or type, not finite or 100 times over full scale.
+    """
     if samples.ndim != 1:
         raise ValueError(f"audio must be a file, or samples of shape (samples,), got shape {tuple(samples.shape)}")
     if not samples.is_floating_point():
         raise ValueError(
             f"the samples are {samples.dtype}; they must be float in [-1, 1]: for 16-bit audio pass samples / 32768"
         )
-    samples = samples.to(torch.float32)
+    try:
+        samples = to_full_scale(samples.to(torch.float32))
+    except AudioError as error:
+        raise ValueError(f"audio {error}") from error
+    places = split_at_pauses(samples, piece_limit_s(whisper))
     training = whisper.model.training
     whisper.model.eval()
     try:
-        return _transcribe(whisper, samples, batch_size)
+        found = _Reader(whisper, samples, batch_size).read(places, DEPTH, advance)
+        return [piece for pieces in found for piece in pieces]
     finally:
         whisper.model.train(training)
 
 
-def split_at_pauses(samples: Tensor, window_s: float) -> list[Tensor]:
-    """Splits (samples,) at 16 kHz into pieces that fit the window, each at the quietest moment of its last third.
+def joined(whisper: Whisper, pieces: Sequence[Piece]) -> str:
+    """Returns the text of a whole recording."""
+    return word_separator(whisper.processor.text_language).join(piece.text for piece in pieces if piece.text)
 
-    The stock long-form algorithm relies on timestamps, and a model that was fine-tuned on short clips no longer
-    predicts them.
+
+def piece_limit_s(whisper: Whisper) -> float:
+    """Returns the most seconds to transcribe at once: the model's window, but no more than most of its training clips.
+
+    A model that was tuned on short clips leaves out parts of longer ones.
     """
-    window, step = round(window_s * SAMPLE_RATE), round(PAUSE_S * SAMPLE_RATE)
-    pieces = []
-    while len(samples) > window:
-        tail = samples[window * 2 // 3 : window]
-        energy = tail[: len(tail) // step * step].reshape(-1, step).square().mean(dim=1)
-        cut = window * 2 // 3 + int(energy.argmin()) * step + step // 2
-        pieces.append(samples[:cut])
-        samples = samples[cut:]
-    return [*pieces, samples]
+    processor = whisper.processor
+    window_s = min(processor.window_s, processor.window.longest_s(processor.window_s))
+    return min(window_s, max(whisper.trained_on["p95_s"], LEAST_LIMIT_S)) if whisper.trained_on else window_s
+
+
+@dataclass(frozen=True)
+class _Reader:
+    whisper: Whisper
+    samples: Tensor
+    batch_size: int
+
+    def read(self, places: Sequence[slice], depth: int, advance: Callable[[float], None]) -> list[list[Piece]]:
+        """Returns the pieces at each place: one, or those of its halves if they are better."""
+        generated = self._generate(places, advance)
+        found = [[self._piece(place, row)] for place, row in zip(places, generated, strict=True)]
+        again = [
+            i
+            for i, (piece,) in enumerate(found)
+            if depth and piece.doubt in READ_AGAIN and piece.end_s - piece.start_s >= DIVISIBLE_S
+        ]
+        if again:
+            parts = [half for i in again for half in halves(self.samples, places[i])]
+            read = iter(self.read(parts, depth - 1, lambda seconds: None))
+            for i in again:
+                both = [*next(read), *next(read)]
+                if doubtful_s(both) < doubtful_s(found[i]):
+                    found[i] = both
+        return found
+
+    def _piece(self, place: slice, generated: Generated) -> Piece:
+        trained = self.whisper.trained_on
+        min_density = min(MIN_DENSITY, trained["density"] / 2) if trained else MIN_DENSITY
+        text, doubt = examine(generated, self.samples[place], min_density)
+        return Piece(round(place.start / SAMPLE_RATE, 2), round(place.stop / SAMPLE_RATE, 2), text, doubt)
+
+    @torch.inference_mode()
+    def _generate(self, places: Sequence[slice], advance: Callable[[float], None]) -> list[Generated]:
+        processor, model = self.whisper.processor, self.whisper.model
+        generated = [Generated("", cut=False) for _ in places]
+        window = [processor.window_frames(place.stop - place.start) for place in places]
+        heard = [i for i, place in enumerate(places) if not is_silent(self.samples[place])]
+        # Pieces of one batch must have the same window.
+        for _, group in groupby(sorted(heard, key=lambda i: window[i]), lambda i: window[i]):
+            same_window = list(group)
+            for batch in (same_window[i : i + self.batch_size] for i in range(0, len(same_window), self.batch_size)):
+                pieces = [self.samples[places[i]] for i in batch]
+                features = torch.stack([processor.log_mel(piece) for piece in pieces])
+                seconds = [len(piece) / SAMPLE_RATE for piece in pieces]
+                states = encode(model, features.to(model.device, model.dtype))
+                for i, row in zip(batch, generate(self.whisper, states, seconds, stop_loops=True), strict=True):
+                    generated[i] = row
+                advance(sum(seconds))
+        return generated
+
+
+def doubtful_s(pieces: Sequence[Piece]) -> float:
+    """Returns the seconds of pieces whose text is doubtful. That a piece holds no speech is no doubt about its text."""
+    return sum(piece.end_s - piece.start_s for piece in pieces if piece.doubt not in (NONE, NO_SPEECH_FOUND))
+
+
+def read_recording(decoders: Decoders, path: Path) -> Tensor:
+    """Decodes a file to (samples,) float32 at 16 kHz, in another process, which a damaged file may crash.
+
+    Raises AudioError, whose message is the reason alone, if it cannot be decoded or holds next to nothing.
+    """
+    samples = decoders(path)
+    if len(samples) < LEAST_S * SAMPLE_RATE:
+        raise AudioError(f"holds {len(samples) / SAMPLE_RATE:.3f} s of audio; there is nothing to transcribe")
+    return samples
 
 
 def _read_file(path: Path) -> Tensor:
     if not path.exists() or path.is_dir():
         fault = "is a folder" if path.is_dir() else "does not exist"
-        raise AudioError(f"{path}: {fault}; give an mp3, wav, flac, ogg or opus file")
-    with Decoders(1) as decoders:  # in a separate process, which a damaged file may crash
+        raise AudioError(f"{path}: {fault}; give an audio file")
+    with Decoders(1) as decoders:
         try:
-            return decoders(path)
+            return read_recording(decoders, path)
         except AudioError as error:
             raise AudioError(f"{path}: {error.args[0]}") from error
-
-
-@torch.inference_mode()
-def _transcribe(whisper: Whisper, samples: Tensor, batch_size: int) -> str:
-    processor, model = whisper.processor, whisper.model
-    pieces = split_at_pauses(samples, min(processor.window_s, processor.window.longest_s(processor.window_s)))
-    texts = []
-    # Pieces of one batch must have the same window. Only that of the last piece can differ.
-    for _, group in groupby(pieces, lambda piece: processor.window_frames(len(piece))):
-        same_window = list(group)
-        for batch in (same_window[i : i + batch_size] for i in range(0, len(same_window), batch_size)):
-            features = torch.stack([processor.log_mel(piece) for piece in batch])
-            states = encode(model, features.to(model.device, model.dtype))
-            texts += generate_text(whisper, states, [len(piece) / SAMPLE_RATE for piece in batch])
-    return word_separator(processor.language).join(text for text in texts if text)

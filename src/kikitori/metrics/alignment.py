@@ -2,11 +2,12 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from itertools import groupby
 from typing import Any, NamedTuple
 
 import jiwer
 
-from kikitori.metrics.normalizer import normalise
+from kikitori.metrics.normalizer import normalise, split_words
 
 CHARACTERS = jiwer.ReduceToListOfListOfChars()
 
@@ -47,6 +48,27 @@ def error_types(references: Sequence[str], hypotheses: Sequence[str], language: 
     # Equal counts are ordered by their characters, so that a table is the same in every run.
     rows = sorted(((*error, count) for error, count in errors.items()), key=lambda row: (-row[3], row[:3]))
     return {"rows": rows, "totals": totals, "characters": characters}
+
+
+def word_errors(references: Sequence[str], hypotheses: Sequence[str], language: str) -> list[tuple[str, str, int]]:
+    """Counts the errors of many clips by words of normalised text; adjacent wrong words are one error.
+
+    Returns (reference, hypothesis, count), the most frequent first.
+    """
+    pairs = [[split_words(normalise(text, language), language) for text in texts] for texts in (references, hypotheses)]
+    errors: Counter[tuple[str, str]] = Counter()
+    for reference, hypothesis in zip(*pairs, strict=True):
+        aligned = jiwer.process_words([" ".join(reference)], [" ".join(hypothesis)]).alignments[0]
+        for is_equal, group in groupby(aligned, key=lambda chunk: chunk.type == "equal"):
+            chunks = list(group)
+            if not is_equal:
+                start, end = chunks[0], chunks[-1]
+                words = (
+                    reference[start.ref_start_idx : end.ref_end_idx],
+                    hypothesis[start.hyp_start_idx : end.hyp_end_idx],
+                )
+                errors[" ".join(words[0]), " ".join(words[1])] += 1
+    return sorted(((*words, count) for words, count in errors.items()), key=lambda row: (-row[2], row[:2]))
 
 
 def _single_edits(span: Span) -> list[Span]:

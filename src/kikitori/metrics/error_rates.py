@@ -1,6 +1,9 @@
-"""Character and word error rates of a corpus, on normalised and raw text, with bootstrap intervals over clips."""
+"""Character and word error rates of a corpus, on normalised and raw text, with bootstrap intervals over clips.
 
-from collections.abc import Sequence
+`cer_reading`, of Japanese only, is the CER of readings: kana or kanji, and 三百円 or 300円, are no errors there.
+"""
+
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -10,15 +13,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kikitori.metrics.bootstrap import interval, resampled
-from kikitori.metrics.normalizer import normalise, split_words
+from kikitori.metrics.languages import language_code
+from kikitori.metrics.normalizer import normalise, reading, split_words
 
-# CER and WER on normalised text, then on the text as it is.
-RATES = ("cer", "wer", "cer_raw", "wer_raw")
+# CER and WER on normalised text, then on the text as it is, and CER of the readings.
+RATES = ("cer", "wer", "cer_raw", "wer_raw", "cer_reading")
 
 
 @dataclass(frozen=True)
 class ClipScore:
-    """Edits and reference length of one clip, in characters (cer) and words (wer), on normalised and raw text."""
+    """Edits and reference length of one clip, in characters (cer) and words (wer), on normalised and raw text.
+
+    Those of readings are None for languages other than Japanese.
+    """
 
     cer_edits: int
     cer_length: int
@@ -28,15 +35,17 @@ class ClipScore:
     cer_raw_length: int
     wer_raw_edits: int
     wer_raw_length: int
+    cer_reading_edits: int | None = None
+    cer_reading_length: int | None = None
 
 
 def score(references: Sequence[str], hypotheses: Sequence[str], language: str = "ja") -> dict[str, Any]:
     """Computes the error rates of hypotheses against references, as fractions: 0.25 is 25 %.
 
-    language: Whisper's code, such as ja; text is normalised and split into words accordingly.
+    language: a code or name, such as ja, zh-CN or Japanese; text is normalised and split into words accordingly.
     Returns cer and wer on normalised text, each with its 95 % bootstrap interval over clips (cer_ci95, wer_ci95),
-    cer_raw and wer_raw on the text as given, and the number of clips.
-    Raises ValueError unless both are lists of the same length.
+    cer_raw and wer_raw on the text as given, for Japanese cer_reading (`normalizer.reading`), and the number of clips.
+    Raises ValueError unless both are lists of the same length, and for a language that is none.
     """
     if isinstance(references, str) or isinstance(hypotheses, str):
         raise ValueError("references and hypotheses must be lists of texts, not single texts")
@@ -53,12 +62,16 @@ def score_clips(references: Sequence[str], hypotheses: Sequence[str], language: 
         columns[f"cer{suffix}_edits"], columns[f"cer{suffix}_length"] = _edits(jiwer.process_characters, *pairs)
         segmented = [[" ".join(split_words(text, language)) for text in texts] for texts in pairs]
         columns[f"wer{suffix}_edits"], columns[f"wer{suffix}_length"] = _edits(jiwer.process_words, *segmented)
+    if language_code(language) == "ja":
+        readings = [list(map(reading, texts)) for texts in (references, hypotheses)]
+        columns["cer_reading_edits"], columns["cer_reading_length"] = _edits(jiwer.process_characters, *readings)
     return [ClipScore(**dict(zip(columns, row, strict=True))) for row in zip(*columns.values(), strict=True)]
 
 
 def summarise(scores: Sequence[ClipScore]) -> dict[str, Any]:
-    """Returns the four corpus rates as fractions, the 95 % intervals of CER and WER, and the number of clips."""
-    counts = {rate: edits_and_lengths(scores, rate) for rate in RATES}
+    """Returns the corpus rates as fractions, the 95 % intervals of CER and WER, and the number of clips."""
+    has_readings = bool(scores) and scores[0].cer_reading_edits is not None
+    counts = {rate: edits_and_lengths(scores, rate) for rate in RATES if rate != "cer_reading" or has_readings}
     summary: dict[str, Any] = {rate: corpus_rate(c) for rate, c in counts.items()}
     for rate in ("cer", "wer"):
         summary[f"{rate}_ci95"] = interval(resampled(counts[rate]))
@@ -89,7 +102,21 @@ def corpus_rate(counts: NDArray[np.int64]) -> float:
 
 def prediction(clip: str, reference: str, hypothesis: str, score: ClipScore) -> dict[str, Any]:
     """Returns a row of predictions/*.jsonl."""
-    return {"clip": clip, "reference": reference, "hypothesis": hypothesis, **asdict(score)}
+    counts = {key: count for key, count in asdict(score).items() if count is not None}
+    return {"clip": clip, "reference": reference, "hypothesis": hypothesis, **counts}
+
+
+def clip_score(row: Mapping[str, Any]) -> ClipScore:
+    """Returns the score in a row of predictions/*.jsonl."""
+    return ClipScore(**{key: count for key, count in row.items() if key.endswith(("_edits", "_length"))})
+
+
+def rescored(rows: Sequence[Mapping[str, Any]], language: str) -> tuple[list[ClipScore], list[dict[str, Any]]]:
+    """Scores the transcripts in rows of predictions/*.jsonl by today's rules; returns the scores and the new rows."""
+    clips, references, hypotheses = ([row[key] for row in rows] for key in ("clip", "reference", "hypothesis"))
+    scores = score_clips(references, hypotheses, language)
+    counted = map(prediction, clips, references, hypotheses, scores)
+    return scores, [{**row, **new} for row, new in zip(rows, counted, strict=True)]
 
 
 def _edits(process: Any, references: list[str], hypotheses: list[str]) -> tuple[list[int], list[int]]:

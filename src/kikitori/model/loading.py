@@ -2,24 +2,31 @@
 
 import inspect
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
-import huggingface_hub
 import torch
 from transformers import GenerationConfig, WhisperConfig, WhisperForConditionalGeneration, WhisperTokenizer
 from transformers.models.whisper.tokenization_whisper import LANGUAGES
 
+from kikitori.metrics.languages import language_code
 from kikitori.model.features import FRAMES_PER_SECOND
-from kikitori.model.processor import FRAMES_PER_POSITION, START, TASKS, Processor, byte_tokenizer, make_processor
-from kikitori.model.whisper import Whisper
+from kikitori.model.processor import (
+    FRAMES_PER_POSITION,
+    START,
+    TASKS,
+    Processor,
+    byte_tokenizer,
+    make_processor,
+    whisper_code,
+)
+from kikitori.model.source import check_tokenizer, check_type, locate
+from kikitori.model.whisper import GENERATION_KEYS, Whisper
 from kikitori.model.window import window_from_plain
+from kikitori.runtime.distributed import rank
 from kikitori.runtime.errors import KikitoriError, ModelError, one_line
-
-# Seconds to wait for an answer of the Hub. Without one, only files that were downloaded before are used.
-HUB_TIMEOUT_S = 5.0
 
 log = logging.getLogger(__name__)
 
@@ -27,55 +34,49 @@ log = logging.getLogger(__name__)
 def load_whisper(
     name: str,
     language: str | None = None,
-    task: str = "transcribe",
+    task: str | None = None,
     revision: str | None = None,
     freeze: Literal["encoder", "none"] = "none",
     gradient_checkpointing: bool = False,
+    default_language: str = "ja",
     **config: Any,
 ) -> Whisper:
     """Loads a pretrained Whisper from the Hugging Face Hub or a folder, in fp32. Code in its repository is never run.
 
-    language: Whisper's code, such as ja; None for the one that a fine-tuned model was saved with, or else ja.
-    task: transcribe or translate. revision: a commit, tag or branch on the Hub, None for the main branch.
-    freeze: the part that is not trained. config: fields of `WhisperConfig` to change, such as dropout and SpecAugment.
+    name: on the Hub, or the folder of a model or of a run. language: a code or name, such as ja, zh-CN or Japanese;
+    task: transcribe or translate; None for those that a fine-tuned model was saved with, or else `default_language`
+    and transcribe. revision: a commit, tag or branch on the Hub, None for the main branch. freeze: the part that is
+    not trained. config: fields of `WhisperConfig` to change, such as dropout and SpecAugment.
     Raises ModelError if the model cannot be loaded or does not support the language.
     """
     _check_fields(load_whisper, config)
-    _check_name(name, revision)
-    safely: dict[str, Any] = {"revision": revision or "main", "trust_remote_code": False}
-    if not Path(name).is_dir() and not hub_is_reachable():
-        log.warning(
-            "the Hugging Face Hub cannot be reached; using earlier downloads of %s (HF_HUB_OFFLINE=1 skips the check)",
-            name,
-        )
-        safely["local_files_only"] = True
+    place, safely = locate(name, revision)
     try:
-        # The small files first, so that a wrong language is reported before gigabytes are downloaded.
-        tokenizer = WhisperTokenizer.from_pretrained(name, **safely)
-        language = language or _saved_language(name, safely) or "ja"
-        saved_config = WhisperConfig.from_pretrained(name, **safely)
-        processor = make_processor(tokenizer, saved_config, language, task, name)
-        foreign = [key for key in ("quantization_config", "transformers_weights") if hasattr(saved_config, key)]
-        if foreign:
-            raise ModelError(
-                f"model.name={name}: config.json has {foreign[0]}; give a plain Whisper in model.safetensors"
-            )
+        # The small files first, so that a fault in them is reported before gigabytes are downloaded.
+        check_type(name, WhisperConfig.get_config_dict(place, **safely)[0])
+        tokenizer = WhisperTokenizer.from_pretrained(place, **safely)
+        saved_config = WhisperConfig.from_pretrained(place, **safely)
+        saved = _saved_generation(place, safely)
+        check_tokenizer(name, tokenizer, saved_config, saved)
+        chosen = choose_language_and_task(
+            name, (language, task), (getattr(saved, "language", None), getattr(saved, "task", None)), default_language
+        )
+        processor = make_processor(tokenizer, saved_config, chosen.language, chosen.task, name)
         # fp32, because large-v3's file is fp16 and optimisation needs fp32 master weights. The attention is set
         # explicitly, because config.json may name one whose code would be downloaded.
         form = {"dtype": torch.float32, "use_safetensors": True, "attn_implementation": "sdpa"}
         model, found = WhisperForConditionalGeneration.from_pretrained(
-            name, **safely, **form, output_loading_info=True, **config
+            place, **safely, **form, output_loading_info=True, **config
         )
     except KikitoriError:
         raise
     except Exception as error:  # damaged or hostile files make transformers raise errors of many classes
-        raise _cannot_load(name, one_line(error)) from error
+        where = "" if Path(place).is_dir() else "there is no such folder, and on the Hub: "
+        raise _cannot_load(name, where + one_line(error)) from error
     if missing := sorted(set(found["missing_keys"]) - {"proj_out.weight"}):
         raise ModelError(f"model.name={name} lacks {len(missing)} of Whisper's weights, such as {missing[0]}")
-    if getattr(model.generation_config, "is_multilingual", True) is False:
-        raise ModelError(f"model.name={name} is English-only and has no language tokens; use the multilingual model")
-    arguments = {"builder": "load", "name": name, "language": language, "task": task, "revision": revision}
-    return _finish(model, processor, arguments, freeze, gradient_checkpointing)
+    arguments = {"builder": "load", "name": name, "revision": revision}
+    return _finish(model, processor, arguments, freeze, gradient_checkpointing, chosen.notes)
 
 
 def build_whisper(
@@ -101,7 +102,7 @@ def build_whisper(
     _check_fields(build_whisper, config)
     sizes = {"d_model": d_model, "encoder_layers": encoder_layers, "decoder_layers": decoder_layers}
     sizes |= {"attention_heads": attention_heads, "num_mel_bins": num_mel_bins, "max_label_tokens": max_label_tokens}
-    arguments = {"builder": "build", **sizes, "window_s": window_s, "language": language, "task": task}
+    arguments = {"builder": "build", **sizes, "window_s": window_s}
     tokenizer = byte_tokenizer()
     whisper_config = WhisperConfig(
         vocab_size=len(tokenizer),
@@ -133,7 +134,9 @@ def rebuild_whisper(recipe: dict[str, Any]) -> Whisper:
 
     Raises ModelError if the recipe has keys that kikitori never writes, which would become arguments of transformers.
     """
-    arguments = {key: value for key, value in recipe.items() if key not in ("builder", "window", "generation")}
+    arguments = {
+        key: value for key, value in recipe.items() if key not in ("builder", "window", "generation", "trained_on")
+    }
     builder = load_whisper if recipe.get("builder") == "load" else build_whisper
     if unknown := sorted(set(map(str, arguments)) - (set(inspect.signature(builder).parameters) - {"config"})):
         raise ModelError(
@@ -141,34 +144,48 @@ def rebuild_whisper(recipe: dict[str, Any]) -> Whisper:
         )
     whisper = builder(**arguments)
     if "generation" in recipe:  # missing in checkpoints of early versions
-        whisper.configure_generation(**recipe["generation"])
+        whisper.configure_generation(*(recipe["generation"][key] for key in GENERATION_KEYS))
     whisper.set_window(window_from_plain(recipe.get("window")))
+    if recipe.get("trained_on"):
+        whisper.set_trained_on(recipe["trained_on"])
     return whisper
 
 
-def hub_is_reachable() -> bool:
-    """Returns whether the Hugging Face Hub responds. Otherwise its client would retry each file for half a minute."""
-    if huggingface_hub.constants.is_offline_mode():  # set by HF_HUB_OFFLINE; the client uses no network then
-        return True
-    try:
-        huggingface_hub.get_session().head(huggingface_hub.constants.ENDPOINT, timeout=HUB_TIMEOUT_S)
-    except Exception:  # the HTTP library raises errors of many classes
-        return False
-    return True
+class Chosen(NamedTuple):
+    """The language and task of a model, and sentences on those that are not what it was trained with."""
+
+    language: str
+    task: str
+    notes: list[str]
 
 
-def model_folder(folder: Path, given_as: str) -> Path:
-    """Returns the folder that holds the model, given the folder of a run or of a model.
+def choose_language_and_task(
+    name: str, given: tuple[str | None, str | None], own: tuple[str | None, str | None], default_language: str
+) -> Chosen:
+    """Chooses the language and task of a model: those given, or those it was trained with, or the default.
 
-    given_as: how the user named the folder, such as `checkpoint=outputs/a`. Raises ModelError if it holds no model.
+    own: None for a stock model. The notes, and the use of the default, are logged in one process of a run.
     """
-    for path in (folder / "model", folder):
-        if (path / "config.json").is_file():
-            return path
-    raise ModelError(
-        f"{given_as} holds no model: there is neither model/config.json nor config.json. A run saves its model when it "
-        "completes; resume one that did not with kikitori train resume=FOLDER"
-    )
+    language, task = given[0] and whisper_code(given[0]), given[1]
+    own_language, own_task = _own_code(own[0]), own[1]
+    notes = [
+        f"model.{key}={setting} is used, as set; {name} was trained with {trained}"
+        for key, setting, trained in (("language", language, own_language), ("task", task, own_task))
+        if setting and trained and setting != trained
+    ]
+    assumed = f"{name} was saved without a language; {default_language} is used, since none is set"
+    if rank() == 0:
+        for line in notes if language or own_language else [*notes, assumed]:
+            log.warning(line)
+    return Chosen(given[0] or own_language or default_language, task or own_task or "transcribe", notes)
+
+
+def _own_code(language: Any) -> str | None:
+    """The code of the language in a generation_config.json, which may be <|ja|> or Japanese; None if it is none."""
+    try:
+        return language_code(language.strip("<|>")) if isinstance(language, str) else None
+    except ValueError:
+        return None
 
 
 def _check_fields(builder: Callable[..., Whisper], config: Mapping[str, Any]) -> None:
@@ -183,23 +200,11 @@ def _check_fields(builder: Callable[..., Whisper], config: Mapping[str, Any]) ->
             )
 
 
-def _check_name(name: str, revision: str | None) -> None:
-    """Raises ModelError for a folder that cannot be a model, with a clearer reason than transformers gives."""
-    folder = Path(name)
-    if revision and folder.is_dir():
-        raise ModelError(f"model.revision={revision} is for a name on the Hub, and {name} is a folder; leave it out")
-    if folder.is_dir() and not (folder / "config.json").exists():
-        raise _cannot_load(name, "the folder has no config.json")
-    if any(folder.glob("shard-*.safetensors")):
-        raise ModelError(f"model.name={name} cannot be loaded: it is sharded, in the format of torch.distributed")
-
-
-def _saved_language(name: str, safely: dict[str, Any]) -> str | None:
-    """Reads the language that a fine-tuned model was saved with; a stock model has none."""
+def _saved_generation(place: str, safely: dict[str, Any]) -> GenerationConfig | None:
+    """The model's generation_config.json; None if it has none."""
     try:
-        own = {key: value for key, value in safely.items() if key != "trust_remote_code"}
-        return getattr(GenerationConfig.from_pretrained(name, **own), "language", None)
-    except OSError:  # no such file
+        return GenerationConfig.from_pretrained(place, **{k: v for k, v in safely.items() if k != "trust_remote_code"})
+    except OSError:
         return None
 
 
@@ -219,6 +224,7 @@ def _finish(
     arguments: dict[str, Any],
     freeze: str,
     gradient_checkpointing: bool,
+    notes: Sequence[str] = (),
 ) -> Whisper:
     """Sets generation, freezing and gradient checkpointing of a new model."""
     saved = model.generation_config
@@ -232,8 +238,9 @@ def _finish(
     if gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     model.train()
-    whisper = Whisper(model, processor, arguments)
-    whisper.configure_generation(saved.max_new_tokens, saved.num_beams, getattr(saved, "max_tokens_per_s", None))
+    arguments |= {"language": processor.language, "task": processor.task}
+    whisper = Whisper(model, processor, arguments, list(notes))
+    whisper.configure_generation(saved.max_new_tokens, saved.num_beams)
     return whisper
 
 

@@ -1,17 +1,23 @@
 """Turns audio and text into model inputs, and token ids back into text, like transformers' `WhisperProcessor`.
 
-It needs no weights, so that a corpus can be checked before a model is loaded.
+It needs no weights, so that a corpus can be checked before a model is loaded. A control token is one such as
+`<|endoftext|>`: text never contains one, whatever it looks like.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
+from typing import NamedTuple
 
 from tokenizers.pre_tokenizers import ByteLevel
 from torch import Tensor
 from transformers import WhisperConfig, WhisperTokenizer
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 from transformers.models.whisper.tokenization_whisper import LANGUAGES
 
+from kikitori.metrics.languages import closest, language_code
+from kikitori.metrics.speech_rate import BYTE_S
 from kikitori.model import features
 from kikitori.model.window import FULL, Window, window_from_plain
 from kikitori.runtime.errors import ModelError
@@ -22,6 +28,8 @@ TASKS = ("translate", "transcribe")
 # The order matters: Whisper's tokenizer finds a language's id by its position after the start token.
 SPECIAL_TOKENS = [START, *(f"<|{code}|>" for code in LANGUAGES), "<|translate|>", "<|transcribe|>"]
 SPECIAL_TOKENS += ["<|startoflm|>", "<|startofprev|>", "<|nospeech|>", "<|notimestamps|>"]
+# What a control token looks like, timestamps (<|0.00|>) included; those of a tokenizer may look otherwise, too.
+CONTROL_TOKEN = re.compile(r"<\|[^\s|<>]+\|>")
 # Log-Mel frames per encoder position: the encoder's second convolution has a stride of 2.
 FRAMES_PER_POSITION = 2
 # The key of a model's config.json that holds the window it was trained with.
@@ -30,7 +38,7 @@ WINDOW_KEY = "kikitori_window"
 
 @dataclass(frozen=True)
 class Processor:
-    """The tokenizer, features and padding of one model, for one language and task.
+    """The tokenizer, features and padding of one model, for one language (Whisper's code) and task.
 
     frames: the encoder's full window in log-Mel frames of 10 ms (3000 for a stock Whisper).
     max_label_tokens: the maximum length of a transcript in tokens, special ones included.
@@ -56,19 +64,68 @@ class Processor:
         names = [START, f"<|{self.language}|>", f"<|{self.task}|>", "<|notimestamps|>"]
         return self.tokenizer.convert_tokens_to_ids(names)
 
+    @cached_property
+    def token_s(self) -> dict[int, float]:
+        """The seconds of speech that each token takes at least; special tokens are not listed, they take none."""
+        byte_of = {symbol: byte for byte, symbol in bytes_to_unicode().items()}
+        words = self.tokenizer.backend_tokenizer.get_vocab(with_added_tokens=False)
+        return {i: sum(BYTE_S[byte_of.get(symbol, 0)] for symbol in word) for word, i in words.items() if word != END}
+
+    @property
+    def text_language(self) -> str:
+        """The code of the language of the text, by whose rules it is scored: a translation is English."""
+        return "en" if self.task == "translate" else self.language
+
+    @property
+    def control_ids(self) -> frozenset[int]:
+        """The ids of all control tokens."""
+        return control_tokens(self.tokenizer, len(self.tokenizer)).ids
+
     def encode(self, text: str) -> list[int]:
         """Returns all token ids of one transcript: prefix, text, end token."""
-        tokens = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        return [*self.prefix, *tokens, self.tokenizer.eos_token_id]
+        return [*self.prefix, *self._encode_texts([text])[0], self.tokenizer.eos_token_id]
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """Returns the length of `encode` of each text, in a fifth of the time."""
-        ids = self.tokenizer(list(texts), add_special_tokens=False)["input_ids"] if texts else []
-        return [len(self.prefix) + len(tokens) + 1 for tokens in ids]
+        return [len(self.prefix) + len(ids) + 1 for ids in self._encode_texts(texts)]
+
+    def _encode_texts(self, texts: Sequence[str]) -> list[list[int]]:
+        """Returns the ids of each text alone; control tokens in it are text, too."""
+        if not texts:
+            return []
+        # The tokenizer then leaves special tokens alone. Timestamps are control tokens that it does not call special.
+        as_text = {"add_special_tokens": False, "split_special_tokens": True}
+        encoded, control = self.tokenizer(list(texts), **as_text)["input_ids"], self.control_ids
+        for index, ids in enumerate(encoded):
+            if not control.isdisjoint(ids):
+                encoded[index] = [i for one in self.tokenizer(list(texts[index]), **as_text)["input_ids"] for i in one]
+        return list(encoded)
 
     def decode(self, sequences: Tensor | Sequence[Sequence[int]]) -> list[str]:
-        """Returns the text of each row of token ids, without special tokens and surrounding white space."""
-        return [t.strip() for t in self.tokenizer.batch_decode(sequences, skip_special_tokens=True)]
+        """Returns the text of each row of token ids, without control tokens and surrounding white space.
+
+        The tokenizer's own `decode` would also remove text that looks like a timestamp.
+        """
+        rows = sequences.tolist() if isinstance(sequences, Tensor) else sequences
+        control = self.control_ids
+        kept = [[token for token in row if token not in control] for row in rows]
+        texts = self.tokenizer.backend_tokenizer.decode_batch(kept, skip_special_tokens=False)
+        return [text.strip() for text in texts]
+
+    def label_fault(self, tokens: Sequence[int]) -> str | None:
+        """Returns what is wrong with the token ids of a transcript, as `encode` returns them; None for correct ones."""
+        prefix, end = self.prefix, self.tokenizer.eos_token_id
+        text = tokens[len(prefix) : -1]
+        if list(tokens[: len(prefix)]) != prefix:
+            return f"the labels begin with {list(tokens[: len(prefix)])}, must be {prefix}"
+        if tokens[-1] != end or len(tokens) <= len(prefix):
+            return f"the labels end with {tokens[-1]}, must be the end token, {end}"
+        if not self.control_ids.isdisjoint(text):
+            found = next(token for token in text if token in self.control_ids)
+            return f"the labels hold the control token {self.tokenizer.convert_ids_to_tokens(found)} in the text"
+        if len(tokens) > self.max_label_tokens:
+            return f"{len(tokens)} labels, over {self.max_label_tokens}"
+        return None
 
     def window_frames(self, samples: int) -> int:
         """Returns the log-Mel frames that a clip of `samples` at 16 kHz is padded to."""
@@ -83,22 +140,34 @@ class Processor:
         return features.log_mel(waveform, self.num_mel_bins, frames)
 
 
+def whisper_code(language: str) -> str:
+    """Returns the code of a configured language. Raises ModelError for a text that is neither a code nor a name."""
+    try:
+        return language_code(language)
+    except ValueError as error:
+        raise ModelError(f"model.language: {error}") from error
+
+
 def make_processor(
     tokenizer: WhisperTokenizer, config: WhisperConfig, language: str, task: str, name: str
 ) -> Processor:
-    """Makes the processor of the model called `name`. Raises ModelError for a language or task it does not support."""
-    vocabulary = tokenizer.get_vocab()
-    if f"<|{language}|>" not in vocabulary or "<|notimestamps|>" not in vocabulary:
+    """Makes the processor of the model called `name`. Raises ModelError for a language or task it does not support.
+
+    language: a code or name, see `kikitori.metrics.languages`.
+    """
+    vocabulary, code = tokenizer.get_vocab(), whisper_code(language)
+    supported = [code for code in LANGUAGES if f"<|{code}|>" in vocabulary]
+    if code not in supported:
         raise ModelError(
-            f"model {name} does not support the language {language!r}; set model.language (in kikitori transcribe: "
-            "--language) to one of its own, such as ja or en"
+            f"model.language={language}: {name} does not have this language{closest(language, supported) or '.'} To "
+            "fine-tune it for a language that it does not have, set model.language to a related one that it has"
         )
     if task not in TASKS:
         raise ModelError(f"model.task={task}: must be one of {', '.join(TASKS)}")
-    tokenizer.set_prefix_tokens(language=language, task=task, predict_timestamps=False)
+    tokenizer.set_prefix_tokens(language=code, task=task, predict_timestamps=False)
     return Processor(
         tokenizer=tokenizer,
-        language=language,
+        language=code,
         task=task,
         num_mel_bins=config.num_mel_bins,
         frames=config.max_source_positions * FRAMES_PER_POSITION,
@@ -113,3 +182,35 @@ def byte_tokenizer() -> WhisperTokenizer:
     tokenizer = WhisperTokenizer(vocab={**vocabulary, END: len(vocabulary)}, merges=[], pad_token=END)
     tokenizer.add_special_tokens({"extra_special_tokens": SPECIAL_TOKENS})
     return tokenizer
+
+
+def control_token_in(text: str, processor: Processor | None = None) -> str | None:
+    """Returns the first part of a text that is written like a control token, or None.
+
+    processor: of the model, whose tokenizer may have control tokens of another form.
+    """
+    if found := CONTROL_TOKEN.search(text):
+        return found[0]
+    tokenizer = processor.tokenizer if processor else None
+    others = control_tokens(tokenizer, len(tokenizer)).other_texts if tokenizer else []
+    return next((token for token in others if token in text), None)
+
+
+class ControlTokens(NamedTuple):
+    """The control tokens of a tokenizer: their ids, and the texts of those that do not look like `CONTROL_TOKEN`."""
+
+    ids: frozenset[int]
+    other_texts: list[str]
+
+
+@lru_cache(maxsize=4)
+def control_tokens(tokenizer: WhisperTokenizer, size: int) -> ControlTokens:
+    """Returns the control tokens of a tokenizer: special ones, and those that look like one, such as timestamps.
+
+    size: of its vocabulary, len(tokenizer), because tokens may be added to it.
+    """
+    ids = tokenizer.get_vocab()
+    special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    control = special | {token for token in ids if CONTROL_TOKEN.fullmatch(token)}
+    others = sorted(token for token in special if token.strip() and not CONTROL_TOKEN.fullmatch(token))
+    return ControlTokens(frozenset(ids[token] for token in control if token in ids), others)

@@ -1,21 +1,16 @@
 """A Whisper model with its processor: generation settings, windows, saving, and an encoder for any window length."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from math import ceil, isinf
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.nn.functional import dropout, gelu
-from transformers import (
-    WhisperFeatureExtractor,
-    WhisperForConditionalGeneration,
-    WhisperProcessor,
-)
+from transformers import WhisperForConditionalGeneration
 
 from kikitori.model.processor import WINDOW_KEY, Processor
+from kikitori.model.saving import save_model
 from kikitori.model.window import Window
 
 # Half of the decoder's context, as in Whisper's own decoding: the other half may hold a prompt.
@@ -23,8 +18,10 @@ MAX_NEW_TOKENS = 225
 # Log-Mel frames that a CPU encodes at a time without gradients. Larger batches only add memory traffic: on two cores
 # whisper-base takes 2.0 s for 64 clips of 6 s at once and 1.35 s in parts of ten, 3.7 and 2.9 s for 16 clips of 30 s.
 CPU_FRAMES = 6_000
+# The key of a model's config.json that describes the clips it was trained on.
+TRAINED_ON_KEY = "kikitori_trained_on"
 # Attributes of a generation config that `Whisper.configure_generation` sets.
-GENERATION_KEYS = ("max_new_tokens", "num_beams", "max_tokens_per_s")
+GENERATION_KEYS = ("max_new_tokens", "num_beams")
 
 
 @dataclass(eq=False)
@@ -32,55 +29,70 @@ class Whisper:
     """A model and its processor.
 
     arguments: the plain arguments of `load_whisper` or `build_whisper` that created it, with `builder` ("load" or
-    "build"). The window and the generation settings are changed in place, like the weights by training.
+    "build"). notes: on the choice of language and task, for results. The window and the generation settings are
+    changed in place, like the weights by training.
+    max_tokens_per_s: see `configure_generation`. It belongs to a use of the model and is not saved with it.
     """
 
     model: WhisperForConditionalGeneration
     processor: Processor
     arguments: dict[str, Any]
+    notes: list[str] = field(default_factory=list)
+    max_tokens_per_s: float | Literal["auto"] = "auto"
 
     @property
     def recipe(self) -> dict[str, Any]:
         """Plain values for `rebuild_whisper`, stored in checkpoints: all but the weights."""
         generation = {key: getattr(self.model.generation_config, key, None) for key in GENERATION_KEYS}
-        return {**self.arguments, "generation": generation, "window": self.processor.window.as_plain()}
+        window = self.processor.window.as_plain()
+        return {**self.arguments, "generation": generation, "window": window, "trained_on": self.trained_on}
 
     def set_window(self, window: Window) -> None:
         """Changes how far clips are padded; it is saved with the model."""
         self.processor = replace(self.processor, window=window)
         setattr(self.model.config, WINDOW_KEY, window.as_plain())
 
-    def configure_generation(
-        self, max_new_tokens: int | None, num_beams: int | None, max_tokens_per_s: float | None = None
-    ) -> None:
-        """Changes the model's generation config, which is saved with the model. None keeps a setting.
+    @property
+    def trained_on(self) -> dict[str, float] | None:
+        """Facts on the clips of its last training, saved in config.json: the seconds of the longest (longest_s) and of
+        the 95th percentile (p95_s), and their text per second (density, see `speech_rate`). None for a stock model.
+        """
+        return getattr(self.model.config, TRAINED_ON_KEY, None)
 
-        num_beams: 1 for greedy decoding. max_tokens_per_s: see `max_new_tokens_for`; only kikitori's greedy decoding
-        uses it. inf removes the limit.
+    def set_trained_on(self, facts: dict[str, float]) -> None:
+        """Changes `trained_on`."""
+        setattr(self.model.config, TRAINED_ON_KEY, facts)
+
+    def configure_generation(
+        self,
+        max_new_tokens: int | None,
+        num_beams: int | None,
+        max_tokens_per_s: float | Literal["auto"] | None = None,
+    ) -> None:
+        """Changes how text is generated. None keeps a setting. The first two are saved with the model.
+
+        num_beams: 1 for greedy decoding. max_tokens_per_s: of a clip and one second more; a row that exceeds it is cut
+        off in greedy decoding. auto: as much text as people can say in that time. inf: no limit.
         """
         config = self.model.generation_config
         room = self.processor.max_label_tokens - len(self.processor.prefix)
         config.max_new_tokens = min(max_new_tokens or config.max_new_tokens or MAX_NEW_TOKENS, room)
         config.num_beams = num_beams or config.num_beams or 1
-        rate = max_tokens_per_s or getattr(config, "max_tokens_per_s", None)
-        config.max_tokens_per_s = None if rate is None or isinf(rate) else rate
+        self.max_tokens_per_s = max_tokens_per_s or self.max_tokens_per_s
 
-    def max_new_tokens_for(self, seconds: Sequence[float]) -> list[int]:
-        """Returns the maximum number of tokens to generate for clips of these durations in seconds.
+    def token_s(self, token: int) -> float:
+        """Returns the seconds of a clip that a token takes up, by `max_tokens_per_s`.
 
-        Each clip gets one second more than its duration. A model that misses the end of a clip repeats itself up to the
-        maximum, which takes as long as all other clips of a batch; nobody speaks that many tokens in the time.
+        A model that misses the end of a clip repeats itself up to the maximum, which takes as long as all other clips
+        of a batch.
         """
-        config = self.model.generation_config
-        limit, rate = config.max_new_tokens, config.max_tokens_per_s
-        return [min(limit, ceil(rate * (s + 1))) if rate else limit for s in seconds]
+        if self.max_tokens_per_s == "auto":
+            return self.processor.token_s.get(token, 0.0)
+        return 1 / self.max_tokens_per_s
 
     def save(self, folder: Path) -> None:
-        """Writes a folder that `from_pretrained` and transformers' speech recognition pipeline can load."""
-        processor = self.processor
-        extractor = WhisperFeatureExtractor(processor.num_mel_bins, chunk_length=round(processor.window_s))
-        WhisperProcessor(extractor, processor.tokenizer).save_pretrained(folder)
-        self.model.save_pretrained(folder)
+        """Writes a folder that transformers and other tools can load, see `kikitori.model.saving`."""
+        save_model(self.model, self.processor, folder)
 
 
 def check_whisper(given: Any, caller: str) -> None:

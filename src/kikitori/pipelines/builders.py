@@ -1,6 +1,7 @@
 """The steps that pipelines share: build the data module, decode and filter its clips, load the model."""
 
 import logging
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +10,17 @@ import pytorch_lightning as pl
 from kikitori.config.targets import instantiate
 from kikitori.corpora.types import SPLITS
 from kikitori.data.datamodule import SpeechDataModule
-from kikitori.metrics.normalizer import NORMALISER, segmenter
+from kikitori.data.filters import doubtful_texts
+from kikitori.metrics.normalizer import text_rules
 from kikitori.model.whisper import Whisper
 from kikitori.model.window import describe_window
 from kikitori.pipelines.session import Session
 from kikitori.runs.record import timed
 from kikitori.runs.results import Results
 from kikitori.runs.resume import check_data
+from kikitori.runs.summary import duration
 from kikitori.runtime.distributed import is_main
+from kikitori.runtime.errors import DataError
 from kikitori.runtime.files import write_lines
 
 log = logging.getLogger(__name__)
@@ -31,8 +35,13 @@ def build_data(config: dict[str, Any], trainer: pl.Trainer | None = None) -> Spe
 
 
 def build_model(config: dict[str, Any]) -> Whisper:
-    """The configured model."""
-    whisper: Whisper = instantiate(config["model"], _partial_=True, _convert_="all")()
+    """The configured model. Where no language is set, its own, or else that of the corpus."""
+    settings, language = config["model"], config["data"]["language"]
+    if settings["_target_"] == "kikitori.load_whisper":
+        more = {"default_language": language}
+    else:  # a model that is made here, which has no language of its own
+        more = {k: v for k, v in (("language", language), ("task", "transcribe")) if settings.get(k) is None}
+    whisper: Whisper = instantiate(settings, _partial_=True, _convert_="all")(**more)
     return whisper
 
 
@@ -41,39 +50,45 @@ def prepare_data(config: dict[str, Any], data: SpeechDataModule, folder: Path, r
 
     Raises DataError if too few clips are left, ConfigError if a resumed run finds other clips.
     """
+    rejects = folder / "rejects.jsonl"
     try:
         with timed(results, "prepare_s"):
             data.setup()
+    except DataError as error:
+        if data.rejects:
+            raise DataError(f"{error.args[0]}\n  {rejects} lists each clip that is left out") from error
+        raise
     finally:
         if is_main():
-            write_lines(folder / "rejects.jsonl", data.reject_rows())
+            write_lines(rejects, data.reject_rows())
     summary = data.summary()
     check_data(results, summary, config.get("resume_accept", []), folder)
     results["data"] = summary
-    results["scoring"] = {"normaliser": NORMALISER, "segmenter": segmenter(data.language)}
     for split, facts in summary["splits"].items():
-        log.info("%s: %d clips, %.0f s", split, facts["clips"], facts["seconds"])
+        log.info("%s: %d clips, %s", split, facts["clips"], duration(facts["seconds"]))
     if summary["rejects"]:
         log.info("left out: %s", ", ".join(f"{count} {reason}" for reason, count in summary["rejects"].items()))
+    for what, names in doubtful_texts(chain.from_iterable(data.clips.values())).items():
+        summary.setdefault("doubtful_texts", {})[what] = len(names)
+        log.info("%d transcripts hold %s, such as that of %s; they are used as they are", len(names), what, names[0])
 
 
-def configure_model(session: Session, whisper: Whisper, data: SpeechDataModule) -> None:
+def configure_model(session: Session, whisper: Whisper) -> None:
     """Sets how the model generates, and describes it in the results."""
-    whisper.configure_generation(**generation_settings(session.config, data))
+    whisper.configure_generation(**session.config["generation"])
     session.results["model"] = {
         "name": model_name(session.config),
         "parameters": whisper.model.num_parameters(),
         "window_s": whisper.processor.window_s,
         "window": describe_window(whisper.processor.window),
+        "language": whisper.processor.language,
+        "task": whisper.processor.task,
+        **({"notes": whisper.notes} if whisper.notes else {}),
     }
-
-
-def generation_settings(config: dict[str, Any], data: SpeechDataModule) -> dict[str, Any]:
-    """The `generation` settings; max_tokens_per_s=auto is derived from the training transcripts."""
-    settings = dict(config["generation"])
-    if settings["max_tokens_per_s"] == "auto":
-        settings["max_tokens_per_s"] = data.prepared.max_tokens_per_s()
-    return settings
+    rules, earlier = text_rules(whisper.processor.text_language), session.results.get("scoring")
+    if earlier and earlier | rules != earlier:  # resumed by another version
+        log.info("from here on scored by %(normaliser)s and words by %(segmenter)s; earlier validations are not", rules)
+    session.results["scoring"] = rules
 
 
 def model_name(config: dict[str, Any]) -> str:

@@ -5,7 +5,8 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from kikitori.model.loading import load_whisper, model_folder, rebuild_whisper
+from kikitori.model.loading import choose_language_and_task, load_whisper, rebuild_whisper
+from kikitori.model.source import model_folder
 from kikitori.model.whisper import Whisper
 from kikitori.pipelines.builders import build_data, build_model, configure_model, prepare_data
 from kikitori.pipelines.scoring import Scorer
@@ -28,7 +29,7 @@ def evaluate(cfg: DictConfig, folder: Path) -> Results:
         whisper.set_window(data.window or whisper.processor.window)
         data = data.with_processor(whisper.processor)
         prepare_data(run.config, data, folder, run.results)
-        configure_model(run, whisper, data)
+        configure_model(run, whisper)
         with timed(run.results, "evaluate_s"):
             Scorer(run, trainer, WhisperModule(whisper), data).score("evaluated")
         run.results["cost"] |= hardware_facts(trainer)
@@ -36,16 +37,24 @@ def evaluate(cfg: DictConfig, folder: Path) -> Results:
 
 
 def load_checkpoint(config: dict[str, Any]) -> Whisper:
-    """The model of `checkpoint`: a run folder, a model folder, or a .ckpt file."""
+    """The model of `checkpoint`: a run folder, a model folder, or a .ckpt file.
+
+    Its language and task are those it was trained with, unless the configuration sets others.
+    """
     path = Path(config["checkpoint"]).expanduser()
-    language, task = config["model"]["language"], config["model"]["task"]
+    given, default = (config["model"]["language"], config["model"]["task"]), config["data"]["language"]
     if path.is_dir():
-        return load_whisper(str(model_folder(path, f"checkpoint={path}")), language, task)
+        return load_whisper(str(model_folder(path, f"checkpoint={path}")), *given, default_language=default)
     if not path.is_file():
         raise ConfigError(f"checkpoint={path} does not exist; give a run folder, a model folder, or a .ckpt file")
     try:
         checkpoint = read_checkpoint(path)
-        whisper = rebuild_whisper({**checkpoint["hyper_parameters"]["recipe"], "language": language, "task": task})
+        recipe = checkpoint["hyper_parameters"]["recipe"]
+        language, task, notes = choose_language_and_task(
+            path.name, given, (recipe["language"], recipe["task"]), default
+        )
+        whisper = rebuild_whisper({**recipe, "language": language, "task": task})
+        whisper.notes[:] = notes
         state = {key.removeprefix("model."): value for key, value in checkpoint["state_dict"].items()}
         whisper.model.load_state_dict(state)
     except KikitoriError:

@@ -1,22 +1,25 @@
 """Scores of whole splits, independent of the number of processes: each clip once, edits summed, then divided once."""
 
 import logging
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from pathlib import Path
+from math import inf
 from typing import Any
 
 import pytorch_lightning as pl
 
 from kikitori.corpora.types import Split
 from kikitori.data.datamodule import SpeechDataModule
-from kikitori.metrics.error_rates import ClipScore, prediction, score_clips, summarise
+from kikitori.metrics.error_rates import ClipScore, prediction, rescored, score_clips, summarise
 from kikitori.model.window import FULL, Window
 from kikitori.pipelines.session import Session
-from kikitori.runs.results import FULL_WINDOW, predictions_file
+from kikitori.runs.results import FULL_WINDOW, RESULTS, predictions_file
+from kikitori.runtime.console import IN_BAR, duration
 from kikitori.runtime.distributed import all_gather, is_main
-from kikitori.runtime.files import read_lines, write_lines
+from kikitori.runtime.files import read_json, read_lines, write_lines
+from kikitori.training.callbacks import ProgressReport
 from kikitori.training.lightning_module import WhisperModule
 
 log = logging.getLogger(__name__)
@@ -48,10 +51,20 @@ class Scorer:
         """
         sample = {"train": self.run.config["score"]["train_clips"], **(sample or {})}
         scores: Scores = {}
+        rates = self.run.results["scores"][stage] = {}
+        callbacks: list[pl.Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
         for split in splits or self.data.splits:
-            log.info("scoring %s", describe_stage(split, stage))
-            scores[split] = self._score_split(stage, split, sample.get(split), window)
-        self.run.results["scores"][stage] = {split: summarise(clips) for split, clips in scores.items()}
+            title = f"scoring {describe_stage(split, stage)}"
+            log.info("%s", title, extra={IN_BAR: True})
+            for report in (callback for callback in callbacks if isinstance(callback, ProgressReport)):
+                report.title = title
+            began = time.monotonic()
+            scores[split], cut = self._score_split(stage, split, sample.get(split), window)
+            rates[split] = {**summarise(scores[split]), "cut": cut}
+            shown = ", ".join(f"{rate.upper()} {100 * rates[split][rate]:.1f} %" for rate in ("cer", "wer"))
+            seconds = duration(time.monotonic() - began)
+            log.info("%s: %s; %d clips, %s", describe_stage(split, stage), shown, len(scores[split]), seconds)
+        self.run.results.setdefault("scored", {})[stage] = {split: self.data.prepared.digest(split) for split in scores}
         return scores
 
     def score_in_full_window(self, clips: int | None) -> None:
@@ -59,28 +72,32 @@ class Scorer:
 
         clips: how many of validation and test; None for all.
         """
-        generation = self.module.model.generation_config
+        whisper = self.module.whisper
         # Stock tools have no such limit either, which would hide text invented in the unfamiliar silence.
-        rate, generation.max_tokens_per_s = generation.max_tokens_per_s, None
+        rate, whisper.max_tokens_per_s = whisper.max_tokens_per_s, inf
         # At least one clip per process.
         some = clips and max(clips, self.data.world_size)
         try:
             splits: tuple[Split, ...] = ("validation", "test")
             self.score(FULL_WINDOW, splits, dict.fromkeys(splits, some), FULL)
         finally:
-            generation.max_tokens_per_s = rate
+            whisper.max_tokens_per_s = rate
 
-    def _score_split(self, stage: str, split: Split, limit: int | None, window: Window | None) -> list[ClipScore]:
+    def _score_split(
+        self, stage: str, split: Split, limit: int | None, window: Window | None
+    ) -> tuple[list[ClipScore], int]:
+        """The score of each clip, and how many transcripts were cut off."""
         batches: Any = self.trainer.predict(self.module, self.data.score_dataloader(split, limit, window))
-        rows = {row[:2]: row for row in gather_rows([row for batch in batches for row in batch])}
-        # Batches are by length; predictions are in the split's own order.
-        ordered = [rows[clip.name, clip.text] for clip in self.data.scored(split, limit)]
-        clips, references, hypotheses = zip(*ordered, strict=True)
-        scores = score_clips(references, hypotheses, self.data.language)
+        found = {row[:2]: row for row in gather_rows([row for batch in batches for row in batch])}
+        # In the order in which `compare` resamples clips, so that both give the same intervals.
+        ordered = [found[key] for key in sorted((clip.name, clip.text) for clip in self.data.scored(split, limit))]
+        clips, references, hypotheses, cut = zip(*ordered, strict=True)
+        scores = score_clips(references, hypotheses, self.module.processor.text_language)
         if is_main():
             predictions = map(prediction, clips, references, hypotheses, scores)
-            write_lines(predictions_file(self.run.folder, split, stage), predictions)
-        return scores
+            rows = ({**row, "cut": was_cut} for row, was_cut in zip(predictions, cut, strict=True))
+            write_lines(predictions_file(self.run.folder, split, stage), rows)
+        return scores, sum(cut)
 
 
 def describe_stage(split: Split, stage: str) -> str:
@@ -98,17 +115,33 @@ def gather_rows(rows: list[Any]) -> list[Any]:
     return list(chain.from_iterable(all_gather(rows)))
 
 
-def is_scored(folder: Path, splits: Sequence[Split], stage: str) -> bool:
-    """Whether the predictions of all these splits were written before the run was interrupted."""
-    return all(predictions_file(folder, split, stage).exists() for split in splits)
+def is_scored(run: Session, data: SpeechDataModule, stage: str, sample: Mapping[Split, int | None]) -> bool:
+    """Whether the predictions of all splits were written before the run was interrupted, for these clips."""
+    # From the file, which all processes see.
+    recorded = read_json(run.folder / RESULTS).get("scored", {}).get(stage, {})
+
+    def is_same(split: Split) -> bool:
+        path = predictions_file(run.folder, split, stage)
+        rows = sorted((row["clip"], row["reference"]) for row in read_lines(path)) if path.exists() else None
+        now = sorted((clip.name, clip.text) for clip in data.scored(split, sample.get(split)))
+        # The digest covers the audio as well; earlier versions wrote none.
+        return rows == now and recorded.get(split) in (None, data.prepared.digest(split))
+
+    return all(map(is_same, data.splits))
 
 
-def read_scores(run: Session, splits: Sequence[Split], stage: str) -> Scores:
-    """Recomputes the scores from predictions that were written before the run was interrupted."""
+def read_scores(run: Session, splits: Sequence[Split], stage: str, language: str) -> Scores:
+    """Scores the transcripts that were written before the run was interrupted, as texts of a language.
+
+    The counts written next to them may be by the rules of another version; they are replaced.
+    """
     scores: Scores = {}
+    rates = run.results["scores"][stage] = {}
     for split in splits:
-        rows = read_lines(predictions_file(run.folder, split, stage))
-        kept = [{k: v for k, v in row.items() if k.endswith(("_edits", "_length"))} for row in rows]
-        scores[split] = [ClipScore(**row) for row in kept]
-    run.results["scores"][stage] = {split: summarise(scores[split]) for split in splits}
+        path = predictions_file(run.folder, split, stage)
+        rows = sorted(read_lines(path), key=lambda row: (row["clip"], row["reference"]))
+        scores[split], rows = rescored(rows, language)
+        if is_main():
+            write_lines(path, rows)
+        rates[split] = {**summarise(scores[split]), "cut": sum(row.get("cut", False) for row in rows)}
     return scores

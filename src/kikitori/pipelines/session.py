@@ -13,8 +13,9 @@ from omegaconf import DictConfig
 
 from kikitori.config.overrides import to_plain
 from kikitori.config.validation import check_config
-from kikitori.runs.record import fail, record
-from kikitori.runs.results import Results
+from kikitori.model.source import decide_on_the_hub
+from kikitori.runs.record import fail, finish, record
+from kikitori.runs.results import Results, scored_precision
 from kikitori.runs.summary import print_results
 from kikitori.runs.wandb_logger import closing_wandb
 from kikitori.runtime.console import quiet_libraries
@@ -63,17 +64,38 @@ def session(command: str, cfg: DictConfig, folder: Path) -> Iterator[Session]:
         with closing_wandb(results), record(results, command, config, folder):
             settings = _trainer_settings(command, config)
             devices, nodes = settings["devices"], settings.get("num_nodes", 1)
+            if devices * nodes > 1 and "name" in config["model"] and not config.get("checkpoint"):
+                decide_on_the_hub(config["model"]["name"])
             with run_on_all_devices(command, config, folder, devices, nodes, on_forced_exit):
                 pl.seed_everything(config["seed"], workers=True, verbose=False)
+                results["precision"] = settings["precision"]
+                _record_environment(results, settings)
                 yield Session(config, folder, results, stop, settings)
         if results.get("status") == "completed":  # in the main process only
+            finish(results, folder)
             print_results(results, folder)
 
 
+def _record_environment(results: Results, settings: dict[str, Any]) -> None:
+    """Records what the last digits of the weights depend on, with a warning if it differs when a run is resumed."""
+    cpu = torch.backends.cpu.get_cpu_capability()
+    now = {"threads": torch.get_num_threads(), "deterministic": settings["deterministic"], "cpu": cpu}
+    before = {**now, **results.get("environment", {})}
+    if differing := [f"{key} was {before[key]} and is {now[key]} now" for key in now if before[key] != now[key]]:
+        log.warning("%s: the weights will differ from an uninterrupted run's in the last digits", "; ".join(differing))
+    results["environment"] = now
+
+
 def _trainer_settings(command: str, config: dict[str, Any]) -> dict[str, Any]:
+    """The Trainer's settings for this machine. A checkpoint is scored in the precision in which its run scored it."""
     settings, changes = resolve_trainer_settings(config["trainer"], torch.cuda.device_count())
-    if changes:
-        log.info("on this machine: %s", "; ".join(changes))
+    checkpoint, is_open = config.get("checkpoint"), config["trainer"]["precision"] == "auto"
+    if checkpoint and is_open and (precision := scored_precision(Path(checkpoint), settings["accelerator"])):
+        settings["precision"] = precision
+        changes = [
+            f"the {settings['accelerator'].upper()} and precision {precision}, in which its run scored the model"
+        ]
+    log.info("on this machine: %s", "; ".join(changes))
     if command == "train":
         check_batch_size(config["data"]["global_batch_size"], settings["devices"], settings.get("num_nodes", 1))
     return settings

@@ -1,39 +1,48 @@
 """`kikitori train`: fine-tunes a model. Read `train` from top to bottom; each line of it is one function below."""
 
 import logging
+import os
 from pathlib import Path
+from typing import Any
 
 import pytorch_lightning as pl
 from omegaconf import DictConfig
-from pytorch_lightning.callbacks import LearningRateMonitor
-from pytorch_lightning.loggers import CSVLogger, Logger
+from pytorch_lightning.callbacks import LambdaCallback
+from pytorch_lightning.loggers import Logger, TensorBoardLogger
 
 from kikitori.config.targets import instantiate
+from kikitori.corpora.types import Split
 from kikitori.data.collate import check_label_contract
 from kikitori.data.datamodule import SpeechDataModule
 from kikitori.metrics.error_rates import change
 from kikitori.model.whisper import Whisper
 from kikitori.model.window import FULL, Window
 from kikitori.pipelines.builders import build_data, build_model, configure_model, prepare_data
+from kikitori.pipelines.length import Length, check_warmup, training_length
 from kikitori.pipelines.scoring import Scorer, Scores, is_scored, read_scores
 from kikitori.pipelines.session import Session, session
 from kikitori.runs.model_card import model_card
 from kikitori.runs.record import save, timed
 from kikitori.runs.results import Results
+from kikitori.runs.results_md import examples_table
 from kikitori.runs.wandb_logger import WandbRunLogger
+from kikitori.runtime.console import duration
 from kikitori.runtime.distributed import is_main
+from kikitori.runtime.errors import ConfigError
 from kikitori.training.batch_size_finder import find_micro_batch_sizes
 from kikitori.training.callbacks import Progress, ThroughputMonitor, ValidateEvery
 from kikitori.training.checkpoints import (
+    CheckpointFiles,
     SaveLastCheckpoint,
     best_checkpoint,
+    check_best,
     latest_valid,
     load_best_weights,
-    rotate_metrics,
+    saved_step,
 )
-from kikitori.training.history import TrainingHistory
+from kikitori.training.history import MetricsFile, TrainingHistory, resume_loggers
 from kikitori.training.lightning_module import WhisperModule
-from kikitori.training.trainer import build_trainer, hardware_facts
+from kikitori.training.trainer import build_callback, build_trainer, hardware_facts
 
 log = logging.getLogger(__name__)
 
@@ -41,44 +50,68 @@ log = logging.getLogger(__name__)
 def train(cfg: DictConfig, folder: Path) -> Results:
     """Fine-tunes a model and scores it before the first step and after the last; all outputs are in `folder`."""
     with session("train", cfg, folder) as run:
-        history = TrainingHistory()
-        trainer = make_trainer(run, history)
-        data, whisper, pretrained_window = load_data_and_model(run, trainer)
+        data, whisper, pretrained_window = load_data_and_model(run)
+        length = set_length(run, data)
+        checkpoint = find_checkpoint(run, length)
+        history = TrainingHistory(data.prepared.digest("validation"))
+        trainer = make_trainer(run, data, length, history)
         module = make_module(run, trainer, data, whisper)
-        checkpoint = find_checkpoint(run, data)
         scorer = Scorer(run, trainer, module, data)
-        before = score_before(scorer, pretrained_window, checkpoint)
+        before = score_before(scorer, pretrained_window)
         fit(run, trainer, module, data, history, checkpoint)
         after = score_after(scorer)
         publish(run, trainer, whisper, data, before, after)
     return run.results
 
 
-def make_trainer(run: Session, history: TrainingHistory) -> pl.Trainer:
-    """Lightning's Trainer with our callbacks and loggers, then the configured ones."""
-    every_steps = run.config["validation"]["every_steps"]
-    callbacks = [history, ValidateEvery(every_steps), LearningRateMonitor("step"), ThroughputMonitor()]
-    callbacks += [Progress(run.folder), SaveLastCheckpoint(run.folder / "checkpoints", every_steps, run.stop)]
-    callbacks += map(instantiate, run.config["callbacks"].values())
-    if is_main():
-        rotate_metrics(run.folder)
-    loggers = [CSVLogger(run.folder, name="", version=""), *map(instantiate, run.config["logger"].values())]
-    return build_trainer(run.trainer_settings, run.folder, callbacks, loggers)
-
-
-def load_data_and_model(run: Session, trainer: pl.Trainer) -> tuple[SpeechDataModule, Whisper, Window]:
+def load_data_and_model(run: Session) -> tuple[SpeechDataModule, Whisper, Window]:
     """The decoded and filtered clips, the model, and the windows that the model was trained in before."""
-    data = build_data(run.config, trainer)
+    data = build_data(run.config)
     data.load_corpus()  # first, so that a missing corpus is found before a model is loaded
     whisper = build_model(run.config)
     pretrained_window = whisper.processor.window
     whisper.set_window(data.window or pretrained_window)
-    start_loggers(run, trainer)  # not earlier, so that a mistyped path opens no W&B run
     data = data.with_processor(whisper.processor)
     prepare_data(run.config, data, run.folder, run.results)
-    configure_model(run, whisper, data)
-    check_label_contract(next(iter(data.score_dataloader("train"))), whisper.processor)
+    configure_model(run, whisper)
     return data, whisper, pretrained_window
+
+
+def set_length(run: Session, data: SpeechDataModule) -> Length:
+    """The length of the training, which depends on the number of clips if it is configured in epochs."""
+    length = training_length(run.config, len(data.clips["train"]))
+    run.results["training"] = length.facts()
+    return length
+
+
+def find_checkpoint(run: Session, length: Length) -> Path | None:
+    """The latest intact checkpoint, to resume from; None for a new run."""
+    folder = run.folder / "checkpoints"
+    checkpoint = latest_valid(folder) if run.config["resume"] else None
+    if checkpoint:
+        log.info("resuming from %s", checkpoint.name)
+    elif run.results.get("extended_from"):
+        raise ConfigError(
+            f"{folder} holds no checkpoint to resume from; start a new run from the weights of this one: "
+            f"model.name={run.folder / 'model'}"
+        )
+    else:
+        check_warmup(run.config, length.steps)
+    return checkpoint
+
+
+def make_trainer(run: Session, data: SpeechDataModule, length: Length, history: TrainingHistory) -> pl.Trainer:
+    """Lightning's Trainer for this data, with our callbacks and loggers, then the configured ones."""
+    files = run.folder / "checkpoints"
+    callbacks = [history, ValidateEvery(length.every_steps), ThroughputMonitor()]
+    callbacks += [Progress(run.folder), SaveLastCheckpoint(files, length.every_steps, run.stop)]
+    callbacks += [build_callback(node, files) for node in run.config["callbacks"].values()]
+    loggers = [MetricsFile(run.folder), *map(instantiate, run.config["logger"].values())]
+    checkpoints = CheckpointFiles(history.validation, "data" in run.config["resume_accept"])
+    trainer = build_trainer(run.trainer_settings, run.folder, callbacks, loggers, length.steps, checkpoints)
+    data.trainer = trainer
+    start_loggers(run, trainer)
+    return trainer
 
 
 def start_loggers(run: Session, trainer: pl.Trainer) -> None:
@@ -91,6 +124,7 @@ def start_loggers(run: Session, trainer: pl.Trainer) -> None:
 
 def make_module(run: Session, trainer: pl.Trainer, data: SpeechDataModule, whisper: Whisper) -> WhisperModule:
     """The LightningModule with its optimizer and micro-batch sizes, and the encoder cache if configured."""
+    check_label_contract(data.first_batch("train"), whisper.processor)
     optimizer = instantiate(run.config["optim"], _convert_="all")
     sizes = find_micro_batch_sizes(trainer, whisper, data)
     module = WhisperModule(whisper, optimizer, run.config["trainer"].get("gradient_clip_val"), sizes)
@@ -100,22 +134,13 @@ def make_module(run: Session, trainer: pl.Trainer, data: SpeechDataModule, whisp
     return module
 
 
-def find_checkpoint(run: Session, data: SpeechDataModule) -> Path | None:
-    """The checkpoint to resume from: of a run that was scored before training, the latest one that is intact."""
-    if not run.config["resume"] or not is_scored(run.folder, data.splits, "before"):
-        return None
-    checkpoint = latest_valid(run.folder / "checkpoints")
-    if checkpoint:
-        log.info("resuming from %s", checkpoint.name)
-    return checkpoint
-
-
-def score_before(scorer: Scorer, pretrained_window: Window, checkpoint: Path | None) -> Scores:
-    """Scores before training, in the windows the model came with; a resumed run reads those it wrote earlier."""
+def score_before(scorer: Scorer, pretrained_window: Window) -> Scores:
+    """Scores before training, in the windows the model came with; a resumed run reads those of the same clips."""
     run = scorer.run
     with timed(run.results, "evaluate_s"):
-        if checkpoint:
-            scores = read_scores(run, scorer.data.splits, "before")
+        sample: dict[Split, int | None] = {"train": run.config["score"]["train_clips"]}
+        if run.config["resume"] and is_scored(run, scorer.data, "before", sample):
+            scores = read_scores(run, scorer.data.splits, "before", scorer.module.processor.text_language)
         else:
             # In the windows it was trained in: other windows would make the model look worse than it is.
             scores = scorer.score("before", window=pretrained_window)
@@ -132,15 +157,61 @@ def fit(
     checkpoint: Path | None,
 ) -> None:
     """Trains, from the checkpoint if there is one, and loads the weights of the best validation."""
-    results = run.results
-    try:
-        with timed(results, "fit_s"), run.stop.polled():
+    results, step = run.results, saved_step(checkpoint) if checkpoint else 0
+    # Of a completed run that is trained further.
+    results["scores"] = {"before": results["scores"]["before"]}
+    if is_main():
+        resume_loggers(trainer.loggers, step)
+    for pause in results.get("interruptions", [])[-1:]:
+        pause["step"] = step
+    save(results, run.folder)
+    announce(run, trainer, step)
+    # Again, so that training draws the same random numbers whatever was searched, cached or scored before it.
+    pl.seed_everything(run.config["seed"], workers=True, verbose=False)
+    with timed(results, "fit_s") as add_seconds, run.stop.polled():
+
+        def measure() -> None:
+            add_seconds()
+            results["history"] = history.history
+            results["cost"] |= history.cost() | hardware_facts(trainer)
+
+        def save_progress(*_: Any) -> None:
+            measure()
+            save(results, run.folder)
+
+        # So that a run that is killed leaves them, too.
+        trainer.callbacks.append(LambdaCallback(on_validation_end=save_progress))  # type: ignore[attr-defined]
+        try:
             trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-    finally:
-        results["history"] = history.history
-        results["cost"] |= history.cost() | hardware_facts(trainer)
+        finally:
+            measure()
+    check_best(trainer, history.history)
     load_best_weights(trainer, module)
-    results["checkpoint"] = {"steps": trainer.global_step, **best_checkpoint(trainer)}
+    chosen = best_checkpoint(trainer)
+    if best := chosen["best"]:
+        chosen |= {"best": os.path.relpath(best, run.folder), "best_step": saved_step(Path(best))}
+    results["checkpoint"] = {"steps": trainer.global_step, **chosen}
+    announce_best(results)
+
+
+def announce(run: Session, trainer: pl.Trainer, step: int) -> None:
+    """Logs what is about to be trained, from `step` on."""
+    length, batch = run.results["training"], run.config["data"]["global_batch_size"]
+    if step < length["steps"]:
+        log.info(
+            "training: steps %d to %d of %d clips each (%.1f epochs), a validation every %d steps; precision %s on %s; "
+            "scoring afterwards takes about %s",
+            *(step + 1, length["steps"], batch, length["epochs"], length["every_steps"]),
+            *(run.trainer_settings["precision"], hardware_facts(trainer)["device"]),
+            duration(run.results["cost"]["evaluate_s"]),
+        )
+
+
+def announce_best(results: Results) -> None:
+    """Logs how long the training took, and which checkpoint is scored and saved."""
+    chosen = results["checkpoint"]
+    best = f"the best by {chosen['monitor']}, step {chosen['best_step']}" if chosen["best"] else "the last one"
+    log.info("training took %s; scored and saved is %s", duration(results["cost"]["fit_s"]), best)
 
 
 def score_after(scorer: Scorer) -> Scores:
@@ -158,13 +229,12 @@ def publish(
     """Writes the changes of the scores, the model with its card, and the loggers' summaries."""
     results = run.results
     results["scores"]["change"] = {split: change(before[split], after[split]) for split in data.splits}
-    results["cost"] |= hardware_facts(trainer)
     if is_main():
         whisper.save(run.folder / "model")
         (run.folder / "model" / "README.md").write_text(model_card(results), encoding="utf-8")
-        log_scores(trainer.loggers[1:], results)
+        log_scores(trainer.loggers[1:], results, run.folder)
     for logger in wandb_loggers(trainer):
-        logger.finish(results, data.language, data.prepared.audio_caches["validation"].pcm)
+        logger.finish(results, whisper.processor.text_language, data.prepared.audio_caches["validation"].pcm)
 
 
 def wandb_loggers(trainer: pl.Trainer) -> list[WandbRunLogger]:
@@ -172,9 +242,21 @@ def wandb_loggers(trainer: pl.Trainer) -> list[WandbRunLogger]:
     return [logger for logger in trainer.loggers if isinstance(logger, WandbRunLogger) and is_main()]
 
 
-def log_scores(loggers: list[Logger], results: Results) -> None:
-    """Logs the scores before and after training."""
-    for stage in ("before", "after"):
-        for split, rates in results["scores"][stage].items():
-            for logger in loggers:
-                logger.log_metrics({f"{stage}/{split}/{rate}": rates[rate] for rate in ("cer", "wer")})
+def log_scores(loggers: list[Logger], results: Results, folder: Path) -> None:
+    """Logs the scores before and after training, in TensorBoard with configuration and examples; W&B has a summary."""
+    scores = results["scores"]
+    rates = {
+        stage: {
+            f"{stage}/{split}/{rate}": rates[rate] for split, rates in scores[stage].items() for rate in ("cer", "wer")
+        }
+        for stage in ("before", "after")
+    }
+    for logger in loggers:
+        if isinstance(logger, WandbRunLogger):
+            continue
+        logger.log_metrics(rates["before"], 0)
+        if isinstance(logger, TensorBoardLogger):
+            logger.log_hyperparams(results["config"], rates["after"], results["checkpoint"]["steps"])
+            logger.experiment.add_text("examples", examples_table(results, folder), results["checkpoint"]["steps"])
+        else:
+            logger.log_metrics(rates["after"], results["checkpoint"]["steps"])

@@ -7,10 +7,10 @@ import json
 import os
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from functools import cached_property
+from functools import cached_property, lru_cache
 from glob import glob
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,8 @@ import yaml
 
 from kikitori.config.names import translate
 from kikitori.config.overrides import config_folders, flatten
+from kikitori.metrics.error_rates import clip_score, corpus_rate, edits_and_lengths, rescored
+from kikitori.metrics.normalizer import text_rules
 from kikitori.runs.results import RESULTS, SWEEP, predictions_file
 from kikitori.runtime.errors import DataError
 from kikitori.runtime.files import read_lines
@@ -26,7 +28,7 @@ from kikitori.runtime.processes import is_locked
 
 # Keys in which two runs of one configuration may differ: the seed, and where things are written.
 NOT_IDENTITY = re.compile(
-    r"seed|resume|(resume_)?accept|resume_sweep|logger\b.*|sweep\b.*|hydra\b.*|callbacks\.pruning\b.*|.*\.dirpath|.*\.default_root_dir"
+    r"seed|keep|resume|(resume_)?accept|resume_sweep|logger\b.*|sweep\b.*|hydra\b.*|callbacks\.pruning\b.*|.*\.dirpath|.*\.default_root_dir"
 )
 # An evaluated checkpoint brings its own model; the configuration only sets its language and task.
 NOT_OF_A_CHECKPOINT = re.compile(rf"model(?!\.(language|task)$)\b.*|{NOT_IDENTITY.pattern}")
@@ -69,9 +71,21 @@ class Run:
             return "before"
         return "evaluated" if self.results.get("command") == "evaluate" else "after"
 
+    @property
+    def text_language(self) -> str:
+        """The language by whose rules the transcripts are scored."""
+        return str(self.results.get("scoring", {}).get("language") or _text_language(self.results))
+
+    @property
+    def is_rescored(self) -> bool:
+        """Whether scores are computed from the transcripts, because those in results.json are by other rules."""
+        return "recorded" in self.results.get("scoring", {})
+
     def score(self, split: str, rate: str = "cer", stage: str = "") -> float | None:
         """A rate as a fraction, or None if that split was not scored."""
         rates = self.results.get("scores", {}).get(stage or self.stage, {}).get(split)
+        if rates is not None and self.is_rescored:
+            return corpus_rate(edits_and_lengths([clip_score(row) for row in self.predictions(split, stage)], rate))
         return None if rates is None else float(rates[rate])
 
     def predictions_path(self, split: str, stage: str = "") -> Path:
@@ -80,10 +94,10 @@ class Run:
 
     def predictions(self, split: str, stage: str = "") -> list[dict[str, Any]]:
         """The rows of that file, sorted by clip name; empty if it is missing or truncated."""
+        path = self.predictions_path(split, stage)
         try:
-            return sorted(
-                read_lines(self.predictions_path(split, stage)), key=lambda row: (row["clip"], row["reference"])
-            )
+            rows = _rescored_rows(path, self.text_language) if self.is_rescored else read_lines(path)
+            return sorted(rows, key=lambda row: (row["clip"], row["reference"]))
         except (OSError, ValueError, KeyError, TypeError):
             return []
 
@@ -107,14 +121,17 @@ class Run:
         chosen = {key: value for key, _, value in (text.lstrip("+~").partition("=") for text in self.overrides)}
         groups = {key: value for key, value in chosen.items() if isinstance(config.get(key), dict | None)}
         ignored = NOT_OF_A_CHECKPOINT if config.get("checkpoint") else NOT_IDENTITY
-        return {k: v for k, v in [*groups.items(), *flatten(config)] if not ignored.fullmatch(k)}
+        return {k: v for k, v in [*groups.items(), *_settings(self.results)] if not ignored.fullmatch(k)}
 
     @cached_property
     def identity(self) -> str:
         """A key that is equal for runs that differ in their seed only."""
         if self.is_base:
-            return json.dumps(["base", self.results.get("model")], sort_keys=True, default=str)
-        leaves = {k: v for k, v in flatten(self.results.get("config", {})) if not NOT_IDENTITY.fullmatch(k)}
+            # Early versions did not record the language and the task.
+            model = {k: v for k, v in self.results.get("model", {}).items() if k not in ("language", "task", "notes")}
+            return json.dumps(["base", model, self.text_language], sort_keys=True, default=str)
+        # A key without a value is like one that an earlier version did not have.
+        leaves = {k: v for k, v in _settings(self.results) if v is not None and not NOT_IDENTITY.fullmatch(k)}
         return json.dumps([self.results.get("command"), leaves], sort_keys=True, default=str)
 
 
@@ -160,6 +177,7 @@ def read_run(folder: Path, name: str, trial: Mapping[str, Any]) -> Run:
     try:
         results = json.loads(path.read_text(encoding="utf-8"))
         results["status"], results["scores"], results["config"]
+        results["scoring"] = _todays_scoring(results, folder)
     except FileNotFoundError:
         status = trial.get("state", "failed")
         without = {"waiting": "not started yet", "running": "has not written results.json yet"}
@@ -186,6 +204,50 @@ def read_run(folder: Path, name: str, trial: Mapping[str, Any]) -> Run:
     elif not reason:
         reason = trial.get("reason") or f"no reason recorded; see {log.name if log else 'its log'}"
     return Run(folder, name, status, reason, log, results)
+
+
+def _settings(results: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """The configuration by dotted key. An evaluation that set no language or task has those of the model.
+
+    Without keys that are null, since an earlier version may not have had them.
+    """
+    used = results.get("model", {})
+    for key, value in flatten(results.get("config", {})):
+        known = used.get(key[6:]) if value is None and key in ("model.language", "model.task") else value
+        if known is not None:
+            yield key, known
+
+
+def _text_language(results: Mapping[str, Any]) -> str:
+    """The language of the text by the configuration, for a run whose version did not record it."""
+    config = results.get("config", {})
+    model = config.get("model", {})
+    language = model.get("language") or config.get("data", {}).get("language") or "ja"
+    return "en" if model.get("task") == "translate" else str(language)
+
+
+def _todays_scoring(results: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """The `scoring` of a run: as recorded, or today's if it differs and every scored clip has its transcript.
+
+    Without transcripts, a run is compared only with runs that were scored in the same way.
+    """
+    recorded = dict(results.get("scoring") or {})
+    try:
+        rules = text_rules(recorded.get("language") or _text_language(results))
+        if any(recorded.get(key, rules[key]) != rules[key] for key in ("normaliser", "segmenter")):
+            for stage, splits in results["scores"].items():
+                for split, rates in splits.items() if stage != "change" else ():
+                    if len(read_lines(predictions_file(folder, split, stage))) != rates["clips"]:
+                        return recorded
+            return {**rules, "recorded": recorded}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        pass
+    return recorded
+
+
+@lru_cache(maxsize=64)
+def _rescored_rows(path: Path, language: str) -> list[dict[str, Any]]:
+    return rescored(read_lines(path), language)[1]
 
 
 def _run_folders(place: str) -> list[Path]:

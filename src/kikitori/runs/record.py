@@ -1,26 +1,47 @@
-"""Writes results.json when a run starts, while it runs, and when it ends or fails."""
+"""Writes results.json when a run starts, while it runs, and when it ends or fails, with the code that produced it."""
 
 import errno
 import logging
+import os
 import shlex
+import shutil
+import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from datetime import datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from kikitori.config.overrides import options, overrides
-from kikitori.runs.provenance import git_state, versions
+from kikitori.config.overrides import options, overrides, start_folder
 from kikitori.runs.results import FINISHED, RESULTS, RESULTS_TABLE, WANDB_RUN_ID, Results, ended_before_scoring
-from kikitori.runs.resume import changes, refuse_changes
-from kikitori.runs.summary import markdown
+from kikitori.runs.results_md import markdown
+from kikitori.runs.resume import START_KEYS, changes, check_extension, key_of, refuse_changes
 from kikitori.runtime.distributed import is_main
-from kikitori.runtime.errors import ConfigError, Pruned, Stopped, TrainingError, one_line
+from kikitori.runtime.errors import (
+    ConfigError,
+    OutOfMemory,
+    Pruned,
+    Stopped,
+    TrainingError,
+    describe_error,
+    is_out_of_memory,
+    one_line,
+)
 from kikitori.runtime.files import read_json, write_json
+from kikitori.runtime.paths import HERE, shown_path
 from kikitori.runtime.processes import folder_lock
 
 log = logging.getLogger(__name__)
+
+PACKAGES = (
+    *("kikitori", "torch", "torchaudio", "transformers", "pytorch-lightning", "hydra-core", "datasets", "jiwer"),
+    *("sudachipy", "sudachidict-core", "soundfile", "wandb"),
+)
+# Folders that a completed run does not keep, by the configuration's `keep`.
+DROPPED: dict[str, tuple[str, ...]] = {"all": (), "model": ("checkpoints",), "scores": ("checkpoints", "model")}
 
 # Errors of the disk, with the remedy.
 DISK_ERRORS = {
@@ -33,7 +54,7 @@ DISK_ERRORS = {
 
 @contextmanager
 def record(results: Results, command: str, config: dict[str, Any], folder: Path) -> Iterator[None]:
-    """Keeps results.json of a new or resumed run, however the block ends; writes results.md if it completes.
+    """Keeps results.json of a new or resumed run, however the block ends.
 
     results: filled in place. config: the resolved configuration. In processes other than the main one nothing is
     written. Raises ConfigError if the folder holds another run, or is in use by another process.
@@ -42,7 +63,9 @@ def record(results: Results, command: str, config: dict[str, Any], folder: Path)
         yield
         return
     with folder_lock(folder, "hydra.run.dir", ConfigError):
-        results |= _start(command, config, folder)
+        path = folder / RESULTS
+        earlier = read_json(path) if path.exists() else {}
+        results |= _start(command, config, folder, deepcopy(earlier))
         save(results, folder)
         try:
             yield
@@ -51,46 +74,51 @@ def record(results: Results, command: str, config: dict[str, Any], folder: Path)
             results |= {"status": "pruned", "error": reason.args[0]}
         except Stopped as error:
             results |= {"status": "failed", "error": str(error)}
-            log.info("%s; to resume: %s", error, shlex.join(["kikitori", command, f"resume={folder}"]))
+            log.info("%s; to resume: %s", error, shlex.join(["kikitori", command, f"resume={shown_path(folder)}"]))
             raise
         except BaseException as error:
-            results |= {"status": "failed", "error": describe_error(error), "error_type": type(error).__name__}
+            kind = OutOfMemory if is_out_of_memory(error) else type(error)
+            results |= {"status": "failed", "error": describe_error(error), "error_type": kind.__name__}
             if remedy := _remedy(error):
                 raise TrainingError(f"{remedy}, then resume with kikitori {command} resume={folder}") from error
             raise
         finally:
             results["finished"] = _now()
+            # A completed run that was to be trained further stays completed if that failed before the first step.
+            keeps_earlier = earlier.get("status") in FINISHED and "history" not in results
             try:
-                save(results, folder)
+                save(earlier if keeps_earlier else results, folder)
             except OSError as error:
                 # The error that ended the run must reach the user, not this one.
                 log.error("%s cannot be written: %s", folder / RESULTS, error.strerror)
-        if results["status"] == "completed":
-            (folder / RESULTS_TABLE).write_text(markdown(results), encoding="utf-8")
 
 
-def _start(command: str, config: dict[str, Any], folder: Path) -> Results:
+def _start(command: str, config: dict[str, Any], folder: Path, earlier: Results) -> Results:
     """The first contents of results.json; a resumed run keeps its scores, costs and start time."""
-    path = folder / RESULTS
-    earlier = read_json(path) if path.exists() else {}
     if earlier and not config.get("resume") and ended_before_scoring(folder):
         # A run that failed over a wrong path, for example, is replaced; its W&B run is not continued.
         earlier = {}
         (folder / WANDB_RUN_ID).unlink(missing_ok=True)
     if earlier and not config.get("resume"):
         raise ConfigError(f"hydra.run.dir={folder} already holds a run; choose another folder, or add resume=auto")
+    kept = {key: earlier[key] for key in ("extended_from",) if key in earlier}
     if earlier.get("status") in FINISHED:
-        raise ConfigError(
-            f"hydra.run.dir={folder} holds a run that is {earlier['status']}: nothing is left to resume; "
-            "start a new run in another folder"
-        )
+        kept = {"extended_from": check_extension(earlier, config, folder)}
+    line = [word for word in overrides() if key_of(word) not in START_KEYS]
     if earlier:
-        refuse_changes(changes(earlier.get("config", {}), config), config.get("resume_accept") or [], folder)
+        found = changes(earlier.get("config", {}), config, map(key_of, line))
+        refuse_changes(found, config.get("resume_accept") or [], folder)
     # Enough to start the run again: Hydra's own record in .hydra may be cut off by a kill.
-    line = {"overrides": overrides(), "options": options(command)}
-    results: Results = {"status": "running", "command": command, **line}
+    start = {"overrides": line, "options": options(command), "cwd": earlier.get("cwd", start_folder())}
+    results: Results = {"status": "running", "command": command, **start, **kept}
     results |= {"started": earlier.get("started", _now()), "versions": versions(), "git": git_state()}
-    return results | {"config": config} | {key: earlier.get(key, {}) for key in ("scores", "cost", "data")}
+    if earlier:
+        # A run that was killed could not record its end.
+        ends = {"failed": earlier.get("error"), "completed": "completed, to be trained further"}
+        pause = {"reason": ends.get(str(earlier.get("status"))) or "killed", "resumed": _now()}
+        results["interruptions"] = [*earlier.get("interruptions", []), pause]
+    parts = ("scores", "scored", "cost", "data", "environment")
+    return results | {"config": config} | {key: earlier.get(key, {}) for key in parts}
 
 
 def fail(results: Results, folder: Path, reason: str) -> None:
@@ -105,26 +133,52 @@ def save(results: Results, folder: Path) -> None:
         write_json(folder / RESULTS, results)
 
 
+def finish(results: Results, folder: Path) -> None:
+    """Deletes from a completed run's folder what `keep` excludes, and writes its disk use and results.md."""
+    for name in DROPPED[results["config"].get("keep", "all")]:
+        shutil.rmtree(folder / name, ignore_errors=True)
+    results["disk"] = disk_use(folder)
+    save(results, folder)
+    (folder / RESULTS_TABLE).write_text(markdown(results, folder), encoding="utf-8")
+
+
+def disk_use(folder: Path) -> dict[str, int]:
+    """Bytes of the files of a run, by folder; a file with two names counts once."""
+    files = {(stat.st_dev, stat.st_ino): (path, stat) for path, stat in _files(folder)}
+    sizes: dict[str, int] = {}
+    for path, stat in files.values():
+        parts = path.relative_to(folder).parts
+        name = parts[0] if len(parts) > 1 and not parts[0].startswith(".") else "other"
+        sizes[name] = sizes.get(name, 0) + stat.st_size
+    return dict(sorted(sizes.items(), key=lambda item: -item[1]))
+
+
+def _files(folder: Path) -> Iterator[tuple[Path, os.stat_result]]:
+    for path in folder.rglob("*"):
+        if path.is_file() and not path.is_symlink():
+            yield path, path.stat()
+
+
 @contextmanager
-def timed(results: Results, key: str) -> Iterator[None]:
-    """Adds the seconds that the block takes to the costs, even if it fails."""
-    start = time.perf_counter()
+def timed(results: Results, key: str) -> Iterator[Callable[[], None]]:
+    """Adds the seconds of the block to the costs, even if it fails. Yields a function that adds those so far."""
+    start, before = time.perf_counter(), results["cost"].get(key, 0.0)
+
+    def add() -> None:
+        results["cost"][key] = before + time.perf_counter() - start
+
     try:
-        yield
+        yield add
     finally:
-        results["cost"][key] = results["cost"].get(key, 0.0) + time.perf_counter() - start
-
-
-def describe_error(error: BaseException) -> str:
-    """An error's type and message; our own errors begin with their type already."""
-    name, text = type(error).__name__, str(error) or "stopped"
-    return text if text.startswith(name) else f"{name}: {text}"
+        add()
 
 
 def _remedy(error: BaseException) -> str | None:
     """What happened and what to do, if the machine is the cause."""
     if isinstance(error, OSError) and error.errno in DISK_ERRORS:
         return f"{error.filename or 'the disk'}: {error.strerror}; {DISK_ERRORS[error.errno]}"
+    if is_out_of_memory(error):
+        return f"{one_line(error)}; use a smaller model, or free the memory that other processes use"
     if isinstance(error, RuntimeError) and "DataLoader worker" in str(error):
         cause = one_line(error)
         return f"{cause}; if it ran out of memory, lower data.num_workers (0 uses no worker processes)"
@@ -133,3 +187,25 @@ def _remedy(error: BaseException) -> str | None:
 
 def _now() -> str:
     return datetime.now().astimezone().isoformat(timespec="seconds")
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages that results depend on."""
+    return {name: version(name) for name in PACKAGES}
+
+
+def git_state() -> dict[str, Any] | None:
+    """The commit of the package's checkout, and whether src or conf differ from it; None elsewhere."""
+    checkout = HERE.resolve().parents[1]
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(checkout), *arguments], capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    try:
+        if Path(git("rev-parse", "--show-toplevel")).resolve() != checkout:
+            return None  # installed inside another project's checkout
+        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "--", "src", "conf"))}
+    except (OSError, subprocess.CalledProcessError):
+        return None

@@ -40,6 +40,23 @@ def ended_before_scoring(folder: Path) -> bool:
     return results.get("status") == "failed" and not results.get("scores") and not has_checkpoint
 
 
+def scored_precision(checkpoint: Path, accelerator: str) -> str | None:
+    """The precision in which the run of a checkpoint scored it on such an accelerator; None if that is unknown.
+
+    checkpoint: the run's folder, its model's folder, or one of its .ckpt files.
+    """
+    place = checkpoint.expanduser().resolve()
+    folder = next((folder for folder in (place, *place.parents[:2]) if (folder / RESULTS).is_file()), None)
+    try:
+        results = read_json(folder / RESULTS) if folder else {}
+    except DataError:
+        return None
+    on_cpu = str(results.get("cost", {}).get("device", "")).startswith("cpu")
+    # Earlier versions recorded the setting only.
+    precision = results.get("precision") or results.get("config", {}).get("trainer", {}).get("precision")
+    return str(precision) if on_cpu == (accelerator == "cpu") and precision not in (None, "auto") else None
+
+
 def best_cer(results: Mapping[str, Any]) -> float | None:
     """The lowest validation CER of a training so far, or that of an evaluation; None if there is none."""
     if results.get("command") == "evaluate":

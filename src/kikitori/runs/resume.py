@@ -1,26 +1,56 @@
 """Resuming a run: the command line of `resume=FOLDER`, and the changes that a resumed run may have."""
 
 import json
+import math
+import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from omegaconf import DictConfig, OmegaConf
+
+from kikitori.config.documentation import used_files
 from kikitori.config.names import translate
-from kikitori.config.overrides import chooses_configuration, config_folders, flatten, override, split_words
+from kikitori.config.overrides import (
+    ALTERNATIVES,
+    PATHS,
+    chooses_configuration,
+    config_folders,
+    flatten,
+    override,
+    split_words,
+    value_of,
+)
 from kikitori.runs.results import RESULTS, SWEEP, Results
 from kikitori.runtime.errors import ConfigError, DataError
 from kikitori.runtime.files import read_json
+from kikitori.runtime.paths import CONF
 
 # Keys that belong to one start of a run and not to the run.
 START_KEYS = ("resume", "resume_accept", "resume_sweep", "sweep", "hydra.run.dir")
 # The same for a sweep, whose choice `sweep=` belongs to it.
 SWEEP_START_KEYS = ("resume", "resume_accept", "resume_sweep", "hydra.sweep.dir")
+# Keys whose default was another one in earlier versions, and is null now.
+CHANGED_DEFAULTS = ("optim.warmup_steps",)
+# A resumed run cannot choose its best checkpoint by another score: the best one by that score was not kept.
+FIXED = re.compile(r"callbacks\.checkpoint\.monitor")
 # Keys in which a resumed run may differ without resume_accept.
 NOT_OF_THE_RECIPE = re.compile(
-    r"resume(_sweep)?|(resume_)?accept\b.*|sweep\b.*|logger\b.*|trainer\.strategy\b.*"
-    r"|callbacks\.pruning\b.*|.*\.dirpath|data\.(num_workers|eval_batch_size|micro_batch_size)"
+    r"resume(_sweep)?|(resume_)?accept\b.*|sweep\b.*|logger\b.*|trainer\.(strategy\b.*|deterministic)"
+    r"|callbacks\.pruning\b.*|keep|.*\.(dirpath|verbose)|data\.(num_workers|eval_batch_size|micro_batch_size)"
 )
+
+
+def start_folder_of(words: Sequence[str]) -> Path | None:
+    """The folder where the run or sweep was started that a command line resumes, to which its paths are relative."""
+    for word in split_words(words)[1]:
+        key, folder = key_of(word), value_of(word)
+        record = {"resume": RESULTS, "resume_sweep": SWEEP}.get(key)
+        if record and folder and (path := Path(folder, record)).exists():
+            start = read_json(path).get("cwd")
+            return Path(start) if isinstance(start, str) and Path(start).is_dir() else None
+    return None
 
 
 def expand_resume(command: str, given: list[str]) -> list[str]:
@@ -30,8 +60,8 @@ def expand_resume(command: str, given: list[str]) -> list[str]:
     Raises ConfigError if the folder holds no run of this command, DataError if its results.json is damaged.
     """
     given_options, given_overrides = split_words(given)
-    values = [word.partition("=")[2].strip("'\"") for word in given_overrides if word.startswith("resume=")]
-    if not values or values[-1] in ("", "auto", "null"):
+    values = [value_of(word) for word in given_overrides if key_of(word) == "resume"]
+    if not values or values[-1] in (None, "", "auto"):
         return given
     folder = Path(values[-1])
     if {"-m", "--multirun"} & set(given_options):
@@ -44,10 +74,10 @@ def expand_resume(command: str, given: list[str]) -> list[str]:
     results = read_json(folder / RESULTS)
     if results.get("command") != command:
         raise ConfigError(f"resume={folder} holds a run of kikitori {results.get('command')}, not of {command}")
-    now = [word for word in given_overrides if _key(word) != "resume"]
-    taken = {_key(word) for word in now} | set(START_KEYS)
+    now = [word for word in given_overrides if key_of(word) != "resume"]
+    taken = _replaced(now) | set(START_KEYS)
     options, overrides = ([str(word) for word in results.get(name, [])] for name in ("options", "overrides"))
-    recorded = [word for word in _translated(options, overrides) if _key(word) not in taken]
+    recorded = [word for word in _translated(options, overrides) if not _is_replaced(word, taken, _left_out(now))]
     options = _kept(options, given_options)
     return [*options, *given_options, *recorded, *now, override("hydra.run.dir", folder), "resume=auto"]
 
@@ -60,26 +90,89 @@ def expand_resume_sweep(command: str, given: list[str]) -> list[str]:
     damaged.
     """
     given_options, given_overrides = split_words(given)
-    values = [word.partition("=")[2].strip("'\"") for word in given_overrides if word.startswith("resume_sweep=")]
-    folder = Path(values[-1]) if values else None
-    if folder is None or values[-1] in ("", "null") or not (folder / SWEEP).exists():
+    values = [value_of(word) for word in given_overrides if key_of(word) == "resume_sweep"]
+    if not values or not values[-1] or not Path(values[-1], SWEEP).exists():
         return given
+    folder = Path(values[-1])
     recorded = read_json(folder / SWEEP).get("command")
     if not isinstance(recorded, list) or not all(isinstance(word, str) for word in recorded):
         raise DataError(f"{folder / SWEEP} holds no command; start a sweep in another folder")
     if recorded[1:2] not in ([], [command]):
         raise ConfigError(f"resume_sweep={folder} holds a sweep of kikitori {recorded[1]}, not of {command}")
-    taken = {_key(word) for word in given_overrides} | set(SWEEP_START_KEYS)
+    taken = _replaced(given_overrides) | set(SWEEP_START_KEYS)
     options, overrides = split_words(recorded[2:])
-    words = [word for word in _translated(options, overrides) if _key(word) not in taken]
+    left_out = _left_out(given_overrides)
+    words = [word for word in _translated(options, overrides) if not _is_replaced(word, taken, left_out)]
     return [*_kept(options, given_options), *given_options, *words, *given_overrides]
 
 
-def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:
-    """The keys in which two configurations differ, with both values; keys that may differ are left out."""
+def keep_changed_defaults(cfg: DictConfig, words: Iterable[str]) -> None:
+    """Gives a run of an earlier version that is resumed its recorded values, where defaults have changed since.
+
+    words: the overrides of its command line, which take precedence.
+    """
+    if cfg.get("resume") != "auto" or not (path := Path(str(cfg.hydra.run.dir), RESULTS)).exists():
+        return
+    recorded, given = dict(flatten(read_json(path).get("config", {}))), set(map(key_of, words))
+    for key in CHANGED_DEFAULTS:
+        if recorded.get(key) is not None and key not in given and OmegaConf.select(cfg, key) is None:
+            OmegaConf.update(cfg, key, recorded[key])
+
+
+def changes(before: Mapping[str, Any], now: Mapping[str, Any], given: Iterable[str] = ()) -> dict[str, str]:
+    """The keys in which two configurations differ, with both values; keys that may differ are left out.
+
+    So is a key that this version has added to a node that both have, unless it is among the `given` ones.
+    """
     old, new = (dict(flatten(json.loads(json.dumps(config)))) for config in (before, now))
-    differing = [key for key in old | new if old.get(key) != new.get(key) and not NOT_OF_THE_RECIPE.fullmatch(key)]
-    return {key: f"was {old.get(key)}, is now {new.get(key)}" for key in differing}
+    named = tuple(given)
+    nodes = {key.rpartition(".")[0] for key in old}
+    added = {k for k in new.keys() - old.keys() if k.rpartition(".")[0] in nodes and not k.startswith(named)}
+    # null, of evaluate: as the model was trained. Records of early versions name both.
+    as_trained = {key for key in ("model.language", "model.task") if new.get(key, "") is None}
+    # A command line may name the same file relative to another folder.
+    same = {key for key in PATHS if key in old and os.path.abspath(str(old[key])) == os.path.abspath(str(new.get(key)))}
+    differing = [k for k in old | new if old.get(k) != new.get(k) and k not in added | as_trained | same]
+    return {k: f"was {old.get(k)}, is now {new.get(k)}" for k in differing if not NOT_OF_THE_RECIPE.fullmatch(k)}
+
+
+def check_extension(earlier: Results, config: Mapping[str, Any], folder: Path) -> int:
+    """The steps of a completed training that is to be trained further.
+
+    Raises ConfigError if it would take no further step: because it is not longer, or would stop early again.
+    """
+    done = earlier.get("checkpoint", {}).get("steps")
+    if earlier["status"] != "completed" or done is None:
+        raise ConfigError(
+            f"hydra.run.dir={folder} holds a run that is {earlier['status']}: nothing is left to resume; "
+            "start a new run in another folder"
+        )
+    clips = earlier["data"]["splits"]["train"]["clips"]
+    before, now = (_steps(settings, clips) for settings in (earlier["config"], config))
+    if done >= now:
+        key = "trainer.max_epochs" if config["trainer"].get("max_epochs") else "trainer.max_steps"
+        raise ConfigError(
+            f"{folder} holds a run that is completed, after {done} steps: nothing is left to resume; to train it "
+            f"further: {key}=N 'resume_accept=[{key}]', for more steps than that"
+        )
+    patience, was = (_patience(settings) for settings in (config, earlier["config"]))
+    if done < before and patience <= was:
+        raise ConfigError(
+            f"{folder} holds a run that stopped early, after {done} of {before} steps, and would stop again; raise "
+            "callbacks.early_stopping.patience, or choose callbacks=best_checkpoint, with 'resume_accept=[callbacks]'"
+        )
+    return int(done)
+
+
+def _steps(config: Mapping[str, Any], clips: int) -> int:
+    trainer = config["trainer"]
+    per_epoch = -(-clips // dict(flatten(config))["data.global_batch_size"])
+    return int(trainer["max_steps"] or trainer["max_epochs"] * per_epoch)
+
+
+def _patience(config: Mapping[str, Any]) -> float:
+    """Of early stopping; without limit if there is none."""
+    return min((node["patience"] for node in config["callbacks"].values() if "patience" in node), default=math.inf)
 
 
 def check_data(results: Results, summary: Mapping[str, Any], accepted: Sequence[str], folder: Path) -> None:
@@ -95,6 +188,8 @@ def check_data(results: Results, summary: Mapping[str, Any], accepted: Sequence[
 
 def refuse_changes(found: Mapping[str, str], accepted: Sequence[str], folder: Path) -> None:
     """Raises ConfigError for changes that `resume_accept` does not name; a key there covers the keys below it."""
+    for key in filter(FIXED.fullmatch, found):
+        raise ConfigError(f"{key}: {found[key]}; a resumed run keeps it: checkpoints were chosen by it from the start")
     refused = {k: how for k, how in found.items() if not any(re.match(rf"{re.escape(a)}\b", k) for a in accepted)}
     if refused:
         lines = "\n".join(f"  {key}: {how}" for key, how in refused.items())
@@ -103,6 +198,34 @@ def refuse_changes(found: Mapping[str, str], accepted: Sequence[str], folder: Pa
             f"{folder} holds a run with other settings; resume it unchanged, or accept the changes with "
             f"'resume_accept=[{keys}]'\n{lines}"
         )
+
+
+def _replaced(words: Iterable[str]) -> set[str]:
+    """The keys whose recorded overrides give way to `words`: their own keys, and the alternatives of these."""
+    given = set(map(key_of, words))
+    return given | {other for pair in ALTERNATIVES for key, other in (pair, pair[::-1]) if key in given}
+
+
+def _left_out(words: Iterable[str]) -> set[str]:
+    """The entries of callbacks and logger that the choices in `words` lack, such as callbacks.early_stopping."""
+    choices = {key_of(word): str(value_of(word)).strip("[]").split(",") for word in words if "=" in word}
+    found: set[str] = set()
+    for group in ("callbacks", "logger"):
+        entries = {path.stem: _entries(group, path.stem) for path in (CONF / group).glob("*.yaml")}
+        if group in choices and set(choices[group]) <= entries.keys():
+            found |= set().union(*entries.values()) - set().union(*(entries[name] for name in choices[group]))
+    return found
+
+
+def _entries(group: str, choice: str) -> set[str]:
+    files = used_files([CONF], f"{group}/{choice}", {})
+    return {f"{group}.{key.partition('.')[0]}" for file in files.values() for key in file.keys}
+
+
+def _is_replaced(word: str, taken: Collection[str], left_out: Collection[str]) -> bool:
+    """Whether a recorded override gives way: it sets a key in `taken`, or is about an entry that is left out now."""
+    key = key_of(word)
+    return key in taken or any(key.startswith(f"{entry}.") for entry in left_out)
 
 
 def _kept(options: Sequence[str], given: Sequence[str]) -> list[str]:
@@ -117,5 +240,6 @@ def _translated(options: Sequence[str], overrides: Sequence[str]) -> list[str]:
     return [translate(word, own) for word in overrides]
 
 
-def _key(word: str) -> str:
+def key_of(word: str) -> str:
+    """The key of an override."""
     return word.lstrip("+~").partition("=")[0]

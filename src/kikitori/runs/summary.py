@@ -1,4 +1,4 @@
-"""The summary of one run: results.md, the table printed last, and tables that are complete at any terminal width."""
+"""The summary of one run: the table printed last, its lines in words, and tables complete at any terminal width."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,6 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from kikitori.runs.results import FULL_WINDOW
+from kikitori.runtime.console import duration
+from kikitori.runtime.paths import shown_path
 
 # Columns: the width of output that goes to a file, where nothing is folded.
 UNFOLDED = 10_000
@@ -39,23 +41,6 @@ def title(results: Mapping[str, Any]) -> str:
     return f"{results['model']['name']} on {results['data']['corpus']}"
 
 
-def markdown(results: Mapping[str, Any]) -> str:
-    """results.md: the table, what it was measured on, and what the run cost."""
-    header, *body = rows(results)
-    lines = ["| " + " | ".join(cells) + " |" for cells in [header, ["---"] * len(header), *body]]
-    data, scoring = results["data"], results["scoring"]
-    splits = ", ".join(f"{name} {s['clips']} clips, {s['seconds']:.0f} s" for name, s in data["splits"].items())
-    rejects = ", ".join(f"{n} {reason}" for reason, n in data["rejects"].items()) or "none"
-    notes = [
-        f"- Corpus: {data['corpus']} ({splits}); left out: {rejects}",
-        f"- Model: {results['model']['name']}, {results['model']['parameters'] / 1e6:.1f} M parameters",
-        f"- Text: {scoring['normaliser']}; words: {scoring['segmenter']}; intervals: 95 % bootstrap over clips",
-        *(f"- {line}" for line in full_window_lines(results)),
-        f"- Cost: {cost_line(results['cost'])}",
-    ]
-    return "\n".join([f"# {title(results)}", "", *lines, "", *notes, ""])
-
-
 def cost_line(cost: Mapping[str, Any]) -> str:
     """What a run cost, in words: preparation 2 s, training 4 min, scoring 42 s, 33.3 clips/s, ..."""
     steps = {"prepare_s": "preparation", "fit_s": "training", "evaluate_s": "scoring"}
@@ -69,6 +54,22 @@ def cost_line(cost: Mapping[str, Any]) -> str:
     return ", ".join(parts)
 
 
+def disk_line(results: Mapping[str, Any]) -> str:
+    """What a run's folder takes: 1.9 GB: checkpoints 1.7 GB, model 290 MB; empty if that was not measured."""
+    disk = results.get("disk", {})
+    parts = [f"{name} {size(count)}" for name, count in disk.items()]
+    return f"{size(sum(disk.values()))}: {', '.join(parts)}" if parts else ""
+
+
+def size(count: float) -> str:
+    """Bytes in words: 512 B, 12 kB, 290 MB, 1.7 GB."""
+    for unit in ("B", "kB", "MB"):
+        if count < 999.5:
+            return f"{count:.0f} {unit}"
+        count /= 1000
+    return f"{count:.1f} GB"
+
+
 def print_results(results: Mapping[str, Any], folder: Path) -> None:
     """Prints the table of a run and its folder."""
     console = terminal()
@@ -79,13 +80,19 @@ def print_results(results: Mapping[str, Any], folder: Path) -> None:
     columns = dict(zip(header, zip(*body, strict=True), strict=True))
     for table in fit(Grid(header[:2], groups, columns, left=["split"]), console):
         console.print(table)
-    for line in full_window_lines(results):
+    for line in remarks(results):
         console.print(Text(line))
     for split, facts in results["data"]["splits"].items():
         if facts["clips_over_window"]:
             longer = f"{facts['clips_over_window']} {split} clips are longer than the model's window"
             console.print(Text(f"{longer}; only their first {results['model']['window_s']:g} s are read"))
-    console.print(Text(f"Everything is in {folder}"), soft_wrap=True)
+    disk = f" ({line})" if (line := disk_line(results)) else ""
+    console.print(Text(f"Everything is in {shown_path(folder)}{disk}"), soft_wrap=True)
+
+
+def remarks(results: Mapping[str, Any]) -> list[str]:
+    """The lines below the table of scores."""
+    return [*reading_lines(results), *full_window_lines(results), *cut_lines(results), *notes_of(results)]
 
 
 def full_window_rates(results: Mapping[str, Any]) -> str:
@@ -101,6 +108,36 @@ def full_window_lines(results: Mapping[str, Any]) -> list[str]:
     return [f"In the full window, as stock tools read: {rates}"] if rates else []
 
 
+def cut_lines(results: Mapping[str, Any]) -> list[str]:
+    """How many transcripts of each stage and split were cut off; no line where none was."""
+    words = {"before": "before training ", "after": "after training ", FULL_WINDOW: "in the full window "}
+    parts = [
+        f"{words.get(stage, '')}{split} {score['cut']} of {score['clips']}"
+        for stage, scores in results["scores"].items()
+        if stage != "change"
+        for split, score in scores.items()
+        if score.get("cut")
+    ]
+    limits = "generation.max_new_tokens or generation.max_tokens_per_s"
+    return [f"Transcripts cut off by {limits}: {', '.join(parts)}"] if parts else []
+
+
+def reading_lines(results: Mapping[str, Any]) -> list[str]:
+    """The lenient rate of Japanese as a sentence, before and after training; no line where there is none."""
+    stages = [scores for stage, scores in results["scores"].items() if stage in ("before", "after", "evaluated")]
+    rates = {split: [scores[split].get("cer_reading") for scores in stages] for split in stages[-1]}
+    parts = [f"{split} {' → '.join(map(percent, of))} %" for split, of in rates.items() if None not in of]
+    words = "CER of readings, in which kana, kanji and digits of the same words are equal"
+    return [f"{words}: {', '.join(parts)}"] if parts else []
+
+
+def notes_of(results: Mapping[str, Any]) -> list[str]:
+    """What a reader of the scores should know about the language and task of the model."""
+    model = results["model"]
+    poor = "A translation is scored by its wording: CER and WER cannot tell a good one from a bad one"
+    return [*model.get("notes", []), *([poor] if model.get("task") == "translate" else [])]
+
+
 def percent(fraction: float, sign: str = "") -> str:
     """A fraction in percent with one digit after the point."""
     return f"{100 * fraction:{sign}.1f}"
@@ -110,15 +147,6 @@ def rate_cell(score: Mapping[str, Any], rate: str, sign: str = "") -> str:
     """A rate and its 95 % interval in percent."""
     low, high = score[f"{rate}_ci95"]
     return f"{percent(score[rate], sign)} [{percent(low, sign)}, {percent(high, sign)}]"
-
-
-def duration(seconds: float | None) -> str:
-    """42 s, 3 min, 2.5 h; a dash where it is unknown."""
-    if seconds is None:
-        return "–"
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
 def terminal() -> Console:

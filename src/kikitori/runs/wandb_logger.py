@@ -6,7 +6,9 @@ Everything sent to W&B is also in the run's folder, so a W&B failure is a warnin
 import logging
 import netrc
 import os
+import secrets
 import shlex
+import shutil
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,6 +30,7 @@ from kikitori.metrics.alignment import error_types
 from kikitori.runs.results import FINISHED, WANDB_RUN_ID, predictions_file
 from kikitori.runtime.errors import one_line
 from kikitori.runtime.files import read_lines
+from kikitori.runtime.paths import shown_path
 from kikitori.runtime.rng import seeded_sample
 
 log = logging.getLogger(__name__)
@@ -68,7 +71,8 @@ class WandbRunLogger(WandbLogger):
 
     group: None for the sweep's folder name. name: None for the run's folder name. audio: whether the table of clips
     includes their audio, which uploads it. log_model: whether the best model is uploaded as an artifact with `aliases`.
-    A resumed run continues its W&B run. If the server does not answer, the run is kept offline.
+    A resumed run continues its W&B run. If the server does not answer, the run is kept offline. WANDB_RUN_ID may name
+    the W&B run of a single run; a trial of a sweep always has its own.
     """
 
     def __init__(
@@ -98,7 +102,7 @@ class WandbRunLogger(WandbLogger):
             project=project,
             save_dir=folder,
             name=name or self.folder.name,
-            id=self._id_file.read_text(encoding="utf-8") if self._id_file.exists() else None,
+            id=self._run_id(),
             offline=mode in ("offline", "dryrun"),
             entity=entity,
             group=group or sweep_name(),
@@ -109,6 +113,12 @@ class WandbRunLogger(WandbLogger):
         )
         # Lightning passes an argument that W&B has removed and warns about.
         self._wandb_init.pop("anonymous", None)
+
+    def _run_id(self) -> str | None:
+        """The id of the resumed run, or the one in the environment, or a new one. Trials share their environment."""
+        if self._id_file.exists():
+            return self._id_file.read_text(encoding="utf-8")
+        return secrets.token_hex(4) if sweep_name() else os.environ.get("WANDB_RUN_ID")
 
     @rank_zero_only
     @warn_on_failure
@@ -143,7 +153,25 @@ class WandbRunLogger(WandbLogger):
     @rank_zero_only
     @warn_on_failure
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        super().log_metrics(metrics, step)
+        # With W&B's own step as well, it merges what is logged at one step, and ignores a step that it has already.
+        at = {} if step is None else {"trainer/global_step": step}
+        self.experiment.log({**metrics, **at}, step=step)
+
+    @rank_zero_only
+    @warn_on_failure
+    def resume_at(self, rows: Sequence[Mapping[str, float]]) -> None:
+        """Sends the metrics of a resumed run that W&B lacks, those up to the step from which it continues.
+
+        rows: the metrics, each with its step. A server has most of them; the file of an offline run starts empty. Files
+        of earlier offline parts are deleted, since all that they hold is sent again.
+        """
+        run = self.experiment
+        for row in rows:
+            if row["step"] >= run.starting_step:
+                self.log_metrics({key: value for key, value in row.items() if key != "step"}, int(row["step"]))
+        for folder in self.folder.glob("wandb/offline-run-*"):
+            if folder != Path(run.dir).parent:
+                shutil.rmtree(folder)
 
     @rank_zero_only
     @warn_on_failure
@@ -249,14 +277,17 @@ def finish_run(status: str) -> str:
         return ""
     run, url = wandb.run, wandb.run.url
     here = Path(run.dir).parent
-    unsent = sorted(map(str, here.parent.glob("offline-run-*"))) if run.offline else []
+    unsent = sorted(here.parent.glob("offline-run-*")) if run.offline else []
     try:
         run.summary["status"] = status
         run.finish(exit_code=int(status not in FINISHED))
+        if not unsent:
+            # Copies of the tables' audio, which `wandb sync` sends for an offline run.
+            shutil.rmtree(here.parent / "artifacts", ignore_errors=True)
     except Exception as error:  # W&B raises many types
         log.warning("Weights & Biases: not everything was sent (%s); all of it is in the run's folder", one_line(error))
-        unsent = unsent or [str(here)]
-    return shlex.join(["wandb", "sync", *unsent]) if unsent else url or ""
+        unsent = unsent or [here]
+    return shlex.join(["wandb", "sync", *map(shown_path, unsent)]) if unsent else url or ""
 
 
 def sample_rows(before: list[Row], after: list[Row]) -> list[Row]:

@@ -102,10 +102,10 @@ def _other_processes(
     """Starts processes 1 to `devices` - 1 on this machine. This process is number 0."""
     import torch  # here, so that the command line checks its arguments before it loads torch
 
-    before = dict(os.environ)
+    before, threads = dict(os.environ), torch.get_num_threads()
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "NODE_RANK": "0"}
     os.environ |= {"WORLD_SIZE": str(devices)}
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, torch.get_num_threads() // devices)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, threads // devices)))
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     others = [_start(command, config, folder, number) for number in range(1, devices)]
     os.environ["LOCAL_RANK"] = "0"
@@ -132,6 +132,7 @@ def _other_processes(
             process.wait()
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
+        torch.set_num_threads(threads)
         os.environ.clear()
         os.environ |= before
 

@@ -3,19 +3,27 @@
 Each error names the thing, its value and the remedy, and is shown without a traceback.
 """
 
+import re
 import signal
 from collections.abc import Mapping
 from numbers import Integral, Real
 from typing import Any
 
+# How errors of torch, cuBLAS and cuDNN say that the memory of a device, or of the CPU, is full. Only torch's own
+# allocator raises an OutOfMemoryError; the last one is cuDNN's for its first convolution on a full GPU.
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "ALLOC_FAILED", "CUDNN_STATUS_INTERNAL_ERROR")
+# Control characters of terminals, and those that reverse the direction of text.
+CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
+
 
 class KikitoriError(Exception):
-    """Base of the errors below. The command line shows their message alone."""
+    """Base of the errors below. The command line shows their class and message, without a traceback."""
 
     def __str__(self) -> str:
-        # A file name that is not valid UTF-8 must not break printing or storing the message.
+        # A file name that is not valid UTF-8 must not break printing or storing the message, and one with control
+        # characters must not reach a terminal.
         message = super().__str__().encode("utf-8", "backslashreplace").decode()
-        return f"{type(self).__name__}: {message}"
+        return CONTROL.sub(lambda found: ascii(found[0])[1:-1], message)
 
 
 class ConfigError(KikitoriError):
@@ -65,9 +73,28 @@ class Stopped(BaseException):
         return f"stopped by {signal.Signals(self.number).name}{self.args[1]}"
 
 
+class Failed(BaseException):
+    """Carries the error of a command past Hydra, which would print a preamble above its message."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(error)
+        self.error = error
+
+
+def describe_error(error: BaseException) -> str:
+    """Returns an error's class and message, as Python prints them below a traceback."""
+    return f"{type(error).__name__}: {str(error) or 'stopped'}"
+
+
 def one_line(error: BaseException) -> str:
     """Returns the first line of an error's message, or the name of its class if the message is empty."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Returns whether a computation failed for lack of memory, in torch or in a library that allocates by itself."""
+    text = f"{type(error).__name__}: {error}"
+    return isinstance(error, RuntimeError) and ("OutOfMemoryError" in text or any(s in text for s in OUT_OF_MEMORY))
 
 
 def check_above_zero(prefix: str, values: Mapping[str, Any], whole: bool = False) -> None:

@@ -2,8 +2,9 @@
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -39,6 +40,16 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def reserve_file(path: Path, size: int) -> None:
+    """Creates a file of `size` zero bytes that take their space on the disk now. Raises OSError if it is too full."""
+    with path.open("wb") as file:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, size)
+            return
+        for start in range(0, size, 2**24):  # macOS
+            file.write(bytes(min(2**24, size - start)))
+
+
 def write_json(path: Path, value: Any) -> None:
     """Writes a value as indented JSON. A process that reads meanwhile gets the old or the new file, never a part."""
     with atomic_write(path) as file:
@@ -68,3 +79,16 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     """Reads the objects that `write_lines` wrote."""
     with path.open(encoding="utf-8") as lines:
         return [json.loads(line) for line in lines]
+
+
+def remove_if_nothing_else(folder: Path, files: Collection[Path]) -> None:
+    """Removes a folder that holds no other files than these, and an empty folder of the day above it."""
+    found = list(folder.rglob("*"))
+    if any(path.is_file() and path not in files for path in found) or Path.cwd().is_relative_to(folder.resolve()):
+        return
+    with suppress(OSError):
+        for path in sorted(found, reverse=True):  # what a folder holds before the folder
+            path.rmdir() if path.is_dir() else path.unlink()
+        folder.rmdir()
+        if re.fullmatch(r"\d{4}-\d\d-\d\d", folder.parent.name):
+            folder.parent.rmdir()

@@ -19,3 +19,9 @@ def cache_folder() -> Path:
 def run_folder() -> Path:
     """Returns the folder that Hydra created for this run."""
     return Path(HydraConfig.get().runtime.output_dir)
+
+
+def shown_path(path: Path) -> str:
+    """Returns a path as it is shown: relative to the working folder if it is below that."""
+    there, here = Path(path).absolute(), Path.cwd()
+    return str(there.relative_to(here)) if here in there.parents else str(path)

@@ -109,6 +109,15 @@ def exit_with_launcher() -> None:
         _exit_with(parent)
 
 
+def worker_start_method() -> str | None:
+    """Returns how a DataLoader's workers are started: by a fork on Linux, elsewhere as Python does by default (None).
+
+    Python 3.14's default on Linux is a fork server: its workers would be children of the server instead of the run,
+    would import everything anew for each loader, and would outlive a run that is killed.
+    """
+    return "fork" if sys.platform == "linux" else None
+
+
 def exit_with_parent(run: int, worker: int) -> None:
     """Initialises worker number `worker` of a DataLoader: it ignores stop signals and exits with the process `run`.
 

@@ -1,6 +1,8 @@
 """Random number generators: saves and restores their states, and draws seeded samples."""
 
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -23,6 +25,25 @@ def set_random_state(state: dict[str, Any]) -> None:
     key = state["numpy"]["state"]["key"].numpy().astype(np.uint32)
     np.random.set_state({**state["numpy"], "state": {**state["numpy"]["state"], "key": key}})
     random.setstate(state["python"])
+
+
+@contextmanager
+def random_state_kept() -> Iterator[None]:
+    """Restores the states of all generators after the block, so that it draws no random numbers of the run's."""
+    state = random_state()
+    try:
+        yield
+    finally:
+        set_random_state(state)
+
+
+def separate_random_state(rank: int) -> None:
+    """Gives each process of a run random numbers of its own, such as those of dropout; process 0 keeps its state."""
+    if rank:
+        seed = int(np.random.SeedSequence([int(torch.randint(2**62, ())), rank]).generate_state(1)[0])
+        torch.manual_seed(seed)
+        np.random.seed(seed)
+        random.seed(seed)
 
 
 def seeded_sample(length: int, count: int, seed: int) -> list[int]:

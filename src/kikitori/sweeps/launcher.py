@@ -27,7 +27,8 @@ from kikitori.config.validation import check_config
 from kikitori.pipelines.builders import build_data
 from kikitori.runs.results import PROGRESS
 from kikitori.runtime.console import quiet_libraries
-from kikitori.runtime.errors import ConfigError, Stopped, SweepError
+from kikitori.runtime.errors import ConfigError, KikitoriError, Stopped, SweepError
+from kikitori.runtime.files import remove_if_nothing_else
 from kikitori.runtime.processes import collect_stop_signals, cores, folder_lock
 from kikitori.sweeps import live_table
 from kikitori.sweeps.trials import OUTPUT, Sweep, Trial, open_sweep, update_state
@@ -66,7 +67,7 @@ def launch(plugin: Any, job_overrides: Sequence[Sequence[str]], first: int) -> l
 
 
 class TrialRunner:
-    """Runs trials in slots, each with its share of this machine's GPUs and CPU cores."""
+    """Runs trials in slots, each with its share of this machine's GPUs."""
 
     def __init__(self, plugin: Any) -> None:
         """plugin: a launcher of Hydra's; one that is not ours starts the trials itself, in the folders kept here."""
@@ -103,7 +104,12 @@ class TrialRunner:
             line = ["kikitori", self.command, *sys.argv[1:]]
             resume = str(self.folder) if is_continued else OmegaConf.select(self.config, "resume_sweep")
             self.sweep: Sweep = open_sweep(self.folder, line, resume)
-            yield self
+            try:
+                yield self
+            except KikitoriError:
+                # Without a trial, nothing in it is worth resuming.
+                remove_if_nothing_else(self.folder, [self.folder / "multirun.yaml", self.folder / ".lock"])
+                raise
             live_table.print_summary(self.sweep)
         if failures := self.sweep.failures():
             report = live_table.failure_report(self.sweep, failures)
@@ -151,7 +157,7 @@ class TrialRunner:
                 faults.setdefault(error.args[0], number)
                 continue
             corpus = {key: value for key, value in to_plain(cfg.data).items() if key not in NOT_FOR_DECODING}
-            needed = [corpus, cfg.data.limit.sample and cfg.seed, cfg.get("splits")]
+            needed = [corpus, cfg.get("splits")]
             if needed not in self.prepared:
                 build_data(to_plain(cfg)).decode()
                 self.prepared.append(needed)
@@ -174,6 +180,12 @@ class TrialRunner:
         trials: the next one is taken only when a slot is free, so that a search chooses it with the results so far.
         on_end: called with each trial that ends, or that an earlier start finished.
         """
+        if self.parallel > 1 and not self.gpus and "OMP_NUM_THREADS" not in os.environ:
+            log.info(
+                "%d trials at a time share %d cores; each has a thread per core, so that its weights are those of a "
+                "single run. OMP_NUM_THREADS=%d is faster, with other last digits",
+                *(self.parallel, cores(), max(1, cores() // self.parallel)),
+            )
         self.running: dict[int, Process] = {}
         source, self.free = iter(trials), list(range(self.parallel))
         with collect_stop_signals() as stop, live_table.live_progress(self.sweep) as show:
@@ -254,9 +266,11 @@ class TrialRunner:
         self.sweep.save()
 
     def _env(self, slot: int) -> dict[str, str]:
-        """The environment of a trial's process: its GPUs, its share of the cores, the sweep that it belongs to."""
+        """The environment of a trial's process: its GPUs and the sweep that it belongs to.
+
+        Its number of threads is that of a single run, on which the last digits of the weights depend.
+        """
         environment = {**os.environ, "KIKITORI_SWEEP": str(self.folder), "KIKITORI_PARENT": str(os.getpid())}
-        environment.setdefault("OMP_NUM_THREADS", str(max(1, cores() // self.parallel)))
         if self.gpus:
             mine = [self.gpus[(slot * self.gpus_per_trial + i) % len(self.gpus)] for i in range(self.gpus_per_trial)]
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(dict.fromkeys(mine))

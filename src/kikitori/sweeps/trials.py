@@ -1,5 +1,6 @@
 """The trials of a sweep, and sweep.json, the record of them in the sweep's folder."""
 
+import os
 import shlex
 import signal
 import time
@@ -12,7 +13,7 @@ from uuid import uuid4
 from kikitori.config.names import translate
 from kikitori.config.overrides import config_folders, short_number
 from kikitori.runs.results import FINISHED, PROGRESS, RESULTS, SWEEP, best_cer
-from kikitori.runtime.errors import DataError, SweepError
+from kikitori.runtime.errors import DataError, SweepError, describe_error
 from kikitori.runtime.files import read_json, write_json
 
 State = Literal["waiting", "running", "completed", "pruned", "failed"]
@@ -71,7 +72,8 @@ class Sweep:
 
     def save(self) -> None:
         """Writes sweep.json."""
-        facts = {"id": self.id, "command": self.command, "started": self.started}
+        # Paths in the command are relative to the working folder.
+        facts = {"id": self.id, "command": self.command, "cwd": os.getcwd(), "started": self.started}
         write_json(self.folder / SWEEP, {**facts, "trials": [asdict(trial) for trial in self.trials]})
 
     def add(self, trial: Trial) -> Trial:
@@ -164,7 +166,7 @@ def update_state(trial: Trial, folder: Path, code: int | None, since: float = 0.
     try:
         results = read_json(path) if path.exists() else {}
     except DataError as error:
-        damage = str(error)
+        damage = describe_error(error)
     status, is_current = results.get("status"), path.exists() and path.stat().st_mtime >= since
     trial.value = best_cer(results)
     trial.is_repeatable = bool(status == "failed" and is_current and results.get("error_type") in REPEATABLE)

@@ -17,9 +17,10 @@ from kikitori.data.datamodule import SpeechDataModule
 from kikitori.model.processor import FRAMES_PER_POSITION
 from kikitori.model.whisper import Whisper, encode
 from kikitori.runtime.distributed import all_gather
-from kikitori.runtime.errors import OutOfMemory, check_above_zero
+from kikitori.runtime.errors import OutOfMemory, check_above_zero, is_out_of_memory
 from kikitori.runtime.files import read_json, write_json
 from kikitori.runtime.paths import cache_folder
+from kikitori.runtime.rng import random_state_kept
 from kikitori.training.loss import clip_losses
 
 # Log-Mel frames that a CPU computes at once. Larger batches only add memory traffic: on two cores a step of
@@ -27,6 +28,9 @@ from kikitori.training.loss import clip_losses
 CPU_FRAMES = 12_000
 # Safety margin for memory fragmentation.
 HEADROOM = 1.1
+# Bytes that several processes leave free: for the buffers of NCCL, which are allocated later, and because they cannot
+# repeat a step that does not fit.
+DDP_MARGIN = 2 * 2**30
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -61,14 +65,16 @@ def find_micro_batch_sizes(trainer: pl.Trainer, whisper: Whisper, data: SpeechDa
     share = -(-data.global_batch_size // trainer.world_size)
     tokens = max(data.prepared.train_tokens)
     whisper.model.to(device)
+    torch.cuda.empty_cache()
     path = cache_folder() / "fitting.json"
-    with FileLock(path.with_suffix(".lock")):
+    with FileLock(path.with_suffix(".lock")), random_state_kept():
         known = read_json(path) if path.exists() else {}
         keys = {frames: key(whisper, trainer, frames, share, tokens) for frames in sorted(data.window_frames())}
         for frames, name in keys.items():
             if name not in known:
                 known[name] = largest_that_fits(share, make_memory_probe(whisper, trainer, frames, tokens), frames)
         write_json(path, known)
+    torch.cuda.empty_cache()
     found = {frames: known[name] for frames, name in keys.items()}
     # All processes use the same sizes, so that they stay in step.
     agreed = {frames: min(each[frames] for each in all_gather(found)) for frames in found}
@@ -92,7 +98,8 @@ def largest_that_fits(share: int, fits: Callable[[int], bool], frames: int) -> i
 
 
 def key(whisper: Whisper, trainer: pl.Trainer, frames: int, share: int, tokens: int) -> str:
-    """Everything that a found size depends on."""
+    """Everything that a found size depends on, such as the sixteenths of the GPU's memory that are free."""
+    free, total = torch.cuda.mem_get_info(trainer.strategy.root_device)
     config, gpu = whisper.model.config, torch.cuda.get_device_properties(trainer.strategy.root_device)
     trained = sum(p.numel() for p in whisper.model.parameters() if p.requires_grad)
     sizes = (whisper.model.num_parameters(), trained, config.d_model, config.encoder_layers, config.decoder_layers)
@@ -104,7 +111,7 @@ def key(whisper: Whisper, trainer: pl.Trainer, frames: int, share: int, tokens: 
         whisper.model.is_gradient_checkpointing,
         torch.__version__,
     )
-    return f"{gpu.name} {gpu.total_memory} {torch.__version__} {sizes} {how} {frames} {share} {tokens}"
+    return f"{gpu.name} {total} {16 * free // total} {torch.__version__} {sizes} {how} {frames} {share} {tokens}"
 
 
 def make_memory_probe(whisper: Whisper, trainer: pl.Trainer, frames: int, tokens: int) -> Callable[[int], bool]:
@@ -120,14 +127,17 @@ def make_memory_probe(whisper: Whisper, trainer: pl.Trainer, frames: int, tokens
             # AdamW's two moments, the gradients of earlier micro-batches, and under DDP a second copy of these.
             trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
             copies = 4 if trainer.world_size > 1 else 3
-            kept = torch.empty(round(HEADROOM * copies * trained), device=device)
+            margin = DDP_MARGIN if trainer.world_size > 1 else 0
+            kept = torch.empty(round(HEADROOM * copies * trained) + margin // 4, device=device)
             features = torch.zeros(clips, whisper.processor.num_mel_bins, frames, device=device)
             labels = torch.zeros(clips, tokens, dtype=torch.int64, device=device)
             with trainer.precision_plugin.forward_context():
-                loss = clip_losses(model, encode(model, features), labels).sum()
+                loss = clip_losses(model, encode(model, features), labels, labels.numel()).sum()
             loss.backward()
             del kept, features, labels, loss
-        except torch.OutOfMemoryError:
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
             return False
         finally:
             model.zero_grad(set_to_none=True)
@@ -153,8 +163,8 @@ def split_on_oom(compute: Callable[[Tensor, slice], T], features: Tensor, rows: 
     """The results of `compute` for a micro-batch, or for its halves if the whole does not fit into memory."""
     try:
         return [compute(features, rows)]
-    except torch.OutOfMemoryError:
-        if len(features) == 1:
+    except RuntimeError as error:
+        if len(features) == 1 or not is_out_of_memory(error):
             raise
     # Outside the exception handler, whose traceback keeps the tensors that did not fit.
     log.warning("%d clips at once do not fit into memory; computing halves (see data.eval_batch_size)", len(features))

@@ -1,6 +1,7 @@
 """Checkpoints: written atomically with a checksum, and verified before use."""
 
 import logging
+import os
 from collections.abc import Collection
 from hashlib import sha256
 from pathlib import Path
@@ -12,8 +13,9 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.plugins.io import CheckpointIO
 
 from kikitori.runtime.errors import DataError, TrainingError, one_line
-from kikitori.runtime.files import atomic_write
+from kikitori.runtime.files import atomic_write, sync_folder
 from kikitori.runtime.signals import Stop
+from kikitori.training.history import TrainingHistory
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +28,14 @@ class CheckpointFiles(CheckpointIO):
 
     `last.ckpt.sha256` lists the checksums that `last.ckpt` may have, in the format of `sha256sum`. A new checkpoint's
     is added before the file is renamed, so a kill at any moment leaves a file whose checksum is listed.
+
+    validation: the digest of the clips that this run validates on. Scores on other clips are forgotten when a
+    checkpoint is read. accepts_data: whether a checkpoint of an earlier version, without a digest, may have any.
     """
+
+    def __init__(self, validation: str = "", accepts_data: bool = False) -> None:
+        self.validation = validation
+        self.accepts_data = accepts_data
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         path = Path(path)
@@ -48,6 +57,10 @@ class CheckpointFiles(CheckpointIO):
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         checkpoint = torch.load(path, map_location=map_location or "cpu", weights_only=True)
+        recorded = checkpoint["callbacks"].get(TrainingHistory.state_key, {}).get("validation")
+        if self.accepts_data if recorded is None else recorded != self.validation:
+            log.warning("the validation clips have changed: earlier scores do not choose the best checkpoint")
+            _forget_scores(checkpoint["callbacks"])
         for state in checkpoint["callbacks"].values():
             if "dirpath" in state:
                 _move(state, str(Path(path).parent))
@@ -56,6 +69,16 @@ class CheckpointFiles(CheckpointIO):
     def remove_checkpoint(self, path: Any) -> None:
         Path(path).unlink(missing_ok=True)
         _checksum_file(Path(path)).unlink(missing_ok=True)
+
+
+def _forget_scores(states: dict[str, Any]) -> None:
+    """Removes validation scores from the callbacks' states: from the history, the best checkpoint, early stopping."""
+    for key, state in list(states.items()):
+        if key == TrainingHistory.state_key:
+            rows = state["history"]
+            state["history"] = [{k: v for k, v in row.items() if not k.startswith("val/")} for row in rows]
+        elif "best_model_score" in state or "best_score" in state:
+            del states[key]
 
 
 def _move(state: dict[str, Any], folder: str) -> None:
@@ -88,12 +111,15 @@ class _Hashing:
 def latest_valid(folder: Path) -> Path | None:
     """The intact checkpoint with the most steps, or None.
 
-    Counts the steps stored in the files, not their times. A damaged one is skipped with a warning.
+    Counts the steps stored in the files, not their times. A damaged one is skipped with a warning, one that holds
+    only weights without.
     """
     steps: dict[Path, int] = {}
     for path in folder.glob("*.ckpt"):
         try:
-            steps[path] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["global_step"]
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            if "optimizer_states" in checkpoint:
+                steps[path] = checkpoint["global_step"]
         except Exception as error:  # torch raises many kinds for a damaged file
             log.warning("%s %s and is skipped (%s)", path, NOT_PLAIN, type(error).__name__)
     # For the same step, last.ckpt is the later one.
@@ -109,12 +135,21 @@ def latest_valid(folder: Path) -> Path | None:
     return None
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """A checkpoint's values, on the CPU. Raises DataError if it is damaged; nothing in it is ever executed."""
-    if checksums(path) and not matches_checksum(path):
+def saved_step(path: Path) -> int:
+    """The step after which a checkpoint was written."""
+    step: int = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["global_step"]
+    return step
+
+
+def read_checkpoint(path: Path, verify: bool = True) -> dict[str, Any]:
+    """A checkpoint's values, on the CPU: tensors are read from the file when they are used.
+
+    verify: whether to compute its checksum. Raises DataError if it is damaged; nothing in it is ever executed.
+    """
+    if verify and checksums(path) and not matches_checksum(path):
         raise DataError(f"{path} is damaged: it does not match {_checksum_file(path).name}; use another checkpoint")
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # torch raises many kinds for a damaged or hostile file
         raise DataError(f"{path} {NOT_PLAIN} ({type(error).__name__}); use another checkpoint") from error
     if not isinstance(checkpoint, dict):
@@ -201,7 +236,10 @@ class SaveLastCheckpoint(pl.Callback):
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         # A run that ended early must end the same way when it is resumed.
         if trainer.global_step >= trainer.max_steps:
-            self._save(trainer)
+            # Up to here, two files of one step would each replace the other if that is damaged.
+            has_linked = trainer.is_global_zero and link_to_equal(self.path, _kept(trainer), trainer.global_step)
+            if not trainer.strategy.broadcast(has_linked):
+                self._save(trainer)
 
     def _save(self, trainer: pl.Trainer) -> None:
         if trainer.global_step > self._saved:
@@ -211,6 +249,30 @@ class SaveLastCheckpoint(pl.Callback):
             with self.stop.saving:
                 trainer.save_checkpoint(self.path, weights_only=False)
             self._saved = trainer.global_step
+
+
+def link_to_equal(path: Path, others: Collection[Path], step: int) -> bool:
+    """Makes `path` a second name of a complete checkpoint of this step, so that both take its disk space only once.
+
+    Returns whether that was possible: there may be none, and some file systems have no hard links.
+    """
+    link = path.with_name(f".{path.name}.link.partial")
+    for other in others:
+        try:
+            checkpoint = torch.load(other, map_location="cpu", weights_only=True, mmap=True)
+            if checkpoint["global_step"] == step and "optimizer_states" in checkpoint:
+                link.unlink(missing_ok=True)
+                os.link(other, link)
+                _write_checksums(path, [*checksums(other), *checksums(path)])
+                os.replace(link, path)
+                sync_folder(path.parent)
+                _write_checksums(path, checksums(other))
+                return True
+        except OSError as error:
+            log.debug("%s is not linked to %s: %s", path, other, error)
+        finally:
+            link.unlink(missing_ok=True)
+    return False
 
 
 def _kept(trainer: pl.Trainer) -> set[Path]:
@@ -226,7 +288,8 @@ def load_best_weights(trainer: pl.Trainer, module: pl.LightningModule) -> None:
     """Loads the weights of the best checkpoint, chosen on validation, never on test; they are scored and saved."""
     path = best_checkpoint(trainer)["best"]
     if path:
-        module.load_state_dict(read_checkpoint(Path(path))["state_dict"])
+        # One process reads the whole file, to verify it.
+        module.load_state_dict(read_checkpoint(Path(path), verify=trainer.is_global_zero)["state_dict"])
 
 
 def best_checkpoint(trainer: pl.Trainer) -> dict[str, Any]:
@@ -240,7 +303,13 @@ def best_checkpoint(trainer: pl.Trainer) -> dict[str, Any]:
     }
 
 
-def rotate_metrics(folder: Path) -> None:
-    """Renames the metrics.csv of a run that is resumed, which its logger would overwrite."""
-    if (path := folder / "metrics.csv").exists():
-        path.rename(folder / f"metrics-{len(list(folder.glob('metrics-*.csv')))}.csv")
+def check_best(trainer: pl.Trainer, history: list[dict[str, float]]) -> None:
+    """Raises TrainingError unless the chosen checkpoint has the best score of all validations."""
+    chosen = best_checkpoint(trainer)
+    rows = [row for row in history if chosen["monitor"] in row]
+    score = min((row[chosen["monitor"]] for row in rows), default=None)
+    if score is not None and chosen["value"] != score:
+        raise TrainingError(
+            f"the best validation had a {chosen['monitor']} of {score}, but the chosen checkpoint "
+            f"{chosen['best'] or '(none)'} has {chosen['value']}; it is not the best one, so it is not saved"
+        )

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
 import torch
@@ -15,14 +15,16 @@ from torch.nn.parallel import DistributedDataParallel
 
 from kikitori.data.collate import IGNORE_INDEX, Batch
 from kikitori.data.datamodule import SpeechDataModule
-from kikitori.inference.generate import generate_text
+from kikitori.inference.generate import Generated, generate
 from kikitori.metrics.error_rates import edits_and_lengths, score_clips
 from kikitori.model.loading import rebuild_whisper
 from kikitori.model.processor import Processor
 from kikitori.model.whisper import Whisper, check_whisper, encode
 from kikitori.model.window import describe_window
-from kikitori.runtime.errors import ConfigError, OutOfMemory
+from kikitori.runtime.errors import ConfigError, OutOfMemory, is_out_of_memory
+from kikitori.runtime.rng import separate_random_state
 from kikitori.training.batch_size_finder import check_sizes, find_micro_batch_sizes, micro_batches, split_on_oom
+from kikitori.training.callbacks import SkippedSteps
 from kikitori.training.loss import clip_losses
 from kikitori.training.optimizer import OptimizerFactory, check_factory, reconfigure
 from kikitori.training.trainer import refuse_unsupported
@@ -31,6 +33,15 @@ log = logging.getLogger(__name__)
 
 # How often a step may be halved after running out of memory. Beyond that the run stops and names the setting to change.
 MAX_OOM_SPLIT = 4
+
+
+class Prediction(NamedTuple):
+    """The transcript of one clip. cut: whether it was cut off, see `kikitori.inference.generate.Generated`."""
+
+    clip: str
+    reference: str
+    hypothesis: str
+    cut: bool
 
 
 class WhisperModule(pl.LightningModule):
@@ -77,11 +88,14 @@ class WhisperModule(pl.LightningModule):
     def configure_callbacks(self) -> list[pl.Callback]:
         # The first hook that Lightning calls: before its own checks, whose messages cannot name our settings.
         refuse_unsupported(self.trainer)
-        if self.trainer.state.fn == TrainerFn.FITTING and self.make_optimizer is None:
+        if self.trainer.state.fn != TrainerFn.FITTING:
+            return []
+        if self.make_optimizer is None:
             raise ConfigError(
                 "WhisperModule has no optimizer; pass one: WhisperModule(whisper, kikitori.adamw(lr=1e-5))"
             )
-        return []
+        refuse_layerdrop(self.model.config, self.trainer.world_size)
+        return [SkippedSteps()]
 
     def setup(self, stage: str) -> None:
         """Takes over the windows, micro-batch sizes and encoder caches of an attached SpeechDataModule.
@@ -90,6 +104,8 @@ class WhisperModule(pl.LightningModule):
         """
         if data := self._data():
             self._take_over(data, stage)
+        if stage == "fit":
+            separate_random_state(self.trainer.global_rank)
         # Again, because the model may have been configured since it was passed.
         self.save_hyperparameters({"recipe": self.whisper.recipe}, logger=False)
 
@@ -100,6 +116,8 @@ class WhisperModule(pl.LightningModule):
             self.whisper.set_window(processor.window)
             self.processor = self.whisper.processor
             log.info("clips are padded to %s, also when the model transcribes", describe_window(processor.window))
+        if stage == "fit":
+            self.whisper.set_trained_on(data.prepared.trained_on())
         if stage == "fit" and self.micro_batch_sizes is None:
             self._found_sizes = find_micro_batch_sizes(self.trainer, self.whisper, data)
         if data.cache_encoder_outputs:
@@ -121,10 +139,28 @@ class WhisperModule(pl.LightningModule):
             optimizer.zero_grad()
             torch.cuda.empty_cache()
             total = self._forward_and_backward(batch)
-        optimizer.step()
+        lr = optimizer.param_groups[0]["lr"]
+        try:
+            optimizer.step()
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            raise OutOfMemory(
+                f"step {self.trainer.global_step + 1}: the optimizer's state does not fit into memory; it takes twice "
+                "the size of the trained weights: pass model.freeze=encoder, or use a smaller model"
+            ) from error
         scheduler.step()
-        self.log("train/loss", total, prog_bar=True, batch_size=len(batch["clips"]), sync_dist=True)
+        # Lightning logs a metric `step` as the step of the others; its own counts from 0. On the CPU, where they are.
+        self.log("step", torch.tensor(float(self.trainer.global_step)))
+        self.log("train/lr", torch.tensor(lr, dtype=torch.float64))
+        # To show it, a progress bar waits for the end of each step.
+        shown = self.trainer.progress_bar_callback is not None
+        self.log("train/loss", total, prog_bar=shown, batch_size=len(batch["clips"]), sync_dist=True)
         return total
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        # Lightning logs by this counter, which is off by one after some resumes.
+        self.trainer.fit_loop.epoch_loop._batches_that_stepped = self.trainer.global_step
 
     def _weights(self, batch: Batch) -> Tensor:
         """The batch's weights; for a loader without any, 1 / supervised tokens of all processes."""
@@ -144,14 +180,17 @@ class WhisperModule(pl.LightningModule):
             for features, rows in micro_batches(batch, sizes, self.oom_split):
                 last = rows.stop == len(batch["labels"])
                 with nullcontext() if last else self.no_sync():
-                    losses_of = clip_losses(self.model, self.encoder_states(batch, features), batch["labels"][rows])
+                    states = self.encoder_states(batch, features)
+                    losses_of = clip_losses(self.model, states, batch["labels"][rows], sum(batch["num_tokens"][rows]))
                     loss = (losses_of * weights[rows]).sum()
                     self.manual_backward(loss)
                 losses.append(loss.detach())
-        except torch.OutOfMemoryError as error:
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
             clips = len(features)
-            # Processes that average their gradients cannot repeat a step without the others.
-            if clips == 1 or self.oom_split == MAX_OOM_SPLIT or self.trainer.world_size > 1:
+            # With DDP a step cannot be repeated: not without the others, and its averaging of gradients has begun.
+            if clips == 1 or self.oom_split == MAX_OOM_SPLIT or self._ddp:
                 raise OutOfMemory(
                     f"step {self.trainer.global_step + 1}: {clips} clips of {features.shape[-1]} frames at once do not "
                     f"fit into memory; pass data.micro_batch_size={max(1, clips // 2)}, data.window=bucketed, "
@@ -169,8 +208,13 @@ class WhisperModule(pl.LightningModule):
 
     def no_sync(self) -> AbstractContextManager[Any]:
         """A context without gradient averaging: processes average once per step, in its last micro-batch."""
+        return self._ddp.no_sync() if self._ddp else nullcontext()
+
+    @property
+    def _ddp(self) -> DistributedDataParallel | None:
+        """The wrapper that averages the gradients of several processes, or of one process with the DDP strategy."""
         wrapped = self.trainer.strategy.model
-        return wrapped.no_sync() if isinstance(wrapped, DistributedDataParallel) else nullcontext()
+        return wrapped if isinstance(wrapped, DistributedDataParallel) else None
 
     def encoder_states(self, batch: Batch, part: Tensor) -> Tensor:
         """Encoder outputs of a micro-batch, computed unless the batch holds them already."""
@@ -185,23 +229,24 @@ class WhisperModule(pl.LightningModule):
         """Sums losses, edits and lengths: a rate is all edits over all lengths, independent of the batches."""
         tokens = (batch["labels"] != IGNORE_INDEX).sum()
 
-        def assess(features: Tensor, rows: slice) -> tuple[Tensor, list[str]]:
+        def assess(features: Tensor, rows: slice) -> tuple[Tensor, list[Generated]]:
             # One encoder pass for both.
             states = self.encoder_states(batch, features)
-            loss = clip_losses(self.model, states, batch["labels"][rows]).sum()
-            return loss, generate_text(self.whisper, states, batch["seconds"][rows])
+            loss = clip_losses(self.model, states, batch["labels"][rows], sum(batch["num_tokens"][rows])).sum()
+            return loss, generate(self.whisper, states, batch["seconds"][rows])
 
-        losses, texts = zip(
+        losses, parts = zip(
             *(found for part in micro_batches(batch) for found in split_on_oom(assess, *part)), strict=True
         )
-        loss = torch.stack(losses).sum()
-        scores = score_clips(batch["texts"], list(chain.from_iterable(texts)), self.processor.language)
+        loss, generated = torch.stack(losses).sum(), list(chain.from_iterable(parts))
+        scores = score_clips(batch["texts"], [row.text for row in generated], self.processor.text_language)
         cer, wer = (edits_and_lengths(scores, rate).sum(axis=0) for rate in ("cer", "wer"))
-        counts = torch.tensor([*cer, *wer], dtype=torch.float64)
+        cut = sum(row.cut for row in generated)
+        counts = torch.tensor([*cer, *wer, cut, len(generated)], dtype=torch.float64)
         self._totals.append(torch.cat([torch.stack([loss, tokens]).cpu().double(), counts]))
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """As `validation_step`; logged as test/loss, test/cer and test/wer."""
+        """As `validation_step`; logged as test/loss, test/cer, test/wer and test/cut."""
         self.validation_step(batch, batch_idx)
 
     def on_validation_epoch_end(self) -> None:
@@ -215,24 +260,33 @@ class WhisperModule(pl.LightningModule):
         self._totals.clear()
         # Double precision is exact for counts, but not every accelerator supports it.
         summed = self.trainer.strategy.reduce(totals.to(self.device, torch.float32), reduce_op="sum")
-        loss, tokens, cer_edits, cer_length, wer_edits, wer_length = summed.tolist()
+        loss, tokens, cer_edits, cer_length, wer_edits, wer_length, cut, clips = summed.tolist()
         rates = {f"{prefix}/cer": cer_edits / max(cer_length, 1), f"{prefix}/wer": wer_edits / max(wer_length, 1)}
         # The values are equal in all processes already; without sync_dist, Lightning would warn that they may not be.
+        if self.trainer.state.fn == TrainerFn.FITTING:
+            self.log("step", float(self.trainer.global_step))
         self.log_dict({f"{prefix}/loss": loss / max(tokens, 1), **rates}, prog_bar=True, sync_dist=True)
+        self.log(f"{prefix}/cut", cut / max(clips, 1), sync_dist=True)
 
-    def predict_step(self, batch: Batch, batch_idx: int) -> list[tuple[str, str, str]]:
-        """(clip, reference, hypothesis) of each row."""
+    def predict_step(self, batch: Batch, batch_idx: int) -> list[Prediction]:
+        """The prediction of each row."""
 
-        def transcribe(features: Tensor, rows: slice) -> list[str]:
-            return generate_text(self.whisper, self.encoder_states(batch, features), batch["seconds"][rows])
+        def transcribe(features: Tensor, rows: slice) -> list[Generated]:
+            return generate(self.whisper, self.encoder_states(batch, features), batch["seconds"][rows])
 
-        texts = [text for part in micro_batches(batch) for some in split_on_oom(transcribe, *part) for text in some]
-        return list(zip(batch["clips"], batch["texts"], texts, strict=True))
+        generated = [row for part in micro_batches(batch) for rows in split_on_oom(transcribe, *part) for row in rows]
+        return [
+            Prediction(clip, reference, row.text, row.cut)
+            for clip, reference, row in zip(batch["clips"], batch["texts"], generated, strict=True)
+        ]
 
     def on_train_start(self) -> None:
         # A checkpoint restores its optimizer's settings; if they differ from the configured ones, the latter apply.
         schedulers, optimizers = self.trainer.lr_scheduler_configs, self.trainer.optimizers
         reconfigure(optimizers[0], schedulers[0].scheduler, self._configured)
+        if self.device.type == "cuda":
+            # The peak that is logged and reported is that of training.
+            torch.cuda.reset_peak_memory_stats(self.device)
 
     def configure_optimizers(self) -> Any:
         assert self.make_optimizer is not None
@@ -248,6 +302,16 @@ class WhisperModule(pl.LightningModule):
         # Lightning's estimate would start the training loader, before a checkpoint's step is restored.
         steps = data.steps_per_epoch * trainer.max_epochs
         return min(steps, trainer.max_steps) if trainer.max_steps > 0 else steps
+
+
+def refuse_layerdrop(config: Any, world_size: int) -> None:
+    """Raises ConfigError for layers that are left out at random on several devices, which average all gradients."""
+    for key in ("encoder_layerdrop", "decoder_layerdrop"):
+        if world_size > 1 and getattr(config, key):
+            raise ConfigError(
+                f"model.{key}={getattr(config, key)} is not supported on {world_size} devices: each would leave out "
+                "other layers, whose gradients cannot be averaged; set it to 0, or use one device"
+            )
 
 
 def check_same_inputs(data: Processor, model: Processor) -> None:

@@ -5,27 +5,41 @@ from torch import Tensor
 from torch.nn import Linear
 from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
-from transformers import WhisperForConditionalGeneration
+from transformers import Cache, EncoderDecoderCache, WhisperForConditionalGeneration
 from transformers.models.whisper.modeling_whisper import shift_tokens_right
 
 from kikitori.data.collate import IGNORE_INDEX
+from kikitori.inference.greedy import CrossAttentionCache
 
 # The logits of 1,024 tokens over Whisper's vocabulary take 212 MB in fp32, and their gradient the same.
 TOKENS_AT_ONCE = 1024
 
 
-def clip_losses(model: WhisperForConditionalGeneration, encoder_states: Tensor, labels: Tensor) -> Tensor:
+def clip_losses(
+    model: WhisperForConditionalGeneration, encoder_states: Tensor, labels: Tensor, num_tokens: int | None = None
+) -> Tensor:
     """(batch,): the summed cross-entropy of each clip's supervised tokens.
 
     encoder_states: (batch, positions, d_model). labels: (batch, tokens), without the start token; -100 is padding.
+    num_tokens: the number of supervised ones. Without it they are counted, for which the CPU waits for the GPU.
     The model's own shift inserts the start token in front of the decoder's input.
     """
-    config, supervised = model.config, labels != IGNORE_INDEX
+    config, supervised = model.config, labels.flatten() != IGNORE_INDEX
     inputs = shift_tokens_right(labels, config.pad_token_id, config.decoder_start_token_id)
-    decoded = model.model.decoder(input_ids=inputs, encoder_hidden_states=encoder_states, use_cache=False)
-    losses = token_losses(decoded.last_hidden_state[supervised], model.proj_out, labels[supervised])
-    sums = torch.zeros(len(labels), device=losses.device)
-    return sums.index_add(0, supervised.nonzero()[:, 0], losses)
+    # Without a cache the decoder looks for packed sequences, and the CPU waits for the answer. This one copies nothing.
+    # A checkpointed layer, which runs twice, takes none.
+    checkpointed = model.model.decoder.layers[0].gradient_checkpointing
+    cache = None if checkpointed else EncoderDecoderCache(_references(), _references())
+    decoded = model.model.decoder(inputs, encoder_hidden_states=encoder_states, past_key_values=cache, use_cache=False)
+    count = int(supervised.sum()) if num_tokens is None else num_tokens
+    places = supervised.nonzero_static(size=count)[:, 0]
+    states = decoded.last_hidden_state.flatten(0, 1).index_select(0, places)
+    losses = token_losses(states, model.proj_out, labels.flatten().index_select(0, places))
+    return torch.zeros(len(labels), device=losses.device).index_add(0, places // labels.shape[1], losses)
+
+
+def _references() -> Cache:
+    return Cache(layer_class_to_replicate=CrossAttentionCache)
 
 
 def token_losses(states: Tensor, projection: Linear, targets: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """AdamW with its learning-rate schedule, counted in optimizer steps."""
 
+import logging
 from collections.abc import Callable
 from functools import partial
 from math import isinf
@@ -11,6 +12,10 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from kikitori.runtime.errors import ConfigError, check_above_zero, check_not_negative
 
+log = logging.getLogger(__name__)
+
+# Optimizer steps of warm-up, at most, where none are given.
+LONGEST_WARMUP = 500
 # Builds the optimizer of a model and its scheduler for a number of steps (inf: without an end).
 OptimizerFactory = Callable[[nn.Module, float], tuple[Optimizer, Any]]
 
@@ -19,19 +24,20 @@ def adamw(
     lr: float = 1e-5,
     weight_decay: float = 0.01,
     betas: tuple[float, float] = (0.9, 0.98),
-    warmup_steps: int = 500,
+    warmup_steps: int | None = None,
     schedule: Literal["linear", "constant"] = "linear",
 ) -> OptimizerFactory:
     """Returns what WhisperModule needs to build AdamW for its model, with a scheduler that advances once per step.
 
-    lr: the peak, reached after `warmup_steps` of linear increase. schedule: afterwards linear to 0 at the last step, or
-    constant. weight_decay: of matrices; biases and norms do not decay.
+    lr: the peak, reached after `warmup_steps` of linear increase; None for a tenth of the steps, at most 500. schedule:
+    afterwards linear to 0 at the last step, or constant. weight_decay: of matrices; biases and norms do not decay.
     """
     if schedule not in ("linear", "constant"):
         raise ConfigError(f"optim.schedule={schedule}: must be linear or constant")
     check_above_zero("optim", {"lr": lr})
     check_not_negative("optim", {"weight_decay": weight_decay})
-    check_not_negative("optim", {"warmup_steps": warmup_steps}, whole=True)
+    if warmup_steps is not None:
+        check_not_negative("optim", {"warmup_steps": warmup_steps}, whole=True)
     return partial(_adamw, lr=lr, weight_decay=weight_decay, betas=betas, warmup_steps=warmup_steps, schedule=schedule)
 
 
@@ -57,7 +63,7 @@ def _adamw(
     lr: float,
     weight_decay: float,
     betas: tuple[float, float],
-    warmup_steps: int,
+    warmup_steps: int | None,
     schedule: str,
 ) -> tuple[AdamW, LambdaLR]:
     if schedule == "linear" and isinf(max_steps):
@@ -65,10 +71,19 @@ def _adamw(
             "schedule='linear' needs a last step, but the Trainer has no max_steps or max_epochs; pass one, or use "
             "adamw(schedule='constant')"
         )
+    if warmup_steps is None:
+        warmup_steps = LONGEST_WARMUP if isinf(max_steps) else min(LONGEST_WARMUP, int(max_steps) // 10)
+    elif warmup_steps >= max_steps:
+        log.warning(
+            "warmup_steps=%d is not below the %d steps of the training: the learning rate never reaches its peak; "
+            "None takes a tenth of the steps",
+            *(warmup_steps, max_steps),
+        )
+    warmup: int = warmup_steps
     optimizer = AdamW(parameter_groups(model, weight_decay), lr=lr, betas=(betas[0], betas[1]), fused=True)
     # The kernel could undo the loss scaling itself, but then gradients could not be clipped before it.
     optimizer._step_supports_amp_scaling = False
-    scheduler = LambdaLR(optimizer, lambda step: lr_factor(step, warmup_steps, max_steps, schedule))
+    scheduler = LambdaLR(optimizer, lambda step: lr_factor(step, warmup, max_steps, schedule))
     return optimizer, scheduler
 
 
@@ -91,7 +106,12 @@ def lr_factor(step: int, warmup_steps: int, max_steps: float, schedule: str) -> 
 
 
 def reconfigure(optimizer: Optimizer, scheduler: Any, groups: list[dict[str, Any]]) -> None:
-    """Applies the configured settings to a restored optimizer; a no-op if they are those it was saved with."""
+    """Applies the configured settings to a restored optimizer; a no-op if they are those it was saved with.
+
+    A scheduler other than LambdaLR keeps the learning rates that it was saved with.
+    """
+    if not isinstance(scheduler, LambdaLR):
+        return
     scheduler.base_lrs = [group["initial_lr"] for group in groups]
     for group, settings, base, factor in zip(
         optimizer.param_groups, groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True

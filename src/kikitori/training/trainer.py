@@ -10,7 +10,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Checkpoint, RichProgressBar
+from pytorch_lightning.callbacks import Checkpoint, EarlyStopping
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.plugins.environments import ClusterEnvironment, LightningEnvironment, SLURMEnvironment
 from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy
@@ -19,9 +19,8 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from kikitori.config.targets import instantiate
 from kikitori.runtime import distributed
-from kikitori.runtime.console import shows_bars
 from kikitori.runtime.errors import ConfigError, one_line
-from kikitori.training.callbacks import ValidateEvery
+from kikitori.training.callbacks import ProgressReport, ValidateEvery
 from kikitori.training.checkpoints import CheckpointFiles
 
 log = logging.getLogger(__name__)
@@ -31,25 +30,35 @@ PRECISIONS = ("32-true", "16-mixed", "bf16-mixed")
 
 
 def build_trainer(
-    settings: dict[str, Any], folder: Path, callbacks: list[pl.Callback], loggers: list[Logger]
+    settings: dict[str, Any],
+    folder: Path,
+    callbacks: list[pl.Callback],
+    loggers: list[Logger],
+    max_steps: int = -1,
+    files: CheckpointFiles | None = None,
 ) -> pl.Trainer:
     """Builds Lightning's Trainer.
 
-    settings: its arguments, as `resolve_trainer_settings` returns them. Raises ConfigError if Lightning refuses them.
+    settings: its arguments, as `resolve_trainer_settings` returns them. max_steps: of a training, which the settings
+    may give in epochs. files: what writes and reads its checkpoints. Raises ConfigError if Lightning refuses the
+    settings.
     """
-    if shows_bars():
-        callbacks = [*callbacks, RichProgressBar()]
     # The module clips gradients: Lightning does so only if it runs the backward pass itself.
-    settings = {key: value for key, value in settings.items() if key != "gradient_clip_val"}
+    settings = {k: v for k, v in settings.items() if k not in ("gradient_clip_val", "max_steps", "max_epochs")}
     make = instantiate(settings, _partial_=True, _convert_="all")
+    # Deterministic algorithms would fill new tensors with NaN, to show those that are read unwritten: 4 % of a step.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     environment = _environment()
     try:
         trainer: pl.Trainer = make(
-            callbacks=callbacks,
+            callbacks=[*callbacks, ProgressReport()],
             logger=loggers,
-            plugins=[CheckpointFiles(), *([environment] if environment else [])],
+            plugins=[files or CheckpointFiles(), *([environment] if environment else [])],
+            max_steps=max_steps,
+            # All steps are one epoch of Lightning's.
+            max_epochs=-1,
             default_root_dir=str(folder),
-            enable_progress_bar=shows_bars(),
+            enable_progress_bar=False,  # `ProgressReport` has ours
             enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),
             enable_model_summary=False,
             num_sanity_val_steps=0,
@@ -62,9 +71,25 @@ def build_trainer(
     except (TypeError, ValueError, MisconfigurationException) as error:
         given = ", ".join(f"trainer.{key}={value}" for key, value in settings.items() if not key.startswith("_"))
         raise ConfigError(f"Lightning's Trainer refuses its settings: {one_line(error)} ({given})") from error
+    if (device := trainer.strategy.root_device).type == "cuda":
+        # Now, because whatever needs a GPU before Lightning chooses it, such as pinned memory, would use the first one.
+        torch.cuda.set_device(device)
     # Lightning's own signal handlers end a run as a success, or start a broadcast during another collective.
     trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
     return trainer
+
+
+def build_callback(node: dict[str, Any], folder: Path) -> pl.Callback:
+    """Builds a configured callback. folder: of the checkpoints."""
+    files: dict[str, Any] = {}
+    if node["_target_"] == "pytorch_lightning.callbacks.ModelCheckpoint":
+        files = {"dirpath": str(folder), "filename": "step-{step}", "auto_insert_metric_name": False}
+    callback: pl.Callback = instantiate(node, **files)
+    if isinstance(callback, EarlyStopping):
+        # A checkpoint would restore the patience that the run had, and undo one that was raised since.
+        load, patience = callback.load_state_dict, callback.patience
+        callback.load_state_dict = lambda state: load({**state, "patience": patience})  # type: ignore[assignment]
+    return callback
 
 
 def _environment() -> ClusterEnvironment | None:
@@ -133,11 +158,17 @@ def resolve_trainer_settings(trainer: dict[str, Any], gpus: int) -> tuple[dict[s
     precision, changes = str(trainer["precision"]), []
     if precision == "auto":
         precision = "16-mixed" if on_gpu else "32"
-        where = f"{devices} GPUs" if on_gpu and devices > 1 else "the GPU" if on_gpu else "the CPU"
-        changes = [f"trainer uses {where} and precision {precision}"]
     elif precision == "16-mixed" and accelerator == "cpu":
         precision, changes = "32", ["no GPU, so trainer.precision is 32 instead of 16-mixed"]
-    return {**trainer, "accelerator": accelerator, "devices": devices, "precision": precision}, changes
+    where = f"{devices} GPUs" if on_gpu and devices > 1 else "the GPU" if on_gpu else "the CPU"
+    changes = changes or [f"{where} and precision {precision}"]
+    settings = {**trainer, "accelerator": accelerator, "devices": devices, "precision": precision}
+    if settings.get("deterministic") in ("auto", None):  # missing in runs of earlier versions
+        settings["deterministic"] = accelerator == "cpu"
+    if devices * trainer.get("num_nodes", 1) == 1:
+        # DDP with one process has nothing to average, and cannot repeat a step that ran out of memory.
+        settings.pop("strategy", None)
+    return settings, changes
 
 
 def check_batch_size(global_batch_size: int, devices: int, nodes: int) -> None:

@@ -161,7 +161,14 @@ function errorTables({ before, after }) {
     addCell(row, hypothesis || "–");
     addCell(row, count, "number");
   }
-  return [totals, ...(rows.tBodies[0].rows.length ? [rows] : [])].map((table) => {
+  const words = headed("words of the reference", "output", "count");
+  for (const [reference, hypothesis, count] of after.words) {
+    const row = words.tBodies[0].insertRow();
+    addCell(row, reference || "–");
+    addCell(row, hypothesis || "–");
+    addCell(row, count, "number");
+  }
+  return [totals, words, rows].filter((table) => table.tBodies[0].rows.length).map((table) => {
     const box = element("div", "", "scroll");
     box.append(table);
     return box;

@@ -1,0 +1,119 @@
+"""How train, evaluate and prepare run under Hydra: checked compositions, our --help, and errors shown alone."""
+
+import os
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Any, TypeVar
+
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.config_repository import ConfigRepository
+from hydra._internal.hydra import Hydra
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.resolvers import oc
+
+from kikitori.config import hydra_guard, targets
+from kikitori.config.overrides import PATHS, leaves, settle
+from kikitori.runs.results import ended_before_scoring
+from kikitori.runs.resume import keep_changed_defaults
+from kikitori.runtime.distributed import is_main
+from kikitori.runtime.errors import ConfigError, Failed, KikitoriError
+from kikitori.runtime.files import remove_if_nothing_else
+from kikitori.runtime.paths import run_folder
+
+Result = TypeVar("Result")
+
+
+def guard_hydra() -> None:
+    """Checks every configuration that Hydra composes in this process from now on.
+
+    Interpolations then cannot read secrets, and configurations cannot be read from packages, which would import them.
+    Only for commands: it changes Hydra for the whole process.
+    """
+    targets.add_working_folder()
+    OmegaConf.register_new_resolver("oc.env", _without_secrets, replace=True)
+    compose = ConfigLoaderImpl.load_configuration
+    if hasattr(compose, "__wrapped__"):
+        return
+
+    @wraps(compose)
+    def checked(self: Any, config_name: str | None, overrides: list[str], *args: Any, **kwargs: Any) -> DictConfig:
+        cfg: DictConfig = compose(self, config_name, overrides, *args, **kwargs)
+        hydra_guard.check(cfg)
+        settle(cfg, overrides)
+        keep_changed_defaults(cfg, overrides)
+        return cfg
+
+    open_sources = ConfigRepository.initialize_sources
+
+    @wraps(open_sources)
+    def opened(self: Any, config_search_path: ConfigSearchPath) -> None:
+        for place in config_search_path.get_path():
+            named_by_a_user = place.provider == "main" or place.provider.startswith("hydra.searchpath")
+            if named_by_a_user and self._get_scheme(place.path) != "file":
+                raise ConfigError(f"{place.path} would import a package to read configurations; give an absolute path")
+        open_sources(self, config_search_path)
+
+    get_help = Hydra.get_help
+
+    @wraps(get_help)
+    def quick_help(self: Any, help_cfg: DictConfig, *args: Any, **kwargs: Any) -> str:
+        # Our template is the whole text (`documentation.help_text`). Hydra would first list all its own groups, which
+        # takes longer than everything else that --help does.
+        is_ours = "app_name" in help_cfg
+        return help_cfg.template if is_ours else get_help(self, help_cfg, *args, **kwargs)
+
+    ConfigLoaderImpl.load_configuration = checked
+    ConfigRepository.initialize_sources = opened
+    Hydra.get_help = quick_help
+
+
+def _without_secrets(*arguments: Any) -> str | None:
+    """The resolver ${oc.env:NAME,default}. Raises ConfigError if the value is a secret."""
+    value = oc.env(*arguments)
+    if fault := hydra_guard.secret_fault(value or ""):
+        raise ConfigError(fault)
+    return value
+
+
+def run_pipeline(pipeline: Callable[[DictConfig, Path], Result], cfg: DictConfig) -> Result:
+    """Runs a pipeline in the folder that Hydra made.
+
+    Raises Failed around the pipeline's error; in a sweep whose trials share this process, the error itself, which
+    Hydra's sweepers collect. A run that failed before it had any result leaves no folder.
+    """
+    folder = run_folder()
+    if HydraConfig.get().job.chdir:
+        make_paths_absolute(cfg)
+    try:
+        return pipeline(cfg, folder)
+    except Exception as error:
+        if HydraConfig.get().mode is RunMode.MULTIRUN:
+            raise
+        # A trial's folder stays: its sweep reads the error from there.
+        if isinstance(error, KikitoriError) and is_main() and "KIKITORI_SWEEP" not in os.environ:
+            remove_empty_run(folder)
+        raise Failed(error) from error
+
+
+def make_paths_absolute(cfg: DictConfig) -> None:
+    """Makes paths absolute that are relative to where the command was started: hydra.job.chdir has left that folder."""
+    start = Path(HydraConfig.get().runtime.cwd)
+    for key in PATHS:
+        node = OmegaConf.select(cfg, key, throw_on_missing=False)
+        for part, path in leaves(OmegaConf.to_container(node) if OmegaConf.is_config(node) else node, key):
+            if isinstance(path, str) and (start / Path(path).expanduser()).exists():
+                OmegaConf.update(cfg, part, str(start / Path(path).expanduser()))
+
+
+def remove_empty_run(folder: Path) -> None:
+    """Removes the folder of a run that failed before it had any result: if it holds only what every start writes."""
+    if (folder / "results.json").exists() and not ended_before_scoring(folder):
+        return
+    start = [*(folder / ".hydra").glob("*.yaml"), folder / ".lock", folder / "results.json", *folder.glob("*.log")]
+    remove_if_nothing_else(
+        folder, [*start, *(path for path in folder.glob("rejects.jsonl") if not path.stat().st_size)]
+    )

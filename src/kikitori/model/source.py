@@ -1,0 +1,178 @@
+"""Finds the files of a pretrained model, and checks that they belong to a Whisper and to each other.
+
+Each ModelError names what is missing or wrong and the remedy, before any weights are loaded or downloaded.
+"""
+
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+from tokenizers.pre_tokenizers import ByteLevel
+from transformers import GenerationConfig, WhisperConfig, WhisperTokenizer
+
+from kikitori.model.processor import END, START
+from kikitori.runtime.distributed import rank
+from kikitori.runtime.errors import ModelError
+
+# Seconds to wait for an answer of the Hub. Without one, only files that were downloaded before are used.
+HUB_TIMEOUT_S = 5.0
+# Embeddings of an English-only Whisper.
+ENGLISH_ONLY = 51_864
+
+log = logging.getLogger(__name__)
+
+
+def locate(name: str, revision: str | None) -> tuple[str, dict[str, Any]]:
+    """Returns the folder or Hub name of a model, and the arguments with which all its files are loaded.
+
+    name: of a model on the Hub, a model's folder, or that of a run. Raises ModelError if it cannot be any of these.
+    """
+    path = Path(name).expanduser()
+    arguments: dict[str, Any] = {"revision": revision or "main", "trust_remote_code": False}
+    if path.is_dir():
+        if revision:
+            raise ModelError(
+                f"model.revision={revision} is for a name on the Hub, and {name} is a folder; leave it out"
+            )
+        return str(model_folder(path, f"model.name={name}")), arguments
+    if path.exists():
+        raise ModelError(f"model.name={name} is a file; give the folder of a run, or a folder with a model")
+    # A name on the Hub has one slash. outputs/my-run could be one, but hardly where there is a folder outputs.
+    is_path = path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1
+    if is_path or (path.parent != Path() and path.parent.is_dir()):
+        raise ModelError(
+            f"model.name={name} does not exist; give the folder of a run, a folder with a model, or a name on the Hub"
+        )
+    if not hub_is_reachable():
+        _warn_of_offline_use(name)
+        arguments["local_files_only"] = True
+    return name, arguments
+
+
+def decide_on_the_hub(name: str) -> None:
+    """Decides whether the Hub is used, for this process and all that it starts, so that they load the same files.
+
+    name: of the model; nothing is decided for a folder.
+    """
+    if not Path(name).expanduser().is_dir() and not hub_is_reachable():
+        _warn_of_offline_use(name)
+        os.environ["HF_HUB_OFFLINE"] = "1"
+        huggingface_hub.constants.HF_HUB_OFFLINE = True  # was read from the environment when it was imported
+
+
+def _warn_of_offline_use(name: str) -> None:
+    if rank() == 0:
+        log.warning(
+            "the Hugging Face Hub cannot be reached; using earlier downloads of %s (HF_HUB_OFFLINE=1 skips the check)",
+            name,
+        )
+
+
+def hub_is_reachable() -> bool:
+    """Returns whether the Hugging Face Hub responds. Otherwise its client would retry each file for half a minute."""
+    if huggingface_hub.constants.is_offline_mode():  # set by HF_HUB_OFFLINE; the client uses no network then
+        return True
+    try:
+        huggingface_hub.get_session().head(huggingface_hub.constants.ENDPOINT, timeout=HUB_TIMEOUT_S)
+    except Exception:  # the HTTP library raises errors of many classes
+        return False
+    return True
+
+
+def model_folder(folder: Path, given_as: str) -> Path:
+    """Returns the folder that holds the model, given the folder of a run or of a model.
+
+    given_as: how the user named the folder, such as `checkpoint=outputs/a`. Raises ModelError if it holds no model.
+    """
+    for path in (folder / "model", folder):
+        if (path / "config.json").is_file():
+            break
+    else:
+        raise ModelError(f"{given_as} holds no model: {_instead_of_a_model(folder)}")
+    if (path / "adapter_config.json").exists() and not any(path.glob("model*.safetensors")):
+        raise ModelError(f"{given_as} holds no model: {_ADAPTER}")
+    if any(path.glob("shard-*.safetensors")):
+        raise ModelError(f"{given_as} cannot be loaded: it is sharded, in the format of torch.distributed")
+    return path
+
+
+_ADAPTER = (
+    "only an adapter (adapter_config.json). Merge it into the model it was trained on with peft's merge_and_unload, "
+    "and save that with save_pretrained"
+)
+
+
+def _instead_of_a_model(folder: Path) -> str:
+    """Describes a folder without config.json, and how to get one with a model."""
+    if (folder / "adapter_config.json").exists():
+        return _ADAPTER
+    if (folder / "results.json").exists():
+        return "a run saves its model when it completes; resume this one with kikitori train resume=FOLDER"
+    if found := sorted(path.name for path in folder.iterdir() if path.suffix in (".pt", ".bin", ".onnx", ".gguf")):
+        return (
+            f"{found[0]} is in another format. Give a folder that save_pretrained wrote (of OpenAI's own models: "
+            "the name on the Hub, such as openai/whisper-small)"
+        )
+    return (
+        (
+            "there is neither config.json nor model/config.json; give the folder of a completed run, or one that "
+            "save_pretrained wrote"
+        )
+        if any(folder.iterdir())
+        else "it is empty"
+    )
+
+
+def check_type(name: str, config: Mapping[str, Any]) -> None:
+    """Raises ModelError unless config.json is that of a plain Whisper."""
+    if (found := config.get("model_type")) != "whisper":
+        raise ModelError(f"model.name={name} is not a Whisper: the model_type in its config.json is {found}")
+    for key in ("quantization_config", "transformers_weights"):
+        if key in config:
+            raise ModelError(f"model.name={name}: config.json has {key}; give a plain Whisper in model.safetensors")
+
+
+def check_tokenizer(
+    name: str, tokenizer: WhisperTokenizer, config: WhisperConfig, generation: GenerationConfig | None
+) -> None:
+    """Raises ModelError unless the tokenizer belongs to the model.
+
+    generation: of the model's generation_config.json, if it has one. transformers makes an empty tokenizer if there is
+    no file of one, and nothing else compares the token ids in the files.
+    """
+    ids, remedy = tokenizer.get_vocab(), "copy tokenizer.json and tokenizer_config.json of the model it was made from"
+    # Every byte has a token; a tokenizer_config.json alone gives control tokens only.
+    if not ids.keys() >= {START, "<|notimestamps|>", *ByteLevel.alphabet()}:
+        raise ModelError(
+            f"model.name={name} has no tokenizer of a Whisper: tokenizer.json (or vocab.json and merges.txt) is "
+            f"missing or of another model; {remedy}"
+        )
+    if getattr(generation, "is_multilingual", True) is False or config.vocab_size == ENGLISH_ONLY:
+        raise ModelError(f"model.name={name} is English-only and has no language tokens; use the multilingual model")
+    if (largest := max(ids.values())) >= config.vocab_size:
+        raise ModelError(
+            f"model.name={name}: the tokenizer has {largest + 1} tokens, but the model has embeddings for "
+            f"{config.vocab_size}; call model.resize_token_embeddings(len(tokenizer)) in transformers and save the "
+            f"model, or {remedy}"
+        )
+    stated = _stated_ids(config, generation)
+    if wrong := [token for token, number in stated.items() if isinstance(number, int) and ids.get(token) != number]:
+        token = wrong[0]
+        raise ModelError(
+            f"model.name={name} has files of different Whispers: {token} is {ids.get(token)} in the tokenizer, but "
+            f"{stated[token]} by config.json and generation_config.json; copy tokenizer.json, tokenizer_config.json "
+            "and generation_config.json of the model it was made from"
+        )
+
+
+def _stated_ids(config: WhisperConfig, generation: GenerationConfig | None) -> dict[str, Any]:
+    """The ids of control tokens by the files of the model itself."""
+    stated: dict[str, Any] = {END: config.eos_token_id, START: config.decoder_start_token_id}
+    if generation is not None:
+        stated["<|notimestamps|>"] = getattr(generation, "no_timestamps_token_id", None)
+        stated |= {f"<|{task}|>": number for task, number in (getattr(generation, "task_to_id", None) or {}).items()}
+        stated |= getattr(generation, "lang_to_id", None) or {}
+    return stated

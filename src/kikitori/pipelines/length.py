@@ -1,0 +1,43 @@
+"""The length of a training in optimizer steps, whether it is configured in steps or in epochs."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from kikitori.runtime.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Length:
+    """How long a training is.
+
+    steps: optimizer steps. steps_per_epoch: those that read each training clip once. every_steps: between validations.
+    """
+
+    steps: int
+    steps_per_epoch: int
+    every_steps: int
+
+    def facts(self) -> dict[str, float]:
+        """The `training` of results.json."""
+        return {**asdict(self), "epochs": round(self.steps / self.steps_per_epoch, 3)}
+
+
+def training_length(config: Mapping[str, Any], clips: int) -> Length:
+    """The length that a configuration gives a training on so many clips."""
+    per_epoch = -(-clips // config["data"]["global_batch_size"])
+    trainer, validation = config["trainer"], config["validation"]
+    steps = trainer["max_steps"] or trainer["max_epochs"] * per_epoch
+    # A configuration of an earlier version has no every_epochs.
+    every_steps = validation["every_steps"] or max(1, round(validation["every_epochs"] * per_epoch))
+    return Length(steps, per_epoch, every_steps)
+
+
+def check_warmup(config: Mapping[str, Any], steps: int) -> None:
+    """Raises ConfigError for a warm-up that lasts as long as the training, which `max_epochs` reveals only now."""
+    warmup = config["optim"].get("warmup_steps")
+    if isinstance(warmup, int) and warmup >= steps:
+        raise ConfigError(
+            f"optim.warmup_steps={warmup}: must be below the {steps} steps of the training; null takes a tenth of "
+            "them, at most 500"
+        )
