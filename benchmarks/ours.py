@@ -46,12 +46,11 @@ def compose_run(task: Task) -> DictConfig:
         f"generation.max_new_tokens={task.max_new_tokens}",
         f"seed={task.seed}",
         "logger=none",
-        "~callbacks",
     ]
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("train", overrides)
     # Set directly, because the override grammar does not allow every path.
-    cfg.data.release, cfg.model.name = task.release, task.model
+    cfg.data.release, cfg.model.name, cfg.callbacks = task.release, task.model, {}
     check_config(cfg)
     return cfg
 
@@ -97,7 +96,7 @@ def train(task: Task) -> dict[str, Any]:
     whisper.set_window(data.window)
     data = data.with_processor(whisper.processor)
     data.setup()
-    whisper.configure_generation(**builders.generation_settings(to_plain(cfg), data))
+    whisper.configure_generation(**to_plain(cfg.generation))
     sizes = find_micro_batch_sizes(trainer, whisper, data)
     module = WhisperModule(whisper, instantiate(cfg.optim, _convert_="all"), cfg.trainer.gradient_clip_val, sizes)
     trainer.fit(module, datamodule=data)

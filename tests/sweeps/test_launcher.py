@@ -92,10 +92,10 @@ def test_a_trial_has_the_threads_of_a_single_run(
 
 
 def test_invalid_configurations_are_refused_before_any_trial_starts(tmp_path: Path) -> None:
-    demo = runner(tmp_path, "data=demo")
-    bad = [demo.compose(i, ["data=demo", f"optim.lr={lr}"])[1] for i, lr in enumerate((-1, -1, -2))]
+    sweep = runner(tmp_path, "data=demo")
+    bad = [sweep.compose(number, ["data=demo", f"optim.lr={lr}"])[1] for number, lr in enumerate((-1, -1, -2))]
     with pytest.raises(ConfigError) as caught:
-        demo.prepare(bad)
+        sweep.prepare(bad)
     assert str(caught.value).count("problem") == 2
     assert "trial 0: 1 problem in the configuration\n  optim.lr: must be above 0, got -1" in str(caught.value)
     assert "trial 2: " in str(caught.value)

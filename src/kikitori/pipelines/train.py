@@ -164,6 +164,7 @@ def fit(
         resume_loggers(trainer.loggers, step)
     for pause in results.get("interruptions", [])[-1:]:
         pause["step"] = step
+    save(results, run.folder)
     announce(run, trainer, step)
     # Again, so that training draws the same random numbers whatever was searched, cached or scored before it.
     pl.seed_everything(run.config["seed"], workers=True, verbose=False)

@@ -178,8 +178,7 @@ class MetricsFile(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        # A float32 has seven digits; more would be noise of the conversion.
-        row = {"step": step, **{key: float(f"{value:.7g}") for key, value in metrics.items()}}
+        row = {"step": step, **metrics}
         if new := sorted(row.keys() - set(self.columns)):
             rows = self._read()
             self.columns += new
