@@ -201,6 +201,8 @@ def refusal(command: str, *words: str) -> str:
         ("~optimm", "optimm: no such group; did you mean optim?"),
         ("~data.batch", "data.batch is now data.micro_batch_size"),
         ("+optim.lr=1", "+optim.lr: this key is there already; leave out the +"),
+        ("data.limit={val: 3}", "data.limit.val: no such key; did you mean data.limit.validation?"),
+        ("optim={lr: 1, momentum: 2}", "optim.momentum: no such key; there are optim.lr, optim.weight_decay, "),
         ("modle=micro", "modle: no such group; did you mean model?"),
         ("model=whisper_smal", "model=whisper_smal: no such choice; did you mean whisper_small? There are micro, "),
         ("trainer=gpu", "trainer=gpu: no such choice. There are auto, ddp"),

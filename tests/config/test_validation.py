@@ -20,6 +20,7 @@ ROOTS = ("train", "evaluate", "prepare")
 CHOICES = sorted(p.relative_to(CONF).with_suffix("").as_posix() for p in CONF.glob("*/*.yaml"))
 # The choices of Hydra's own groups: launcher, sweeper, sampler and pruner.
 OF_HYDRA = sorted(p.relative_to(CONF).with_suffix("").as_posix() for p in CONF.glob("hydra/**/*.yaml"))
+EARLY, BEST = (f"pytorch_lightning.callbacks.{name}" for name in ("EarlyStopping", "ModelCheckpoint"))
 REQUIRED = {
     "data/common_voice": ["data.release=a"],
     "data/manifest": ["data.manifest=a.csv"],
@@ -268,6 +269,40 @@ def test_an_argument_of_the_trainer_without_effect_is_refused_with_the_one_to_us
 def test_an_argument_of_the_trainer_at_its_neutral_value_is_accepted() -> None:
     neutral = ["+trainer.accumulate_grad_batches=1", "+trainer.limit_val_batches=1.0", "+trainer.overfit_batches=0.0"]
     check_config(composed("train", "data=demo", *neutral))
+
+
+@pytest.mark.parametrize(
+    ("words", "fault"),
+    [
+        (["+callbacks.x.patience=3"], "callbacks.x: must be a mapping with a _target_, got {'patience': 3}"),
+        ([f"+callbacks.x._target_={EARLY}"], "callbacks.x.monitor: not set; must be val/cer, val/wer or val/loss"),
+        ([f"+callbacks.x._target_={BEST}", "+callbacks.x.monitor=val/wer"], "callbacks.x: a second ModelCheckpoint; "),
+        (["+data.limit.val=3"], "data.limit.val: no such key; did you mean data.limit.validation?"),
+        (["+nonsense=3"], "nonsense: no such key; see kikitori train --help"),
+        (["+data.load_splits=[test]"], "data.load_splits: kikitori evaluate has splits for this"),
+        (["data.language=7"], "data.language: must be a text or null, got 7; to make it a text, quote it: 'data.lang"),
+        (["++validation=3"], "validation: must be a mapping"),
+        (
+            ["model=whisper_tiny", "model.name=../gone"],
+            "model.name: ../gone does not exist; give a folder with a model",
+        ),
+        (["data=common_voice", "data.release=${nowhere}"], "data.release: Interpolation key 'nowhere' not found"),
+    ],
+)
+def test_a_node_that_would_be_ignored_or_break_later_is_named(words: list[str], fault: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        check_config(composed("train", "data=demo", "model=micro", *words))
+    assert fault in str(caught.value)
+
+
+def test_an_argument_that_a_class_of_the_users_own_needs_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own_needs.py").write_text("class Mine:\n    def __init__(self, a, b=1):\n        pass\n")
+    monkeypatch.setenv("KIKITORI_TARGETS", "own_needs.Mine")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(ConfigError, match=r"callbacks\.mine\.a: not set; own_needs\.Mine has no default for it"):
+        check_config(composed("train", "data=demo", "+callbacks.mine._target_=own_needs.Mine"))
 
 
 def test_splits_must_be_a_list() -> None:

@@ -154,6 +154,8 @@ def _refuse_folders(given: dict[str, str | None], sweeps: bool) -> None:
     folder, resume = given.get("hydra.run.dir"), given.get("resume") == "auto"
     if resume and folder is None and not sweeps:
         sys.exit("kikitori: resume=auto resumes or starts the run in a folder; name it: hydra.run.dir=...")
+    if folder and Path(folder).is_file():
+        sys.exit(f"kikitori: hydra.run.dir={folder} is a file; give a folder")
     holds_run = folder and Path(folder, RESULTS).exists() and not ended_before_scoring(Path(folder))
     if holds_run and not resume and distributed.rank() == 0:
         message = f"kikitori: hydra.run.dir={folder} already holds a run"

@@ -277,6 +277,12 @@ PRUNERS: dict[str, dict[str, Rule]] = {
         "bootstrap_count": at_least(0),
     },
 }
+# Arguments that must be given, since nothing here can be done without them.
+REQUIRED = {
+    "pytorch_lightning.callbacks.ModelCheckpoint": ("monitor",),
+    "pytorch_lightning.callbacks.EarlyStopping": ("monitor",),
+    "pytorch_lightning.loggers.TensorBoardLogger": ("save_dir",),
+}
 # Lightning's other callbacks, by what makes them wrong here.
 CALLBACKS = {
     "BackboneFinetuning": "set model.freeze=encoder",

@@ -132,9 +132,9 @@ def is_readable(word: str) -> bool:
 
 
 def names_choices(word: str) -> bool:
-    """Whether an override of a group names one choice, several, or those of a sweep; null and numbers are no names."""
+    """Whether an override of a group names choices, or sets keys by a mapping; null and numbers do neither."""
     read = _parse(word)
-    return read is None or read.is_sweep_override() or isinstance(read.value(), str | list)
+    return read is None or read.is_sweep_override() or isinstance(read.value(), str | list | dict)
 
 
 def _parse(word: str) -> Override | None:

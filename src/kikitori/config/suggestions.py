@@ -56,7 +56,9 @@ def explain(error: Exception, command: str, words: Sequence[str]) -> str:
     if no_value := re.match(r"Error parsing override '([^'=]+)'\nmissing EQUAL", text):
         return without_value(no_value[1])
     if unknown := re.search(r"Could not (?:override|delete from config\.) '([^']+)'", text):
-        return prefix + unknown_key(unknown[1], command, words)
+        # Where the value is a mapping, the cause names the key below it.
+        below = str(getattr(error.__cause__, "full_key", ""))
+        return prefix + unknown_key(below if below.startswith(f"{unknown[1]}.") else unknown[1], command, words)
     if several := re.search(r"Ambiguous value for argument '([^=]+)=(.*)'\n1\. To use it as a list", text, re.DOTALL):
         key, value = several.groups()
         return (
@@ -113,7 +115,8 @@ def unknown_key(key: str, command: str, words: Sequence[str]) -> str:
             return f"{key}: no such key here; it belongs to {owners}"
         commands = " or ".join(f"kikitori {owner}" for owner in every[key] if (CONF / f"{owner}.yaml").exists())
         return f"{key}: not a key of kikitori {command}" + (f"; it belongs to {commands}" if commands else "")
-    used = used_files([CONF], command, {group: given.get(group, default) for group, default in groups.items()})
+    chosen = {group: choice for group, choice in given.items() if (CONF / group / f"{choice}.yaml").is_file()}
+    used = used_files([CONF], command, groups | chosen)
     known = {package(name, file) + key: entry.comment for name, file in used.items() for key, entry in file.leaves()}
     node, _, name = key.rpartition(".")
     siblings = {other.rpartition(".")[2]: other for other in known if other.rpartition(".")[0] == node}

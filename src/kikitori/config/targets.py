@@ -12,7 +12,7 @@ from typing import Any
 from hydra.utils import instantiate as hydra_instantiate
 from omegaconf import OmegaConf
 
-from kikitori.config.arguments import ARGUMENTS, CALLBACKS
+from kikitori.config.arguments import ARGUMENTS, CALLBACKS, REQUIRED
 from kikitori.config.names import RENAMED_TARGETS, did_you_mean
 from kikitori.runtime.errors import ConfigError
 
@@ -73,6 +73,10 @@ def faults(node: Any, key: str = "", names: frozenset[str] | None = None) -> Ite
         for index, item in enumerate(node):
             yield from faults(item, f"{key}[{index}]", names)
     elif isinstance(node, Mapping):
+        target = str(node.get("_target_"))
+        for name in REQUIRED.get(target, ()):
+            if name not in node:
+                yield f"{key}.{name}", f"not set; {ARGUMENTS[target][name].otherwise}"
         for name, value in node.items():
             place = f"{key}.{name}" if key else str(name)
             callable_here = allowed(key) if names is None else names
@@ -82,7 +86,7 @@ def faults(node: Any, key: str = "", names: frozenset[str] | None = None) -> Ite
                 yield place, reason
             elif name in INSTRUCTIONS:
                 yield place, "is not supported in a configuration; leave it out"
-            elif fault := _argument_fault(node.get("_target_"), str(name), value):
+            elif fault := _argument_fault(target, str(name), value):
                 yield place, fault
             yield from faults(value, place, names)
 
@@ -107,9 +111,9 @@ def _unsuitable(target: str) -> str | None:
     return f"{name} is not supported: {reason}"
 
 
-def _argument_fault(target: Any, name: str, value: Any) -> str | None:
+def _argument_fault(target: str, name: str, value: Any) -> str | None:
     """What is wrong with an argument of a class in the table; None for other classes."""
-    rules = ARGUMENTS.get(target) if isinstance(target, str) else None
+    rules = ARGUMENTS.get(target)
     if rules is None or name.startswith("_") or value == "???":
         return None
     if name not in rules:

@@ -67,6 +67,7 @@ TYPES: dict[str, Any] = {
 }
 # Nodes whose keys are arguments of their target, or names of nodes with one.
 GROUPS = ("data", "model", "optim", "trainer", "logger", "callbacks")
+CHECKPOINTS = "pytorch_lightning.callbacks.ModelCheckpoint"
 # Arguments that a pipeline passes itself, so that a configured value would be lost.
 PASSED = {
     "data.load_splits": "kikitori evaluate has splits for this; the other commands read all",
@@ -122,6 +123,7 @@ def _problems(cfg: DictConfig) -> Iterator[str]:
     yield from (f"{key}: {remedy}" for key, remedy in PASSED.items() if key in flat)
     yield from _length_faults(flat, wrong_type)
     yield from _missing_files(flat)
+    yield from _second_checkpoint(_select(values, "callbacks") or {})
     if flat.get("optim._target_") == "kikitori.adamw" and "optim._partial_" in flat:
         yield "optim._partial_: kikitori.adamw returns a function of model and steps by itself; leave it out"
     for split in (flat.get("splits") or []) if "splits" not in wrong_type else []:
@@ -177,6 +179,16 @@ def _node_faults(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         for name, node in (_select(values, group) or {}).items():
             if not isinstance(node, Mapping) or "_target_" not in node:
                 yield f"{group}.{name}", f"must be a mapping with a _target_, got {node!r}"
+
+
+def _second_checkpoint(callbacks: Mapping[str, Any]) -> Iterator[str]:
+    """Reports a second ModelCheckpoint: each would remove files of the other, and only one can choose the best."""
+    nodes = (
+        name for name, node in callbacks.items() if isinstance(node, Mapping) and node.get("_target_") == CHECKPOINTS
+    )
+    first, *others = [*nodes, ""]
+    for name in filter(None, others):
+        yield f"callbacks.{name}: a second ModelCheckpoint; callbacks.{first}.monitor chooses the best checkpoints"
 
 
 def _select(values: Any, key: str) -> Any:
@@ -262,10 +274,11 @@ def _type_faults(node: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
     if not isinstance(target, str) or target not in allowed(prefix) or target in ARGUMENTS:
         return
     try:
-        parameters, open_ended = _parameters(get_object(node["_target_"]))
+        parameters, required, open_ended = _parameters(get_object(node["_target_"]))
     except Exception as error:  # importing a user's module can raise anything
         yield f"{prefix}._target_", f"cannot be imported: {node['_target_']} ({error})"
         return
+    yield from ((f"{prefix}.{key}", f"not set; {target} has no default for it") for key in required - node.keys())
     for key, value in node.items():
         if key.startswith("_") or value == "???":
             continue
@@ -277,8 +290,8 @@ def _type_faults(node: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
             yield f"{prefix}.{key}", _wrong_type(f"{prefix}.{key}", parameters[key], value)
 
 
-def _parameters(target: Callable[..., Any]) -> tuple[dict[str, Any], bool]:
-    """The name and type of each argument of a function or class, and whether it accepts further arguments.
+def _parameters(target: Callable[..., Any]) -> tuple[dict[str, Any], set[str], bool]:
+    """The types of the arguments of a function or class, those without a default, and whether it accepts others.
 
     Arguments that a class passes to its base through ** are those of the base; **config stands for WhisperConfig.
     """
@@ -286,6 +299,7 @@ def _parameters(target: Callable[..., Any]) -> tuple[dict[str, Any], bool]:
     if inspect.isclass(target):
         functions = [vars(base)["__init__"] for base in target.__mro__[:-1] if "__init__" in vars(base)]
     parameters: dict[str, Any] = {}
+    required: set[str] = set()
     for function in functions:
         signature = inspect.signature(function)
         hints = get_type_hints(function) if function.__module__.startswith("kikitori") else {}
@@ -294,9 +308,11 @@ def _parameters(target: Callable[..., Any]) -> tuple[dict[str, Any], bool]:
             if parameter.kind is parameter.VAR_KEYWORD:
                 rest = name
             elif name != "self" and parameter.kind is not parameter.VAR_POSITIONAL:
+                if name not in parameters and parameter.default is parameter.empty:
+                    required.add(name)
                 parameters.setdefault(name, hints.get(name, Any))
         if rest == "config":
-            return {**WhisperConfig.__annotations__, **parameters}, False
+            return {**WhisperConfig.__annotations__, **parameters}, required, False
         if rest is None:
-            return parameters, False
-    return parameters, True
+            return parameters, required, False
+    return parameters, required, True
