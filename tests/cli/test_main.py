@@ -126,3 +126,42 @@ def test_hydras_options_are_accepted_where_argparse_checks_their_help(monkeypatc
     assert "--shell-completion" in get_args_parser()._option_string_actions
     with pytest.raises(ValueError, match="badly formed"):
         argparse.ArgumentParser().add_argument("--a", help="100 %")
+
+
+def test_a_run_that_is_resumed_from_elsewhere_reads_its_paths_where_it_was_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, there, here = (tmp_path / name for name in ("run", "there", "here"))
+    for folder in (run, there, here):
+        folder.mkdir()
+    facts = {"command": "train", "overrides": ["data.manifest='録音/a.csv'"], "options": [], "cwd": str(there)}
+    (run / "results.json").write_text(json.dumps(facts))
+    monkeypatch.chdir(here)
+    words = main._prepare_line("train", ["resume=../run"])
+    assert words == ["data.manifest='録音/a.csv'", f"hydra.run.dir='{run}'", "resume=auto"]
+    assert Path.cwd() == there
+    # A path that is given now is relative to here.
+    monkeypatch.chdir(here)
+    words = main._prepare_line("train", ["resume=../run", "data.manifest=b.csv"])
+    assert words == [f"data.manifest='{here}/b.csv'", f"hydra.run.dir='{run}'", "resume=auto"]
+
+
+def test_a_sweep_that_is_resumed_from_elsewhere_runs_where_it_was_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "there").mkdir()
+    facts = {"command": ["kikitori", "train", "-m", "seed=0,1"], "cwd": str(tmp_path / "there"), "trials": []}
+    (tmp_path / "sweep.json").write_text(json.dumps(facts))
+    monkeypatch.chdir(tmp_path)
+    words = main._prepare_line("train", ["resume_sweep=."])
+    assert words == ["-m", "seed=0,1", f"resume_sweep='{tmp_path}'", f"hydra.sweep.dir='{tmp_path}'"]
+    assert Path.cwd() == tmp_path / "there"
+
+
+def test_null_is_no_folder_of_a_sweep() -> None:
+    assert main._prepare_line("train", ["resume_sweep=null", "seed=1"]) == ["resume_sweep=null", "seed=1"]
+
+
+def test_a_file_is_no_folder_of_a_run(tmp_path: Path) -> None:
+    (tmp_path / "a").touch()
+    assert refusal("train", f"hydra.run.dir={tmp_path}/a").endswith("/a is a file; give a folder")

@@ -48,7 +48,7 @@ def test_the_name_of_an_existing_file_reaches_the_configuration_as_it_is(name: s
 @given(NAMES)
 def test_a_value_is_taken_as_it_is_unless_hydra_has_a_meaning_for_it(name: str) -> None:
     word = quote_value(f"data.manifest={name}")
-    assert not list(wrong_words([word]))
+    assert not list(wrong_words("train", [word]))
     value = None if (parsed := read(word)).is_sweep_override() else parsed.value()
     # A sweep, a number, a list, a backslash that escapes, quotes and interpolations are Hydra's; the rest is the name.
     if isinstance(value, str) and not set(name) & set("'\"\\$"):
@@ -81,7 +81,7 @@ def test_several_values_without_a_sweep_are_answered_with_the_quoted_word() -> N
     ],
 )
 def test_a_word_that_hydra_would_misread_is_refused(word: str, message: str) -> None:
-    (found,) = wrong_words([quote_value(word)])
+    (found,) = wrong_words("train", [quote_value(word)])
     assert found.startswith(message)
 
 
@@ -89,7 +89,7 @@ def test_a_word_that_hydra_would_misread_is_refused(word: str, message: str) -> 
     "word", ["~callbacks.early_stopping", "~logger.wandb", "~sweep", "--help", "sweep=size", "optim={lr: 1}"]
 )
 def test_other_words_pass(word: str) -> None:
-    assert not list(wrong_words([word]))
+    assert not list(wrong_words("train", [word]))
 
 
 def test_a_quoted_word_is_read_as_its_value() -> None:
@@ -216,3 +216,9 @@ def test_paths_become_absolute_and_names_on_the_hub_stay(tmp_path: Path, monkeyp
     ]
     assert absolute_paths(["model.name=model"]) == [f"model.name='{tmp_path}/model'"]
     assert "data.manifest" in PATHS
+
+
+def test_settings_of_a_training_are_refused_by_an_evaluation() -> None:
+    assert list(wrong_words("evaluate", ["trainer.max_epochs=3", "trainer.precision=32"])) == [
+        "trainer.max_epochs: belongs to kikitori train; an evaluation takes no steps"
+    ]

@@ -97,7 +97,7 @@ def _prepare_line(command: str, words: list[str]) -> list[str]:
     if command in HYDRA_COMMANDS:
         words = [word if word.startswith("-") else quote_value(word) for word in words]
         _refuse_secrets(words)
-        _refuse_names(words)
+        _refuse_names(command, words)
         try:
             if start := start_folder_of(words):
                 words = absolute_paths(words)
@@ -120,10 +120,10 @@ def _refuse_secrets(words: list[str]) -> None:
             sys.exit(f"kikitori: {key} {fault}")
 
 
-def _refuse_names(words: list[str]) -> None:
+def _refuse_names(command: str, words: list[str]) -> None:
     """Exits if an override has a name or form that cannot be used, or an option does not exist."""
     old = outdated(split_words(words)[1], config_folders(words))
-    if found := [*old, *wrong_words(words)]:
+    if found := [*old, *wrong_words(command, words)]:
         sys.exit(f"kikitori: {'; '.join(found)}")
     options = [name for action in get_args_parser()._actions for name in action.option_strings]
     if unknown := unknown_option(words, options):

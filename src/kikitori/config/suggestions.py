@@ -13,15 +13,19 @@ from kikitori.runtime.paths import CONF
 
 # What a command line may remove: entries of these nodes, and choices that are null by default.
 REMOVABLE = ("callbacks.", "logger.", "hydra.sweeper.params.", "sweep", "experiment")
+# Settings of the Trainer, which all commands share, that only a training uses.
+OF_TRAINING = tuple(f"trainer.{key}" for key in ("max_steps", "max_epochs", "gradient_clip_val", "log_every_n_steps"))
 
 
-def wrong_words(words: Sequence[str]) -> Iterator[str]:
+def wrong_words(command: str, words: Sequence[str]) -> Iterator[str]:
     """Messages for overrides that Hydra would accept and should not, or refuse in its own words."""
     for word in split_words(words)[1]:
         key, equals, value = word.lstrip("+").partition("=")
         group = key.lstrip("~")
         choices = ", ".join(sorted(path.stem for path in (CONF / group).glob("*.yaml"))) if group else ""
-        if not key.strip():
+        if command == "evaluate" and key in OF_TRAINING:
+            yield f"{key}: belongs to kikitori train; an evaluation takes no steps"
+        elif not key.strip():
             yield f"{word}: no key; settings are given as key=value, such as optim.lr=3e-5"
         elif not word.isprintable() and not _is_utf8(word):
             yield f"{key}: {value_of(word)!r} is not UTF-8; rename the file or folder"

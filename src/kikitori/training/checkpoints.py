@@ -11,6 +11,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.plugins.io import CheckpointIO
+from pytorch_lightning.utilities import rank_zero_only
 
 from kikitori.runtime.errors import DataError, TrainingError, one_line
 from kikitori.runtime.files import atomic_write, sync_folder
@@ -59,7 +60,7 @@ class CheckpointFiles(CheckpointIO):
         checkpoint = torch.load(path, map_location=map_location or "cpu", weights_only=True)
         recorded = checkpoint["callbacks"].get(TrainingHistory.state_key, {}).get("validation")
         if self.accepts_data if recorded is None else recorded != self.validation:
-            log.warning("the validation clips have changed: earlier scores do not choose the best checkpoint")
+            rank_zero_only(log.warning)("validation clips have changed: earlier scores do not choose the best one")
             _forget_scores(checkpoint["callbacks"])
         for state in checkpoint["callbacks"].values():
             if "dirpath" in state:
