@@ -187,7 +187,7 @@ def test_only_weights_can_be_kept_of_the_best_checkpoints(tmp_path: Path) -> Non
 
 
 def test_lightnings_arguments_mean_what_lightning_says(tmp_path: Path) -> None:
-    allowed = ["+trainer.deterministic=true", "+trainer.detect_anomaly=true", "+trainer.benchmark=false"]
+    allowed = ["trainer.deterministic=true", "+trainer.detect_anomaly=true", "+trainer.benchmark=false"]
     allowed += ["+trainer.inference_mode=false", "trainer.log_every_n_steps=0", "trainer.gradient_clip_val=null"]
     allowed += ["trainer.max_steps=3", "validation.every_steps=null", "validation.every_epochs=1"]
     try:
