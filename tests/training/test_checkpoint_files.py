@@ -79,6 +79,22 @@ def test_without_an_equal_checkpoint_or_hard_links_nothing_changes(
     assert {path.name: path.read_bytes() for path in last.parent.iterdir()} == before
 
 
+def test_a_link_that_cannot_take_the_name_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise the next save would write through it into the other checkpoint."""
+    last, best = complete(tmp_path, "last", 3), complete(tmp_path, "step-4", 4)
+    names, replace = {path.name for path in last.parent.iterdir()}, os.replace
+
+    def fails(source: Path, target: Path) -> None:
+        if target == last:
+            raise OSError(5, "Input/output error")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", fails)
+    assert not checkpoints.link_to_equal(last, [best], 4)
+    assert {path.name for path in last.parent.iterdir()} == names
+    assert all(checkpoints.matches_checksum(path) for path in (last, best))
+
+
 @pytest.mark.parametrize("call", ["link", "replace", "fsync"])
 def test_a_kill_while_it_is_linked_leaves_both_checkpoints(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
