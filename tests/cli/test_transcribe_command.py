@@ -12,6 +12,7 @@ from terminal import run_in_terminal
 
 from kikitori.cli import transcribe
 from kikitori.inference.generate import Generated
+from kikitori.inference.transcribe import Piece
 from kikitori.model.loading import build_whisper
 from kikitori.model.whisper import Whisper
 from kikitori.runtime.paths import DEMO
@@ -155,6 +156,19 @@ def test_doubts_are_in_the_lines_and_on_stderr(
     first = row["doubtful"][0]
     assert (first["start_s"], first["text"], first["doubt"]) == (0, "ん", "repeats itself")
     assert f"{tmp_path}/a.wav: check 0.0 to {first['end_s']:.1f} s (repeats itself), " in errors
+
+
+def test_doubts_are_described_in_one_line() -> None:
+    looped = [Piece(i, i + 1.0, "ん", "repeats itself") for i in range(7)]
+    assert transcribe.describe(looped[:1]) == "check 0.0 to 1.0 s (repeats itself)"
+    assert transcribe.describe(looped).endswith(
+        "4.0 to 5.0 s (repeats itself) and 2 more pieces (--format jsonl has all)"
+    )
+    empty = [Piece(9.0, 11.5, "", "no speech"), Piece(20.0, 24.0, "", "no speech")]
+    assert transcribe.describe(empty[:1]) == "no speech in 1 piece (2 s)"
+    assert transcribe.describe([empty[0], looped[0], empty[1]]) == (
+        "check 0.0 to 1.0 s (repeats itself); no speech in 2 pieces (6 s)"
+    )
 
 
 def test_the_task_is_that_of_the_model_unless_given(

@@ -20,16 +20,22 @@ def silence(seconds: float) -> Tensor:
     return torch.zeros(round(seconds * SAMPLE_RATE))
 
 
-@given(samples=st.integers(0, 300_000), longest_s=st.sampled_from([0.04, 1.0, 2.5, 30.0]), seed=st.integers(0, 3))
+@given(
+    samples=st.integers(0, 300_000),
+    longest_s=st.sampled_from([0.04, 1.0, 2.5, 30.0]),
+    at_long_pauses=st.booleans(),
+    seed=st.integers(0, 3),
+)
 def test_the_pieces_join_to_the_recording_and_are_neither_long_nor_tiny(
-    samples: int, longest_s: float, seed: int
+    samples: int, longest_s: float, at_long_pauses: bool, seed: int
 ) -> None:
     recording = torch.randn(samples, generator=torch.Generator().manual_seed(seed))
-    pieces = split_at_pauses(recording, longest_s)
+    recording[torch.arange(samples) // (30_000 + 5_000 * seed) % 3 == 0] *= 1e-4
+    pieces = split_at_pauses(recording, longest_s, at_long_pauses)
     assert torch.equal(torch.cat([recording[piece] for piece in pieces]), recording)
     lengths_s = [(piece.stop - piece.start) / SAMPLE_RATE for piece in pieces]
     assert max(lengths_s) <= max(longest_s, 0.05)
-    if len(pieces) > 1:
+    if len(pieces) > 1 and not at_long_pauses:
         assert min(lengths_s) >= min(SHORTEST_S, longest_s / 3) - 0.1
 
 
@@ -66,3 +72,15 @@ def test_a_piece_is_halved_in_the_pause_of_its_middle_third() -> None:
     first, second = halves(recording, slice(SAMPLE_RATE // 2, len(recording)))
     assert (first.start, first.stop, second.stop) == (SAMPLE_RATE // 2, second.start, len(recording))
     assert 2.5 < first.stop / SAMPLE_RATE < 2.9
+
+
+def test_a_long_pause_ends_a_piece_if_asked() -> None:
+    recording = torch.cat([speech(1.5, pause_s=1.4), speech(1.5, pause_s=0.5), speech(1.5, pause_s=1.4), silence(0.1)])
+    assert len(split_at_pauses(recording, 30.0)) == 1
+    first, second, _ = split_at_pauses(recording, 30.0, at_long_pauses=True)
+    assert 1.5 < first.stop / SAMPLE_RATE < 2.9
+    assert 6.4 < second.stop / SAMPLE_RATE < 7.8
+    # A long recording is cut in its sections, too.
+    pieces = split_at_pauses(recording.repeat(4), 2.0, at_long_pauses=True)
+    assert all(piece.stop - piece.start <= 2.0 * SAMPLE_RATE for piece in pieces)
+    assert pieces[-1].stop == 4 * len(recording)

@@ -167,3 +167,16 @@ def test_notes_on_language_and_task_are_shown() -> None:
     text = markdown(results(model=model))
     assert "- model.language=ja is used, as set\n" in text
     assert "- A translation is scored by its wording" in text
+
+
+def test_transcripts_that_were_cut_off_are_counted_below_the_table() -> None:
+    scores = {
+        "before": {"validation": {"cut": 3, "clips": 200}, "test": {"cut": 0, "clips": 200}},
+        "after": {"validation": {"cut": 0, "clips": 200}, "test": {"clips": 200}},
+        "after_in_full_window": {"validation": {"cut": 2, "clips": 20}, "test": {"cut": 1, "clips": 20}},
+        "change": {"validation": {"cer": 0.1}},
+    }
+    (line,) = cut_lines({"scores": scores})
+    assert line.endswith(": before training validation 3 of 200; in the full window validation 2 of 20, test 1 of 20")
+    assert cut_lines({"scores": {"evaluated": {"test": {"cut": 2, "clips": 9}}}})[0].endswith(": test 2 of 9")
+    assert cut_lines({"scores": {"after": scores["after"]}}) == []

@@ -114,10 +114,16 @@ def one_line(path: Path) -> str:
 
 
 def describe(doubtful: "Sequence[Piece]") -> str:
-    """Names doubtful pieces in one line: check 12.3 to 18.0 s (repeats itself), ..."""
-    named = [f"{piece.start_s:.1f} to {piece.end_s:.1f} s ({piece.doubt})" for piece in doubtful[:NAMED]]
-    more = f" and {len(doubtful) - NAMED} more pieces (--format jsonl has all)" if len(doubtful) > NAMED else ""
-    return f"check {', '.join(named)}{more}"
+    """Names doubtful pieces in one line: check 12.3 to 18.0 s (repeats itself), ...; no speech in 2 pieces (6 s)."""
+    empty = [piece for piece in doubtful if piece.doubt == "no speech"]
+    wrong = [piece for piece in doubtful if piece.doubt != "no speech"]
+    named = [f"{piece.start_s:.1f} to {piece.end_s:.1f} s ({piece.doubt})" for piece in wrong[:NAMED]]
+    more = f" and {len(wrong) - NAMED} more pieces (--format jsonl has all)" if len(wrong) > NAMED else ""
+    parts = [f"check {', '.join(named)}{more}"] if wrong else []
+    if empty:
+        seconds = sum(piece.end_s - piece.start_s for piece in empty)
+        parts.append(f"no speech in {len(empty)} piece{'s' * (len(empty) > 1)} ({seconds:.0f} s)")
+    return "; ".join(parts)
 
 
 def transcribe_files(

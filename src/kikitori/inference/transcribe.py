@@ -67,7 +67,7 @@ def transcribe_pieces(
             f"the samples are {samples.dtype}; they must be float in [-1, 1]: for 16-bit audio pass samples / 32768"
         )
     samples = samples.to(torch.float32)
-    places = split_at_pauses(samples, piece_limit_s(whisper))
+    places = split_at_pauses(samples, piece_limit_s(whisper), at_long_pauses=whisper.trained_on is not None)
     training = whisper.model.training
     whisper.model.eval()
     try:

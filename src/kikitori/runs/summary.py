@@ -111,15 +111,13 @@ def full_window_lines(results: Mapping[str, Any]) -> list[str]:
 def cut_lines(results: Mapping[str, Any]) -> list[str]:
     """How many transcripts of each stage and split were cut off; no line where none was."""
     words = {"before": "before training ", "after": "after training ", FULL_WINDOW: "in the full window "}
-    parts = [
-        f"{words.get(stage, '')}{split} {score['cut']} of {score['clips']}"
-        for stage, scores in results["scores"].items()
-        if stage != "change"
-        for split, score in scores.items()
-        if score.get("cut")
-    ]
+    stages = []
+    for stage, scores in results["scores"].items():
+        cut = [f"{split} {score['cut']} of {score['clips']}" for split, score in scores.items() if score.get("cut")]
+        if cut:
+            stages.append(f"{words.get(stage, '')}{', '.join(cut)}")
     limits = "generation.max_new_tokens or generation.max_tokens_per_s"
-    return [f"Transcripts cut off by {limits}: {', '.join(parts)}"] if parts else []
+    return [f"Transcripts cut off by {limits}: {'; '.join(stages)}"] if stages else []
 
 
 def reading_lines(results: Mapping[str, Any]) -> list[str]:
