@@ -141,4 +141,4 @@ def test_transcribe_reads_only_regular_files(corpus: Path) -> None:
         if path.name in NOT_REGULAR.values():
             with pytest.raises(AudioError, match="missing"):
                 decode(path)
-    assert {"pipe.mp3", "folder.mp3"} <= {path.name for path in find_audio([corpus])}
+    assert "pipe.mp3" in {path.name for path in find_audio([corpus])}

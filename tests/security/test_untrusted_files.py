@@ -245,7 +245,7 @@ def test_a_pickle_in_place_of_another_file_is_refused(name: str, made: Callable[
     Path("folder").mkdir()
     # Without a second line it would be a table with columns and no rows.
     Path("folder", name).write_bytes(made() + b"\nx\n")
-    with pytest.raises((KikitoriError, AudioError), match=f"{name}|cannot be decoded|cut short"):
+    with pytest.raises((KikitoriError, AudioError), match=f"{name}|can be decoded|cut short"):
         READERS[name](Path("folder", name))
 
 
@@ -319,7 +319,7 @@ def test_a_release_whose_clips_are_pickles_is_not_decoded() -> None:
     for path in folder.glob("clips/*.mp3"):
         path.write_bytes(plain())
     for clip in common_voice.read("ja", "ja", ["train"], Path("cache")).clips:
-        with pytest.raises(AudioError, match="cannot be decoded"):
+        with pytest.raises(AudioError, match="can be decoded"):
             decode(clip.source)  # type: ignore[arg-type]
 
 

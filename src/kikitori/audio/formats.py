@@ -32,8 +32,8 @@ UNREADABLE = (
     (0, b"\x00\x05\x16\x07", "is an AppleDouble file (what macOS notes about a file), not a recording"),
     (0, b"<", "is HTML or XML, not a recording; was it a download that failed?"),
 )
-# Seconds by which a recording may be shorter than its file or its corpus claims: a few mp3 frames of 24 to 72 ms, or a
-# header that counts itself.
+# Seconds by which a recording may be shorter than its file or its corpus states: both count whole mp3 frames (24 to
+# 72 ms), of which decoders skip what the encoder added, and some headers count themselves.
 TOLERANCE_S = 0.1
 CUT_SHORT = "the file is cut short"
 NOT_SAMPLES = "holds values that are not finite, or far beyond full scale (divide 16-bit samples by 32768)"
