@@ -65,7 +65,7 @@ class Fold(CommonVoice):
         def placed(clip: Clip) -> Clip:
             return replace(clip, split="test" if fold_of[clip.speaker or clip.name] == self.fold else "train")
 
-        return replace(corpus, clips=[placed(clip) for clip in clips])
+        return replace(corpus, clips=[placed(clip) for clip in clips], absent={})
 
 
 def deal(clips_of: Counter[str], folds: int) -> dict[str, int]:

@@ -46,12 +46,11 @@ def compose_run(task: Task) -> DictConfig:
         f"generation.max_new_tokens={task.max_new_tokens}",
         f"seed={task.seed}",
         "logger=none",
-        "~callbacks",
     ]
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("train", overrides)
     # Set directly, because the override grammar does not allow every path.
-    cfg.data.release, cfg.model.name = task.release, task.model
+    cfg.data.release, cfg.model.name, cfg.callbacks = task.release, task.model, {}
     check_config(cfg)
     return cfg
 

@@ -26,7 +26,7 @@ from hydra import compose, initialize_config_dir
 from transformers import WhisperConfig
 
 from kikitori.config.overrides import to_plain
-from kikitori.corpora.common_voice import read_table
+from kikitori.corpora import common_voice
 from kikitori.data.datamodule import SpeechDataModule
 from kikitori.model.processor import make_processor
 from kikitori.pipelines.builders import build_data
@@ -77,7 +77,7 @@ def main() -> None:
 
 def repeat(release: Path, folder: Path, size: int) -> None:
     """Writes a language folder with `size` training clips, which repeat those of a release."""
-    rows = list(read_table(release / "train.tsv", release / "clips", "train", "ja"))
+    rows = common_voice.read(str(release), "ja", ["train"], folder, ["train"], allow_shared_speakers=True).clips
     (folder / "clips").mkdir(parents=True)
     lines = ["client_id\tpath\tsentence"]
     for i in range(size):

@@ -85,7 +85,7 @@ def test_help_shows_choices_and_keys_with_their_comments(tmp_path: Path) -> None
 def test_help_after_choices_shows_their_keys_and_values(tmp_path: Path) -> None:
     words = ["data=manifest", "optim.lr=0.5", "hydra/sweeper=optuna", "hydra/launcher=slurm"]
     text = kikitori("train", "-m", *words, "--help", cache=tmp_path).stdout
-    assert "  data.manifest=???\n      One table with a split column, " in text
+    assert "  data.manifest=???\n      One list, or one per split: " in text
     assert "data.release=???" not in text
     assert "  optim.lr=0.5\n      Learning rate after the warm-up.\n" in text
     assert "  hydra/sweeper/sampler=tpe\n" in text

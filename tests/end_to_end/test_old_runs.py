@@ -62,8 +62,8 @@ def test_an_old_model_gives_its_old_transcripts(old: Path, checkpoint: str) -> N
     run = old.joinpath(*Path(checkpoint).parts[:2])
     assert hypotheses(old / "new", "test", "evaluated") == hypotheses(run, "test", "after")
     rates, before = results(old / "new")["scores"]["evaluated"]["test"], results(run)["scores"]["after"]["test"]
-    # A rate that was added later.
-    assert {key: value for key, value in rates.items() if key != "cer_reading"} == before
+    # Others were added later.
+    assert before.items() <= rates.items()
 
 
 def test_an_old_sweep_resumes_with_its_missing_trial(old: Path) -> None:

@@ -73,8 +73,8 @@ def _load_split(name: str, config: str | None, revision: str | None, split: str)
         raise DataError(
             f"data.name={name}, configuration {config}, split {split} cannot be loaded: "
             f"{type(error).__name__}: {error.__cause__ or error}\n"
-            "  Check the three names (data.name, data.config, data.splits; null for a split that the dataset does not "
-            "have), the network, and HF_TOKEN for a private dataset."
+            "  Check the three names (data.name, data.config, data.splits), the network, and HF_TOKEN for a private "
+            "dataset. If it has no such split: data.splits.NAME=null data.held_out=0.1"
         ) from error
 
 

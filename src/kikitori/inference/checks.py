@@ -21,7 +21,7 @@ NO_SPEECH, NO_SPEECH_LOGPROB = 0.5, -0.8
 # Speech is at most this many dB below the loudest twentieth of a piece.
 SPEECH_RANGE_DB = 25.0
 # How often a unit stands one after the other at least, and how long that takes at the fastest, to be a repetition of
-# the model's: people say はい eight times, too.
+# the model's: people say はい seven times, too.
 REPEATS, REPEATS_S = 4, 1.0
 # Text per second of speech, in seconds at the fastest, below which there is too little. Common Voice's sentences in
 # Japanese have 0.23 or more, at a median of 0.45, with its single words left out as shorter than SHORT_SPEECH_S.

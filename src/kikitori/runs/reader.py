@@ -28,7 +28,8 @@ from kikitori.runtime.processes import is_locked
 
 # Keys in which two runs of one configuration may differ: the seed, and where things are written.
 NOT_IDENTITY = re.compile(
-    r"seed|keep|resume|(resume_)?accept|resume_sweep|logger\b.*|sweep\b.*|hydra\b.*|callbacks\.pruning\b.*|.*\.dirpath|.*\.default_root_dir"
+    r"seed|keep|resume|(resume_)?accept|resume_sweep|logger\b.*|sweep\b.*|hydra\b.*|callbacks\.pruning\b.*"
+    r"|.*\.dirpath|.*\.default_root_dir|trainer\.deterministic"
 )
 # An evaluated checkpoint brings its own model; the configuration only sets its language and task.
 NOT_OF_A_CHECKPOINT = re.compile(rf"model(?!\.(language|task)$)\b.*|{NOT_IDENTITY.pattern}")
