@@ -96,7 +96,7 @@ def train(task: Task) -> dict[str, Any]:
     whisper.set_window(data.window)
     data = data.with_processor(whisper.processor)
     data.setup()
-    whisper.configure_generation(**builders.generation_settings(to_plain(cfg), data))
+    whisper.configure_generation(**to_plain(cfg.generation))
     sizes = find_micro_batch_sizes(trainer, whisper, data)
     module = WhisperModule(whisper, instantiate(cfg.optim, _convert_="all"), cfg.trainer.gradient_clip_val, sizes)
     trainer.fit(module, datamodule=data)

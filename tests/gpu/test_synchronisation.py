@@ -13,7 +13,7 @@ import torch
 from gpu_models import small_whisper
 from training_runs import OPTIM, trainer, training
 
-from kikitori.training.callbacks import ThroughputMonitor, ValidateEvery
+from kikitori.training.callbacks import ProgressReport, ThroughputMonitor, ValidateEvery
 from kikitori.training.history import TrainingHistory
 from kikitori.training.lightning_module import WhisperModule
 
@@ -53,7 +53,7 @@ def test_a_step_waits_only_for_the_scaler_of_fp16(
 ) -> None:
     """It must know whether gradients overflowed before the optimizer steps. A step that is logged waits, too."""
     whisper = small_whisper()
-    callbacks = [TrainingHistory(), ThroughputMonitor(), ValidateEvery(1000), Watch()]
+    callbacks = [TrainingHistory(), ThroughputMonitor(), ProgressReport(), ValidateEvery(1000), Watch()]
     settings: dict[str, Any] = {"accelerator": "gpu", "devices": 1, "log_every_n_steps": 1000, "precision": precision}
     run = trainer(tmp_path, max_steps=STEPS, callbacks=callbacks, **settings)
     batches = training(whisper, 4, STEPS)

@@ -105,7 +105,8 @@ def test_the_canary_detects_unpickling(tmp_path: Path) -> None:
 @pytest.mark.parametrize("made", PICKLES)
 def test_evaluate_refuses_a_pickled_checkpoint(made: Callable[[], bytes]) -> None:
     Path("evil.ckpt").write_bytes(made())
-    cfg = OmegaConf.create({"checkpoint": "evil.ckpt", "model": {"language": "ja", "task": "transcribe"}})
+    model, data = {"language": "ja", "task": "transcribe"}, {"language": "ja"}
+    cfg = OmegaConf.create({"checkpoint": "evil.ckpt", "model": model, "data": data})
     with pytest.raises(DataError, match=r"evil\.ckpt is damaged, or holds more than weights and plain values"):
         load_checkpoint(cfg)
 
@@ -330,7 +331,8 @@ def test_a_torchscript_archive_is_refused_as_a_checkpoint() -> None:
         file.writestr("archive/version", "3")
         file.writestr("archive/code/evil.py", CODE)
         file.writestr("archive/constants.pkl", plain())
-    cfg = OmegaConf.create({"checkpoint": "evil.ckpt", "model": {"language": "ja", "task": "transcribe"}})
+    model, data = {"language": "ja", "task": "transcribe"}, {"language": "ja"}
+    cfg = OmegaConf.create({"checkpoint": "evil.ckpt", "model": model, "data": data})
     with pytest.raises(DataError, match=r"evil\.ckpt is damaged, or holds more than weights and plain values"):
         load_checkpoint(cfg)
     assert "evil" not in sys.modules

@@ -92,7 +92,7 @@ def test_a_trial_has_the_threads_of_a_single_run(
 
 def test_invalid_configurations_are_refused_before_any_trial_starts(tmp_path: Path) -> None:
     sweep = runner(tmp_path, "data=demo")
-    bad = [sweep.compose(number, [f"optim.lr={lr}"])[1] for number, lr in enumerate((-1, -1, -2))]
+    bad = [sweep.compose(number, ["data=demo", f"optim.lr={lr}"])[1] for number, lr in enumerate((-1, -1, -2))]
     with pytest.raises(ConfigError) as caught:
         sweep.prepare(bad)
     assert str(caught.value).count("problem") == 2

@@ -20,7 +20,7 @@ import kikitori
 from kikitori.data.collate import Batch, collate
 from kikitori.data.encoder_cache import _encode_all
 from kikitori.model.whisper import Whisper
-from kikitori.training.callbacks import ThroughputMonitor, ValidateEvery
+from kikitori.training.callbacks import ProgressReport, ThroughputMonitor, ValidateEvery
 from kikitori.training.history import TrainingHistory
 from kikitori.training.lightning_module import WhisperModule
 
@@ -85,7 +85,7 @@ class Watch(pl.Callback):
 def test_training_reads_nothing_but_the_loss_of_the_step_before(micro: Whisper, tmp_path: Path) -> None:
     """On the CPU, with all of Lightning and transformers: on a GPU, each value that is read would be waited for."""
     watch = Watch()
-    callbacks = [TrainingHistory(), ThroughputMonitor(), ValidateEvery(1000), watch]
+    callbacks = [TrainingHistory(), ThroughputMonitor(), ProgressReport(), ValidateEvery(1000), watch]
     run = trainer(tmp_path, max_steps=4, callbacks=callbacks, log_every_n_steps=1000)
     run.fit(WhisperModule(micro, OPTIM), training(micro, 4, 4))
     assert watch.waits.functions == {"read_later"}

@@ -85,8 +85,8 @@ def build_whisper(
     decoder_layers: int = 2,
     attention_heads: int = 2,
     window_s: int = 3,
-    language: str = "ja",
-    task: str = "transcribe",
+    language: str | None = None,
+    task: str | None = None,
     num_mel_bins: int = 80,
     max_label_tokens: int = 128,
     freeze: Literal["encoder", "none"] = "none",
@@ -99,6 +99,7 @@ def build_whisper(
     It has the special tokens of the pretrained models, so that all other code treats it the same. The defaults are
     those of `model=micro`: 1.1 M parameters, for clips of at most 3 s. Other arguments: see `load_whisper`.
     """
+    language, task = language or "ja", task or "transcribe"
     _check_fields(build_whisper, config)
     sizes = {"d_model": d_model, "encoder_layers": encoder_layers, "decoder_layers": decoder_layers}
     sizes |= {"attention_heads": attention_heads, "num_mel_bins": num_mel_bins, "max_label_tokens": max_label_tokens}
