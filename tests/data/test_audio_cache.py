@@ -20,6 +20,7 @@ from recordings import encoded, tone, write_clip
 from kikitori.audio.waveform import decode, to_int16
 from kikitori.corpora.audio_files import AudioFiles
 from kikitori.corpora.types import Clip, Reject
+from kikitori.data import audio_cache
 from kikitori.data.audio_cache import ROWS_PER_BATCH, AudioCache, build_audio_cache, key
 from kikitori.runtime.console import progress_bar
 from kikitori.runtime.errors import DataError
@@ -72,6 +73,16 @@ def test_stored_samples_equal_decoding_again(tmp_path: Path) -> None:
         assert (facts.samples, facts.error) == (len(pcm), "")
         assert facts.peak == pytest.approx(np.abs(pcm).max() / 32_768)
     assert len({facts.digest for facts in cache.decoded.values()}) == len(clips)
+
+
+def test_long_recordings_are_written_in_small_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clips = good_clips(tmp_path, 9)
+    at_once = built(clips, tmp_path / "cache")
+    monkeypatch.setattr(audio_cache, "BYTES_PER_BATCH", 3 * 3200)
+    cache = built(clips, tmp_path / "other")
+    assert (len(at_once._batches), len(cache._batches)) == (1, 3)
+    assert cache.decoded == at_once.decoded
+    assert all(np.array_equal(cache.pcm(clip.name), at_once.pcm(clip.name)) for clip in clips)
 
 
 def test_a_cache_is_built_once_and_reopened(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ Sound = NDArray[np.float64]
 
 
 class Odd(NamedTuple):
-    """truth: sounds that must be decoded, each (samples,) at 16 kHz; none if the file is to be rejected for `reason`."""
+    """truth: sounds that must be decoded, each (samples,) at 16 kHz; none if it is to be rejected for `reason`."""
 
     name: str
     data: bytes
@@ -46,9 +46,10 @@ def encode(samples: Sound, rate: int, container: str, subtype: str = "", channel
 
 def likeness(decoded: Sound, truth: Sequence[Sound]) -> float:
     """Returns the lowest correlation of any 0.4 s of the truth, but its end, with what was decoded near its place."""
-    width, reach = round(0.4 * SAMPLE_RATE), SAMPLE_RATE // 4
+    width = round(0.4 * SAMPLE_RATE)
     lowest, offset = 1.0, 0
-    for one in truth:
+    for number, one in enumerate(truth, 2):
+        reach = number * SAMPLE_RATE // 8  # each part may begin with a tenth of a second of silence
         for start in range(0, len(one) - width - SAMPLE_RATE // 10 + 1, width):
             part = one[start : start + width]
             near = decoded[max(0, offset + start - reach) : offset + start + width + reach]
@@ -56,7 +57,8 @@ def likeness(decoded: Sound, truth: Sequence[Sound]) -> float:
                 return 0.0
             size = 2 * len(near)
             products = np.fft.irfft(np.fft.rfft(near, size) * np.conj(np.fft.rfft(part, size)))
-            energy = np.convolve(near**2, np.ones(width), "valid")
+            power = np.cumsum(np.insert(near**2, 0, 0))
+            energy = power[width:] - power[:-width]
             alike = products[: len(energy)] / np.sqrt(energy * (part**2).sum() + 1e-12)
             lowest = min(lowest, float(alike.max()))
         offset += len(one)
@@ -183,15 +185,12 @@ def mp3_files() -> Iterator[Odd]:
     yield Odd("cut inside the last frame", without_info(a)[:-1], reason="cut short")
     yield Odd("cut behind a frame, with Info", a[: frames[-30]], reason="cut short")
     kept = len(frames) - 30
-    yield Odd("cut behind a frame, without Info", without_info(a)[: frames[kept] - frames[1]], (one[: (kept - 4) * 576],))
+    yield Odd(
+        "cut behind a frame, without Info", without_info(a)[: frames[kept] - frames[1]], (one[: (kept - 4) * 576],)
+    )
     yield Odd("begins inside a frame", without_info(a)[50:], (one[1_000:],))
     yield Odd("noise in the middle", a[: frames[30]] + NOISE[:5_000] + a[frames[30] :], reason="no mp3")
-    around = one[: 27 * 576], one[33 * 576 :]
-    hole = a[: frames[30] + 100] + a[frames[45] + 70 :]
-    yield Odd("a hole, with Info", hole, reason="are missing")
-    yield Odd("a hole, without Info", hole[frames[1] :], reason="are missing")
-    yield Odd("joined, the first cut inside a frame", without_info(a)[: frames[30] + 9] + b, reason="are missing")
-    yield Odd("a frame without its header", a[: frames[30]] + bytes(4) + a[frames[30] + 4 :], around)
+    yield Odd("a frame without its header", a[: frames[30]] + bytes(4) + a[frames[30] + 4 :], reason="damaged")
     yield Odd("twenty frames overwritten", a[: frames[30]] + NOISE[: frames[50] - frames[30]] + a[frames[50] :])
     yield Odd("a text behind", a + b"\r\n--boundary--\r\n", (one,))
     yield Odd("in a wav", riff([(b"fmt ", wav_format(0x55)), (b"data", a)]), (one,))
@@ -255,11 +254,15 @@ def ogg_files() -> Iterator[Odd]:
         yield Odd(f"{name}, cut inside the head of a page", b"".join(pages[:-1]) + pages[-1][:20], reason="cut short")
         until = position(pages[-2]) * SAMPLE_RATE // hz
         yield Odd(f"{name}, cut between pages", b"".join(pages[:-1]), (one[: until - 500],))
-        yield Odd(f"{name}, a page missing", b"".join(row for row in pages if row is not pages[sounding[2]]), reason="missing")
+        yield Odd(
+            f"{name}, a page missing", b"".join(row for row in pages if row is not pages[sounding[2]]), reason="missing"
+        )
         damaged = bytearray(a)
         damaged[len(a) // 2] ^= 4
         yield Odd(f"{name}, a bit flipped", bytes(damaged), reason="checksum")
-        yield Odd(f"{name}, noise between pages", b"".join([*pages[:4], NOISE[:999], *pages[4:]]), reason="no ogg pages")
+        yield Odd(
+            f"{name}, noise between pages", b"".join([*pages[:4], NOISE[:999], *pages[4:]]), reason="no ogg pages"
+        )
         halved = [page(row, position=position(row) // 2) for row in pages]
         yield Odd(f"{name}, positions halved", b"".join(halved))
         yield Odd(f"{name}, the last position is low", b"".join([*pages[:-1], page(pages[-1], position=900)]))
@@ -348,10 +351,23 @@ def wav_files() -> Iterator[Odd]:
     a, b = encode(one, 16_000, "WAV"), encode(two, 16_000, "WAV")
     pcm, size = a[44:], len(a) - 44
     layout, note = wav_format(1), (b"LIST", b"INFOINAM\x03\0\0\0abc")
-    for subtype in ("PCM_U8", "PCM_24", "PCM_32", "FLOAT", "DOUBLE", "ULAW", "ALAW", "IMA_ADPCM", "MS_ADPCM", "G721_32"):
+    for subtype in (
+        "PCM_U8",
+        "PCM_24",
+        "PCM_32",
+        "FLOAT",
+        "DOUBLE",
+        "ULAW",
+        "ALAW",
+        "IMA_ADPCM",
+        "MS_ADPCM",
+        "G721_32",
+    ):
         yield Odd(subtype, encode(one, 16_000, "WAV", subtype), (one,))
     for rate, channels in ((8_000, 1), (22_050, 2), (44_100, 6), (96_000, 2)):
-        yield Odd(f"{rate} Hz, {channels} channels", encode(sound(3.1, 1, rate), rate, "WAV", channels=channels), (one,))
+        yield Odd(
+            f"{rate} Hz, {channels} channels", encode(sound(3.1, 1, rate), rate, "WAV", channels=channels), (one,)
+        )
     yield Odd("extensible, 24 bit, 6 channels", encode(one, 16_000, "WAVEX", "PCM_24", 6), (one,))
     yield Odd("big-endian (RIFX)", encode(one, 16_000, "WAV", endian="BIG"), (one,))
     for length, what in ((0, "0"), (-1, "2^32 - 1"), (2**31 - 1, "2^31 - 1"), (2**31 - 2**14, "nearly 2^31")):
@@ -366,10 +382,18 @@ def wav_files() -> Iterator[Odd]:
     yield Odd("cut", a[:-9_000], reason="cut short")
     yield Odd("cut by 50 ms", a[:-1_600], (one,))
     yield Odd("cut inside its header", a[:30], reason="cut short")
-    yield Odd("a chunk before, not padded", riff([(b"LIST", b"odd"), (b"fmt ", layout), (b"data", pcm)], pad=False), (one,))
+    yield Odd(
+        "a chunk before, not padded", riff([(b"LIST", b"odd"), (b"fmt ", layout), (b"data", pcm)], pad=False), (one,)
+    )
     yield Odd("chunks around", riff([(b"JUNK", b"odd"), (b"fmt ", layout), (b"data", pcm), note]), (one,))
-    yield Odd("8 bit and odd, not padded", riff([(b"fmt ", wav_format(1, bits=8)), (b"data", eight(one)[:-1]), note], False), (one,))
-    yield Odd("a chunk behind that is cut", riff([(b"fmt ", layout), (b"data", pcm), (b"LIST", bytes(99))])[:-50], (one,))
+    yield Odd(
+        "8 bit and odd, not padded",
+        riff([(b"fmt ", wav_format(1, bits=8)), (b"data", eight(one)[:-1]), note], False),
+        (one,),
+    )
+    yield Odd(
+        "a chunk behind that is cut", riff([(b"fmt ", layout), (b"data", pcm), (b"LIST", bytes(99))])[:-50], (one,)
+    )
     yield Odd("zeros behind", a + bytes(9_999), (one,))
     yield Odd("a tag behind", a + ID3V1, (one,))
     yield Odd("joined", a + b, both)

@@ -52,9 +52,11 @@ BLOCK_VALUES = 2**16
 # Samples that are handed over at a time: 87 s at 48 kHz, so that most recordings are handed over at once.
 MEMORY_SAMPLES = 2**22
 # Bytes of a sample that is not compressed.
-WIDTHS = {"PCM_S8": 1, "PCM_U8": 1, "PCM_16": 2, "PCM_24": 3, "PCM_32": 4, "FLOAT": 4, "DOUBLE": 8, "ULAW": 1, "ALAW": 1}
-# Codecs of which it can be said how many samples their bytes are.
-CODECS = ("MPEG_LAYER_I", "MPEG_LAYER_II", "MPEG_LAYER_III", "VORBIS", "OPUS", "IMA_ADPCM", "MS_ADPCM", "GSM610", "G721_32")
+WIDTHS = {"PCM_16": 2, "PCM_24": 3, "PCM_32": 4, "FLOAT": 4, "DOUBLE": 8}
+WIDTHS |= dict.fromkeys(("PCM_S8", "PCM_U8", "ULAW", "ALAW"), 1)
+# Codecs of which it is known how many samples a number of bytes must give.
+CODECS = {"VORBIS", "OPUS", "IMA_ADPCM", "MS_ADPCM", "GSM610", "G721_32"}
+CODECS |= {"MPEG_LAYER_I", "MPEG_LAYER_II", "MPEG_LAYER_III"}
 
 
 class Block(NamedTuple):
@@ -108,7 +110,7 @@ def open_stream(data: bytes) -> StreamFile:
         raise AudioError(f"has a sampling rate of {rate} Hz; resample it to {SAMPLE_RATE} Hz")
     if file.channels > MAX_CHANNELS:
         raise AudioError(f"has {file.channels} channels, over {MAX_CHANNELS}")
-    if file.subtype not in (*WIDTHS, *CODECS):
+    if file.subtype not in WIDTHS.keys() | CODECS:
         raise AudioError(f"has the codec {file.subtype}, of which lost samples are not noticed; {CONVERT}")
     return file
 
@@ -120,13 +122,13 @@ def _mono(file: StreamFile, stream: Stream) -> Iterator[NDArray[np.float32]]:
     while len(block := file.read(size, dtype="float32", always_2d=True)):
         if not (np.abs(block) < MAX_AMPLITUDE).all():  # false for NaN, too
             raise AudioError(NOT_SAMPLES)
-        wanted = max(0, expected - decoded) if stream.is_padded else len(block)
+        wanted = max(0, expected - decoded) if stream.padding_s else len(block)
         decoded += len(block)
         if wanted:
             yield block[:wanted].mean(axis=1)
     if expected - decoded > TOLERANCE_S * file.samplerate:
         raise AudioError(f"{CUT_SHORT}: {_seconds(file, decoded)} of {_seconds(file, expected)} can be decoded")
-    if stream.is_padded and decoded - expected > TOLERANCE_S * file.samplerate:
+    if stream.padding_s and decoded - expected > stream.padding_s * file.samplerate:
         raise AudioError(f"states {_seconds(file, expected)}, but holds {_seconds(file, decoded)}: it is damaged")
 
 

@@ -48,14 +48,14 @@ class Stream:
     """Bytes that libsndfile decodes from their beginning to their end, and how much it must return.
 
     seconds: of audio; None if it follows from the bytes of samples that the file has (`present`) and that its header
-    states (`stated`). is_padded: what exceeds `seconds` is the encoder's padding.
+    states (`stated`). padding_s: seconds of the encoder's padding that may follow them, which are cut off.
     """
 
     data: bytes
     seconds: float | None = None
     present: int = 0
     stated: int = 0
-    is_padded: bool = False
+    padding_s: float = 0.0
 
 
 def find_recordings(folder: Path) -> tuple[list[Path], list[Path]]:
@@ -109,7 +109,7 @@ def tag_length(data: bytes, at: int) -> int:
         return 10 + size + (10 if start[5] & 0x10 else 0)
     if start[:3] == b"TAG":
         return 227 if start[:4] == b"TAG+" else 128
-    if start[:8] == b"APETAGEX":
+    if start[:8] == b"APETAGEX" and len(start) == 32:
         return int.from_bytes(start[12:16], "little") + (32 if start[23] & 0x80 else 0)
     if start[:11] == b"LYRICSBEGIN":
         end = max(data.find(b"LYRICS200", at), data.find(b"LYRICSEND", at))

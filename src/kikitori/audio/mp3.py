@@ -43,7 +43,7 @@ class _Kind:
 class _Run:
     """Complete frames of one kind without a gap. last: where the last one begins. is_cut: the file ends in the next.
 
-    unknown: bytes in front that belong to no frame and no tag, and are not zero.
+    unknown: bytes in front that belong to no frame and no tag, and fill up nothing.
     """
 
     kind: _Kind
@@ -69,8 +69,10 @@ def streams(data: bytes) -> Iterator[Stream]:
     if unknown * sum(run.seconds for run in runs) > TOLERANCE_S * audio:
         raise AudioError(f"{unknown} bytes between its mp3 frames are damaged, or no mp3")
     for one, two in pairwise(runs):
-        if two.start > one.end and _is_incomplete(data, one, two):
-            raise AudioError(f"bytes near byte {one.end} of the mp3 are missing: the file is damaged")
+        is_joint = not two.unknown or two.kind is not one.kind or _info(data, two)
+        is_cut = two.start > one.end and _next(data, one.last + 3) < one.end  # a frame begins inside the last one
+        if is_cut or not is_joint:
+            raise AudioError(f"the mp3 is damaged near byte {one.end}: bytes are missing, or are no frames")
     while runs:
         same = [runs.pop(0)]
         while runs and runs[0].kind is same[0].kind and not _info(data, runs[0]):
@@ -78,20 +80,8 @@ def streams(data: bytes) -> Iterator[Stream]:
         yield _stream(data, same)
 
 
-def _is_incomplete(data: bytes, one: _Run, two: _Run) -> bool:
-    """Returns whether audio may be missing between two runs.
-
-    So it is if a frame begins inside the last one, or if neither a whole frame (whose header is damaged) lies between
-    them nor what joins two files: tags, zeros, an Info frame, another kind.
-    """
-    if _next(data, one.last + 3) < one.end:
-        return True
-    is_joint = not two.unknown or two.kind is not one.kind or bool(_info(data, two))
-    return not is_joint and two.start - one.end not in one.kind.lengths
-
-
 def _runs(data: bytes) -> tuple[list[_Run], int]:
-    """Finds all frames. Also returns the number of bytes that belong to no frame and no tag, and are not zero."""
+    """Finds all frames. Also returns the number of bytes that belong to no frame and no tag, and fill up nothing."""
     infos = {at for name in (b"Xing", b"Info") for at in _places(data, name)}
     runs: list[_Run] = []
     at = before = unknown = 0
@@ -104,7 +94,11 @@ def _runs(data: bytes) -> tuple[list[_Run], int]:
             at += tag
         else:
             end = _next(data, at)
-            unknown += end - at - data.count(0, at, end)
+            # Zeros fill up some files. Fewer than a frame may be what is left of one.
+            is_filling = data.count(0, at, end) == end - at and (
+                not runs or end == len(data) or end - at >= runs[-1].end - runs[-1].last
+            )
+            unknown += 0 if is_filling else end - at
             at = end
     return runs, unknown
 
@@ -118,8 +112,8 @@ def _stream(data: bytes, runs: list[_Run]) -> Stream:
     if info:
         frames -= 1
         stated, padding = _stated(info)
-    missing = (stated - frames if stated else runs[-1].is_cut) * kind.samples / kind.hz
-    if missing > (TOLERANCE_S if stated else 0):
+    missing_s = (stated - frames) * kind.samples / kind.hz
+    if missing_s > TOLERANCE_S or (runs[-1].is_cut and not stated):
         raise AudioError(CUT_SHORT)
     if stated >= frames and padding <= _MAX_PADDING_FRAMES * kind.samples and info[:4] != b"VBRI":
         # The decoder leaves the padding out.
@@ -157,7 +151,7 @@ def _run(data: bytes, at: int, infos: set[int]) -> _Run | None:
         return None
     one, three, mono = data[at + 1] & 0x1E, data[at + 2] & 0x0C, data[at + 3] >= 0xC0
     start, before, frames, lengths, info_at = at, at, 0, kind.lengths, kind.info_at
-    bit_rates = set()
+    bit_rates: set[int] = set()
     last = len(data) - 4
     while at <= last and data[at] == 0xFF and data[at + 1] & 0x1E == one and (byte := data[at + 2]) & 0x0C == three:
         length = lengths[byte]

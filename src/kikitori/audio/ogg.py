@@ -14,6 +14,8 @@ from kikitori.audio.formats import CONVERT, CUT_SHORT, TOLERANCE_S, AudioError, 
 _REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 _OPUS, _VORBIS = b"OpusHead", b"\x01vorbis"
 _OPUS_HZ = 48_000
+# Two of the longest packets, in samples.
+_OPUS_MAX_PADDING = 2 * 5_760
 # Samples of a frame of Opus, by the upper five bits of a packet's first byte.
 _OPUS_FRAME = (480, 960, 1920, 2880) * 3 + (480, 960) * 2 + (120, 240, 480, 960) * 4
 # A position beyond any audio, but small enough to be computed with.
@@ -97,19 +99,21 @@ def _stream(pages_of: dict[int, list[_Page]]) -> Stream:
     if positions != sorted(positions):
         raise AudioError("the positions of its ogg pages decrease: the file is damaged")
     head, last = pages[0].body, pages[-1].data
-    seconds, is_padded = 0.0, False
+    seconds = padding_s = 0.0
     if positions and head.startswith(_OPUS):
         seconds = _opus_seconds(head, sound)
     elif positions:
-        # A broadcast is recorded from any position on. Only if the first is too low for one, all begins at 0.
         longest, hz = 1 << (head[28] >> 4) >> 1, int.from_bytes(head[12:16], "little")
-        is_padded = positions[0] <= longest * sound[0].packets
-        seconds = (positions[-1] - (0 if is_padded else positions[0])) / hz
-        # libsndfile ends at the last position, which may be wrong. Without it, it returns the encoder's padding as well.
+        # A broadcast is recorded from any position on. Only if the first is too low for one, all begins at 0.
+        if positions[0] <= longest * sound[0].packets:
+            seconds, padding_s = positions[-1] / hz, max(TOLERANCE_S, 2 * longest / hz)
+        else:
+            seconds = (positions[-1] - positions[0]) / hz
+        # libsndfile ends at the last position, which may be wrong. Without it, it returns the encoder's padding, too.
         last = last[:6] + _UNLIMITED.to_bytes(8, "little") + last[14:]
     # libsndfile accepts padding of Opus only in a page that is marked as the last one.
     last = _with_checksum(last[:5] + bytes([last[5] | 4]) + last[6:])
-    return Stream(b"".join([*(page.data for page in pages[:-1]), last]), seconds, is_padded=is_padded)
+    return Stream(b"".join([*(page.data for page in pages[:-1]), last]), seconds, padding_s=padding_s)
 
 
 def _opus_seconds(head: bytes, pages: list[_Page]) -> float:
@@ -118,8 +122,8 @@ def _opus_seconds(head: bytes, pages: list[_Page]) -> float:
     first = next(i for i, page in enumerate(pages) if page.packets)
     before = max(0, pages[first].position - _opus_samples(pages[: first + 1]))
     padding = max(0, before + samples - max(page.position for page in pages))
-    if padding > TOLERANCE_S * _OPUS_HZ:
-        raise AudioError(f"its ogg pages hold {padding / _OPUS_HZ:.2f} s more than their positions state: it is damaged")
+    if padding > _OPUS_MAX_PADDING:
+        raise AudioError(f"its ogg pages hold {padding / _OPUS_HZ:.2f} s more than they state: the file is damaged")
     return (samples - padding - int.from_bytes(head[10:12], "little")) / _OPUS_HZ
 
 
@@ -130,8 +134,8 @@ def _opus_samples(pages: list[_Page]) -> int:
         body, at = page.body, 0
         for length in page.lacing:
             if not goes_on and length:
-                code = body[at] & 3
-                samples += _OPUS_FRAME[body[at] >> 3] * ((1, 2, 2)[code] if code < 3 else int.from_bytes(body[at + 1 : at + 2]) & 63)
+                frames = (1, 2, 2, int.from_bytes(body[at + 1 : at + 2]) & 63)[body[at] & 3]
+                samples += frames * _OPUS_FRAME[body[at] >> 3]
             goes_on = length == 255
             at += length
     return samples

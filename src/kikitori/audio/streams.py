@@ -6,6 +6,7 @@ error. So the structure of each format is read here first: every byte of audio i
 
 import re
 from collections.abc import Callable, Iterator
+from typing import Literal
 
 from kikitori.audio import chunks, mp3, ogg
 from kikitori.audio.formats import AudioError, Stream, unreadable, without_tags
@@ -40,7 +41,7 @@ def _flac(data: bytes) -> Iterator[Stream]:
 
 
 def _au(data: bytes) -> Iterator[Stream]:
-    order = "big" if data.startswith(b".snd") else "little"
+    order: Literal["big", "little"] = "big" if data.startswith(b".snd") else "little"
     at = 0
     while data[at : at + 4] == data[:4]:
         offset, stated = (int.from_bytes(data[at + i : at + i + 4], order) for i in (4, 8))

@@ -159,7 +159,8 @@ def _audio_fault(facts: Decoded, clip: Clip, processor: Processor | None, rules:
     seconds = facts.samples / SAMPLE_RATE
     longest = min(rules.max_duration_s or np.inf, processor.window_s if processor else np.inf)
     if facts.error:
-        reason = next((REASONS[start] for start in REASONS if facts.error.startswith(start)), "undecodable")
+        found: list[Reason] = [reason for start, reason in REASONS.items() if facts.error.startswith(start)]
+        reason = found[0] if found else "undecodable"
         return Reject(clip.name, clip.split, reason, facts.error)
     if facts.samples == 0 and clip.part:
         return Reject(clip.name, clip.split, "cut short", "the recording ends before this part of it")
