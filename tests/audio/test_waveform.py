@@ -1,12 +1,15 @@
+import io
+
 import numpy as np
 import pytest
+import soundfile
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from recordings import FORMATS, encoded, tone
 
-from kikitori.audio.decoder_process import AudioError
-from kikitori.audio.waveform import SAMPLE_RATE, decode, to_int16
+from kikitori.audio.formats import AudioError
+from kikitori.audio.waveform import SAMPLE_RATE, decode, to_full_scale, to_int16
 
 OPUS_RATES = {8_000, 12_000, 16_000, 24_000, 48_000}
 RATES = [8_000, 16_000, 22_050, 44_100, 48_000]
@@ -40,11 +43,30 @@ def test_channels_are_averaged() -> None:
 
 
 @pytest.mark.parametrize("rate", RATES)
-def test_a_float_wav_beyond_full_scale_is_clamped(rate: int) -> None:
-    waveform = decode(encoded(tone(rate=rate, amplitude=3.0), "float.wav", rate))
-    assert waveform.min() == -1.0
-    assert waveform.max() == 1.0
-    assert (to_int16(waveform).min(), to_int16(waveform).max()) == (-32_768, 32_767)
+@pytest.mark.parametrize("amplitude", [1.05, 3.0, 90.0])
+def test_a_float_wav_beyond_full_scale_is_scaled_and_not_clipped(rate: int, amplitude: float) -> None:
+    waveform = decode(encoded(tone(rate=rate, amplitude=amplitude), "float.wav", rate))
+    expected = decode(encoded(tone(rate=rate, amplitude=0.5), "float.wav", rate))
+    assert waveform.abs().max() == pytest.approx(1, abs=0.05)
+    assert torch.allclose(waveform / waveform.abs().max(), expected / expected.abs().max(), atol=1e-5)
+
+
+def test_an_mp3_that_overshoots_full_scale_is_clamped() -> None:
+    square = np.sign(tone(hertz=700))
+    with soundfile.SoundFile(io.BytesIO(encoded(square, "mp3"))) as file:
+        exact = torch.from_numpy(file.read(dtype="float32"))
+    assert exact.abs().max() > 1.05
+    assert torch.equal(decode(encoded(square, "mp3")), exact.clamp(-1, 1))
+
+
+def test_samples_of_an_array_are_brought_to_full_scale() -> None:
+    samples = torch.tensor([0.5, -2.0, 1.0])
+    assert to_full_scale(samples).tolist() == [0.25, -1.0, 0.5]
+    assert torch.equal(to_full_scale(samples / 4), samples / 4)
+    assert len(to_full_scale(torch.empty(0))) == 0
+    for bad in (float("nan"), float("inf"), 20_000.0):
+        with pytest.raises(AudioError, match="divide 16-bit samples by 32768"):
+            to_full_scale(torch.tensor([0.1, bad]))
 
 
 @settings(deadline=None, max_examples=30)
@@ -56,13 +78,19 @@ def test_16_bit_audio_at_16_khz_is_kept_bit_for_bit(seed: int, samples: int) -> 
 
 
 @pytest.mark.parametrize("form", FORMATS)
-def test_a_file_truncated_anywhere_is_rejected(form: str) -> None:
+def test_a_file_truncated_anywhere_is_rejected_unless_it_lost_less_than_a_tenth_of_a_second(form: str) -> None:
     data = encoded(tone(1.0), form)
     cuts = {*np.linspace(1, len(data) - 1, 120).astype(int), *range(len(data) - 30, len(data))}
     cuts |= {i for i in range(1, len(data) - 1) if data[i : i + 2] == data[:2]}  # where an mp3 frame begins
     assert len(cuts) > 100
-    for cut in cuts:
-        rejection(data[:cut])
+    pages = {data.find(b"OggS", cut) for cut in cuts}
+    rejected = 0
+    for cut in cuts - pages:  # between two pages an ogg is complete, like a broadcast that was recorded until then
+        try:
+            assert len(decode(data[:cut])) >= 0.9 * SAMPLE_RATE
+        except AudioError:
+            rejected += 1
+    assert rejected >= 0.7 * len(cuts)
 
 
 def test_a_wav_from_a_pipe_is_complete_although_it_has_no_length() -> None:
@@ -83,24 +111,16 @@ def test_tags_around_an_mp3_are_ignored() -> None:
     data = encoded(tone(), "mp3")
     tag = b"ID3\x04\x00\x00\x00\x00\x02\x01" + bytes(257)
     assert torch.equal(decode(tag + data + b"TAG" + bytes(125)), decode(data))
-    assert "cut short" in rejection((tag + data)[:-50])
+    assert "cut short" in rejection((tag + data)[:-500])
 
 
 def test_an_mp3_without_a_number_of_frames_is_complete_if_it_ends_with_a_frame() -> None:
     data = encoded(tone(), "mp3")
     frames = [i for i in range(len(data) - 1) if data[i : i + 2] == data[:2]]
     undeclared = data[frames[1] :]
-    assert "cut short" in rejection(data[: frames[-1]])
+    assert "cut short" in rejection(data[: frames[-5]])
     assert len(decode(undeclared[: frames[-1] - frames[1]]))
     assert "cut short" in rejection(undeclared[: frames[-1] - frames[1] - 1])
-
-
-@pytest.mark.parametrize("form", ["ogg", "opus"])
-def test_an_ogg_truncated_between_two_pages_is_rejected(form: str) -> None:
-    data = encoded(tone(8.0), form)
-    pages = [i for i in range(1, len(data)) if data[i : i + 5] == b"OggS\0"]
-    assert len(pages) > 4
-    assert all("cut short" in rejection(data[:page]) for page in pages)
 
 
 def test_an_mp3_whose_tag_is_longer_than_the_file_is_truncated() -> None:

@@ -10,7 +10,7 @@ import pytest
 from commands import kikitori
 from recordings import encoded, tone, write_clip, write_csv, write_tar
 
-from kikitori.audio.decoder_process import AudioError
+from kikitori.audio.formats import AudioError
 from kikitori.audio.waveform import decode
 from kikitori.corpora import hub
 from kikitori.corpora.types import Corpus

@@ -20,6 +20,7 @@ from recordings import encoded, tone, write_clip
 from kikitori.audio.waveform import decode, to_int16
 from kikitori.corpora.audio_files import AudioFiles
 from kikitori.corpora.types import Clip, Reject
+from kikitori.data import audio_cache
 from kikitori.data.audio_cache import ROWS_PER_BATCH, AudioCache, build_audio_cache, key
 from kikitori.runtime.console import progress_bar
 from kikitori.runtime.errors import DataError
@@ -74,6 +75,16 @@ def test_stored_samples_equal_decoding_again(tmp_path: Path) -> None:
     assert len({facts.digest for facts in cache.decoded.values()}) == len(clips)
 
 
+def test_long_recordings_are_written_in_small_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clips = good_clips(tmp_path, 9)
+    at_once = built(clips, tmp_path / "cache")
+    monkeypatch.setattr(audio_cache, "BYTES_PER_BATCH", 3 * 3200)
+    cache = built(clips, tmp_path / "other")
+    assert (len(at_once._batches), len(cache._batches)) == (1, 3)
+    assert cache.decoded == at_once.decoded
+    assert all(np.array_equal(cache.pcm(clip.name), at_once.pcm(clip.name)) for clip in clips)
+
+
 def test_a_cache_is_built_once_and_reopened(tmp_path: Path) -> None:
     clips = slow_clips(tmp_path / "log", 5, 0)
     first = built(clips, tmp_path / "cache")
@@ -99,7 +110,7 @@ def test_bad_clips_are_stored_as_errors_between_good_neighbours(tmp_path: Path) 
     good_clips(tmp_path)
     (tmp_path / "text.mp3").write_text("no audio")
     (tmp_path / "zero.mp3").write_bytes(b"")
-    (tmp_path / "cut.wav").write_bytes(encoded(tone())[:-100])
+    (tmp_path / "cut.wav").write_bytes(encoded(tone())[:-5000])
     (tmp_path / "empty.wav").write_bytes(encoded(tone()[:0]))
     (tmp_path / "folder.mp3").mkdir()
     os.mkfifo(tmp_path / "pipe.mp3")
@@ -111,8 +122,8 @@ def test_bad_clips_are_stored_as_errors_between_good_neighbours(tmp_path: Path) 
     assert {name for name, error in errors.items() if error == "missing"} == {
         *("folder.mp3", "pipe.mp3", "gone.mp3", "0.wav/below.mp3")
     }
-    assert "Format not recognised" in errors["text.mp3"]
-    assert errors["cut.wav"] == "the file is cut short"
+    assert "is in no format that can be decoded" in errors["text.mp3"]
+    assert errors["cut.wav"] == "the file is cut short: 0.34 s of 0.50 s can be decoded"
     assert not any(str(tmp_path) in error for error in errors.values())
     assert [len(cache.pcm(name)) for name in ("0.wav", "empty.wav", "text.mp3")] == [1600, 0, 0]
 

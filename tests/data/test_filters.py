@@ -60,7 +60,7 @@ def chosen(rows: list[Row], processor: Processor | None, rules: FilterRules = RU
     [
         ("missing", row("bad", error="missing"), "missing"),
         ("undecodable", row("bad", error="cannot be decoded"), "cannot be decoded"),
-        ("cut short", row("bad", error="the file is cut short"), "the file is cut short"),
+        ("cut short", row("bad", error="the file is cut short: 1 s of 2 s"), "the file is cut short: 1 s of 2 s"),
         ("cut short", row("bad", duration_s=1.11), "1.00 s of the 1.11 s that the corpus lists"),
         ("empty", row("bad", samples=0, peak=0.0), "no samples"),
         ("silent", row("bad", peak=0.003), "its peak is -50.5 dB, under data.silence_dbfs=-50"),

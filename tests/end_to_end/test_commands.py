@@ -168,7 +168,7 @@ def test_transcribe_reads_folders_and_long_recordings_and_names_unreadable_files
     assert row["file"].endswith("long.wav")
     assert row["seconds"] > 5
     assert done.returncode == 1
-    assert "broken.mp3: cannot be decoded" in done.stderr
+    assert "broken.mp3: is in no format that can be decoded" in done.stderr
     assert "crash.mp3: the decoder was killed by SIGSEGV" in done.stderr
     assert "pipe.mp3: missing" in done.stderr
     assert "3 of 4 files could not be read" in done.stderr

@@ -1,6 +1,6 @@
-"""Recordings that crash their decoder process: its soundfile is patched to execute the first bytes of a recording.
+"""Recordings that crash their decoder process: it is patched to execute what the first bytes of a recording stand for.
 
-No file is known that crashes this version of libsndfile. kikitori itself is not changed: each Python that starts runs
+No file is known that crashes this version of libsndfile. kikitori's files are not changed: each Python that starts runs
 the `sitecustomize` on its PYTHONPATH.
 """
 
@@ -23,15 +23,14 @@ FAULTS = {
 FRAGILE = """\
 import sys
 if sys.argv[:1] == ["-m"]:  # true only while `python -m` starts
-    import ctypes, os, signal, soundfile
-    alarm, init = signal.alarm, soundfile.SoundFile.__init__
-    def patched_init(self, file, *more, **named):
-        fault = FAULTS.get(file.getvalue()[:4]) if hasattr(file, "getvalue") else None
-        if fault:
-            exec(fault)
-        init(self, file, *more, **named)
+    import ctypes, os, signal
+    from kikitori.audio import streams
+    alarm, read = signal.alarm, streams.streams
+    def patched_read(data):
+        exec(FAULTS.get(data[:4], ""))
+        return read(data)
     signal.alarm = lambda seconds: alarm(min(seconds, 1))
-    soundfile.SoundFile.__init__ = patched_init
+    streams.streams = patched_read
 """
 
 

@@ -17,7 +17,7 @@ from recordings import write_clip
 from run_folders import write_run
 
 import kikitori
-from kikitori.audio.decoder_process import AudioError
+from kikitori.audio.formats import AudioError
 from kikitori.audio.waveform import decode
 from kikitori.model.whisper import Whisper
 from kikitori.runtime.errors import DataError

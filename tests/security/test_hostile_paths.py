@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from recordings import common_voice_row, write_clip, write_common_voice, write_tsv
 
-from kikitori.audio.decoder_process import AudioError
+from kikitori.audio.formats import AudioError
 from kikitori.audio.waveform import decode
 from kikitori.cli.transcribe import find_audio
 from kikitori.corpora import common_voice, manifest
@@ -141,4 +141,4 @@ def test_transcribe_reads_only_regular_files(corpus: Path) -> None:
         if path.name in NOT_REGULAR.values():
             with pytest.raises(AudioError, match="missing"):
                 decode(path)
-    assert {"pipe.mp3", "folder.mp3"} <= {path.name for path in find_audio([corpus])}
+    assert "pipe.mp3" in {path.name for path in find_audio([corpus])}

@@ -6,20 +6,21 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from multiprocessing import Pipe
 from pathlib import Path
 from queue import SimpleQueue
 from types import TracebackType
 
 import numpy as np
-from numpy.typing import NDArray
+from torch import Tensor
 
-from kikitori.audio.decoder_process import MAX_BYTES, MAX_FRAMES, MAX_SECONDS, AudioError
+from kikitori.audio.decoder_process import MAX_BYTES, MAX_SECONDS, MEMORY_SAMPLES, Block
+from kikitori.audio.formats import AudioError
+from kikitori.audio.waveform import waveform
 
 # Attempts per file. A worker that dies was most often crashed by the file, but the system may have been out of memory.
 MAX_TRIES = 2
-# Samples copied at a time. After a longer recording, the shared memory is released.
-COPY_SAMPLES = 2**24
 # A worker does no linear algebra, and OpenBLAS's threads take time to start. The malloc settings make glibc keep freed
 # memory for the next clip: fresh pages for each clip took 5 % of the time.
 ENVIRONMENT = {"OPENBLAS_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": str(2**26), "MALLOC_TRIM_THRESHOLD_": str(2**27)}
@@ -49,20 +50,21 @@ class Decoder:
             )
         self._ready = False
 
-    def __call__(self, source: Path | bytes) -> tuple[NDArray[np.float32], int]:
-        """Decodes a file, or the bytes of one, to (samples,) mono; also returns the sampling rate in Hz.
+    def __call__(self, source: Path | bytes) -> Tensor:
+        """Decodes a file, or the bytes of one, to (samples,) float32 at 16 kHz in [-1, 1], mono.
 
         Raises AudioError if the recording cannot be used, AudioWorkerError if the decoder process cannot be started.
         """
         for _ in range(MAX_TRIES):
             try:
-                return self._request(source)
+                return waveform(self._request(source))
             except (EOFError, ConnectionError):
                 death = self._death()
                 self._start()
         raise AudioError(death)
 
-    def _request(self, source: Path | bytes) -> tuple[NDArray[np.float32], int]:
+    def _request(self, source: Path | bytes) -> Iterator[Block]:
+        """Receives a recording piece by piece; the process waits until each is taken out of the shared memory."""
         if not self._ready:
             self._wait_until_ready()
         if isinstance(source, Path):
@@ -72,15 +74,16 @@ class Decoder:
         else:
             self._connection.send_bytes(b"")
             self._connection.send_bytes(source)
-        count, rate, error_text = json.loads(self._connection.recv_bytes())
-        if error_text:
-            raise AudioError(error_text)
-        samples = np.empty(min(count, MAX_FRAMES), np.float32)
-        for start in range(0, len(samples), COPY_SAMPLES):
-            os.preadv(self._memory, [samples[start : start + COPY_SAMPLES].data], 4 * start)
-        if len(samples) > COPY_SAMPLES:
-            os.ftruncate(self._memory, 0)
-        return samples, rate
+        more = True
+        while more:
+            count, rate, stream, is_float, more, error_text = json.loads(self._connection.recv_bytes())
+            if error_text:
+                raise AudioError(error_text)
+            samples = np.empty(min(count, MEMORY_SAMPLES), np.float32)
+            os.preadv(self._memory, [samples.data], 0)
+            if more:
+                self._connection.send_bytes(b"next")
+            yield Block(samples, rate, stream, is_float)
 
     def _wait_until_ready(self) -> None:
         try:
@@ -119,7 +122,7 @@ class Decoders:
         for decoder in self._all:
             self._idle.put(decoder)
 
-    def __call__(self, source: Path | bytes) -> tuple[NDArray[np.float32], int]:
+    def __call__(self, source: Path | bytes) -> Tensor:
         """Calls an idle `Decoder`; waits while all are busy."""
         decoder = self._idle.get()
         try:

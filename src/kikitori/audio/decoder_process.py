@@ -16,39 +16,63 @@ from contextlib import suppress
 from math import gcd
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import soundfile
 from numpy.typing import NDArray
 
-from kikitori.audio.truncation import is_truncated
+from kikitori.audio.formats import CONVERT, CUT_SHORT, NOT_SAMPLES, TOLERANCE_S, AudioError, Stream
+from kikitori.audio.streams import streams
 
 # Hz.
 SAMPLE_RATE = 16_000
-# An mp3 overshoots full scale slightly. Float samples beyond this were never scaled to [-1, 1], or are damaged.
+# Float samples beyond this were never scaled to [-1, 1], or are damaged.
 MAX_AMPLITUDE = 100.0
-# Hz: a quarter of Whisper's rate. Lower ones come from damaged headers.
-MIN_RATE = 4_000
+# Hz, and channels. Others come from damaged headers.
+MIN_RATE, MAX_RATE = 4_000, 768_000
+MAX_CHANNELS = 64
 # Values of a resampling kernel: 44.1 and 22.05 kHz need 0.07 and 0.14 million, a prime number near them 700 million.
 MAX_KERNEL = 16_000_000
-# Samples per channel: three hours at 48 kHz, 2 GB as float32.
-MAX_FRAMES = 3 * 3600 * 48_000
+# Seconds of one recording.
+MAX_DURATION_S = 3 * 3600
+# Speech takes 250 bytes a second and more in every format. A longer recording in fewer bytes is silence, or made to
+# fill the disk.
+MIN_BYTES_PER_S = 250
+# Seconds that a file may hold however small it is.
+SHORT_S = 60
 # Bytes of one file: three hours of stereo at 48 kHz and 16 bit.
 MAX_BYTES = 2**31
 # Bytes that the process may map, of which Python and its libraries take 0.3 GB.
 MAX_MEMORY = 2**32
-# Seconds for one clip, from opening it to its last sample. An hour of mp3 takes about 2 s.
+# Seconds for one recording, from opening it to its last sample. An hour of mp3 takes about 2 s.
 MAX_SECONDS = 60
 # Values (samples times channels) that are decoded at a time.
 BLOCK_VALUES = 2**16
+# Samples that are handed over at a time: 87 s at 48 kHz, so that most recordings are handed over at once.
+MEMORY_SAMPLES = 2**22
+# Bytes of a sample that is not compressed.
+WIDTHS = {"PCM_16": 2, "PCM_24": 3, "PCM_32": 4, "FLOAT": 4, "DOUBLE": 8}
+WIDTHS |= dict.fromkeys(("PCM_S8", "PCM_U8", "ULAW", "ALAW"), 1)
+# Codecs of which it is known how many samples a number of bytes must give.
+CODECS = {"VORBIS", "OPUS", "IMA_ADPCM", "MS_ADPCM", "GSM610", "G721_32"}
+CODECS |= {"MPEG_LAYER_I", "MPEG_LAYER_II", "MPEG_LAYER_III"}
 
 
-class AudioError(Exception):
-    """A recording cannot be used. The message is the reason alone, without the file's name."""
+class Block(NamedTuple):
+    """Mono samples of a recording. Those of one `stream` have one rate (Hz) and follow each other without a gap.
+
+    is_float: they were written as floating-point numbers, which may exceed full scale.
+    """
+
+    samples: NDArray[np.float32]
+    rate: int
+    stream: int
+    is_float: bool
 
 
-class Recording(soundfile.SoundFile):
-    """An audio file that is read once, from its beginning to its end.
+class StreamFile(soundfile.SoundFile):
+    """A stream that is read once, from its beginning to its end.
 
     soundfile seeks to the present position after each read. After a seek, mp3 decodes to other samples, so this
     declares files as not seekable.
@@ -58,39 +82,73 @@ class Recording(soundfile.SoundFile):
         return False
 
 
-def open_recording(data: bytes) -> Recording:
-    """Opens the bytes of an audio file without decoding any samples.
+def blocks(data: bytes) -> Iterator[Block]:
+    """Decodes the bytes of an audio file block by block: all of its audio, or it raises an error.
 
-    Raises AudioError for a file that is empty, truncated or too large to process, or an error of soundfile.
+    Raises AudioError for a file that is empty, incomplete, too long to process or holds values that are no audio, or an
+    error of soundfile.
     """
-    if not data:
-        raise AudioError("the file has no bytes")
-    if is_truncated(data):
-        raise AudioError("the file is cut short")
-    file = Recording(io.BytesIO(data))
-    divisor = gcd(file.samplerate, SAMPLE_RATE)
+    allowed_s = min(MAX_DURATION_S, SHORT_S + len(data) / MIN_BYTES_PER_S)
+    seconds = 0.0
+    for number, stream in enumerate(streams(data)):
+        with open_stream(stream.data) as file:
+            is_float = file.subtype in ("FLOAT", "DOUBLE")
+            for samples in _mono(file, stream):
+                seconds += len(samples) / file.samplerate
+                if seconds > allowed_s:
+                    raise AudioError(_too_long(allowed_s, len(data)))
+                yield Block(samples, file.samplerate, number, is_float)
+
+
+def open_stream(data: bytes) -> StreamFile:
+    """Opens a stream without decoding any samples. Raises AudioError for a rate or codec that cannot be processed."""
+    file = StreamFile(io.BytesIO(data))
+    rate = file.samplerate
+    divisor = gcd(rate, SAMPLE_RATE)
     # Only damaged headers give such rates, and the resampling kernel or the resampled audio would fill the memory.
-    if file.samplerate < MIN_RATE or (file.samplerate // divisor) * (SAMPLE_RATE // divisor) > MAX_KERNEL:
-        raise AudioError(f"has a sampling rate of {file.samplerate} Hz; resample it to {SAMPLE_RATE} Hz")
-    if file.frames > MAX_FRAMES:
-        raise AudioError(f"has {file.frames} samples per channel, over {MAX_FRAMES} (3 h at 48 kHz); split it")
+    if not MIN_RATE <= rate <= MAX_RATE or (rate // divisor) * (SAMPLE_RATE // divisor) > MAX_KERNEL:
+        raise AudioError(f"has a sampling rate of {rate} Hz; resample it to {SAMPLE_RATE} Hz")
+    if file.channels > MAX_CHANNELS:
+        raise AudioError(f"has {file.channels} channels, over {MAX_CHANNELS}")
+    if file.subtype not in WIDTHS.keys() | CODECS:
+        raise AudioError(f"has the codec {file.subtype}, of which lost samples are not noticed; {CONVERT}")
     return file
 
 
-def mono_blocks(file: Recording) -> Iterator[NDArray[np.float32]]:
-    """Decodes a recording block by block and yields the mean of its channels, (samples,) float32.
-
-    Raises AudioError for values that are no audio.
-    """
-    remaining = file.frames
-    while remaining > 0:
-        block = file.read(min(remaining, max(1, BLOCK_VALUES // file.channels)), dtype="float32", always_2d=True)
-        if not len(block):
-            return
+def _mono(file: StreamFile, stream: Stream) -> Iterator[NDArray[np.float32]]:
+    """Yields the mean of the channels, (samples,) float32, and checks that as much was decoded as there must be."""
+    expected, decoded = round(_expected_s(file, stream) * file.samplerate), 0
+    size = max(1, BLOCK_VALUES // file.channels)
+    while len(block := file.read(size, dtype="float32", always_2d=True)):
         if not (np.abs(block) < MAX_AMPLITUDE).all():  # false for NaN, too
-            raise AudioError("holds values that are not finite, or far beyond full scale")
-        remaining -= len(block)
-        yield block.mean(axis=1)
+            raise AudioError(NOT_SAMPLES)
+        wanted = max(0, expected - decoded) if stream.padding_s else len(block)
+        decoded += len(block)
+        if wanted:
+            yield block[:wanted].mean(axis=1)
+    if expected - decoded > TOLERANCE_S * file.samplerate:
+        raise AudioError(f"{CUT_SHORT}: {_seconds(file, decoded)} of {_seconds(file, expected)} can be decoded")
+    if stream.padding_s and decoded - expected > stream.padding_s * file.samplerate:
+        raise AudioError(f"states {_seconds(file, expected)}, but holds {_seconds(file, decoded)}: it is damaged")
+
+
+def _expected_s(file: StreamFile, stream: Stream) -> float:
+    if stream.seconds is not None:
+        return stream.seconds
+    most = max(stream.present, stream.stated)
+    if width := WIDTHS.get(file.subtype):
+        return most / (width * file.channels * file.samplerate)
+    return file.frames / file.samplerate * most / max(1, stream.present)
+
+
+def _seconds(file: StreamFile, samples: int) -> str:
+    return f"{samples / file.samplerate:.2f} s"
+
+
+def _too_long(allowed_s: float, size: int) -> str:
+    if allowed_s == MAX_DURATION_S:
+        return f"is longer than {MAX_DURATION_S // 3600} hours; split it"
+    return f"has more than {allowed_s:.0f} s in {size} bytes: it is silent, or made to fill the disk"
 
 
 def error_reason(error: Exception) -> str:
@@ -119,25 +177,38 @@ def read_bytes(path: Path) -> bytes:
 
 
 def serve_request(connection: Connection, memory: int) -> None:
-    """Decodes one recording: receives a path or bytes, writes the samples to `memory`, sends [samples, rate, error].
+    """Decodes one recording: receives a path or bytes, writes samples to `memory` and sends what they are.
 
-    memory: a file descriptor. An empty path announces the bytes. error: empty if all is well.
+    memory: a file descriptor. An empty path announces the bytes. A message has the number of samples, their rate,
+    stream and whether they are float, whether more follow once it is answered, and an error; empty if all is well.
     """
     path = os.fsdecode(connection.recv_bytes())
     data = b"" if path else connection.recv_bytes()
     # The default action of the signal ends this process wherever it is, even after the parent process has died.
     signal.alarm(MAX_SECONDS)
-    written, rate, error_text = 0, 0, ""
+    written, error_text, last = 0, "", Block(np.empty(0, np.float32), SAMPLE_RATE, 0, False)
+
+    def send(more: bool) -> None:
+        message = [written, last.rate, last.stream, last.is_float, more, error_text]
+        connection.send_bytes(json.dumps(message).encode())
+
     try:
-        with open_recording(read_bytes(Path(path)) if path else data) as file:
-            rate = file.samplerate
-            for block in mono_blocks(file):
-                os.pwrite(memory, block.data, 4 * written)
-                written += len(block)
+        for block in blocks(read_bytes(Path(path)) if path else data):
+            if written and (block.stream != last.stream or written + len(block.samples) > MEMORY_SAMPLES):
+                left = signal.alarm(0)
+                send(more=True)
+                connection.recv_bytes()
+                signal.alarm(max(1, left))
+                written = 0
+            os.pwrite(memory, block.samples.data, 4 * written)
+            written += len(block.samples)
+            last = block
+    except (EOFError, ConnectionError):  # of the parent process, which has ended
+        raise
     except Exception as error:  # whatever it is, this recording caused it
         error_text = error_reason(error)
     signal.alarm(0)
-    connection.send_bytes(json.dumps([written, rate, error_text]).encode())
+    send(more=False)
 
 
 def main() -> None:

@@ -1,9 +1,12 @@
-"""Turns audio files into waveforms: decodes, mixes to mono, resamples to 16 kHz and clamps.
+"""Turns audio files into waveforms: decodes, mixes to mono, resamples to 16 kHz and brings them to full scale.
 
 Stored audio is int16 in steps of 1/32768, so 16-bit files at 16 kHz are stored without loss.
 """
 
+from collections.abc import Iterable, Iterator
 from functools import cache
+from itertools import groupby
+from math import gcd
 from pathlib import Path
 
 import numpy as np
@@ -12,40 +15,74 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchaudio.transforms import Resample
 
-from kikitori.audio.decoder_process import (
-    SAMPLE_RATE,
-    AudioError,
-    error_reason,
-    mono_blocks,
-    open_recording,
-    read_bytes,
-)
+from kikitori.audio.decoder_process import MAX_AMPLITUDE, SAMPLE_RATE, Block, blocks, error_reason, read_bytes
+from kikitori.audio.formats import NOT_SAMPLES, AudioError
 
 FULL_SCALE = 32_768
 # Part of the audio cache's key: increase the number whenever decoding gives other samples for the same file.
-DECODER = "soundfile, mean of channels, torchaudio sinc_interp_hann, int16, 2"
+DECODER = "soundfile, mean of channels, torchaudio sinc_interp_hann, int16, 3"
+# Samples that are resampled at a time (87 s at 48 kHz), to bound the memory. Shorter recordings are one piece.
+RESAMPLED_AT_ONCE = 2**22
 
 
 def decode(source: Path | bytes) -> Tensor:
-    """Decodes an mp3, wav, flac, ogg or opus file to (samples,) float32 at 16 kHz in [-1, 1], mono.
+    """Decodes an audio file to (samples,) float32 at 16 kHz in [-1, 1], mono.
 
-    It runs in this process. For untrusted files use `decoder_pool.Decoders` and `waveform`.
-    Raises AudioError if the file is empty, truncated or cannot be decoded, or if its values are no audio.
+    It runs in this process. For untrusted files use `decoder_pool.Decoders`.
+    Raises AudioError if the file is empty, incomplete or cannot be decoded, or if its values are no audio.
     """
     try:
-        with open_recording(read_bytes(source) if isinstance(source, Path) else source) as file:
-            samples = np.concatenate([np.empty(0, np.float32), *mono_blocks(file)])
-            return waveform(samples, file.samplerate)
+        return waveform(blocks(read_bytes(source) if isinstance(source, Path) else source))
     except Exception as error:  # libsndfile, the system and damaged bytes raise errors of many classes
         raise AudioError(error_reason(error)) from error
 
 
-def waveform(samples: NDArray[np.float32], rate: int) -> Tensor:
-    """Resamples (samples,) mono at `rate` Hz to (samples,) float32 at 16 kHz, clamped to [-1, 1]."""
-    resampled = torch.from_numpy(samples)
-    if rate != SAMPLE_RATE and len(samples):
-        resampled = _resampler(rate)(resampled)
-    return resampled.clamp(-1.0, 1.0)
+def waveform(decoded: Iterable[Block]) -> Tensor:
+    """Turns the blocks of a recording into (samples,) float32 at 16 kHz in [-1, 1].
+
+    Lossy codecs overshoot full scale a little, which is clamped. Samples that a file holds as float are scaled.
+    """
+    pieces = [torch.empty(0)]
+    is_float = False
+    for (rate, _, stream_is_float), stream in groupby(decoded, lambda block: block[1:]):
+        is_float |= stream_is_float
+        pieces += _resampled((block.samples for block in stream), rate)
+    samples = torch.cat(pieces)
+    return to_full_scale(samples) if is_float else samples.clamp_(-1.0, 1.0)
+
+
+def to_full_scale(samples: Tensor) -> Tensor:
+    """Scales (samples,) float to a peak of 1 if they exceed it.
+
+    Raises AudioError for values that are not finite, or so large that they are integers or damaged.
+    """
+    peak = float(samples.abs().max()) if len(samples) else 0.0
+    if not peak < MAX_AMPLITUDE:  # true for NaN, too
+        raise AudioError(NOT_SAMPLES)
+    return samples / peak if peak > 1 else samples
+
+
+def _resampled(pieces: Iterable[NDArray[np.float32]], rate: int) -> Iterator[Tensor]:
+    """Resamples one stream to 16 kHz, a part at a time with what surrounds it: as if it were done at once."""
+    if rate == SAMPLE_RATE:
+        yield from map(torch.from_numpy, pieces)
+        return
+    # `step` samples become `new` ones. A resampled value depends on fewer than `around` samples on either side.
+    resample = _resampler(rate)
+    step, new = rate // gcd(rate, SAMPLE_RATE), SAMPLE_RATE // gcd(rate, SAMPLE_RATE)
+    around = step * (resample.width // step + 2)
+    most = RESAMPLED_AT_ONCE // step * step
+    held: list[NDArray[np.float32]] = []
+    done = 0  # samples at the beginning of `held` that were resampled before
+    for piece in pieces:
+        held.append(piece)
+        while sum(map(len, held)) > done + most + around:
+            joined = np.concatenate(held)
+            part = resample(torch.from_numpy(joined[: done + most + around]))
+            yield part[done // step * new : (done + most) // step * new]
+            held, done = [joined[done + most - around :]], around
+    joined = np.concatenate(held) if len(held) > 1 else held[0]
+    yield resample(torch.from_numpy(joined))[done // step * new :]
 
 
 @cache

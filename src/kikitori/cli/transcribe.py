@@ -17,13 +17,12 @@ from typing import TYPE_CHECKING
 
 from rich.cells import set_cell_size
 
+from kikitori.audio.formats import CONVERT, SUFFIXES, find_recordings
 from kikitori.runtime.errors import KikitoriError, ModelError, describe_error
 
 if TYPE_CHECKING:
     from kikitori.inference.transcribe import Piece
 
-AUDIO_SUFFIXES = {".mp3", ".wav", ".flac", ".ogg", ".opus", ".oga"}
-UNREADABLE_SUFFIXES = {".m4a", ".mp4", ".aac", ".webm", ".wma"}
 # Doubtful pieces of a file that are named on stderr.
 NAMED = 5
 # Seconds between two lines of progress where stderr is no terminal.
@@ -90,12 +89,10 @@ def find_audio(paths: Iterable[Path]) -> list[Path]:
         if not path.is_dir():
             files.append(path)
             continue
-        inside = sorted(p for p in path.rglob("*") if not p.name.startswith("."))
-        readable = [p for p in inside if p.suffix.lower() in AUDIO_SUFFIXES]
-        unreadable = [p for p in inside if p.suffix.lower() in UNREADABLE_SUFFIXES]
+        readable, unreadable = find_recordings(path)
         if not readable:
             passed = f"; it holds {by_suffix(unreadable)}" if unreadable else ""
-            raise KikitoriError(f"{path} holds no file that can be read ({', '.join(sorted(AUDIO_SUFFIXES))}){passed}")
+            raise KikitoriError(f"{path} holds no file that can be read ({', '.join(SUFFIXES)}){passed}")
         if unreadable:
             print(f"{path}: passed over {by_suffix(unreadable)}", file=sys.stderr)
         files += readable
@@ -105,7 +102,7 @@ def find_audio(paths: Iterable[Path]) -> list[Path]:
 def by_suffix(files: Sequence[Path]) -> str:
     """Counts and names files that cannot be decoded, with the remedy."""
     counts = ", ".join(f"{count} {suffix}" for suffix, count in Counter(p.suffix.lower() for p in files).most_common())
-    return f"{counts} (such as {files[0].name}), which cannot be decoded; convert: ffmpeg -i IN OUT.flac"
+    return f"{counts} (such as {files[0].name}), which cannot be decoded; {CONVERT}"
 
 
 def one_line(path: Path) -> str:
@@ -134,7 +131,7 @@ def transcribe_files(
     import transformers
 
     from kikitori.audio.decoder_pool import Decoders
-    from kikitori.audio.decoder_process import AudioError
+    from kikitori.audio.formats import AudioError
     from kikitori.audio.waveform import SAMPLE_RATE
     from kikitori.inference.transcribe import joined, read_recording, transcribe_pieces
     from kikitori.model.loading import load_whisper

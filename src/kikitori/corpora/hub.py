@@ -11,7 +11,7 @@ import datasets
 import huggingface_hub
 from datasets import Audio, Dataset, disable_progress_bars, load_dataset
 
-from kikitori.audio.decoder_process import AudioError
+from kikitori.audio.formats import AudioError
 from kikitori.corpora.types import OUTSIDE_DATASET, SPLITS, Clip, Corpus, Split
 from kikitori.runtime.console import shows_bars
 from kikitori.runtime.errors import DataError

@@ -5,11 +5,11 @@ complete, so an interrupted build is never mistaken for a finished one. A file l
 time build it once.
 """
 
+from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from concurrent.futures import Future, ThreadPoolExecutor
 from hashlib import blake2b, sha256
-from itertools import chain, groupby
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +21,8 @@ from rich.progress import Progress
 from xxhash import xxh3_64_digest
 
 from kikitori.audio.decoder_pool import AudioWorkerError, Decoders
-from kikitori.audio.decoder_process import AudioError
-from kikitori.audio.waveform import DECODER, FULL_SCALE, to_int16, waveform
+from kikitori.audio.formats import AudioError
+from kikitori.audio.waveform import DECODER, FULL_SCALE, SAMPLE_RATE, to_int16
 from kikitori.corpora.types import Clip, Decoded
 from kikitori.runtime.errors import DataError
 from kikitori.runtime.files import atomic_write
@@ -34,8 +34,9 @@ FACTS = {"name": pa.string(), "samples": pa.int64(), "peak": pa.float32(), "dige
 SCHEMA = pa.schema({**FACTS, "checksum": pa.binary(8), "pcm": pa.large_binary()})
 # Part of a file's name: increment it whenever the above changes.
 FORMAT = 2
-# Clips are decoded and written in record batches of this size, which bounds the memory of a build.
+# Clips are written in record batches of at most this size, which bounds the memory of a build.
 ROWS_PER_BATCH = 64
+BYTES_PER_BATCH = 2**26
 # A decoder process takes a tenth of a second to start, which fewer clips than this do not save.
 CLIPS_PER_DECODER = 64
 NO_SAMPLES = np.empty(0, np.int16)
@@ -62,7 +63,7 @@ class AudioCache:
                 batch.validate(full=True)  # an offset must not lead out of the file
                 rows = batch.select([*FACTS, "checksum"]).to_pylist()
                 if dict(seal or {}).get(b"facts") != _seal(rows):
-                    raise self._damaged(f"its rows from {b * ROWS_PER_BATCH} on differ from those written")
+                    raise self._damaged(f"its rows from {len(self.decoded)} on differ from those written")
                 self._batches.append(batch)
                 for i, row in enumerate(rows):
                     self.decoded[row["name"]] = Decoded(**{key: row[key] for key in FACTS if key != "name"})
@@ -144,36 +145,49 @@ def _decoded(clips: list[Clip], workers: int) -> Iterator[list[dict]]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        with Decoders(workers) as decoders, ThreadPoolExecutor(workers) as pool:
-            for i in range(0, len(clips), ROWS_PER_BATCH):
-                # The parts of a recording have neighbouring names; it is decoded once for those in a batch.
-                recordings = [list(parts) for _, parts in groupby(clips[i : i + ROWS_PER_BATCH], _recording)]
-                yield list(chain.from_iterable(pool.map(partial(_rows, decoders), recordings)))
+        rows: list[dict] = []
+        for row in _rows(clips, workers):
+            rows.append(row)
+            if len(rows) == ROWS_PER_BATCH or sum(len(row["pcm"]) for row in rows) >= BYTES_PER_BATCH:
+                yield rows
+                rows = []
+        if rows:
+            yield rows
     finally:
         torch.set_num_threads(threads)
 
 
-def _recording(clip: Clip) -> Path | str:
-    """What clips have in common that are parts of one recording."""
-    return clip.source if isinstance(clip.source, Path) else clip.name
+def _rows(clips: Sequence[Clip], workers: int) -> Iterator[dict]:
+    """Yields a row per clip, in order. Few recordings are decoded ahead: each may last hours."""
+    with Decoders(workers) as decoders, ThreadPoolExecutor(workers) as pool:
+        ahead: deque[Future[list[dict]]] = deque()
+        # The parts of a recording have neighbouring names; it is decoded once.
+        for _, parts in groupby(clips, lambda clip: clip.source if isinstance(clip.source, Path) else clip.name):
+            ahead.append(pool.submit(_recording, decoders, list(parts)))
+            if len(ahead) > 2 * workers:
+                yield from ahead.popleft().result()
+        while ahead:
+            yield from ahead.popleft().result()
 
 
-def _rows(decoders: Decoders, clips: Sequence[Clip]) -> list[dict]:
+def _recording(decoders: Decoders, clips: Sequence[Clip]) -> list[dict]:
     """The rows of clips that are parts of one recording, or of one clip that is all of it."""
     source = clips[0].source
     try:
-        samples, rate = decoders(source if isinstance(source, Path) else source())
+        pcm = to_int16(decoders(source if isinstance(source, Path) else source()))
     except FileNotFoundError:
         return [_row(clip, NO_SAMPLES, "missing") for clip in clips]
     except OSError as error:  # without its path, which may name a user's home
         return [_row(clip, NO_SAMPLES, error.strerror or type(error).__name__) for clip in clips]
     except AudioError as error:
         return [_row(clip, NO_SAMPLES, str(error.args[0])) for clip in clips]
-    parts = ((clip, *(clip.part or (0.0, None))) for clip in clips)
-    return [
-        _row(clip, to_int16(waveform(samples[round(start * rate) : None if end is None else round(end * rate)], rate)))
-        for clip, start, end in parts
-    ]
+    return [_row(clip, pcm[_samples(clip)]) for clip in clips]
+
+
+def _samples(clip: Clip) -> slice:
+    """The samples of a clip in its recording."""
+    start_s, end_s = clip.part or (0.0, None)
+    return slice(round(start_s * SAMPLE_RATE), None if end_s is None else round(end_s * SAMPLE_RATE))
 
 
 def _row(clip: Clip, pcm: NDArray[np.int16], error: str = "") -> dict:

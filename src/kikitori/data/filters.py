@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from kikitori.audio.formats import CUT_SHORT, TOLERANCE_S
 from kikitori.audio.waveform import SAMPLE_RATE
 from kikitori.corpora.types import BY_DIVISION, OUTSIDE_DATASET, SPLITS, Clip, Decoded, Reason, Reject, Split
 from kikitori.model.processor import Processor, control_token_in
@@ -19,20 +20,13 @@ from kikitori.runtime.rng import seeded_sample
 
 log = logging.getLogger(__name__)
 
-# Errors in the audio cache that have a reason of their own; all others are "undecodable".
-REASONS: dict[str, Reason] = {
-    "missing": "missing",
-    "the file is cut short": "cut short",
-    OUTSIDE_DATASET: "outside the corpus",
-}
+# Beginnings of errors in the audio cache that have a reason of their own; all others are "undecodable".
+REASONS: dict[str, Reason] = {"missing": "missing", CUT_SHORT: "cut short", OUTSIDE_DATASET: "outside the corpus"}
 # What a transcript should not hold, although it can be used: left over from a web page, or from a wrong encoding.
 DOUBTFUL = {
     "HTML (such as &quot; or <br>)": re.compile(r"&(?:[A-Za-z]{2,8}|#\d{1,7}|#x[\dA-Fa-f]{1,6});|</?[A-Za-z][^<>]*>"),
     "U+FFFD in place of a character": re.compile("\ufffd"),
 }
-# By how much a clip may be shorter than its corpus lists: a corpus counts whole mp3 frames (24 or 36 ms), and decoders
-# skip the encoder's padding before the sound.
-SHORTFALL_S = 0.1
 # A corpus lists durations that are too long throughout if the decoded ones are less than a share of them, which is the
 # same one for the middle half of the clips, within a tolerance.
 TOO_LONG_SHARE = 0.99
@@ -46,7 +40,7 @@ REMEDIES: Mapping[Reason, str] = {
     "not UTF-8": "save the table again as UTF-8 (in Excel: 'CSV UTF-8')",
     "outside the corpus": "copy the files into its folder, or, if you trust the list, pass data.roots=[/their/folder]",
     "missing": "correct the paths, which are relative to the folder of the table (Common Voice: clips/)",
-    "undecodable": "convert these files, for example with ffmpeg -i FILE FILE.flac",
+    "undecodable": "download these again if they are damaged, or convert them, such as with ffmpeg -i FILE FILE.flac",
     "cut short": "download or copy these files again",
     "empty": "record these again, or remove them",
     "silent": "remove these, or lower data.silence_dbfs",
@@ -165,12 +159,14 @@ def _audio_fault(facts: Decoded, clip: Clip, processor: Processor | None, rules:
     seconds = facts.samples / SAMPLE_RATE
     longest = min(rules.max_duration_s or np.inf, processor.window_s if processor else np.inf)
     if facts.error:
-        return Reject(clip.name, clip.split, REASONS.get(facts.error, "undecodable"), facts.error)
+        found: list[Reason] = [reason for start, reason in REASONS.items() if facts.error.startswith(start)]
+        reason = found[0] if found else "undecodable"
+        return Reject(clip.name, clip.split, reason, facts.error)
     if facts.samples == 0 and clip.part:
         return Reject(clip.name, clip.split, "cut short", "the recording ends before this part of it")
     if facts.samples == 0:
         return Reject(clip.name, clip.split, "empty", "no samples")
-    if clip.duration_s and seconds < clip.duration_s - SHORTFALL_S:
+    if clip.duration_s and seconds < clip.duration_s - TOLERANCE_S:
         detail = f"{seconds:.2f} s of the {clip.duration_s:.2f} s that the corpus lists"
         return Reject(clip.name, clip.split, "cut short", detail)
     if facts.peak < 10 ** (rules.silence_dbfs / 20):

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from kikitori.audio.decoder_pool import Decoders
-from kikitori.audio.decoder_process import AudioError
-from kikitori.audio.waveform import SAMPLE_RATE, waveform
+from kikitori.audio.formats import AudioError
+from kikitori.audio.waveform import SAMPLE_RATE, to_full_scale
 from kikitori.inference.checks import CUT, LITTLE, MIN_DENSITY, NO_SPEECH_FOUND, NONE, REPEATED, examine, is_silent
 from kikitori.inference.generate import Generated, generate
 from kikitori.inference.segments import SHORTEST_S, halves, split_at_pauses
@@ -42,7 +42,7 @@ class Piece:
 def transcribe(whisper: Whisper, audio: str | Path | Tensor, batch_size: int = 8) -> str:
     """Transcribes a recording of any length. A long one is split at pauses, see `transcribe_pieces`.
 
-    audio: a file (mp3, wav, flac, ogg or opus), or samples: (samples,) float in [-1, 1] at 16 kHz, mono.
+    audio: a file (mp3, wav, flac, ogg, opus, aiff, ...), or samples: (samples,) float in [-1, 1] at 16 kHz, mono.
     batch_size: pieces of the recording that are transcribed at a time.
     Raises AudioError if the file is missing or cannot be decoded, ValueError for samples of another shape or type.
     """
@@ -58,7 +58,8 @@ def transcribe_pieces(
 
     Silent pieces get no text. A piece whose text repeats itself, was cut off by a limit, or is too short for its speech
     is read again in two halves, and these likewise; the halves are taken if less of their time is doubtful.
-    advance: called with the seconds of audio that were read. Raises ValueError for samples of another shape or type.
+    advance: called with the seconds of audio that were read. Samples that exceed full scale are scaled to it.
+    Raises ValueError for samples of another shape or type, not finite or 100 times over full scale.
     """
     if samples.ndim != 1:
         raise ValueError(f"audio must be a file, or samples of shape (samples,), got shape {tuple(samples.shape)}")
@@ -66,7 +67,10 @@ def transcribe_pieces(
         raise ValueError(
             f"the samples are {samples.dtype}; they must be float in [-1, 1]: for 16-bit audio pass samples / 32768"
         )
-    samples = samples.to(torch.float32)
+    try:
+        samples = to_full_scale(samples.to(torch.float32))
+    except AudioError as error:
+        raise ValueError(f"audio {error}") from error
     places = split_at_pauses(samples, piece_limit_s(whisper), at_long_pauses=whisper.trained_on is not None)
     training = whisper.model.training
     whisper.model.eval()
@@ -152,7 +156,7 @@ def read_recording(decoders: Decoders, path: Path) -> Tensor:
 
     Raises AudioError, whose message is the reason alone, if it cannot be decoded or holds next to nothing.
     """
-    samples = waveform(*decoders(path))
+    samples = decoders(path)
     if len(samples) < LEAST_S * SAMPLE_RATE:
         raise AudioError(f"holds {len(samples) / SAMPLE_RATE:.3f} s of audio; there is nothing to transcribe")
     return samples
@@ -161,7 +165,7 @@ def read_recording(decoders: Decoders, path: Path) -> Tensor:
 def _read_file(path: Path) -> Tensor:
     if not path.exists() or path.is_dir():
         fault = "is a folder" if path.is_dir() else "does not exist"
-        raise AudioError(f"{path}: {fault}; give an mp3, wav, flac, ogg or opus file")
+        raise AudioError(f"{path}: {fault}; give an audio file")
     with Decoders(1) as decoders:
         try:
             return read_recording(decoders, path)
