@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from kikitori.config.documentation import used_files
 from kikitori.config.names import translate
@@ -111,7 +112,13 @@ def keep_changed_defaults(cfg: DictConfig, words: Iterable[str]) -> None:
 
     words: the overrides of its command line, which take precedence.
     """
-    if cfg.get("resume") != "auto" or not (path := Path(str(cfg.hydra.run.dir), RESULTS)).exists():
+    if cfg.get("resume") != "auto":
+        return
+    try:
+        path = Path(str(cfg.hydra.run.dir), RESULTS)
+    except OmegaConfBaseException:  # composed outside of a command, where the default folder has no name
+        return
+    if not path.exists():
         return
     recorded, given = dict(flatten(read_json(path).get("config", {}))), set(map(key_of, words))
     for key in CHANGED_DEFAULTS:
