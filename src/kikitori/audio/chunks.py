@@ -78,12 +78,15 @@ def streams(data: bytes) -> Iterator[Stream]:
         needed = [(name, data[c.start : c.end]) for name in layout.needed for c in chunks if c.name == name]
         is_whole = begin == 0 and end >= len(data) and len(samples) == 1 and all(c.is_regular for c in chunks)
         for chunk in samples:
-            content = data[chunk.start : chunk.end]
             if layout is _WAV and needed and needed[0][1].startswith(_MPEG):
-                yield from mp3.streams(content)
+                yield from mp3.streams(data[chunk.start : chunk.end])
                 continue
-            file = data if is_whole else _written(data[begin:], layout, [*needed, (layout.samples, content)])
-            yield Stream(file, present=len(content) - layout.offset, stated=chunk.stated - layout.offset)
+            file = data  # which may have gigabytes: copied only if it needs repair
+            if not is_whole:
+                content = data[chunk.start : chunk.end]
+                file = _written(data[begin : begin + layout.first], layout, [*needed, (layout.samples, content)])
+            present = chunk.end - chunk.start - layout.offset
+            yield Stream(file, present=present, stated=chunk.stated - layout.offset)
         begin = end
 
 
@@ -127,11 +130,13 @@ def _ends_at(data: bytes, at: int, layout: _Layout) -> bool:
     """Returns whether the samples end at a byte: only other chunks, another file, or zeros follow."""
     while at < len(data):
         at = _next(data, at, layout)
-        if data[at : at + 4] in LAYOUTS or data.count(0, at) == len(data) - at:
+        if data[at : at + 4] in LAYOUTS:
             return True
         chunk = _chunk(data, at, layout)
-        if not chunk or (chunk.end > len(data) and chunk.name[:4] not in _BEHIND):
-            return False
+        if not chunk:
+            return data.count(0, at) == len(data) - at
+        if chunk.end > len(data):
+            return chunk.name[:4] in _BEHIND
         at = chunk.end
     return True
 

@@ -70,7 +70,8 @@ def streams(data: bytes) -> Iterator[Stream]:
         raise AudioError(f"{unknown} bytes between its mp3 frames are damaged, or no mp3")
     for one, two in pairwise(runs):
         is_joint = not two.unknown or two.kind is not one.kind or _info(data, two)
-        is_cut = two.start > one.end and _next(data, one.last + 3) < one.end  # a frame begins inside the last one
+        # A frame begins inside the last one.
+        is_cut = two.start > one.end and _next(data, one.last + 3, one.end) < one.end
         if is_cut or not is_joint:
             raise AudioError(f"the mp3 is damaged near byte {one.end}: bytes are missing, or are no frames")
     while runs:
@@ -93,7 +94,7 @@ def _runs(data: bytes) -> tuple[list[_Run], int]:
         elif (tag := tag_length(data, at)) and _is_known(data, at + tag):
             at += tag
         else:
-            end = _next(data, at)
+            end = _next(data, at, len(data))
             # Zeros fill up some files. Fewer than a frame may be what is left of one.
             is_filling = data.count(0, at, end) == end - at and (
                 not runs or end == len(data) or end - at >= runs[-1].end - runs[-1].last
@@ -204,13 +205,14 @@ def _is_known(data: bytes, at: int) -> bool:
     return at >= len(data) or not data[at] or _kind_at(data, at) is not None or tag_length(data, at) > 0
 
 
-def _next(data: bytes, at: int) -> int:
-    """Returns the next byte at which a frame or a tag begins; the length of the data if there is none."""
-    tags = [found for name in (b"ID3", b"TAG", b"APETAGEX", b"LYRICSBEGIN") if (found := data.find(name, at + 1)) > 0]
-    at = data.find(b"\xff", at + 1)
-    while at >= 0 and not ((kind := _kind_at(data, at)) and _is_frame(data, at, kind)):
-        at = data.find(b"\xff", at + 1)
-    return min([*tags, at if at >= 0 else len(data)])
+def _next(data: bytes, at: int, end: int) -> int:
+    """Returns the next byte before the end at which a frame or a tag begins, otherwise the end."""
+    frame = data.find(b"\xff", at + 1, end)
+    while frame >= 0 and not ((kind := _kind_at(data, frame)) and _is_frame(data, frame, kind)):
+        frame = data.find(b"\xff", frame + 1, end)
+    end = frame if frame >= 0 else end
+    tags = (data.find(name, at + 1, end) for name in (b"ID3", b"TAG", b"APETAGEX", b"LYRICSBEGIN"))
+    return min((tag for tag in tags if tag >= 0), default=end)
 
 
 def _places(data: bytes, name: bytes) -> Iterator[int]:
