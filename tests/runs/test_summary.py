@@ -10,7 +10,8 @@ from run_folders import SCORING
 from terminal import run_in_terminal, widest
 
 from kikitori.runs.results_md import markdown
-from kikitori.runs.summary import Grid, cost_line, cut_lines, disk_line, duration, fit, rows
+from kikitori.runs.summary import Grid, cost_line, cut_lines, disk_line, fit, rows
+from kikitori.runtime.console import duration
 
 PRINT = (
     "import json, sys; from kikitori.runs import summary; summary.print_results(json.load(open(sys.argv[1])), 'out')"

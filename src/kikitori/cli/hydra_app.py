@@ -17,7 +17,7 @@ from omegaconf.resolvers import oc
 
 from kikitori.config import hydra_guard, targets
 from kikitori.config.overrides import PATHS, leaves, settle
-from kikitori.runs.results import ended_before_scoring
+from kikitori.runs.results import RESULTS, ended_before_scoring
 from kikitori.runs.resume import keep_changed_defaults
 from kikitori.runtime.distributed import is_main
 from kikitori.runtime.errors import ConfigError, Failed, KikitoriError
@@ -111,9 +111,9 @@ def make_paths_absolute(cfg: DictConfig) -> None:
 
 def remove_empty_run(folder: Path) -> None:
     """Removes the folder of a run that failed before it had any result: if it holds only what every start writes."""
-    if (folder / "results.json").exists() and not ended_before_scoring(folder):
+    if (folder / RESULTS).exists() and not ended_before_scoring(folder):
         return
-    start = [*(folder / ".hydra").glob("*.yaml"), folder / ".lock", folder / "results.json", *folder.glob("*.log")]
+    start = [*(folder / ".hydra").glob("*.yaml"), folder / ".lock", folder / RESULTS, *folder.glob("*.log")]
     remove_if_nothing_else(
         folder, [*start, *(path for path in folder.glob("rejects.jsonl") if not path.stat().st_size)]
     )

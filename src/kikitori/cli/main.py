@@ -20,10 +20,19 @@ from yaml import YAMLError
 from kikitori import __version__
 from kikitori.config.hydra_guard import secret_fault
 from kikitori.config.names import did_you_mean, outdated
-from kikitori.config.overrides import LINE, absolute_paths, config_folders, override, quote_value, split_words, value_of
+from kikitori.config.overrides import (
+    LINE,
+    absolute_paths,
+    config_folders,
+    key_of,
+    override,
+    quote_value,
+    split_words,
+    value_of,
+)
 from kikitori.config.suggestions import explain, unknown_option, wrong_words
 from kikitori.runs.results import RESULTS, SWEEP, ended_before_scoring
-from kikitori.runs.resume import expand_resume, expand_resume_sweep, key_of, start_folder_of
+from kikitori.runs.resume import expand_resume, expand_resume_sweep, start_folder_of
 from kikitori.runtime import distributed, processes
 from kikitori.runtime.errors import Failed, KikitoriError, Stopped, describe_error
 

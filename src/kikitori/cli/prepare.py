@@ -24,7 +24,7 @@ def prepare_and_show(cfg: DictConfig, folder: Path) -> None:
     from kikitori.corpora.types import SPLITS
     from kikitori.data.filters import REMEDIES
     from kikitori.pipelines import prepare
-    from kikitori.runs.summary import duration
+    from kikitori.runtime.console import duration
 
     data = prepare.prepare(cfg, folder)
     facts = data.summary()

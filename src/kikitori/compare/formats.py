@@ -9,7 +9,8 @@ from typing import Any
 
 from kikitori.compare.leaderboard import ALIKE, BEST, WORSE, Estimate, Leaderboard, Row, device_hours, format_value
 from kikitori.runs.reader import Run
-from kikitori.runs.summary import Grid, duration, fit, percent, terminal
+from kikitori.runs.summary import Grid, fit, percent, terminal
+from kikitori.runtime.console import duration
 
 SEPARATE = (
     "These runs were scored on different clips or in different ways; their rates must not be compared across tables."
@@ -56,7 +57,7 @@ def scores(row: Row) -> dict[str, str]:
     """The columns of rates and verdicts."""
     return {
         "val CER %": bracketed(row.estimate.get("validation")),
-        "seeds": "–" if row.is_base else str(len(set(map(str, row.seeds)))),
+        "seeds": "–" if row.is_base else str(row.num_seeds),
         "spread": spread(row),
         "against the best": verdict(row),
         "test CER %": bracketed(row.estimate.get("test")),
@@ -82,7 +83,7 @@ def failure(run: Run) -> str:
 
 def notes(table: Leaderboard) -> list[str]:
     """How to read a table, and what it does not show."""
-    most = max((len(set(map(str, row.seeds))) for row in table.rows), default=0)
+    most = max((row.num_seeds for row in table.rows), default=0)
     lines = [
         "Ranked by validation CER of each run's best checkpoint. That checkpoint was chosen on validation too, so "
         "these rates are optimistic, most of all for the top rows. The test split was not used for any choice.",

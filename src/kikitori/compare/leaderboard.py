@@ -75,6 +75,11 @@ class Row:
     def seeds(self) -> list[Any]:
         return [run.results.get("config", {}).get("seed") for run in self.runs if not run.is_base]
 
+    @property
+    def num_seeds(self) -> int:
+        """How many different seeds the runs have: the same one twice is no repetition."""
+        return len(set(map(str, self.seeds)))
+
     def cost(self, key: str) -> float | None:
         """The mean over the runs of a cost in results.json."""
         return mean(run.results.get("cost", {}).get(key) for run in self.runs)

@@ -163,7 +163,7 @@ def _leaderboard_row(table: Leaderboard, rank: int, row: Row) -> dict[str, Any]:
     """The cells of a row, the words it is filtered by, its verdict, and the bar of its interval in percent."""
     validation, test = row.estimate.get("validation"), row.estimate.get("test")
     values = {
-        "seeds": len(set(map(str, row.seeds))),
+        "seeds": row.num_seeds,
         "val CER %": validation and validation.value,
         "spread": max(row.each["validation"], default=0) - min(row.each["validation"], default=0),
         "against the best": row.difference.value if row.difference else 0.0 if row.verdict == BEST else None,

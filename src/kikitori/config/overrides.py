@@ -171,6 +171,11 @@ def override(key: str, value: object) -> str:
     return f"{key}={quote(value)}"
 
 
+def key_of(word: str) -> str:
+    """The key of an override."""
+    return word.lstrip("+~").partition("=")[0]
+
+
 def value_of(word: str) -> str | None:
     """The text of an override's value, without its quotes; None for null."""
     value = read.value() if (read := _parse(word)) else ""

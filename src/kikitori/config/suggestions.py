@@ -9,6 +9,7 @@ from itertools import pairwise
 from kikitori.config.documentation import package, read_file, used_files
 from kikitori.config.names import RENAMED_CHOICES, RENAMED_KEYS, did_you_mean
 from kikitori.config.overrides import is_readable, names_choices, override, split_words, value_of
+from kikitori.runtime.files import is_utf8
 from kikitori.runtime.paths import CONF
 
 # What a command line may remove: entries of these nodes, and choices that are null by default.
@@ -27,7 +28,7 @@ def wrong_words(command: str, words: Sequence[str]) -> Iterator[str]:
             yield f"{key}: belongs to kikitori train; an evaluation takes no steps"
         elif not key.strip():
             yield f"{word}: no key; settings are given as key=value, such as optim.lr=3e-5"
-        elif not word.isprintable() and not _is_utf8(word):
+        elif not word.isprintable() and not is_utf8(word):
             yield f"{key}: {value_of(word)!r} is not UTF-8; rename the file or folder"
         elif key.startswith("~") and not group.startswith(REMOVABLE):
             remedy = f"choose one of {choices}: {group}=..." if choices else "give it a value: " + f"{group}=..."
@@ -38,14 +39,6 @@ def wrong_words(command: str, words: Sequence[str]) -> Iterator[str]:
             yield f"{key}: no such key"
         elif equals and not is_readable(word):
             yield f"{word}: cannot be read; quote the value: {as_text(key, value)}"
-
-
-def _is_utf8(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def explain(error: Exception, command: str, words: Sequence[str]) -> str:

@@ -23,6 +23,7 @@ from kikitori.config.overrides import ALTERNATIVES, leaves
 from kikitori.config.suggestions import unknown_key
 from kikitori.config.targets import allowed, faults
 from kikitori.corpora.types import SPLITS
+from kikitori.model.source import is_path
 from kikitori.runtime.errors import ConfigError, one_line
 from kikitori.runtime.paths import CONF
 
@@ -227,16 +228,11 @@ def _missing_files(flat: Mapping[str, Any]) -> Iterator[str]:
     checkpoint, model = flat.get("checkpoint"), flat.get("model.name")
     if isinstance(checkpoint, str) and checkpoint and not Path(checkpoint).expanduser().exists():
         yield f"checkpoint: {checkpoint} does not exist; give a run folder, a model folder, or a .ckpt file"
-    elif isinstance(model, str) and not checkpoint and _is_path(model) and not Path(model).expanduser().exists():
+    elif isinstance(model, str) and not checkpoint and is_path(model) and not Path(model).expanduser().exists():
         yield (
             f"model.name: {model} does not exist; give a folder with a model, such as model/ of a completed run, or a "
             "name on the Hugging Face Hub, such as openai/whisper-small"
         )
-
-
-def _is_path(name: str) -> bool:
-    """Whether a model's name can only be a path: names on the Hub have at most one slash, and start with a word."""
-    return name.startswith(("/", ".", "~")) or name.count("/") > 1
 
 
 def _uneven_batch(flat: Mapping[str, Any]) -> Iterator[str]:

@@ -8,6 +8,7 @@ from unicodedata import normalize
 
 from kikitori.corpora.types import PART, Clip, Reject, Split
 from kikitori.runtime.errors import DataError
+from kikitori.runtime.files import is_utf8
 
 
 class AudioFiles:
@@ -40,7 +41,7 @@ class AudioFiles:
 
         A missing file in an allowed folder is not a reject yet. Decoding finds that out.
         """
-        if not_utf8(path) or not_utf8(text):
+        if not is_utf8(path) or not is_utf8(text):
             return Reject(ascii(path), split, "not UTF-8", ascii(text))
         if not path or "\0" in path:
             return Reject(path, split, "malformed row", "a NUL byte in the path" if path else "no path")
@@ -115,12 +116,3 @@ def _identity(file: Path) -> str:
     except OSError:
         return "missing"
     return f"{stat.st_size} {stat.st_mtime_ns}" if os.access(file, os.R_OK) else "unreadable"
-
-
-def not_utf8(text: str) -> bool:
-    """Returns whether a text cannot be encoded: foreign bytes kept as surrogates, or half a character from JSON."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return True
-    return False

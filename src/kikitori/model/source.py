@@ -41,8 +41,7 @@ def locate(name: str, revision: str | None) -> tuple[str, dict[str, Any]]:
     if path.exists():
         raise ModelError(f"model.name={name} is a file; give the folder of a run, or a folder with a model")
     # A name on the Hub has one slash. outputs/my-run could be one, but hardly where there is a folder outputs.
-    is_path = path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1
-    if is_path or (path.parent != Path() and path.parent.is_dir()):
+    if is_path(name) or (path.parent != Path() and path.parent.is_dir()):
         raise ModelError(
             f"model.name={name} does not exist; give the folder of a run, a folder with a model, or a name on the Hub"
         )
@@ -50,6 +49,11 @@ def locate(name: str, revision: str | None) -> tuple[str, dict[str, Any]]:
         _warn_of_offline_use(name)
         arguments["local_files_only"] = True
     return name, arguments
+
+
+def is_path(name: str) -> bool:
+    """Returns whether a model's name can only be a path: names on the Hub have at most one slash, between words."""
+    return name.startswith(("/", ".", "~")) or name.count("/") > 1
 
 
 def decide_on_the_hub(name: str) -> None:

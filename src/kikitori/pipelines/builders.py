@@ -18,7 +18,7 @@ from kikitori.pipelines.session import Session
 from kikitori.runs.record import timed
 from kikitori.runs.results import Results
 from kikitori.runs.resume import check_data
-from kikitori.runs.summary import duration
+from kikitori.runtime.console import duration
 from kikitori.runtime.distributed import is_main
 from kikitori.runtime.errors import DataError
 from kikitori.runtime.files import write_lines

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from kikitori.runs.resume import training_steps
 from kikitori.runtime.errors import ConfigError
 
 
@@ -26,11 +27,10 @@ class Length:
 def training_length(config: Mapping[str, Any], clips: int) -> Length:
     """The length that a configuration gives a training on so many clips."""
     per_epoch = -(-clips // config["data"]["global_batch_size"])
-    trainer, validation = config["trainer"], config["validation"]
-    steps = trainer["max_steps"] or trainer["max_epochs"] * per_epoch
+    validation = config["validation"]
     # A configuration of an earlier version has no every_epochs.
     every_steps = validation["every_steps"] or max(1, round(validation["every_epochs"] * per_epoch))
-    return Length(steps, per_epoch, every_steps)
+    return Length(training_steps(config, clips), per_epoch, every_steps)
 
 
 def check_warmup(config: Mapping[str, Any], steps: int) -> None:

@@ -15,10 +15,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from kikitori.config.overrides import options, overrides, start_folder
+from kikitori.config.overrides import key_of, options, overrides, start_folder
 from kikitori.runs.results import FINISHED, RESULTS, RESULTS_TABLE, WANDB_RUN_ID, Results, ended_before_scoring
 from kikitori.runs.results_md import markdown
-from kikitori.runs.resume import START_KEYS, changes, check_extension, key_of, refuse_changes
+from kikitori.runs.resume import START_KEYS, changes, check_extension, refuse_changes
 from kikitori.runtime.distributed import is_main
 from kikitori.runtime.errors import (
     ConfigError,

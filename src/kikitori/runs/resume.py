@@ -19,6 +19,7 @@ from kikitori.config.overrides import (
     chooses_configuration,
     config_folders,
     flatten,
+    key_of,
     override,
     split_words,
     value_of,
@@ -155,7 +156,7 @@ def check_extension(earlier: Results, config: Mapping[str, Any], folder: Path) -
             "start a new run in another folder"
         )
     clips = earlier["data"]["splits"]["train"]["clips"]
-    before, now = (_steps(settings, clips) for settings in (earlier["config"], config))
+    before, now = (training_steps(settings, clips) for settings in (earlier["config"], config))
     if done >= now:
         key = "trainer.max_epochs" if config["trainer"].get("max_epochs") else "trainer.max_steps"
         raise ConfigError(
@@ -171,7 +172,8 @@ def check_extension(earlier: Results, config: Mapping[str, Any], folder: Path) -
     return int(done)
 
 
-def _steps(config: Mapping[str, Any], clips: int) -> int:
+def training_steps(config: Mapping[str, Any], clips: int) -> int:
+    """Optimizer steps of a training on so many clips, configured in steps or in epochs, also by an earlier version."""
     trainer = config["trainer"]
     per_epoch = -(-clips // dict(flatten(config))["data.global_batch_size"])
     return int(trainer["max_steps"] or trainer["max_epochs"] * per_epoch)
@@ -245,8 +247,3 @@ def _kept(options: Sequence[str], given: Sequence[str]) -> list[str]:
 def _translated(options: Sequence[str], overrides: Sequence[str]) -> list[str]:
     own = config_folders([*options, *overrides])
     return [translate(word, own) for word in overrides]
-
-
-def key_of(word: str) -> str:
-    """The key of an override."""
-    return word.lstrip("+~").partition("=")[0]

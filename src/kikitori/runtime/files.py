@@ -81,6 +81,15 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
         return [json.loads(line) for line in lines]
 
 
+def is_utf8(text: str) -> bool:
+    """Returns whether a text can be encoded: foreign bytes kept as surrogates, or half a character of JSON, cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def remove_if_nothing_else(folder: Path, files: Collection[Path]) -> None:
     """Removes a folder that holds no other files than these, and an empty folder of the day above it."""
     found = list(folder.rglob("*"))

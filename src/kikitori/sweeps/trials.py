@@ -19,7 +19,7 @@ from kikitori.runtime.files import read_json, write_json
 State = Literal["waiting", "running", "completed", "pruned", "failed"]
 # Errors that the same configuration would meet again, as `error_type` in results.json. Others, a kill for example, are
 # the machine's.
-REPEATABLE = ("ConfigError", "Diverged", "OutOfMemory", "OutOfMemoryError")
+REPEATABLE = ("ConfigError", "Diverged", "OutOfMemory")
 # What a trial's process writes to its terminal, in the trial's folder.
 OUTPUT = "output.log"
 
