@@ -57,7 +57,7 @@ def test_a_ratio_is_taken_within_its_round() -> None:
     def row(number: int, contender: str, speed: float) -> dict:
         figures = {"clips_per_s": speed, "bytes": 1, "peak_mb": None, "growth_mb_per_clip": 1, "utilisation": 1}
         figures |= {"activation_mb_per_clip": 1, "flops_per_s": 1, "cer": None}
-        phases = {phase: figures for phase in ("prepare", "train", "whole", "evaluate")}
+        phases = dict.fromkeys(("prepare", "train", "whole", "evaluate"), figures)
         return {"round": number, "contender": contender, **phases}
 
     # The second round found the machine half as fast, the third was interrupted.
