@@ -153,8 +153,8 @@ def _check_columns(table: Path, columns: Columns, names: Sequence[str]) -> None:
     needed = [columns.path, columns.text, columns.speaker, columns.start, columns.end]
     needed += [columns.split] if columns.split != SPLIT_COLUMN else []
     if missing := [name for name in needed if name is not None and name not in names]:
+        where = ". The first line of the file names them" if table.suffix.lower() in (".csv", ".tsv") else ""
         raise DataError(
             f"{table} has no column {' or '.join(missing)}; it has: {', '.join(names) or 'none'}. Name yours with "
-            "data.path_column, data.text_column, data.split_column, data.speaker_column. The first line of a .csv or "
-            ".tsv names them"
+            f"data.path_column, data.text_column, data.split_column, data.speaker_column{where}"
         )
