@@ -212,10 +212,10 @@ def test_a_key_that_a_later_version_has_added_is_no_change() -> None:
         "data": {"limit": {"train": 8, "seed": 0}},
     }
     assert changes(old, new) == {}
-    assert changes(old, new, ["trainer.benchmark"]) == {"trainer.benchmark": "was None, is now True"}
+    assert changes(old, new, ["trainer.benchmark"]) == {"trainer.benchmark": "was null, is now true"}
     # A new node is a change: it can only have been chosen.
     stopping = {**new, "callbacks": {"early_stopping": {"patience": 1}}}
-    assert changes(old, stopping) == {"callbacks.early_stopping.patience": "was None, is now 1"}
+    assert changes(old, stopping) == {"callbacks.early_stopping.patience": "was null, is now 1"}
 
 
 def test_a_path_written_in_another_way_is_no_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
