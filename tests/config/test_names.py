@@ -143,7 +143,7 @@ def composed(command: str, *words: str) -> Any:
 
 def test_an_old_run_is_resumed_without_changes() -> None:
     words = expand_resume("train", [f"resume={OLD_RUN}"])
-    assert words[-2:] == [f"hydra.run.dir='{OLD_RUN}'", "resume=auto"]
+    assert words[-2:] == [f"hydra.run.dir={OLD_RUN}", "resume=auto"]
     assert {"data.global_batch_size=4", "data.micro_batch_size=2", "callbacks=best_checkpoint"} <= set(words)
     cfg = composed("train", *words)
     check_config(cfg)

@@ -67,9 +67,9 @@ def test_a_configuration_given_now_replaces_that_of_the_run_or_sweep(tmp_path: P
 def test_the_value_of_an_option_is_no_override(tmp_path: Path) -> None:
     folder = run(tmp_path / "a", "seed=1", "a=1", options=["--config-dir", "a=b"])
     line = expand_resume("train", [f"resume={folder}"])
-    assert line == ["--config-dir", "a=b", "seed=1", "a=1", f"hydra.run.dir='{folder}'", "resume=auto"]
+    assert line == ["--config-dir", "a=b", "seed=1", "a=1", f"hydra.run.dir={folder}", "resume=auto"]
     line = expand_resume("train", ["seed=2", "-cd", "a=c", f"resume={folder}"])
-    assert line == ["-cd", "a=c", "a=1", "seed=2", f"hydra.run.dir='{folder}'", "resume=auto"]
+    assert line == ["-cd", "a=c", "a=1", "seed=2", f"hydra.run.dir={folder}", "resume=auto"]
     resume = sweep(tmp_path / "b", "--config-dir", "a=b", "-m", "seed=1,2")
     assert expand_resume_sweep("train", [resume]) == ["--config-dir", "a=b", "-m", "seed=1,2", resume]
 

@@ -167,8 +167,11 @@ def quote(value: object) -> str:
 
 
 def override(key: str, value: object) -> str:
-    """An override with its value quoted, for paths with special characters."""
-    return f"{key}={quote(value)}"
+    """An override with a text as its value, quoted unless Hydra's grammar reads it as it is."""
+    word = f"{key}={value}"
+    read = _parse(word)
+    is_text = read is not None and not read.is_sweep_override() and read.value() == str(value)
+    return word if is_text and "${" not in word else f"{key}={quote(value)}"
 
 
 def key_of(word: str) -> str:
