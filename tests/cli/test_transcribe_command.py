@@ -152,8 +152,8 @@ def test_doubts_are_in_the_lines_and_on_stderr(
     words = (str(tmp_path / "a.wav"), "--model", model, "--format", "jsonl")
     line, errors, failed = output(monkeypatch, capsys, *words)
     row = json.loads(line)
-    assert (row["text"], len(row["doubtful"]), failed) == ("んんんんん", 5, 0)
-    first = row["doubtful"][0]
+    assert (row["text"], len(row["pieces"]), failed) == ("んんんんん", 5, 0)
+    first = row["pieces"][0]
     assert (first["start_s"], first["text"], first["doubt"]) == (0, "ん", "repeats itself")
     assert f"{tmp_path}/a.wav: check 0.0 to {first['end_s']:.1f} s (repeats itself), " in errors
 

@@ -31,7 +31,9 @@ LINE_EVERY_S = 60.0
 
 def main() -> None:
     """Prints one line of text or JSON per file. What may be wrong or cannot be read is reported on stderr."""
-    parser = argparse.ArgumentParser(prog="kikitori transcribe", description="Transcribe audio files and folders.")
+    parser = argparse.ArgumentParser(
+        prog="kikitori transcribe", description="Transcribe audio files and folders, to stdout."
+    )
     parser.add_argument("paths", nargs="+", type=Path, help="audio files, or folders that are searched for them")
     parser.add_argument("--model", required=True, help="run folder, model folder, or name on the Hugging Face Hub")
     parser.add_argument("--language", help="code or name, such as ja (default: that of the fine-tuned model, else ja)")
@@ -43,7 +45,7 @@ def main() -> None:
         choices=("txt", "jsonl"),
         default="txt",
         help="txt: the text, after the file's name and a tab if there are several files; jsonl: file, seconds, text "
-        "and the pieces whose text is doubtful, with the reason (default: txt)",
+        "and its pieces, with their times and what speaks against their text (default: txt)",
     )
     arguments = parser.parse_args()
     # The name of a file may be no text: without this, it would end the command.
@@ -60,7 +62,7 @@ def main() -> None:
             if error:
                 print(f"{path}: {error}", file=sys.stderr)
             elif arguments.format == "jsonl":
-                row = {"file": str(path), "seconds": seconds, "text": text, "doubtful": list(map(asdict, doubtful))}
+                row = {"file": str(path), "seconds": seconds, "text": text, "pieces": list(map(asdict, pieces))}
                 print(json.dumps(row, ensure_ascii=False), flush=True)
             else:
                 text = " ".join(text.split())
