@@ -40,6 +40,15 @@ def test_a_checkpoint_file_is_refused(tmp_path: Path, monkeypatch: pytest.Monkey
     assert message.startswith(f"ModelError: --model {tmp_path}/last.ckpt is a checkpoint; give the folder of its run")
 
 
+def test_an_option_written_as_a_key_is_answered(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["kikitori transcribe", "a.mp3", "model=runs/a"])
+    with pytest.raises(SystemExit):
+        transcribe.main()
+    assert "model=runs/a: options are given as --model runs/a" in capsys.readouterr().err
+
+
 def test_an_unsupported_language_is_named(micro: Whisper, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     micro.save(tmp_path / "model")
     message = refusal(monkeypatch, "--model", str(tmp_path), "--language", "japnese")

@@ -18,7 +18,7 @@ from kikitori.config.names import (
     translate,
 )
 from kikitori.config.overrides import config_folders, to_plain
-from kikitori.config.suggestions import every_key, explain, unknown_option
+from kikitori.config.suggestions import every_key, explain, unknown_option, wrong_words
 from kikitori.config.targets import allowed
 from kikitori.config.validation import check_config
 from kikitori.runs.resume import changes, expand_resume, keep_changed_defaults
@@ -238,6 +238,11 @@ def test_the_file_that_names_an_unknown_choice_is_given(tmp_path: Path) -> None:
     (tmp_path / "experiment/mine.yaml").write_text("# @package _global_\ndefaults:\n  - override /callbacks: best\n")
     message = refusal("train", "experiment=mine", f"hydra.searchpath=[file://{tmp_path}]")
     assert message.endswith("callbacks=best is now callbacks=best_checkpoint")
+
+
+def test_a_path_without_a_key_is_answered_with_the_key(tmp_path: Path) -> None:
+    (fault,) = wrong_words("evaluate", [str(tmp_path)])
+    assert fault == f"{tmp_path}: no key; a path is given as checkpoint={tmp_path}"
 
 
 @pytest.mark.parametrize(
