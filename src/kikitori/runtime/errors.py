@@ -5,7 +5,7 @@ Each error names the thing, its value and the remedy, and is shown without a tra
 
 import re
 import signal
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any
 
@@ -89,6 +89,12 @@ def describe_error(error: BaseException) -> str:
 def one_line(error: BaseException) -> str:
     """Returns the first line of an error's message, or the name of its class if the message is empty."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def shortened(names: Sequence[str], shown: int = 3) -> str:
+    """Returns the first names of a list, and how many others there are."""
+    more = len(names) - shown
+    return ", ".join(names[:shown]) + (f" and {more} more" if more > 0 else "")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
