@@ -60,7 +60,7 @@ def explain(error: Exception, command: str, words: Sequence[str]) -> str:
         key, value = several.groups()
         return (
             f"{key}={value}: several values are a sweep, which needs -m; a list is written {key}=[{value}]; one value "
-            f"with a comma is quoted: {as_text(key, value)}"
+            f"with a comma is quoted: {as_text(key, without_quotes(value))}"
         )
     if sweep := re.search(r"Sweep parameters '(.+)' requires --multirun", text, re.DOTALL):
         return f"{sweep[1]}: a sweep needs -m"
@@ -69,6 +69,12 @@ def explain(error: Exception, command: str, words: Sequence[str]) -> str:
     if existing := re.search(r"An item is already at '([^']+)'", text):
         return f"+{existing[1]}: this key is there already; leave out the +"
     return text
+
+
+def without_quotes(values: str) -> str:
+    """The values of a sweep as they were before kikitori quoted those that Hydra cannot read."""
+    read = [value_of(f"x={value}") for value in split_values(values)]
+    return ",".join(value or "null" for value in read)
 
 
 def as_text(key: str, value: object) -> str:
