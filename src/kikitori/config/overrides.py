@@ -153,7 +153,7 @@ def _quote_unless_read(text: str) -> str:
 
 
 def _quote_parts(value: str) -> str:
-    """Quotes the parts of a list, mapping or call that Hydra cannot read, as in {train: 録音/a.csv, test: b (2).csv}."""
+    """Quotes what Hydra cannot read of a list, mapping or call, such as {train: 録音/a.csv, test: b (2).csv}."""
 
     def quoted(found: re.Match[str]) -> str:
         name, text = re.fullmatch(r"(\s*(?:[\w.]+:)?\s*)(.*?)\s*", found[0], re.DOTALL).groups()  # type: ignore[union-attr]

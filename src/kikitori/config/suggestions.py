@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from itertools import pairwise
 
-from kikitori.config.arguments import TRAINER
+from kikitori.config.arguments import CHECKPOINT, EARLY_STOPPING, TRAINER
 from kikitori.config.documentation import package, read_file, used_files
-from kikitori.config.names import RENAMED_CHOICES, RENAMED_KEYS, did_you_mean
+from kikitori.config.names import RENAMED_CHOICES, RENAMED_KEYS, did_you_mean, split
 from kikitori.config.overrides import is_readable, key_of, names_choices, override, split_words, value_of
 from kikitori.runtime.files import is_utf8
 from kikitori.runtime.paths import CONF
@@ -17,6 +17,9 @@ from kikitori.runtime.paths import CONF
 REMOVABLE = ("callbacks.", "logger.", "hydra.sweeper.params.", "sweep", "experiment")
 # Settings of the Trainer, which all commands share, that only a training uses.
 OF_TRAINING = tuple(f"trainer.{key}" for key in ("max_steps", "max_epochs", "gradient_clip_val", "log_every_n_steps"))
+
+# Arguments of library classes that are not in the configuration until a command line adds them, by their node.
+ADDABLE = {"trainer": TRAINER, "callbacks.checkpoint": CHECKPOINT, "callbacks.early_stopping": EARLY_STOPPING}
 
 # The key that takes a path, for groups whose choice is often given as one.
 PATH_KEYS = {"model": "model.name", "data": "data.release"}
@@ -77,9 +80,8 @@ def explain(error: Exception, command: str, words: Sequence[str]) -> str:
 
 
 def without_quotes(values: str) -> str:
-    """The values of a sweep as they were before kikitori quoted those that Hydra cannot read."""
-    read = [value_of(f"x={value}") for value in split_values(values)]
-    return ",".join(value or "null" for value in read)
+    """The values of a sweep as they were given, before `quote_value` quoted those that Hydra cannot read."""
+    return ",".join(value_of(f"x={value}") or "null" for value in split(values))
 
 
 def as_text(key: str, value: object) -> str:
@@ -112,8 +114,6 @@ def unknown_key(key: str, command: str, words: Sequence[str]) -> str:
     groups = {group: entry.value for group, entry in read_file(CONF / f"{command}.yaml").groups.items()}
     if key in RENAMED_KEYS:
         return f"{key} is now {RENAMED_KEYS[key]}"
-    if key.startswith("trainer.") and (rule := TRAINER.get(key.removeprefix("trainer."))) and rule.is_replaced:
-        return f"{key}: {rule.otherwise}"
     if key.startswith("hydra/sweeper/"):
         return f"{key}: needs hydra/sweeper=optuna"
     if (CONF / key).is_dir():
@@ -131,6 +131,8 @@ def unknown_key(key: str, command: str, words: Sequence[str]) -> str:
     used = used_files([CONF], command, groups | chosen)
     known = {package(name, file) + key: entry.comment for name, file in used.items() for key, entry in file.leaves()}
     node, _, name = key.rpartition(".")
+    if (rule := ADDABLE.get(node, {}).get(name)) and any(other.startswith(f"{node}.") for other in known):
+        return f"{key}: {rule.otherwise}" if rule.is_replaced else f"{key}: not set yet; add it with a +: +{key}=..."
     siblings = {other.rpartition(".")[2]: other for other in known if other.rpartition(".")[0] == node}
     if near := [s for s in siblings if s.startswith(name)] or get_close_matches(name, siblings, n=1, cutoff=0.75):
         return f"{key}: no such key; did you mean {siblings[near[0]]}?"
