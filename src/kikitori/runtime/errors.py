@@ -16,14 +16,18 @@ OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "ALLOC_FAILED", "CUDN
 CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 
 
+def printable(text: str) -> str:
+    """Returns a text with its control characters escaped; a new line stays."""
+    return CONTROL.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
 class KikitoriError(Exception):
     """Base of the errors below. The command line shows their class and message, without a traceback."""
 
     def __str__(self) -> str:
         # A file name that is not valid UTF-8 must not break printing or storing the message, and one with control
         # characters must not reach a terminal.
-        message = super().__str__().encode("utf-8", "backslashreplace").decode()
-        return CONTROL.sub(lambda found: ascii(found[0])[1:-1], message)
+        return printable(super().__str__().encode("utf-8", "backslashreplace").decode())
 
 
 class ConfigError(KikitoriError):
