@@ -18,7 +18,7 @@ from kikitori.config.names import (
     translate,
 )
 from kikitori.config.overrides import config_folders, to_plain
-from kikitori.config.suggestions import every_key, explain, unknown_option
+from kikitori.config.suggestions import every_key, explain, unknown_option, wrong_words
 from kikitori.config.targets import allowed
 from kikitori.config.validation import check_config
 from kikitori.runs.resume import changes, expand_resume, keep_changed_defaults
@@ -257,6 +257,12 @@ def test_the_file_that_names_an_unknown_choice_is_given(tmp_path: Path) -> None:
 )
 def test_a_key_written_as_an_option_is_answered_with_an_override(words: list[str], message: str) -> None:
     assert unknown_option(words, ["--help", "--multirun"]) == message
+
+
+def test_a_path_without_its_key_is_answered_with_the_key(tmp_path: Path) -> None:
+    assert list(wrong_words("evaluate", [str(tmp_path)])) == [f"{tmp_path}: name the key: checkpoint={tmp_path}"]
+    (message,) = wrong_words("train", [str(tmp_path)])
+    assert message.endswith(f"data.release={tmp_path} or resume={tmp_path}")
 
 
 def test_an_abbreviated_option_is_one() -> None:

@@ -47,6 +47,10 @@ def main() -> None:
         help="txt: the text, after the file's name and a tab if there are several files; jsonl: file, seconds, text "
         "and its pieces, with their times and what speaks against their text (default: txt)",
     )
+    for word in sys.argv[1:]:
+        option, equals, value = word.partition("=")
+        if equals and option in ("model", "language", "task", "format") and not Path(word).exists():
+            parser.error(f"options of this command are given as --{option} {value}")
     arguments = parser.parse_args()
     # The name of a file may be no text: without this, it would end the command.
     if isinstance(sys.stdout, io.TextIOWrapper):

@@ -1,5 +1,6 @@
 """Messages for names that do not exist, with the closest ones that do."""
 
+import os
 import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
@@ -34,6 +35,9 @@ def wrong_words(command: str, words: Sequence[str]) -> Iterator[str]:
         choices = ", ".join(sorted(path.stem for path in (CONF / group).glob("*.yaml"))) if group else ""
         if command == "evaluate" and key in OF_TRAINING:
             yield f"{key}: belongs to kikitori train; an evaluation takes no steps"
+        elif not equals and os.path.exists(word):
+            keys = {"train": ("data.release", "resume"), "evaluate": ("checkpoint",), "prepare": ("data.release",)}
+            yield f"{word}: name the key: {' or '.join(f'{name}={word}' for name in keys[command])}"
         elif not key.strip():
             yield f"{word}: no key; settings are given as key=value without spaces, such as optim.lr=3e-5"
         elif not word.isprintable() and not is_utf8(word):
