@@ -34,19 +34,19 @@ def test_a_folder_without_a_model_is_named(tmp_path: Path, monkeypatch: pytest.M
     assert "language" not in message
 
 
-def test_an_option_written_as_a_key_is_named(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr("sys.argv", ["kikitori", str(CLIP), "model=outputs/run"])
-    with pytest.raises(SystemExit):
-        transcribe.main()
-    assert "options of this command are given as --model outputs/run" in capsys.readouterr().err
-
-
 def test_a_checkpoint_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "last.ckpt").touch()
     message = refusal(monkeypatch, "--model", str(tmp_path / "last.ckpt"))
     assert message.startswith(f"ModelError: --model {tmp_path}/last.ckpt is a checkpoint; give the folder of its run")
+
+
+def test_an_option_written_as_a_key_is_answered(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["kikitori transcribe", "a.mp3", "model=runs/a"])
+    with pytest.raises(SystemExit):
+        transcribe.main()
+    assert "model=runs/a: options are given as --model runs/a" in capsys.readouterr().err
 
 
 def test_an_unsupported_language_is_named(micro: Whisper, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -240,6 +240,24 @@ def test_the_file_that_names_an_unknown_choice_is_given(tmp_path: Path) -> None:
     assert message.endswith("callbacks=best is now callbacks=best_checkpoint")
 
 
+def test_a_path_without_a_key_is_answered_with_the_key(tmp_path: Path) -> None:
+    (fault,) = wrong_words("evaluate", [str(tmp_path)])
+    assert fault == f"{tmp_path}: no key; a path is given as checkpoint={tmp_path}"
+
+
+@pytest.mark.parametrize(
+    ("word", "remedy"),
+    [
+        ("model=/models/whisper_base", "is given as model.name=/models/whisper_base"),
+        ("model=openai/whisper-tiny", "is given as model.name=openai/whisper-tiny"),
+        ("data=corpora/ja", "is given as data.release=corpora/ja"),
+        ("trainer.val_check_interval=50", "set validation.every_epochs or validation.every_steps"),
+    ],
+)
+def test_what_other_programs_take_is_answered_with_the_key_that_takes_it(word: str, remedy: str) -> None:
+    assert remedy in refusal("train", word)
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -257,12 +275,6 @@ def test_the_file_that_names_an_unknown_choice_is_given(tmp_path: Path) -> None:
 )
 def test_a_key_written_as_an_option_is_answered_with_an_override(words: list[str], message: str) -> None:
     assert unknown_option(words, ["--help", "--multirun"]) == message
-
-
-def test_a_path_without_its_key_is_answered_with_the_key(tmp_path: Path) -> None:
-    assert list(wrong_words("evaluate", [str(tmp_path)])) == [f"{tmp_path}: name the key: checkpoint={tmp_path}"]
-    (message,) = wrong_words("train", [str(tmp_path)])
-    assert message.endswith(f"data.release={tmp_path} or resume={tmp_path}")
 
 
 def test_an_abbreviated_option_is_one() -> None:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from rich.cells import set_cell_size
 
 from kikitori.audio.formats import CONVERT, SUFFIXES, find_recordings
-from kikitori.runtime.errors import KikitoriError, ModelError, describe_error
+from kikitori.runtime.errors import DataError, KikitoriError, ModelError, describe_error
 
 if TYPE_CHECKING:
     from kikitori.inference.transcribe import Piece
@@ -47,10 +47,8 @@ def main() -> None:
         help="txt: the text, after the file's name and a tab if there are several files; jsonl: file, seconds, text "
         "and its pieces, with their times and what speaks against their text (default: txt)",
     )
-    for word in sys.argv[1:]:
-        option, equals, value = word.partition("=")
-        if equals and option in ("model", "language", "task", "format") and not Path(word).exists():
-            parser.error(f"options of this command are given as --{option} {value}")
+    if wrong := [word for word in sys.argv[1:] if word.startswith(("model=", "language=", "format="))]:
+        parser.error(f"{wrong[0]}: options are given as --{wrong[0].replace('=', ' ', 1)}")
     arguments = parser.parse_args()
     # The name of a file may be no text: without this, it would end the command.
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -86,19 +84,19 @@ def main() -> None:
 def find_audio(paths: Iterable[Path]) -> list[Path]:
     """The given files, and the audio files in the given folders; names files that cannot be decoded on stderr.
 
-    Raises KikitoriError if a path does not exist, or a folder has none.
+    Raises DataError if a path does not exist, or a folder has none.
     """
     files: list[Path] = []
     for path in paths:
         if not path.exists():
-            raise KikitoriError(f"{path} does not exist")
+            raise DataError(f"{path} does not exist")
         if not path.is_dir():
             files.append(path)
             continue
         readable, unreadable = find_recordings(path)
         if not readable:
             passed = f"; it holds {by_suffix(unreadable)}" if unreadable else ""
-            raise KikitoriError(f"{path} holds no file that can be read ({', '.join(SUFFIXES)}){passed}")
+            raise DataError(f"{path} holds no file that can be read ({', '.join(SUFFIXES)}){passed}")
         if unreadable:
             print(f"{path}: passed over {by_suffix(unreadable)}", file=sys.stderr)
         files += readable
