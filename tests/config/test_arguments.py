@@ -69,6 +69,19 @@ def test_an_argument_without_its_effect_is_refused_with_what_to_use_instead(
     assert found.keys() == {f"a.{required}" for required in REQUIRED.get(target, ())}
 
 
+@pytest.mark.parametrize(
+    ("target", "name", "key"),
+    [
+        ("pytorch_lightning.Trainer", "gpus", "trainer.devices"),
+        ("pytorch_lightning.Trainer", "resume_from_checkpoint", "resume"),
+        ("hydra_plugins.kikitori_plugins.OptunaSweeper", "n_jobs", "hydra.launcher.parallel"),
+    ],
+)
+def test_an_argument_by_the_name_of_another_tool_is_answered_with_the_key(target: str, name: str, key: str) -> None:
+    found = dict(faults({"a": {"_target_": target, name: 2}}, names=frozenset(ARGUMENTS)))
+    assert found[f"a.{name}"] == f"set {key}"
+
+
 def test_an_argument_of_another_version_is_refused() -> None:
     node = {"_target_": "pytorch_lightning.Trainer", "brand_new": 1, "max_step": 3}
     assert dict(faults(node, "trainer")) == {
