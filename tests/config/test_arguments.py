@@ -96,6 +96,7 @@ def test_an_argument_of_another_version_is_refused() -> None:
     }
 
 
+SWEEPER = "hydra_plugins.kikitori_plugins.OptunaSweeper"
 TRAINER, CHECKPOINT = "pytorch_lightning.Trainer", "pytorch_lightning.callbacks.ModelCheckpoint"
 
 
@@ -111,6 +112,7 @@ TRAINER, CHECKPOINT = "pytorch_lightning.Trainer", "pytorch_lightning.callbacks.
         (TRAINER, "fast_dev_run", [False]),
         (CHECKPOINT, "save_top_k", [-1, 1, 3]),
         (CHECKPOINT, "every_n_epochs", [1, None]),
+        (SWEEPER, "pruner", [None, {"_target_": "optuna.pruners.HyperbandPruner"}]),
     ],
 )
 def test_a_value_that_means_what_the_library_says_is_accepted(target: str, name: str, values: list[Any]) -> None:
@@ -130,6 +132,8 @@ def test_a_value_that_means_what_the_library_says_is_accepted(target: str, name:
         (CHECKPOINT, "save_top_k", [0, -2, True, None]),
         (CHECKPOINT, "monitor", [None, "train/loss"]),
         (CHECKPOINT, "mode", ["max", None]),
+        (SWEEPER, "pruner", [{"min_resource": 3}, "hyperband"]),
+        (SWEEPER, "sampler", [{"seed": 3}, "tpe", None]),
     ],
 )
 def test_any_other_value_is_refused(target: str, name: str, values: list[Any]) -> None:
