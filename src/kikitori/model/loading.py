@@ -246,8 +246,16 @@ def _finish(
     model.train()
     arguments |= {"language": processor.language, "task": processor.task}
     whisper = Whisper(model, processor, arguments, list(notes))
-    whisper.configure_generation(saved.max_new_tokens, saved.num_beams)
+    whisper.configure_generation(_max_new_tokens(saved, processor), saved.num_beams)
     return whisper
+
+
+def _max_new_tokens(saved: GenerationConfig, processor: Processor) -> int | None:
+    """The limit that a model was saved with; None for a stock model, whose max_length is that of the decoder."""
+    no_limit = (None, GenerationConfig().max_length, processor.max_label_tokens)
+    return saved.max_new_tokens or (
+        None if saved.max_length in no_limit else max(1, saved.max_length - len(processor.prefix))
+    )
 
 
 def _generation_config(saved: GenerationConfig, processor: Processor) -> GenerationConfig:

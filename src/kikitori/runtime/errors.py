@@ -24,6 +24,12 @@ def printable(text: str) -> str:
 class KikitoriError(Exception):
     """Base of the errors below. The command line shows their class and message, without a traceback."""
 
+    def __init__(self, *arguments: Any) -> None:
+        # torch makes an error of a loader worker again, with the worker's traceback as its message.
+        if arguments and isinstance(arguments[0], str) and arguments[0].startswith("Caught "):
+            arguments = (arguments[0].rpartition(f"{type(self).__name__}: ")[2].rstrip(), *arguments[1:])
+        super().__init__(*arguments)
+
     def __str__(self) -> str:
         # A file name that is not valid UTF-8 must not break printing or storing the message, and one with control
         # characters must not reach a terminal.
