@@ -89,7 +89,7 @@ def test_evaluate_and_transcribe_refuse_a_pickle_as_a_model(folder: Path) -> Non
     clip = next((DEMO / "clips").iterdir())
     done = kikitori(folder, "transcribe", str(clip), "--model", "model")
     assert done.returncode == 1
-    assert "ModelError: model.name=model cannot be loaded" in done.stderr
+    assert "ModelError: --model model cannot be loaded" in done.stderr
 
 
 def test_compare_reports_a_run_whose_files_are_pickles(folder: Path) -> None:

@@ -27,6 +27,8 @@ RENAMED_KEYS = {
 }
 # Keys of earlier versions that have no successor.
 DROPPED_KEYS = re.compile(r".*\._partial_|callbacks\.checkpoint\.(filename|auto_insert_metric_name)")
+# Settings of the Trainer, which all commands share, that only a training uses.
+OF_TRAINING = tuple(f"trainer.{key}" for key in ("max_steps", "max_epochs", "gradient_clip_val", "log_every_n_steps"))
 # What other tools call a key: transformers above all, former versions of Lightning, Hydra's own sweeper.
 OF_OTHER_TOOLS = {
     "amp_backend": "trainer.precision",

@@ -9,15 +9,13 @@ from itertools import pairwise
 
 from kikitori.config.arguments import CHECKPOINT, EARLY_STOPPING, TRAINER
 from kikitori.config.documentation import package, read_file, used_files
-from kikitori.config.names import OF_OTHER_TOOLS, RENAMED_CHOICES, RENAMED_KEYS, did_you_mean, split
+from kikitori.config.names import OF_OTHER_TOOLS, OF_TRAINING, RENAMED_CHOICES, RENAMED_KEYS, did_you_mean, split
 from kikitori.config.overrides import is_readable, names_choices, override, split_words, value_of
 from kikitori.runtime.files import is_utf8
 from kikitori.runtime.paths import CONF
 
 # What a command line may remove: entries of these nodes, and choices that are null by default.
 REMOVABLE = ("callbacks.", "logger.", "hydra.sweeper.params.", "sweep", "experiment")
-# Settings of the Trainer, which all commands share, that only a training uses.
-OF_TRAINING = tuple(f"trainer.{key}" for key in ("max_steps", "max_epochs", "gradient_clip_val", "log_every_n_steps"))
 # The arguments of library classes, by node, of which conf/ has only some.
 OF_LIBRARIES = {"trainer": TRAINER, "callbacks.checkpoint": CHECKPOINT, "callbacks.early_stopping": EARLY_STOPPING}
 # The key that a path without one is most likely meant for.

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from kikitori.corpora.audio_files import AudioFiles
-from kikitori.corpora.table_reader import cell, columns_of, is_json, list_names, read_rows
+from kikitori.corpora.table_reader import cell, columns_of, is_json, read_rows
 from kikitori.corpora.types import SPLITS, Clip, Corpus, Reject, Split
-from kikitori.runtime.errors import DataError
+from kikitori.runtime.errors import DataError, shortened
 
 # The names that a list may give its splits.
 SPLIT_NAMES: dict[str, Split] = {"train": "train", "training": "train", "test": "test", "testing": "test"}
@@ -18,6 +18,8 @@ SPLIT_NAMES |= dict.fromkeys(("validation", "valid", "val", "dev"), "validation"
 # A list may lack the split column of this name; one of another name was named by the user and must be there.
 SPLIT_COLUMN = "split"
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".json")
+# Columns that a message names, so that rows which were read as columns do not fill the screen.
+NAMED = 20
 # Files of a data folder of Kaldi or ESPnet.
 KALDI = ("wav.scp", "segments", "utt2spk")
 
@@ -78,7 +80,7 @@ def _read_list(
     if split is None and columns.split not in names:
         split = "train"
         reason = (
-            f"{table} has no column {columns.split or SPLIT_COLUMN}, only {list_names(names)}. Name it with "
+            f"{table} has no column {columns.split or SPLIT_COLUMN}, only {shortened(names, NAMED)}. Name it with "
             "data.split_column, or say of which split the list is, as in 'data.manifest={test: LIST}'"
         )
         absent = {"validation": reason, "test": reason}
@@ -159,6 +161,6 @@ def _check_columns(table: Path, columns: Columns, names: Sequence[str]) -> None:
     if missing := [name for name in needed if name is not None and name not in names]:
         header = "One object of JSON is one row" if is_json(table) else "The first line of a .csv or .tsv names them"
         raise DataError(
-            f"{table} has no column {' or '.join(missing)}; it has: {list_names(names)}. Name yours with "
+            f"{table} has no column {' or '.join(missing)}; it has: {shortened(names, NAMED)}. Name yours with "
             f"{', '.join(f'data.{key}_column' for key in asdict(columns))}. {header}"
         )

@@ -18,8 +18,6 @@ SEPARATORS = (",", ";", "\t", "|")
 # Encodings that a table in Japanese may have. Text has hiragana or katakana only if it is decoded by the right one.
 JAPANESE = {"Shift_JIS": "cp932", "EUC-JP": "euc_jp"}
 KANA = range(0x3041, 0x3100)
-# Columns that a message names.
-NAMED = 20
 # Lines by which an encoding is guessed.
 GUESSED_LINES = 100
 
@@ -66,12 +64,6 @@ def columns_of(row: dict[Any, Any], prefix: str = "") -> list[str]:
         nested = isinstance(value, dict) and value
         names += columns_of(value, f"{prefix}{name}.") if nested else [f"{prefix}{name}"] * (name is not None)
     return names
-
-
-def list_names(names: Sequence[str]) -> str:
-    """The names of columns for a message, which do not fill the screen where rows were read as columns."""
-    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return ", ".join(names[:NAMED]) + more or "none"
 
 
 @contextmanager

@@ -1,7 +1,6 @@
 """A session: one run of a command, from its checked configuration to its finished results.json."""
 
 import logging
-import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from kikitori.config.overrides import to_plain
 from kikitori.config.validation import check_config
 from kikitori.model.source import decide_on_the_hub
 from kikitori.runs.record import fail, finish, record
-from kikitori.runs.results import Results, scored_precision
+from kikitori.runs.results import Results, command_line, scored_precision
 from kikitori.runs.summary import print_results
 from kikitori.runs.wandb_logger import closing_wandb
 from kikitori.runtime.console import quiet_libraries
@@ -64,8 +63,8 @@ def session(command: str, cfg: DictConfig, folder: Path) -> Iterator[Session]:
 
     with handle_signals(on_forced_exit) as stop:
         with closing_wandb(results), record(results, command, config, folder):
-            if "overrides" in results:
-                log.info("%s: %s", shown_path(folder), shlex.join(["kikitori", command, *results["overrides"]]))
+            if "command" in results:  # in the main process only
+                log.info("%s: %s", shown_path(folder), command_line(results))
             settings = _trainer_settings(command, config)
             devices, nodes = settings["devices"], settings.get("num_nodes", 1)
             if devices * nodes > 1 and "name" in config["model"] and not config.get("checkpoint"):

@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from kikitori.config.names import translate
+from kikitori.config.names import OF_TRAINING, translate
 from kikitori.config.overrides import config_folders, flatten
 from kikitori.metrics.error_rates import clip_score, corpus_rate, edits_and_lengths, rescored
 from kikitori.metrics.normalizer import text_rules
@@ -33,7 +33,7 @@ NOT_IDENTITY = re.compile(
 )
 # Settings of a training, which say nothing about an evaluation.
 NOT_OF_AN_EVALUATION = re.compile(
-    r"trainer\.(max_steps|max_epochs|gradient_clip_val|log_every_n_steps)|score\.train_clips"
+    "|".join(map(re.escape, OF_TRAINING)) + r"|score\.train_clips"
     r"|data\.(global_batch_size|full_window_share|cache_encoder_outputs|group_by_length)|" + NOT_IDENTITY.pattern
 )
 # An evaluated checkpoint brings its own model; the configuration only sets its language and task.
@@ -126,8 +126,9 @@ class Run:
         config = self.results.get("config", {})
         chosen = {key: value for key, _, value in (text.lstrip("+~").partition("=") for text in self.overrides)}
         groups = {key: value for key, value in chosen.items() if isinstance(config.get(key), dict | None)}
-        ignored = NOT_OF_AN_EVALUATION if self.results.get("command") == "evaluate" else NOT_IDENTITY
-        ignored = NOT_OF_A_CHECKPOINT if config.get("checkpoint") else ignored
+        is_evaluation = self.results.get("command") == "evaluate"
+        of_its_kind = NOT_OF_AN_EVALUATION if is_evaluation else NOT_IDENTITY
+        ignored = NOT_OF_A_CHECKPOINT if config.get("checkpoint") else of_its_kind
         return {k: v for k, v in [*groups.items(), *_settings(self.results)] if not ignored.fullmatch(k)}
 
     @cached_property

@@ -1,5 +1,6 @@
 """The vocabulary of run folders: file names, statuses, stages, and the score that ranks a run."""
 
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,12 @@ STUDY = "study.journal"
 FINISHED = ("completed", "pruned")
 # The stage of a model trained in shorter windows that is scored in the full one, as stock tools read it.
 FULL_WINDOW = "after_in_full_window"
+
+
+def command_line(results: Mapping[str, Any]) -> str:
+    """The command line of a run, with which it can be started again."""
+    words = [*results.get("options", []), *results.get("overrides", [])]
+    return shlex.join(["kikitori", results["command"], *words])
 
 
 def predictions_file(folder: Path, split: str, stage: str) -> Path:

@@ -1,11 +1,10 @@
 """results.md: what one run did, with which result and at what cost, to be read or pasted."""
 
-import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from kikitori.runs.results import predictions_file
+from kikitori.runs.results import command_line, predictions_file
 from kikitori.runs.summary import (
     cost_line,
     disk_line,
@@ -73,8 +72,7 @@ def facts(results: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
     data, scoring, model = results["data"], results["scoring"], results["model"]
     splits = ", ".join(f"{name} {s['clips']} clips, {s['seconds']:.0f} s" for name, s in data["splits"].items())
     rejects = ", ".join(f"{n} {reason}" for reason, n in data["rejects"].items()) or "none"
-    line = [*results.get("options", []), *results.get("overrides", [])]
-    yield "Command", f"`{shlex.join(['kikitori', results['command'], *line])}`"
+    yield "Command", f"`{command_line(results)}`"
     yield "Time", when(results)
     yield "Training", training(results)
     yield "Corpus", f"{data['corpus']} ({splits}); left out: {rejects}"
