@@ -147,7 +147,7 @@ def test_a_stopped_sweep_stops_its_trials_and_refuses_other_arguments(tmp_path: 
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 130
     assert f"stopped by SIGINT, 2 trials left; to resume: kikitori train -m resume_sweep={folder}" in output
-    assert not processes(f"hydra.run.dir='{folder}/")
+    assert not processes(f"hydra.run.dir={folder}/")
     assert (
         "trial 0 was started with trainer.max_steps=4000"
         in sweep(tmp_path, "seed=0,1", "trainer.max_steps=8", f"resume_sweep={folder}")[1]
@@ -170,7 +170,7 @@ def test_a_search_prunes_and_resumes_after_a_kill_without_losing_trials(tmp_path
     trial_process(folder, max(trials(folder)))
     process.kill()
     process.wait()
-    until(lambda: not processes(f"hydra.run.dir='{folder}/"), 10)
+    until(lambda: not processes(f"hydra.run.dir={folder}/"), 10)
     done = {n: t for n, t in trials(folder).items() if t["state"] in ("completed", "pruned")}
     code, output = sweep(tmp_path, *command, f"resume_sweep={folder}")
     assert code == 0, output
