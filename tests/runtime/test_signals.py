@@ -45,7 +45,7 @@ def test_a_signal_in_the_last_step_still_stops_the_run() -> None:
 
 
 HANGS = """
-import ctypes, sys, time
+import ctypes, sys, threading, time
 from kikitori.runtime import signals
 sys.excepthook = lambda kind, error, trace: sys.exit(error.code)
 c, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(64)
@@ -58,8 +58,13 @@ with signals.handle_signals(lambda reason: print(reason, flush=True)) as stop:
 @pytest.mark.parametrize(
     ("block", "least_s"),
     [
-        # As in a collective operation whose other processes died: Python's handlers never run in the main thread.
-        ("print('on', flush=True); c.pthread_mutex_lock(mutex); c.pthread_mutex_lock(mutex)", 0.5),
+        # As in a collective operation whose other processes died: Python's handlers never run in the main thread. It is
+        # `on` when that thread waits, or the signal could still arrive before.
+        (
+            "threading.Timer(0.5, print, ['on'], {'flush': True}).start()"
+            "; c.pthread_mutex_lock(mutex); c.pthread_mutex_lock(mutex)",
+            0.5,
+        ),
         ("with stop.polled(), stop.saving: print('on', flush=True); time.sleep(2); print('saved', flush=True)", 2.0),
     ],
 )
