@@ -46,11 +46,8 @@ def whisper_base(folder: Path) -> Path:
     WhisperForConditionalGeneration(config).save_pretrained(raw)
     tokenizer().save_pretrained(raw)
     WhisperFeatureExtractor().save_pretrained(raw)
-    # Loading and saving with kikitori writes the generation settings that every Whisper has, and max_new_tokens. That
-    # one is removed, because it would override the length that Seq2SeqTrainer passes.
-    whisper = load_whisper(str(raw), "ja", "transcribe")
-    whisper.model.generation_config.max_new_tokens = None
-    whisper.save(folder / "whisper-base")
+    # Loading and saving with kikitori writes the generation settings that every Whisper has.
+    load_whisper(str(raw), "ja", "transcribe").save(folder / "whisper-base")
     return folder / "whisper-base"
 
 

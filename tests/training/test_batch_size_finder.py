@@ -41,7 +41,7 @@ def test_a_memory_probe_leaves_no_gradients(micro: Whisper, monkeypatch: pytest.
     fitting_encode = batch_size_finder.encode
     monkeypatch.setattr(batch_size_finder, "encode", encode)
     trainer = pl.Trainer(accelerator="cpu", logger=False)
-    fits = make_memory_probe(micro, trainer, 60, 9)
+    fits = make_memory_probe(micro, trainer, 60, 9, 4)
     assert [fits(clips) for clips in (4, 3, 2, 1)] == [False, False, True, True]
     assert all(p.grad is None for p in micro.model.parameters())
 
@@ -63,7 +63,7 @@ def test_a_search_draws_no_random_numbers_and_is_repeated_if_the_gpu_has_other_m
 ) -> None:
     searched: list[int] = []
 
-    def probe(whisper: Any, trainer: Any, frames: int, tokens: int) -> Any:
+    def probe(whisper: Any, trainer: Any, frames: int, tokens: int, share: int) -> Any:
         def fits(clips: int) -> bool:
             torch.rand(3)
             np.random.rand()

@@ -26,8 +26,8 @@ from kikitori.training.loss import clip_losses
 # Log-Mel frames that a CPU computes at once. Larger batches only add memory traffic: on two cores a step of
 # whisper-base over 16 clips of 30 s takes 12.6 s and 8.8 GB at once, 10.9 s and 4.2 GB in four parts.
 CPU_FRAMES = 12_000
-# Safety margin for memory fragmentation.
-HEADROOM = 1.1
+# Of the memory of gradients and optimizer state, the share that is left free.
+HEADROOM = 0.1
 # Bytes that several processes leave free: for the buffers of NCCL, which are allocated later, and because they cannot
 # repeat a step that does not fit.
 DDP_MARGIN = 2 * 2**30
@@ -72,7 +72,7 @@ def find_micro_batch_sizes(trainer: pl.Trainer, whisper: Whisper, data: SpeechDa
         keys = {frames: key(whisper, trainer, frames, share, tokens) for frames in sorted(data.window_frames())}
         for frames, name in keys.items():
             if name not in known:
-                known[name] = largest_that_fits(share, make_memory_probe(whisper, trainer, frames, tokens), frames)
+                known[name] = largest_that_fits(share, make_memory_probe(whisper, trainer, frames, tokens, share), frames)
         write_json(path, known)
     torch.cuda.empty_cache()
     found = {frames: known[name] for frames, name in keys.items()}
@@ -114,32 +114,41 @@ def key(whisper: Whisper, trainer: pl.Trainer, frames: int, share: int, tokens: 
     return f"{gpu.name} {total} {16 * free // total} {torch.__version__} {sizes} {how} {frames} {share} {tokens}"
 
 
-def make_memory_probe(whisper: Whisper, trainer: pl.Trainer, frames: int, tokens: int) -> Callable[[int], bool]:
-    """Returns a function that tests whether n clips fit into memory next to gradients and optimizer state.
+def make_memory_probe(
+    whisper: Whisper, trainer: pl.Trainer, frames: int, tokens: int, share: int
+) -> Callable[[int], bool]:
+    """Returns a function that tests whether n of a step's clips fit at once, next to gradients and optimizer state.
 
-    The test is a forward and backward pass over n clips of silence.
+    The test is what two steps do with a micro-batch of silence. AdamW's moments come between them, where they divide
+    the memory that the first step freed: a micro-batch can fit into the first step and not into the second.
     """
     model, device = whisper.model, trainer.strategy.root_device
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    # Two moments, and under DDP a second copy of the gradients; the gradients themselves stay for the second step.
+    copies = 3 if trainer.world_size > 1 else 2
+    reserve = HEADROOM * (copies + 1) * 4 * sum(map(torch.numel, trained))
+    reserve += DDP_MARGIN if trainer.world_size > 1 else 0
 
     def fits(clips: int) -> bool:
         torch.cuda.empty_cache()
+        kept: list[Tensor] = []
         try:
-            # AdamW's two moments, the gradients of earlier micro-batches, and under DDP a second copy of these.
-            trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-            copies = 4 if trainer.world_size > 1 else 3
-            margin = DDP_MARGIN if trainer.world_size > 1 else 0
-            kept = torch.empty(round(HEADROOM * copies * trained) + margin // 4, device=device)
-            features = torch.zeros(clips, whisper.processor.num_mel_bins, frames, device=device)
+            features = torch.zeros(share, whisper.processor.num_mel_bins, frames, device=device)
             labels = torch.zeros(clips, tokens, dtype=torch.int64, device=device)
-            with trainer.precision_plugin.forward_context():
-                loss = clip_losses(model, encode(model, features), labels, labels.numel()).sum()
-            loss.backward()
-            del kept, features, labels, loss
+            for _ in range(2):
+                with trainer.precision_plugin.forward_context():
+                    loss = clip_losses(model, encode(model, features[:clips]), labels, labels.numel()).sum()
+                loss.backward()
+                if not kept:
+                    kept += [torch.empty_like(weight) for weight in trained for _ in range(copies)]
+                    kept.append(torch.empty(round(reserve), dtype=torch.uint8, device=device))
+            del features, labels, loss
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
             return False
         finally:
+            kept.clear()
             model.zero_grad(set_to_none=True)
         return True
 
