@@ -40,6 +40,7 @@ def test_a_memory_probe_leaves_no_gradients(micro: Whisper, monkeypatch: pytest.
 
     fitting_encode = batch_size_finder.encode
     monkeypatch.setattr(batch_size_finder, "encode", encode)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: None)
     trainer = pl.Trainer(accelerator="cpu", logger=False)
     fits = make_memory_probe(micro, trainer, 60, 9, 4)
     assert [fits(clips) for clips in (4, 3, 2, 1)] == [False, False, True, True]

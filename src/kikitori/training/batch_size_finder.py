@@ -26,7 +26,8 @@ from kikitori.training.loss import clip_losses
 # Log-Mel frames that a CPU computes at once. Larger batches only add memory traffic: on two cores a step of
 # whisper-base over 16 clips of 30 s takes 12.6 s and 8.8 GB at once, 10.9 s and 4.2 GB in four parts.
 CPU_FRAMES = 12_000
-# Of the memory of gradients and optimizer state, the share that is left free.
+# Of what a micro-batch takes, with weights, gradients and optimizer state, the share that must be free beside it,
+# because memory becomes fragmented.
 HEADROOM = 0.1
 # Bytes that several processes leave free: for the buffers of NCCL, which are allocated later, and because they cannot
 # repeat a step that does not fit.
@@ -125,12 +126,11 @@ def make_memory_probe(
     model, device = whisper.model, trainer.strategy.root_device
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     # Two moments, and under DDP a second copy of the gradients; the gradients themselves stay for the second step.
-    copies = 3 if trainer.world_size > 1 else 2
-    reserve = HEADROOM * (copies + 1) * 4 * sum(map(torch.numel, trained))
-    reserve += DDP_MARGIN if trainer.world_size > 1 else 0
+    copies, margin = (3, DDP_MARGIN) if trainer.world_size > 1 else (2, 0)
 
     def fits(clips: int) -> bool:
         torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
         kept: list[Tensor] = []
         try:
             features = torch.zeros(share, whisper.processor.num_mel_bins, frames, device=device)
@@ -141,7 +141,8 @@ def make_memory_probe(
                 loss.backward()
                 if not kept:
                     kept += [torch.empty_like(weight) for weight in trained for _ in range(copies)]
-                    kept.append(torch.empty(round(reserve), dtype=torch.uint8, device=device))
+                    free = round(HEADROOM * torch.cuda.max_memory_allocated()) + margin
+                    kept.append(torch.empty(free, dtype=torch.uint8, device=device))
             del features, labels, loss
         except RuntimeError as error:
             if not is_out_of_memory(error):
