@@ -34,7 +34,14 @@ from kikitori.config.suggestions import explain, unknown_option, wrong_words
 from kikitori.runs.results import RESULTS, SWEEP, ended_before_scoring
 from kikitori.runs.resume import expand_resume, expand_resume_sweep, start_folder_of
 from kikitori.runtime import distributed, processes
-from kikitori.runtime.errors import Failed, KikitoriError, Stopped, describe_error
+from kikitori.runtime.errors import (
+    Failed,
+    KikitoriError,
+    Stopped,
+    describe_error,
+    make_output_printable,
+    printable,
+)
 
 USAGE = """\
 kikitori: fine-tune Whisper on speech, Japanese first.
@@ -71,6 +78,7 @@ def main() -> None:
     # exit, took 1.5 of the 5.8 s of CPU time in which a command started and ended.
     gc.set_threshold(10_000)
     atexit.register(gc.freeze)
+    make_output_printable()
     processes.exit_with_launcher()
     arguments = sys.argv[1:]
     if arguments[:1] == ["help"]:
@@ -210,7 +218,7 @@ def _run(command: str, words: list[str]) -> None:
         if message == str(error):
             cause = f"{error.__cause__}\n" if isinstance(error.__cause__, OmegaConfBaseException) else ""
             message = f"{message}\n{cause}(HYDRA_FULL_ERROR=1 shows where)"
-        sys.exit(message)
+        sys.exit(printable(message))
     finally:
         processes.kill_workers()
 

@@ -15,13 +15,12 @@ import sys
 import tempfile
 import threading
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from kikitori.runtime.errors import ConfigError, KikitoriError, Stopped, TrainingError, one_line
+from kikitori.runtime.errors import ConfigError, KikitoriError, Stopped, TrainingError, one_line, print_traceback
 from kikitori.runtime.processes import PARENT
 
 # Seconds between two checks of whether the other processes are alive.
@@ -231,7 +230,7 @@ def _exit_with_first_process(folder: Path) -> Iterator[None]:
         if isinstance(error, KikitoriError):
             print(f"process {rank()}: {error}", file=sys.stderr)
         else:
-            traceback.print_exc()
+            print_traceback(error)
         sys.stderr.flush()
         # Slurm then kills the others at once: process 0 gets some time to write an error of its own.
         time.sleep(5 * WATCH_S)
