@@ -88,6 +88,8 @@ def find_audio(paths: Iterable[Path]) -> list[Path]:
         if not path.exists():
             raise DataError(f"{path} does not exist")
         if not path.is_dir():
+            if not path.is_file():
+                raise DataError(f"{path} is a pipe or device; write the recording to a file first")
             files.append(path)
             continue
         readable, unreadable = find_recordings(path)

@@ -88,7 +88,7 @@ def _checked(tar: tarfile.TarFile, archive: Path, max_files: int, max_bytes: int
     too_big = f"{archive} unpacks to over {max_files} files or {limit} bytes: not unpacked"
     files = size = 0
     while member := tar.next():
-        tar.members.clear()  # which would all be kept in memory
+        tar.members.clear()  # type: ignore[attr-defined]  # they would all be kept in memory
         path = PurePosixPath(member.name)
         if path.is_absolute() or ".." in path.parts:
             raise DataError(f"{archive} holds {member.name!r}, a path outside itself: not unpacked")

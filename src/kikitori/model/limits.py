@@ -1,4 +1,4 @@
-"""What the numbers of a model may be, wherever they come from: config.json, generation_config.json, a recipe, arguments.
+"""What the numbers of a model may be, whether they come from its files, from a checkpoint or from arguments.
 
 A model's folder may come from a stranger. Of its configuration only the fields of Whisper are used, and only within
 what a Whisper can be, so that no number in it makes a model that is too large or raises an error later.
@@ -25,24 +25,29 @@ class Rule(NamedTuple):
 
 
 def whole(low: int, high: int) -> Rule:
+    """A whole number from low to high."""
     return Rule(lambda v: type(v) is int and low <= v <= high, f"a whole number from {low} to {high}")
 
 
 def number(low: float, high: float) -> Rule:
+    """A finite number from low to high."""
     return Rule(lambda v: type(v) in (int, float) and low <= v <= high, f"a number from {low} to {high}")
 
 
 def list_of(rule: Rule, most: int) -> Rule:
+    """A list of at most so many values."""
     accepts = lambda v: isinstance(v, list | tuple) and len(v) <= most and all(map(rule.accepts, v))  # noqa: E731
     return Rule(accepts, f"a list of at most {most}, each {rule.words}")
 
 
 def dict_of(rule: Rule) -> Rule:
+    """An object with values of one kind."""
     accepts = lambda v: isinstance(v, Mapping) and all(map(rule.accepts, v.values()))  # noqa: E731
     return Rule(accepts, f"an object, each value {rule.words}")
 
 
 def optional(rule: Rule) -> Rule:
+    """What a rule accepts, or null."""
     return Rule(lambda v: v is None or rule.accepts(v), f"{rule.words}, or null")
 
 
@@ -120,7 +125,7 @@ def whisper_config(values: Mapping[str, Any], where: str, most: float = MAX_PARA
 
 
 def generation_config(values: Mapping[str, Any], vocab_size: int, where: str) -> GenerationConfig:
-    """Makes a generation config of the fields that kikitori uses. Raises ModelError for one that is out of its range."""
+    """Makes a generation config of the fields that are used. Raises ModelError for one that is out of its range."""
     found = checked(values, GENERATION, where)
     if beyond := [token for token in found.get("suppress_tokens") or () if token >= vocab_size]:
         raise ModelError(f"{where}suppress_tokens with {beyond[0]}, but a vocabulary of {vocab_size}")

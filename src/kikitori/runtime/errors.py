@@ -8,7 +8,7 @@ import re
 import signal
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any
 
@@ -54,6 +54,12 @@ def print_traceback(*error: Any) -> None:
 
 class KikitoriError(Exception):
     """Base of the errors below. The command line shows their class and message, without a traceback."""
+
+    def __init__(self, *arguments: Any) -> None:
+        # torch makes an error of a loader worker again, with the worker's traceback as its message.
+        if arguments and isinstance(arguments[0], str) and arguments[0].startswith("Caught "):
+            arguments = (arguments[0].rpartition(f"{type(self).__name__}: ")[2].rstrip(), *arguments[1:])
+        super().__init__(*arguments)
 
     def __str__(self) -> str:
         return printable(super().__str__())
@@ -122,6 +128,12 @@ def describe_error(error: BaseException) -> str:
 def one_line(error: BaseException) -> str:
     """Returns the first line of an error's message, or the name of its class if the message is empty."""
     return (printable(str(error)).strip() or type(error).__name__).splitlines()[0]
+
+
+def shortened(names: Sequence[str], shown: int = 3) -> str:
+    """Returns the first names of a list, and how many others there are."""
+    more = len(names) - shown
+    return ", ".join(names[:shown]) + (f" and {more} more" if more > 0 else "")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
