@@ -79,6 +79,7 @@ CONFIG: dict[str, Rule] = {
 }
 GENERATION: dict[str, Rule] = {
     "max_new_tokens": optional(whole(1, 100_000)),
+    "max_length": optional(whole(1, 100_000)),
     "num_beams": optional(whole(1, MAX_BEAMS)),
     "suppress_tokens": TOKENS,
     "alignment_heads": optional(list_of(list_of(whole(0, 256), 2), 10_000)),
@@ -108,14 +109,11 @@ def checked(values: Mapping[str, Any], rules: Mapping[str, Rule], where: str) ->
     return found
 
 
-def whisper_config(values: Mapping[str, Any], where: str, most: float = MAX_PARAMETERS) -> WhisperConfig:
-    """Makes a config of the fields of Whisper. Raises ModelError for one that is out of its range.
-
-    most: parameters that a model of this config may have at most; they take memory even without weights.
-    """
+def whisper_config(values: Mapping[str, Any], where: str) -> WhisperConfig:
+    """Makes a config of the fields of Whisper. Raises ModelError for one that is out of its range."""
     config = WhisperConfig(**checked(values, CONFIG, where))
-    if (size := parameters(config)) > most:
-        raise ModelError(f"{where}sizes of {size / 1e6:.0f} M parameters, over {most / 1e6:.0f} M")
+    if (size := parameters(config)) > MAX_PARAMETERS:
+        raise ModelError(f"{where}sizes of {size / 1e6:.0f} M parameters, over {MAX_PARAMETERS / 1e6:.0f} M")
     if any(config.d_model % heads for heads in (config.encoder_attention_heads, config.decoder_attention_heads)):
         raise ModelError(f"{where}d_model={config.d_model}, which its attention heads do not divide")
     for key in ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id"):

@@ -14,7 +14,7 @@ from transformers.models.whisper.tokenization_whisper import LANGUAGES
 
 from kikitori.metrics.languages import language_code
 from kikitori.model.features import FRAMES_PER_SECOND
-from kikitori.model.limits import CONFIG, MAX_PARAMETERS, checked, generation_config, trained_on, whisper_config
+from kikitori.model.limits import CONFIG, checked, generation_config, parameters, trained_on, whisper_config
 from kikitori.model.processor import (
     FRAMES_PER_POSITION,
     START,
@@ -60,13 +60,14 @@ def load_whisper(
         values = WhisperConfig.get_config_dict(place, **safely)[0]
         check_type(name, values)
         tokenizer = WhisperTokenizer.from_pretrained(place, **safely)
-        saved_config = _config(name, place, values | config)
+        saved_config = _config(name, values | config)
         saved = _saved_generation(name, place, safely, saved_config)
         check_tokenizer(name, tokenizer, saved_config, saved)
         chosen = choose_language_and_task(
             name, (language, task), (getattr(saved, "language", None), getattr(saved, "task", None)), default_language
         )
         processor = make_processor(tokenizer, saved_config, chosen.language, chosen.task, name)
+        _check_size(name, Path(place), saved_config)
         # fp32, because large-v3's file is fp16 and optimisation needs fp32 master weights. The attention is set
         # explicitly, because config.json may name one whose code would be downloaded.
         form = {"dtype": torch.float32, "use_safetensors": True, "attn_implementation": "sdpa"}
@@ -211,16 +212,25 @@ def _check_fields(builder: Callable[..., Whisper], config: Mapping[str, Any]) ->
             )
 
 
-def _config(name: str, place: str, values: Mapping[str, Any]) -> WhisperConfig:
-    """Makes the config of a config.json, of a size that the weights in the folder can fill."""
-    weights = sum(file.stat().st_size for file in Path(place).glob("*.safetensors")) if Path(place).is_dir() else 0
+def _config(name: str, values: Mapping[str, Any]) -> WhisperConfig:
+    """Makes the config of a config.json."""
     where = f"model.name={name}: config.json has "
-    config = whisper_config(values, where, min(weights or MAX_PARAMETERS, MAX_PARAMETERS))
+    config = whisper_config(values, where)
     if values.get(WINDOW_KEY):
         setattr(config, WINDOW_KEY, window_from_plain(values[WINDOW_KEY]).as_plain())
     if values.get(TRAINED_ON_KEY):
         setattr(config, TRAINED_ON_KEY, trained_on(values[TRAINED_ON_KEY], f"{where}{TRAINED_ON_KEY} with "))
     return config
+
+
+def _check_size(name: str, folder: Path, config: WhisperConfig) -> None:
+    """Raises ModelError if the weights in a folder cannot be all of a model, which takes its memory all the same."""
+    weights = sum(file.stat().st_size for file in folder.glob("*.safetensors")) if folder.is_dir() else 0
+    if 0 < weights < parameters(config):
+        millions = parameters(config) / 1e6
+        raise _cannot_load(
+            name, f"config.json is of a model of {millions:.1f} M parameters, its weights are {weights} bytes"
+        )
 
 
 def _saved_generation(name: str, place: str, safely: dict[str, Any], config: WhisperConfig) -> GenerationConfig:
