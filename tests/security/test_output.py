@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from run_folders import write_run
 
+from kikitori.cli.main import main
 from kikitori.compare import formats
 from kikitori.compare.leaderboard import build_leaderboards
 from kikitori.compare.plots import figures
@@ -144,6 +145,21 @@ def test_errors_logs_and_tracebacks_are_printable(
     assert printed.count("Traceback") == 2
     for line in [printed, *seen]:
         assert not ACTS.search(line)
+
+
+@pytest.mark.parametrize("text", SEQUENCES)
+def test_the_messages_with_which_a_command_ends_are_printable(
+    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / f"a {text}").touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["kikitori", "train", f"hydra.run.dir='a {text}'"])
+    monkeypatch.setattr(logging, "setLogRecordFactory", lambda factory: None)
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert isinstance(ended.value.code, str)
+    assert not ACTS.search(ended.value.code)
 
 
 @pytest.mark.parametrize("text", SEQUENCES)

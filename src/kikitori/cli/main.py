@@ -71,6 +71,15 @@ COMMANDS = (*HYDRA_COMMANDS, "transcribe", "compare")
 
 def main() -> None:
     """Entry point of the console script."""
+    make_output_printable()
+    try:
+        _main()
+    except SystemExit as error:
+        # Whatever a message names, a word of a run's record or a file, reaches the terminal as text.
+        sys.exit(printable(error.code) if isinstance(error.code, str) else error.code)
+
+
+def _main() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # Weights that are not safetensors are refused, not sent through a converter on the Hub.
     os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"
@@ -78,7 +87,6 @@ def main() -> None:
     # exit, took 1.5 of the 5.8 s of CPU time in which a command started and ended.
     gc.set_threshold(10_000)
     atexit.register(gc.freeze)
-    make_output_printable()
     processes.exit_with_launcher()
     arguments = sys.argv[1:]
     if arguments[:1] == ["help"]:
@@ -218,7 +226,7 @@ def _run(command: str, words: list[str]) -> None:
         if message == str(error):
             cause = f"{error.__cause__}\n" if isinstance(error.__cause__, OmegaConfBaseException) else ""
             message = f"{message}\n{cause}(HYDRA_FULL_ERROR=1 shows where)"
-        sys.exit(printable(message))
+        sys.exit(message)
     finally:
         processes.kill_workers()
 
