@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from recordings import FORMATS, encoded, tone
 
+from kikitori.audio import waveform as waveform_module
 from kikitori.audio.decoder_process import Block, blocks
 from kikitori.audio.formats import AudioError
 from kikitori.audio.waveform import SAMPLE_RATE, decode, pcm, to_full_scale, to_int16
@@ -180,6 +181,12 @@ def test_blocks_joined_as_int16_are_those_of_the_waveform(form: str, rate: int, 
     joined = pcm(blocks(data))
     assert np.array_equal(joined, to_int16(decode(data)))
     assert abs(len(joined) - 4 * SAMPLE_RATE) < 2_000
+
+
+def test_a_corpus_of_many_rates_keeps_few_resampling_kernels() -> None:
+    for rate in range(8_000, 12_000, 100):
+        assert len(decode(encoded(tone(0.05, rate=rate), "wav", rate))) == pytest.approx(800, abs=2)
+    assert waveform_module._resampler.cache_info().currsize <= 8
 
 
 def test_the_memory_of_a_recording_is_that_of_its_int16_samples() -> None:

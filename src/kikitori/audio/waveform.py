@@ -4,7 +4,7 @@ Stored audio is int16 in steps of 1/32768, so 16-bit files at 16 kHz are stored 
 """
 
 from collections.abc import Iterable, Iterator
-from functools import cache
+from functools import lru_cache
 from itertools import groupby
 from math import gcd
 from pathlib import Path
@@ -97,9 +97,9 @@ def _resampled(pieces: Iterable[NDArray[np.float32]], rate: int) -> Iterator[Ten
     yield resample(torch.from_numpy(joined))[done // step * new :]
 
 
-@cache
+@lru_cache(maxsize=8)
 def _resampler(rate: int) -> Resample:
-    """Cached, because computing the resampling kernel takes longer than resampling a clip."""
+    """Cached, because computing the kernel takes longer than resampling a clip; a few, of up to 64 MB each."""
     return Resample(rate, SAMPLE_RATE)
 
 
