@@ -1,4 +1,5 @@
 import io
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -8,8 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from recordings import FORMATS, encoded, tone
 
+from kikitori.audio import waveform as waveform_module
+from kikitori.audio.decoder_process import Block, blocks
 from kikitori.audio.formats import AudioError
-from kikitori.audio.waveform import SAMPLE_RATE, decode, to_full_scale, to_int16
+from kikitori.audio.waveform import SAMPLE_RATE, decode, pcm, to_full_scale, to_int16
 
 OPUS_RATES = {8_000, 12_000, 16_000, 24_000, 48_000}
 RATES = [8_000, 16_000, 22_050, 44_100, 48_000]
@@ -168,3 +171,31 @@ def test_a_damaged_byte_is_decoded_or_rejected_and_raises_no_other_error(form: s
     except AudioError:
         return
     assert all(waveform.abs() <= 1)
+
+
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("rate", [16_000, 48_000])
+@pytest.mark.parametrize("amplitude", [0.3, 1.5])
+def test_blocks_joined_as_int16_are_those_of_the_waveform(form: str, rate: int, amplitude: float) -> None:
+    data = encoded(tone(4, rate=rate, amplitude=amplitude), form, rate)
+    joined = pcm(blocks(data))
+    assert np.array_equal(joined, to_int16(decode(data)))
+    assert abs(len(joined) - 4 * SAMPLE_RATE) < 2_000
+
+
+def test_a_corpus_of_many_rates_keeps_few_resampling_kernels() -> None:
+    for rate in range(8_000, 12_000, 100):
+        assert len(decode(encoded(tone(0.05, rate=rate), "wav", rate))) == pytest.approx(800, abs=2)
+    assert waveform_module._resampler.cache_info().currsize <= 8
+
+
+def test_the_memory_of_a_recording_is_that_of_its_int16_samples() -> None:
+    block = Block(np.full(2**20, 0.5, np.float32), SAMPLE_RATE, 0, is_float=False)
+    tracemalloc.start()
+    try:
+        joined = pcm(block._replace(samples=block.samples.copy()) for _ in range(64))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert joined.nbytes == 2**27
+    assert peak < 2.2 * joined.nbytes  # the parts, and all of them joined

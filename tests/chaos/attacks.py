@@ -43,6 +43,24 @@ def secrets(count: int, seed: int, folder: Path) -> dict[str, Any]:
     return _row(fault, folder, "security/test_secrets.py")
 
 
+def outputs(count: int, seed: int, folder: Path) -> dict[str, Any]:
+    """Escape sequences, formulas and markup in the texts of runs, corpora and file names."""
+    fault = "hostile texts: terminal, log, JSON, CSV, Markdown and plots show them as text"
+    return _row(fault, folder, "security/test_output.py")
+
+
+def networks(count: int, seed: int, folder: Path) -> dict[str, Any]:
+    """What the processes of a run open to others."""
+    fault = "a run of two processes: no socket beyond the loopback interface, no pickle between them"
+    return _row(fault, folder, "security/test_network.py")
+
+
+def models(count: int, seed: int, folder: Path) -> dict[str, Any]:
+    """Changed files of a model."""
+    fault = "changed configurations of a model: an error or a model that works, and nothing is written"
+    return _row(fault, folder, "model/test_limits.py")
+
+
 def _row(fault: str, folder: Path, *files: str) -> dict[str, Any]:
     """Run the tests of some files in a separate process, and count them."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -4,6 +4,7 @@ import os
 import tarfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -86,6 +87,35 @@ def test_zeros_after_the_last_file_are_read_up_to_the_limit(tmp_path: Path) -> N
         writer.addfile(member("empty"))
     (tmp_path / "a.tar.gz").write_bytes(gzip.compress(tar.getvalue() + bytes(2**23)))
     assert "unpacks to over" in refused(tmp_path / "a.tar.gz")
+
+
+@pytest.mark.parametrize("kind", [tarfile.REGTYPE, tarfile.DIRTYPE])
+def test_files_and_folders_without_contents_take_room_as_well(tmp_path: Path, kind: bytes) -> None:
+    members = [(member(f"{i}", kind), b"") for i in range(3_000)]
+    assert "unpacks to over" in refused(write_tar(tmp_path / "a.tar.gz", members))
+
+
+def test_comments_of_any_number_are_counted(tmp_path: Path) -> None:
+    comments = [(member("././@PaxHeader", tarfile.XGLTYPE), b"60014 comment=" + b"x" * 59_999 + b"\n")] * 100
+    assert "unpacks to over" in refused(write_tar(tmp_path / "a.tar.gz", [*comments, (member("a.mp3"), b"")]))
+
+
+def test_a_path_of_a_thousand_folders_is_refused(tmp_path: Path) -> None:
+    deep = write_tar(tmp_path / "a.tar.gz", [(member("a/" * 1_000 + "a.mp3"), b"")])
+    assert "a path of 1001 folders" in refused(deep)
+
+
+def test_members_are_not_kept_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[int] = []
+    extract = tarfile.TarFile.extract
+
+    def counted(tar: tarfile.TarFile, *arguments: Any, **more: Any) -> None:
+        kept.append(len(tar.members))
+        extract(tar, *arguments, **more)
+
+    monkeypatch.setattr(tarfile.TarFile, "extract", counted)
+    unpack(good(tmp_path / "a.tar.gz"), tmp_path / "target")
+    assert kept == [0, 0, 0]
 
 
 def test_a_name_of_a_million_letters_is_refused(tmp_path: Path) -> None:

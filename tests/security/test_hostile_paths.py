@@ -5,6 +5,7 @@ import signal
 import socket
 import stat
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from kikitori.corpora.types import Corpus
 from kikitori.data.audio_cache import build_audio_cache
 from kikitori.data.filters import FilterRules, select
 from kikitori.runtime.console import progress_bar
+from kikitori.runtime.errors import DataError
 
 OUTSIDE = "outside.wav"
 # Each leads to a good recording outside clips/.
@@ -113,6 +115,23 @@ def read_with_path(clips: Path, path: str) -> Corpus:
 def test_a_path_in_a_table_stays_inside_clips_and_is_counted(corpus: Path, path: str, reason: str) -> None:
     found = reject_reason(corpus, path.format(root=corpus.parents[1]), read_with_path)
     assert found == reason or (len(path) > 4000 and found == "undecodable")
+
+
+@pytest.mark.parametrize("linked", ["clips", "ja"])
+def test_a_folder_of_recordings_that_is_a_link_out_of_the_release_is_named(
+    corpus: Path, tmp_path: Path, linked: str
+) -> None:
+    (tmp_path / "release").mkdir()
+    if linked == "ja":
+        (tmp_path / "release" / "ja").symlink_to(corpus.parent)
+    else:
+        corpus.parent.rename(tmp_path / "release" / "ja")
+        (tmp_path / "release" / "ja" / "clips").rename(tmp_path / "elsewhere")
+        (tmp_path / "release" / "ja" / "clips").symlink_to(tmp_path / "elsewhere")
+    read = partial(common_voice.read, str(tmp_path / "release"), "ja", ["train"], tmp_path / "cache")
+    with pytest.raises(DataError, match=r"clips is a link to .*; to read it, add data\.roots=\["):
+        read()
+    assert len(read(roots=[str(tmp_path)]).clips) == 4
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can create devices")

@@ -272,7 +272,7 @@ def test_a_callback_of_lightnings_that_is_wrong_here_stays_refused(monkeypatch: 
 def test_a_node_can_be_instantiated_outside_its_configuration() -> None:
     strategy = {"_target_": "kikitori.ddp", "collective_timeout_s": 5}
     make = targets.instantiate({"_target_": "pytorch_lightning.Trainer", "strategy": strategy}, _partial_=True)
-    assert type(make.keywords["strategy"]).__name__ == "DDPStrategy"
+    assert type(make.keywords["strategy"]).__name__ == "Ddp"
 
 
 def test_the_resolved_target_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:

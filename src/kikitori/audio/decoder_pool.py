@@ -6,14 +6,14 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from multiprocessing import Pipe
 from pathlib import Path
 from queue import SimpleQueue
 from types import TracebackType
+from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from kikitori.audio.decoder_process import MAX_BYTES, MAX_SECONDS, MEMORY_SAMPLES, Block
 from kikitori.audio.formats import AudioError
@@ -50,14 +50,15 @@ class Decoder:
             )
         self._ready = False
 
-    def __call__(self, source: Path | bytes) -> Tensor:
+    def __call__(self, source: Path | bytes, join: Callable[[Iterable[Block]], Any] = waveform) -> Any:
         """Decodes a file, or the bytes of one, to (samples,) float32 at 16 kHz in [-1, 1], mono.
 
-        Raises AudioError if the recording cannot be used, AudioWorkerError if the decoder process cannot be started.
+        join: what makes that of its blocks, or `waveform.pcm`, which makes int16. Raises AudioError if the recording
+        cannot be used, AudioWorkerError if the decoder process cannot be started.
         """
         for _ in range(MAX_TRIES):
             try:
-                return waveform(self._request(source))
+                return join(self._request(source))
             except (EOFError, ConnectionError):
                 death = self._death()
                 self._start()
@@ -122,11 +123,11 @@ class Decoders:
         for decoder in self._all:
             self._idle.put(decoder)
 
-    def __call__(self, source: Path | bytes) -> Tensor:
+    def __call__(self, source: Path | bytes, join: Callable[[Iterable[Block]], Any] = waveform) -> Any:
         """Calls an idle `Decoder`; waits while all are busy."""
         decoder = self._idle.get()
         try:
-            return decoder(source)
+            return decoder(source, join)
         finally:
             self._idle.put(decoder)
 

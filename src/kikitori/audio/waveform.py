@@ -4,7 +4,7 @@ Stored audio is int16 in steps of 1/32768, so 16-bit files at 16 kHz are stored 
 """
 
 from collections.abc import Iterable, Iterator
-from functools import cache
+from functools import lru_cache
 from itertools import groupby
 from math import gcd
 from pathlib import Path
@@ -42,13 +42,25 @@ def waveform(decoded: Iterable[Block]) -> Tensor:
 
     Lossy codecs overshoot full scale a little, which is clamped. Samples that a file holds as float are scaled.
     """
-    pieces = [torch.empty(0)]
-    is_float = False
-    for (rate, _, stream_is_float), stream in groupby(decoded, lambda block: block[1:]):
-        is_float |= stream_is_float
-        pieces += _resampled((block.samples for block in stream), rate)
-    samples = torch.cat(pieces)
-    return to_full_scale(samples) if is_float else samples.clamp_(-1.0, 1.0)
+    return torch.cat([torch.empty(0), *_parts(decoded)])
+
+
+def pcm(decoded: Iterable[Block]) -> NDArray[np.int16]:
+    """Turns the blocks of a recording into `to_int16` of its waveform, one part at a time to bound the memory."""
+    return np.concatenate([np.empty(0, np.int16), *map(to_int16, _parts(decoded))])
+
+
+def _parts(decoded: Iterable[Block]) -> Iterator[Tensor]:
+    """Yields a waveform in parts; that of a float file as one, since it is scaled by its peak."""
+    unscaled: list[Tensor] = []
+    for (rate, _, is_float), stream in groupby(decoded, lambda block: block[1:]):
+        for part in _resampled((block.samples for block in stream), rate):
+            if is_float:
+                unscaled.append(part)
+            else:
+                yield part.clamp_(-1.0, 1.0)
+    if unscaled:
+        yield to_full_scale(torch.cat(unscaled))
 
 
 def to_full_scale(samples: Tensor) -> Tensor:
@@ -85,9 +97,9 @@ def _resampled(pieces: Iterable[NDArray[np.float32]], rate: int) -> Iterator[Ten
     yield resample(torch.from_numpy(joined))[done // step * new :]
 
 
-@cache
+@lru_cache(maxsize=8)
 def _resampler(rate: int) -> Resample:
-    """Cached, because computing the resampling kernel takes longer than resampling a clip."""
+    """Cached, because computing the kernel takes longer than resampling a clip; a few, of up to 64 MB each."""
     return Resample(rate, SAMPLE_RATE)
 
 

@@ -34,7 +34,14 @@ from kikitori.config.suggestions import explain, unknown_option, wrong_words
 from kikitori.runs.results import RESULTS, SWEEP, ended_before_scoring
 from kikitori.runs.resume import expand_resume, expand_resume_sweep, start_folder_of
 from kikitori.runtime import distributed, processes
-from kikitori.runtime.errors import Failed, KikitoriError, Stopped, describe_error
+from kikitori.runtime.errors import (
+    Failed,
+    KikitoriError,
+    Stopped,
+    describe_error,
+    make_output_printable,
+    printable,
+)
 
 USAGE = """\
 kikitori: fine-tune Whisper on speech, Japanese first.
@@ -64,6 +71,15 @@ COMMANDS = (*HYDRA_COMMANDS, "transcribe", "compare")
 
 def main() -> None:
     """Entry point of the console script."""
+    make_output_printable()
+    try:
+        _main()
+    except SystemExit as error:
+        # Whatever a message names, a word of a run's record or a file, reaches the terminal as text.
+        sys.exit(printable(error.code) if isinstance(error.code, str) else error.code)
+
+
+def _main() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # Weights that are not safetensors are refused, not sent through a converter on the Hub.
     os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"

@@ -4,8 +4,6 @@ Modules that take seconds to import are imported where they are used, so that --
 """
 
 import argparse
-import io
-import json
 import os
 import sys
 import time
@@ -18,7 +16,7 @@ from typing import TYPE_CHECKING
 from rich.cells import set_cell_size
 
 from kikitori.audio.formats import CONVERT, SUFFIXES, find_recordings
-from kikitori.runtime.errors import DataError, KikitoriError, ModelError, describe_error, printable
+from kikitori.runtime.errors import DataError, KikitoriError, ModelError, describe_error, printable_line
 
 if TYPE_CHECKING:
     from kikitori.inference.transcribe import Piece
@@ -50,9 +48,8 @@ def main() -> None:
     if wrong := [word for word in sys.argv[1:] if word.startswith(("model=", "language=", "format="))]:
         parser.error(f"{wrong[0]}: options are given as --{wrong[0].replace('=', ' ', 1)}")
     arguments = parser.parse_args()
-    # The name of a file may be no text: without this, it would end the command.
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")
+    from kikitori.runtime.console import as_json
+
     try:
         files = find_audio(arguments.paths)
         failed = 0
@@ -62,15 +59,15 @@ def main() -> None:
             failed += bool(error)
             doubtful = [piece for piece in pieces if piece.doubt]
             if error:
-                print(f"{one_line(path)}: {error}", file=sys.stderr)
+                report(f"{path}: {error}")
             elif arguments.format == "jsonl":
                 row = {"file": str(path), "seconds": seconds, "text": text, "pieces": list(map(asdict, pieces))}
-                print(json.dumps(row, ensure_ascii=False), flush=True)
+                print(as_json(row), flush=True)
             else:
-                text = " ".join(text.split())
-                print(f"{one_line(path)}\t{text}" if len(files) > 1 else text, flush=True)
+                text = printable_line(" ".join(text.split()))
+                print(f"{printable_line(str(path))}\t{text}" if len(files) > 1 else text, flush=True)
             if doubtful:
-                print(f"{one_line(path)}: {describe(doubtful)}", file=sys.stderr)
+                report(f"{path}: {describe(doubtful)}")
     except KikitoriError as error:
         # The model, its language and its task are options here, not keys.
         message = describe_error(error)
@@ -100,7 +97,7 @@ def find_audio(paths: Iterable[Path]) -> list[Path]:
             passed = f"; it holds {by_suffix(unreadable)}" if unreadable else ""
             raise DataError(f"{path} holds no file that can be read ({', '.join(SUFFIXES)}){passed}")
         if unreadable:
-            print(f"{one_line(path)}: passed over {by_suffix(unreadable)}", file=sys.stderr)
+            report(f"{path}: passed over {by_suffix(unreadable)}")
         files += readable
     return files
 
@@ -108,12 +105,12 @@ def find_audio(paths: Iterable[Path]) -> list[Path]:
 def by_suffix(files: Sequence[Path]) -> str:
     """Counts and names files that cannot be decoded, with the remedy."""
     counts = ", ".join(f"{count} {suffix}" for suffix, count in Counter(p.suffix.lower() for p in files).most_common())
-    return f"{counts} (such as {one_line(files[0].name)}), which cannot be decoded; {CONVERT}"
+    return f"{counts} (such as {files[0].name}), which cannot be decoded; {CONVERT}"
 
 
-def one_line(path: Path | str) -> str:
-    """The name of a file, of which a tab, a new line or an escape sequence would break the output."""
-    return printable(str(path)).replace("\n", "\\n")
+def report(line: str) -> None:
+    """Prints a line on stderr, which may hold the name of a file."""
+    print(printable_line(line), file=sys.stderr)
 
 
 def describe(doubtful: "Sequence[Piece]") -> str:
@@ -159,7 +156,7 @@ def transcribe_files(
                 yield path, 0.0, "", [], str(error.args[0])
                 continue
             seconds = len(samples) / SAMPLE_RATE
-            progress = Progress(f"{number} of {len(files)}: {one_line(path.name)}", seconds)
+            progress = Progress(f"{number} of {len(files)}: {path.name}", seconds)
             pieces = transcribe_pieces(whisper, samples, advance=progress.advance)
             progress.close()
             yield path, round(seconds, 2), joined(whisper, pieces), pieces, ""
@@ -169,7 +166,7 @@ class Progress:
     """Progress through one file on stderr: a line that is overwritten in a terminal, elsewhere a line a minute."""
 
     def __init__(self, name: str, seconds: float) -> None:
-        self.name, self.seconds, self.done = name, seconds, 0.0
+        self.name, self.seconds, self.done = printable_line(name), seconds, 0.0
         self.shown = time.monotonic()
 
     def advance(self, seconds: float) -> None:

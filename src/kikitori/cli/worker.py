@@ -12,7 +12,7 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 from kikitori.config.targets import add_working_folder
-from kikitori.runtime.errors import Stopped
+from kikitori.runtime.errors import Stopped, make_output_printable
 from kikitori.runtime.processes import exit_with_launcher
 
 add_working_folder()
@@ -21,6 +21,7 @@ add_working_folder()
 def main() -> None:
     """Runs the command with the configuration that comes through standard input."""
     exit_with_launcher()
+    make_output_printable()
     cfg = OmegaConf.create(json.load(sys.stdin))
     try:
         command = sys.argv[1]

@@ -2,19 +2,22 @@
 
 import csv
 import io
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from kikitori.compare.leaderboard import ALIKE, BEST, WORSE, Estimate, Leaderboard, Row, device_hours, format_value
 from kikitori.runs.reader import Run
-from kikitori.runs.summary import Grid, fit, percent, terminal
+from kikitori.runs.summary import Grid, fit, percent, plain_text, terminal
+from kikitori.runtime import console
 from kikitori.runtime.console import duration
+from kikitori.runtime.errors import printable_line
 
 SEPARATE = (
     "These runs were scored on different clips or in different ways; their rates must not be compared across tables."
 )
+# Spreadsheets take a cell that begins with one of these for a formula, the wide forms in Japanese ones.
+FORMULA = tuple("=+-@＝＋－＠")
 # With more keys than this, a row is named by its run.
 MAX_KEYS = 5
 
@@ -108,20 +111,22 @@ def notes(table: Leaderboard) -> list[str]:
 
 def print_tables(tables: Sequence[Leaderboard], failures: Sequence[Run]) -> None:
     """Prints the table of each data set with its notes, and the failures."""
-    console = terminal()
+    screen = terminal()
     for table in tables:
-        console.print(f"{table.name}; scored by {table.scoring}", markup=False, highlight=False, soft_wrap=True)
-        for part in fit(_grid(table), console):
-            console.print(part)
+        screen.print(f"{table.name}; scored by {table.scoring}", markup=False, highlight=False, soft_wrap=True)
+        for part in fit(_grid(table), screen):
+            screen.print(part)
         for note in notes(table):
-            console.print(f"· {note}", style="dim", markup=False, highlight=False)
-        console.print()
+            screen.print(f"· {note}", style="dim", markup=False, highlight=False)
+        screen.print()
     if len(tables) > 1:
-        console.print(SEPARATE)
+        screen.print(SEPARATE)
     if failures:
-        console.print(f"Not completed: {len(failures)}", style="bold")
+        screen.print(f"Not completed: {len(failures)}", style="bold")
     for run in failures:
-        console.print(f"  {failure(run)}", markup=False, highlight=False, soft_wrap=True)
+        # What is indented further belongs to the reason of this run.
+        lines = failure(run).replace("\n", "\n    ")
+        screen.print(f"  {lines}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _grid(table: Leaderboard) -> Grid:
@@ -146,12 +151,12 @@ def markdown(tables: Sequence[Leaderboard], failures: Sequence[Run]) -> str:
         rows = [identity(table, row) | scores(row) | costs(row) for row in table.rows]
         ruled = ["---:" if name in (*scores(table.rows[0]), *costs(table.rows[0])) else "---" for name in rows[0]]
         cells = [list(rows[0]), ruled, *(list(row.values()) for row in rows)]
-        lines += [f"**{table.name}**; scored by {table.scoring}", ""]
-        lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in cells]
+        lines += [f"**{plain_text(table.name)}**; scored by {plain_text(table.scoring)}", ""]
+        lines += ["| " + " | ".join(map(plain_text, row)) + " |" for row in cells]
         lines += ["", *(f"- {note}" for note in notes(table)), ""]
     lines += [SEPARATE, ""] * (len(tables) > 1)
     if failures:
-        lines += [f"Not completed: {len(failures)}", "", *(f"- {failure(run)}" for run in failures), ""]
+        lines += [f"Not completed: {len(failures)}", "", *(f"- {plain_text(failure(run))}" for run in failures), ""]
     return "\n".join(lines)
 
 
@@ -176,7 +181,7 @@ def as_json(tables: Sequence[Leaderboard], failures: Sequence[Run]) -> str:
     """All figures as JSON."""
     data_sets = [{"data": t.name, "scoring": t.scoring, "rows": [figures_of(row) for row in t.rows]} for t in tables]
     failed = [{"run": r.name, "folder": str(r.folder), "status": r.status, "reason": r.reason} for r in failures]
-    return json.dumps({"data_sets": data_sets, "not_completed": failed}, ensure_ascii=False, indent=2)
+    return console.as_json({"data_sets": data_sets, "not_completed": failed}, indent=2)
 
 
 def as_csv(tables: Sequence[Leaderboard], failures: Sequence[Run]) -> str:
@@ -189,10 +194,18 @@ def as_csv(tables: Sequence[Leaderboard], failures: Sequence[Run]) -> str:
     lines += [{"run": run.name, "status": run.status, "reason": run.reason} for run in failures]
     columns = list(dict.fromkeys(key for line in lines for key in line))
     text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines)
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([csv_cell(column) for column in columns])
+    writer.writerows([csv_cell(line.get(column)) for column in columns] for line in lines)
     return text.getvalue()
+
+
+def csv_cell(value: Any) -> Any:
+    """A number as it is, and any other value as a text that no spreadsheet calculates."""
+    if value is None or isinstance(value, int | float):
+        return value
+    text = printable_line(str(value))
+    return f"'{text}" if text.lstrip().startswith(FORMULA) else text
 
 
 def _line(run: Run, choices: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,8 @@
-"""The page's plots as Plotly figures in plain dicts: traces and layout. The page sets the colours of text and grid."""
+"""The page's plots as Plotly figures in plain dicts: traces and layout. The page sets the colours of text and grid.
+
+Plotly interprets tags in texts, links among them. `figure` escapes all texts but templates, in which they are escaped
+where they are put in.
+"""
 
 import math
 from collections.abc import Sequence
@@ -51,15 +55,15 @@ def colour(rank: int) -> str:
 
 
 def name(rank: int, row: Row) -> str:
-    """A row's name on the plots. Escaped, since Plotly interprets tags in text and a value may contain one."""
-    return escape(f"#{rank + 1} {row.label}")
+    """A row's name on the plots."""
+    return f"#{rank + 1} {row.label}"
 
 
 def curves(rows: Sequence[Row], unfinished: Sequence[Run]) -> Figure:
     """Rates and losses over optimizer steps, one line per run."""
     lines = [(run, colour(i), name(i, row), i) for i, row in enumerate(rows) for run in row.runs]
     lines = [line for line in lines if line[0].results.get("history")]
-    ended = [(run, GREY, f"{escape(run.name)} ({run.status})", len(rows)) for run in unfinished]
+    ended = [(run, GREY, f"{run.name} ({run.status})", len(rows)) for run in unfinished]
     keys = ("val/cer", "val/loss", "train/loss", "val/wer")
     variants = {}
     cut = 0.0
@@ -108,7 +112,7 @@ def _curve(run: Run, key: str, tint: str, label: str) -> dict[str, Any]:
     x, y = zip(*rates, strict=True) if rates else ((), ())
     seed = escape(str(run.results.get("config", {}).get("seed")))
     unit = " %" if rate else ""
-    hover = f"{label}<br>seed {seed}, step %{{x}}: %{{y:.3g}}{unit}<extra></extra>"
+    hover = f"{escape(label)}<br>seed {seed}, step %{{x}}: %{{y:.3g}}{unit}<extra></extra>"
     line = points(x, y, "lines+markers", name=label, legendgroup=label, hovertemplate=hover)
     return line | {"line": {"color": tint, "width": 2}, "marker": {"size": 5}}
 
@@ -194,8 +198,8 @@ def seeds(rows: Sequence[Row]) -> Figure:
             [100 * cer for cer in row.each["validation"]],
             "markers",
             marker={"size": 10, "color": colour(i)},
-            customdata=[escape(str(seed)) for seed in row.seeds],
-            hovertemplate=f"{name(i, row)}<br>seed %{{customdata}}: %{{y:.1f}} %<extra></extra>",
+            customdata=[str(seed) for seed in row.seeds],
+            hovertemplate=f"{escape(name(i, row))}<br>seed %{{customdata}}: %{{y:.1f}} %<extra></extra>",
             showlegend=False,
         )
         for i, row in repeated
@@ -214,7 +218,7 @@ def bars(table: Leaderboard) -> Figure:
     found = importances(table)
     if not found.keys:
         return Figure("Parameter importances", found.how)
-    keys = [escape(key) for key in found.keys]
+    keys = list(found.keys)
     bar = {"type": "bar", "orientation": "h", "x": found.shares, "y": keys, "marker": {"color": COLOURS[0]}}
     traces = [bar | {"name": "share", "hovertemplate": "%{y}: %{x:.2f}<extra></extra>"}]
     if found.chance:
@@ -232,4 +236,14 @@ def points(x: Sequence[Any], y: Sequence[Any], mode: str, **settings: Any) -> di
 def figure(traces: list[dict[str, Any]], x: str, y: str, **more: dict[str, Any]) -> dict[str, Any]:
     """Traces and a layout with axis titles. more: further settings of the axes."""
     axes_layout = {axis: {"title": {"text": title}, "automargin": True} for axis, title in (("xaxis", x), ("yaxis", y))}
-    return {"data": traces, "layout": {axis: layout | more.get(axis, {}) for axis, layout in axes_layout.items()}}
+    layout = {axis: layout | more.get(axis, {}) for axis, layout in axes_layout.items()}
+    return {"data": _without_tags(traces), "layout": _without_tags(layout)}
+
+
+def _without_tags(value: Any) -> Any:
+    """A part of a figure in which no text is interpreted; templates are left as they are."""
+    if isinstance(value, dict):
+        return {k: part if k.endswith("template") else _without_tags(part) for k, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_tags(part) for part in value]
+    return escape(value) if isinstance(value, str) else value

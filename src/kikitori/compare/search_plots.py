@@ -64,12 +64,11 @@ def _pair(rows: Sequence[Row], first: str, second: str) -> dict[str, Any]:
         hover = "%{x}, %{y}: %{marker.color:.1f} %<extra></extra>"
         markers = points(a, b, "markers", marker={"size": 11, "color": z, **scale}, hovertemplate=hover)
         logs = [{"type": "log"} if spans_decades(values) else {} for values in (a, b)]
-        return figure([markers], escape(first), escape(second), xaxis=logs[0], yaxis=logs[1])
+        return figure([markers], first, second, xaxis=logs[0], yaxis=logs[1])
     z = [[mean(cells.get((a, b), [])) for a in x] for b in y]
-    labels = [[escape(value) for value in values] for values in (x, y)]
-    trace: dict[str, Any] = {"type": "heatmap", "x": labels[0], "y": labels[1], "z": z, "xgap": 2, "ygap": 2, **scale}
+    trace: dict[str, Any] = {"type": "heatmap", "x": x, "y": y, "z": z, "xgap": 2, "ygap": 2, **scale}
     trace |= {"texttemplate": "%{z:.1f}", "hovertemplate": "%{x}, %{y}: %{z:.1f} %<extra></extra>"}
-    return figure([trace], escape(first), escape(second), xaxis={"type": "category"}, yaxis={"type": "category"})
+    return figure([trace], first, second, xaxis={"type": "category"}, yaxis={"type": "category"})
 
 
 def history(rows: Sequence[Row]) -> Figure:
@@ -110,11 +109,11 @@ def slices(rows: Sequence[Row], keys: Sequence[str]) -> Figure:
         if len({repr(value) for value in values}) < 2:
             continue
         numeric = all(map(is_number, values))
-        labels = [] if numeric else [escape(value) for value in ordered([row for _, row in shown], key)]
+        labels = [] if numeric else ordered([row for _, row in shown], key)
         axis: dict[str, Any] = {"type": "log"} if numeric and spans_decades(values) else {}
         axis |= {} if numeric else {"type": "category", "categoryorder": "array", "categoryarray": labels}
         markers = points(
-            values if numeric else [escape(format_value(value)) for value in values],
+            values if numeric else list(map(format_value, values)),
             [100 * row.estimate["validation"].value for _, row in shown],
             "markers",
             marker={"size": 9, "color": [colour(i) for i, _ in shown]},
@@ -122,7 +121,7 @@ def slices(rows: Sequence[Row], keys: Sequence[str]) -> Figure:
             hovertemplate="%{customdata}<br>%{y:.1f} %<extra></extra>",
             showlegend=False,
         )
-        variants[key] = figure([markers], escape(key), "CER %", xaxis=axis)
+        variants[key] = figure([markers], key, "CER %", xaxis=axis)
     return Figure(
         "Each key",
         "Validation CER, one point per row, over all values of the other keys." if variants else "",
@@ -141,7 +140,7 @@ def parallel(rows: Sequence[Row], keys: Sequence[str]) -> Figure:
     low, high = min(rates), max(rates)
     places = [*(values for values, _ in positions), [(rate - low) / ((high - low) or 1) for rate in rates]]
     ticks = [*(labels for _, labels in positions), {0.0: f"{low:.1f} %", 1.0: f"{high:.1f} %"}]
-    names = [escape(key.rpartition(".")[2]) for key in keys] + ["CER"]
+    names = [key.rpartition(".")[2] for key in keys] + ["CER"]
     # The best rows are drawn last, over the others.
     order = sorted(range(len(shown)), key=lambda k: -rates[k])
     traces = [_line(shown[k], rates[k], [values[k] for values in places]) for k in order]
@@ -169,7 +168,7 @@ def _axis(rows: Sequence[Row], key: str) -> tuple[list[float], dict[float, str]]
     if not all(map(is_number, values)):
         order = ordered(rows, key)
         last = max(1, len(order) - 1)
-        labels = {i / last: escape(value) for i, value in enumerate(order)}
+        labels = {i / last: value for i, value in enumerate(order)}
         return [order.index(format_value(value)) / last for value in values], labels
     scaled = [math.log10(value) for value in values] if spans_decades(values) else values
     low, high = min(scaled), max(scaled)

@@ -17,8 +17,14 @@ MAX_FILES = 10_000_000
 MAX_BYTES = 500 * 2**30
 # Unpacked over packed size. mp3 does not compress, text tables do about ten times.
 MAX_RATIO = 100
+# Bytes that any archive may unpack to, however small it is.
+SMALL = 2**21
+# What a file or folder takes on a disk at least, and the unit in which its contents do.
+BLOCK = 4096
+# Folders within each other. Releases have four.
+MAX_DEPTH = 32
 # The size of a header, such as a long name or extended attributes. tarfile reads all of it into memory.
-MAX_HEADER_BYTES = 2**20
+MAX_HEADER_BYTES = 2**16
 
 
 def unpack(archive: Path, target: Path, max_files: int = MAX_FILES, max_bytes: int = MAX_BYTES) -> None:
@@ -78,17 +84,22 @@ class _Header(tarfile.TarInfo):
 
 def _checked(tar: tarfile.TarFile, archive: Path, max_files: int, max_bytes: int) -> Iterator[tarfile.TarInfo]:
     """Yields the members. Raises DataError before the first one that is not allowed."""
-    limit = min(max_bytes, max(2**20, archive.stat().st_size * MAX_RATIO))
+    limit = min(max_bytes, max(SMALL, archive.stat().st_size * MAX_RATIO))
     too_big = f"{archive} unpacks to over {max_files} files or {limit} bytes: not unpacked"
     files = size = 0
-    for member in tar:
+    while member := tar.next():
+        tar.members.clear()  # type: ignore[attr-defined]  # they would all be kept in memory
         path = PurePosixPath(member.name)
         if path.is_absolute() or ".." in path.parts:
             raise DataError(f"{archive} holds {member.name!r}, a path outside itself: not unpacked")
         if not (member.isfile() or member.isdir()):
             raise DataError(f"{archive} holds {member.name!r}, which is a link or device: not unpacked")
-        files, size = files + 1, size + member.size
-        if files > max_files or size > limit:
+        if len(path.parts) > MAX_DEPTH:
+            raise DataError(f"{archive} holds a path of {len(path.parts)} folders, over {MAX_DEPTH}: not unpacked")
+        # On the disk: the file and the folders above it, which may be new, and its contents in whole blocks. The offset
+        # counts what is read and not kept as well, such as comments.
+        files, size = files + 1, size + BLOCK * (len(path.parts) + -(-member.size // BLOCK))
+        if files > max_files or max(size, tar.offset) > limit:
             raise DataError(too_big)
         yield member
     # The checksum of a gzip file is at its very end, after everything that tarfile reads.

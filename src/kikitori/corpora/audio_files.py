@@ -14,11 +14,12 @@ from kikitori.runtime.files import is_utf8
 class AudioFiles:
     """The files below the folder of a corpus, and below other folders that the user allows.
 
-    root: the folder that relative paths start from. roots: the other folders (`data.roots`).
-    Raises DataError if one of these does not exist.
+    root: the folder that relative paths start from. roots: the other folders (`data.roots`). within: the folder that
+    root lies in, if it comes from the corpus.
+    Raises DataError if one of these does not exist, or root is a link that leads out of `within` and its roots.
     """
 
-    def __init__(self, root: Path, roots: Sequence[str] = ()) -> None:
+    def __init__(self, root: Path, roots: Sequence[str] = (), within: Path | None = None) -> None:
         self.root = root.absolute()
         # By their real paths: how the names of clips begin whose absolute paths lead there.
         self._allowed = {os.path.realpath(root): ""}
@@ -27,6 +28,10 @@ class AudioFiles:
             if not os.path.isdir(folder):
                 raise DataError(f"data.roots: {other} is not a folder")
             self._allowed.setdefault(folder, f"roots[{i}]/")
+        real = Path(os.path.realpath(root))
+        inside = [*list(self._allowed)[1:], os.path.realpath(within or root)]
+        if not any(map(real.is_relative_to, inside)):
+            raise DataError(f"{root} is a link to {real}; to read it, add data.roots=[{real}]")
         self._names: dict[Path, Mapping[str, str]] = {}
 
     def clip(

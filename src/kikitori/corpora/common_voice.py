@@ -71,7 +71,9 @@ def read(
         reasons = _missing_tables(folder, tables)
         tables = {table: split for table, split in tables.items() if split not in reasons}
         rows, audio = scripted_rows(folder, language, tables), "clips"
-    found = sorted(_divide(rows, AudioFiles(folder / audio, roots), allow_shared_speakers), key=_split_order)
+    given = Path(release).expanduser()
+    files = AudioFiles(folder / audio, roots, within=given if given.is_dir() else folder)
+    found = sorted(_divide(rows, files, allow_shared_speakers), key=_split_order)
     clips = [row for row in found if isinstance(row, Clip) and row.split in splits]
     rejects = [row for row in found if isinstance(row, Reject) and row.split in splits]
     return Corpus(f"Common Voice, {_name(folder)}", clips, rejects, _name(folder), {**reasons, **absent})

@@ -20,9 +20,10 @@ from numpy.typing import NDArray
 from rich.progress import Progress
 from xxhash import xxh3_64_digest
 
+from kikitori.audio import waveform
 from kikitori.audio.decoder_pool import AudioWorkerError, Decoders
 from kikitori.audio.formats import AudioError
-from kikitori.audio.waveform import DECODER, FULL_SCALE, SAMPLE_RATE, to_int16
+from kikitori.audio.waveform import DECODER, FULL_SCALE, SAMPLE_RATE
 from kikitori.corpora.types import Clip, Decoded
 from kikitori.runtime.errors import DataError
 from kikitori.runtime.files import atomic_write
@@ -174,7 +175,7 @@ def _recording(decoders: Decoders, clips: Sequence[Clip]) -> list[dict]:
     """The rows of clips that are parts of one recording, or of one clip that is all of it."""
     source = clips[0].source
     try:
-        pcm = to_int16(decoders(source if isinstance(source, Path) else source()))
+        pcm = decoders(source if isinstance(source, Path) else source(), waveform.pcm)
     except FileNotFoundError:
         return [_row(clip, NO_SAMPLES, "missing") for clip in clips]
     except OSError as error:  # without its path, which may name a user's home
@@ -191,12 +192,12 @@ def _samples(clip: Clip) -> slice:
 
 
 def _row(clip: Clip, pcm: NDArray[np.int16], error: str = "") -> dict:
-    audio = pcm.tobytes()
+    audio = pcm.view(np.uint8).data
     return {
         "name": clip.name,
         "pcm": audio,
         "samples": len(pcm),
-        "peak": float(np.abs(pcm.astype(np.int32)).max(initial=0)) / FULL_SCALE,
+        "peak": max(int(pcm.max(initial=0)), -int(pcm.min(initial=0))) / FULL_SCALE,
         "digest": "" if error else blake2b(audio, digest_size=16).hexdigest(),
         "checksum": xxh3_64_digest(audio),
         "error": error,

@@ -3,6 +3,7 @@
 import inspect
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -13,17 +14,19 @@ from transformers.models.whisper.tokenization_whisper import LANGUAGES
 
 from kikitori.metrics.languages import language_code
 from kikitori.model.features import FRAMES_PER_SECOND
+from kikitori.model.limits import CONFIG, checked, generation_config, parameters, trained_on, whisper_config
 from kikitori.model.processor import (
     FRAMES_PER_POSITION,
     START,
     TASKS,
+    WINDOW_KEY,
     Processor,
     byte_tokenizer,
     make_processor,
     whisper_code,
 )
 from kikitori.model.source import check_tokenizer, check_type, locate
-from kikitori.model.whisper import GENERATION_KEYS, Whisper
+from kikitori.model.whisper import GENERATION_KEYS, TRAINED_ON_KEY, Whisper
 from kikitori.model.window import window_from_plain
 from kikitori.runtime.distributed import rank
 from kikitori.runtime.errors import ConfigError, KikitoriError, ModelError, check_above_zero, one_line
@@ -50,23 +53,26 @@ def load_whisper(
     Raises ModelError if the model cannot be loaded or does not support the language.
     """
     _check_fields(load_whisper, config)
+    checked(config, CONFIG, "model.")
     place, safely = locate(name, revision)
     try:
         # The small files first, so that a fault in them is reported before gigabytes are downloaded.
-        check_type(name, WhisperConfig.get_config_dict(place, **safely)[0])
+        values = WhisperConfig.get_config_dict(place, **safely)[0]
+        check_type(name, values)
         tokenizer = WhisperTokenizer.from_pretrained(place, **safely)
-        saved_config = WhisperConfig.from_pretrained(place, **safely)
-        saved = _saved_generation(place, safely)
+        saved_config = _config(name, values | config)
+        saved = _saved_generation(name, place, safely, saved_config)
         check_tokenizer(name, tokenizer, saved_config, saved)
         chosen = choose_language_and_task(
             name, (language, task), (getattr(saved, "language", None), getattr(saved, "task", None)), default_language
         )
         processor = make_processor(tokenizer, saved_config, chosen.language, chosen.task, name)
+        _check_size(name, Path(place), saved_config)
         # fp32, because large-v3's file is fp16 and optimisation needs fp32 master weights. The attention is set
         # explicitly, because config.json may name one whose code would be downloaded.
         form = {"dtype": torch.float32, "use_safetensors": True, "attn_implementation": "sdpa"}
         model, found = WhisperForConditionalGeneration.from_pretrained(
-            place, **safely, **form, output_loading_info=True, **config
+            place, **safely, **form, output_loading_info=True, config=saved_config, generation_config=saved
         )
     except KikitoriError:
         raise
@@ -110,28 +116,28 @@ def build_whisper(
         )
     arguments = {"builder": "build", **sizes, "window_s": window_s}
     tokenizer = byte_tokenizer()
-    whisper_config = WhisperConfig(
-        vocab_size=len(tokenizer),
-        num_mel_bins=num_mel_bins,
-        d_model=d_model,
-        encoder_layers=encoder_layers,
-        decoder_layers=decoder_layers,
-        encoder_attention_heads=attention_heads,
-        decoder_attention_heads=attention_heads,
-        encoder_ffn_dim=4 * d_model,
-        decoder_ffn_dim=4 * d_model,
-        max_source_positions=window_s * FRAMES_PER_SECOND // FRAMES_PER_POSITION,
-        max_target_positions=max_label_tokens,
-        bos_token_id=tokenizer.eos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.eos_token_id,
-        decoder_start_token_id=tokenizer.convert_tokens_to_ids(START),
-        begin_suppress_tokens=None,
-        init_std=init_std,
-        **config,
-    )
-    model = WhisperForConditionalGeneration(whisper_config)
-    processor = make_processor(tokenizer, whisper_config, language, task, "micro")
+    values = {
+        "vocab_size": len(tokenizer),
+        "num_mel_bins": num_mel_bins,
+        "d_model": d_model,
+        "encoder_layers": encoder_layers,
+        "decoder_layers": decoder_layers,
+        "encoder_attention_heads": attention_heads,
+        "decoder_attention_heads": attention_heads,
+        "encoder_ffn_dim": 4 * d_model,
+        "decoder_ffn_dim": 4 * d_model,
+        "max_source_positions": window_s * FRAMES_PER_SECOND // FRAMES_PER_POSITION,
+        "max_target_positions": max_label_tokens,
+        "bos_token_id": tokenizer.eos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.eos_token_id,
+        "decoder_start_token_id": tokenizer.convert_tokens_to_ids(START),
+        "begin_suppress_tokens": None,
+        "init_std": init_std,
+    }
+    micro = whisper_config(values | config, "model: ")
+    model = WhisperForConditionalGeneration(micro)
+    processor = make_processor(tokenizer, micro, language, task, "micro")
     return _finish(model, processor, arguments, freeze, gradient_checkpointing)
 
 
@@ -206,12 +212,34 @@ def _check_fields(builder: Callable[..., Whisper], config: Mapping[str, Any]) ->
             )
 
 
-def _saved_generation(place: str, safely: dict[str, Any]) -> GenerationConfig | None:
-    """The model's generation_config.json; None if it has none."""
-    try:
-        return GenerationConfig.from_pretrained(place, **{k: v for k, v in safely.items() if k != "trust_remote_code"})
-    except OSError:
-        return None
+def _config(name: str, values: Mapping[str, Any]) -> WhisperConfig:
+    """Makes the config of a config.json."""
+    where = f"model.name={name}: config.json has "
+    config = whisper_config(values, where)
+    if values.get(WINDOW_KEY):
+        setattr(config, WINDOW_KEY, window_from_plain(values[WINDOW_KEY]).as_plain())
+    if values.get(TRAINED_ON_KEY):
+        setattr(config, TRAINED_ON_KEY, trained_on(values[TRAINED_ON_KEY], f"{where}{TRAINED_ON_KEY} with "))
+    return config
+
+
+def _check_size(name: str, folder: Path, config: WhisperConfig) -> None:
+    """Raises ModelError if the weights in a folder cannot be all of a model, which takes its memory all the same."""
+    weights = sum(file.stat().st_size for file in folder.glob("*.safetensors")) if folder.is_dir() else 0
+    if 0 < weights < parameters(config):
+        millions = parameters(config) / 1e6
+        raise _cannot_load(
+            name, f"config.json is of a model of {millions:.1f} M parameters, its weights are {weights} bytes"
+        )
+
+
+def _saved_generation(name: str, place: str, safely: dict[str, Any], config: WhisperConfig) -> GenerationConfig:
+    """What generation_config.json says, or where there is none, config.json."""
+    values = {"suppress_tokens": config.suppress_tokens}
+    with suppress(OSError):
+        arguments = {key: value for key, value in safely.items() if key != "trust_remote_code"}
+        values = GenerationConfig.from_pretrained(place, **arguments).to_dict()
+    return generation_config(values, config.vocab_size, f"model.name={name}: generation_config.json has ")
 
 
 def _cannot_load(name: str, reason: str) -> ModelError:

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.functional import dropout, gelu
 from transformers import WhisperForConditionalGeneration
 
+from kikitori.model.limits import GENERATION, checked, trained_on
 from kikitori.model.processor import WINDOW_KEY, Processor
 from kikitori.model.saving import save_model
 from kikitori.model.window import Window
@@ -60,8 +61,8 @@ class Whisper:
         return getattr(self.model.config, TRAINED_ON_KEY, None)
 
     def set_trained_on(self, facts: dict[str, float]) -> None:
-        """Changes `trained_on`."""
-        setattr(self.model.config, TRAINED_ON_KEY, facts)
+        """Changes `trained_on`. Raises ModelError for facts that cannot be."""
+        setattr(self.model.config, TRAINED_ON_KEY, trained_on(facts, "trained_on has "))
 
     def configure_generation(
         self,
@@ -73,7 +74,9 @@ class Whisper:
 
         num_beams: 1 for greedy decoding. max_tokens_per_s: of a clip and one second more; a row that exceeds it is cut
         off in greedy decoding. auto: as much text as people can say in that time. inf: no limit.
+        Raises ModelError for numbers that are out of range.
         """
+        checked({"max_new_tokens": max_new_tokens, "num_beams": num_beams}, GENERATION, "generation.")
         config = self.model.generation_config
         room = self.processor.max_label_tokens - len(self.processor.prefix)
         config.max_new_tokens = min(max_new_tokens or config.max_new_tokens or MAX_NEW_TOKENS, room)

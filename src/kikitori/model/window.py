@@ -7,10 +7,12 @@ error rate.
 
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from kikitori.model.features import FRAMES_PER_SECOND, HOP_LENGTH
+from kikitori.model.limits import WINDOW, checked
+from kikitori.runtime.errors import ModelError
 
 
 @dataclass(frozen=True)
@@ -54,8 +56,16 @@ def make_window(policy: str, edges_s: Sequence[float], margin_s: float) -> Windo
 
 
 def window_from_plain(saved: Mapping[str, Any] | None) -> Window:
-    """Reads the window that was saved with a model. A stock model has none and always uses the full window."""
-    return Window(tuple(saved["edges_s"]), saved["margin_s"]) if saved else FULL
+    """Reads the window that was saved with a model. A stock model has none and always uses the full window.
+
+    Raises ModelError if it is no window.
+    """
+    if not saved:
+        return FULL
+    window = Window(**checked(saved, WINDOW, "the window of the model has "))
+    if list(window.edges_s) != sorted(window.edges_s):
+        raise ModelError(f"the window of the model has edges_s={list(window.edges_s)}, which do not ascend")
+    return replace(window, edges_s=tuple(window.edges_s))
 
 
 def describe_window(window: Window) -> str:

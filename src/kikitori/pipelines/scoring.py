@@ -111,8 +111,8 @@ def describe_stage(split: Split, stage: str) -> str:
 
 
 def gather_rows(rows: list[Any]) -> list[Any]:
-    """The rows of all processes."""
-    return list(chain.from_iterable(all_gather(rows)))
+    """The rows of all processes, as plain tuples."""
+    return list(chain.from_iterable(all_gather(list(map(tuple, rows)))))
 
 
 def is_scored(run: Session, data: SpeechDataModule, stage: str, sample: Mapping[Split, int | None]) -> bool:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from kikitori.runs.results import FULL_WINDOW
-from kikitori.runs.summary import full_window_rates, percent, rate_cell
+from kikitori.runs.summary import full_window_rates, percent, plain_text, rate_cell
 
 
 def model_card(results: Mapping[str, Any]) -> str:
@@ -25,7 +25,7 @@ library_name: transformers
 pipeline_tag: automatic-speech-recognition
 {_base_model(results)}---
 
-# {model["name"]}, fine-tuned on {data["corpus"]}
+# {plain_text(model["name"])}, fine-tuned on {plain_text(data["corpus"])}
 
 {table}
 

@@ -9,6 +9,7 @@ from kikitori.runs.summary import (
     cost_line,
     disk_line,
     percent,
+    plain_text,
     remarks,
     rows,
     title,
@@ -24,7 +25,7 @@ LONGEST = 160
 
 def markdown(results: Mapping[str, Any], folder: Path | None = None) -> str:
     """The page. folder: of the run, whose transcripts it gives examples of."""
-    parts = [f"# {title(results)}", _table(rows(results))]
+    parts = [f"# {plain_text(title(results))}", _table(rows(results))]
     if curve := learning_curve(results):
         parts += ["## Validations", _table(curve)]
     if folder and (found := examples_table(results, folder)):
@@ -75,8 +76,8 @@ def facts(results: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
     yield "Command", f"`{command_line(results)}`"
     yield "Time", when(results)
     yield "Training", training(results)
-    yield "Corpus", f"{data['corpus']} ({splits}); left out: {rejects}"
-    yield "Model", f"{model['name']}, {model['parameters'] / 1e6:.1f} M parameters"
+    yield "Corpus", f"{plain_text(data['corpus'])} ({splits}); left out: {rejects}"
+    yield "Model", f"{plain_text(model['name'])}, {model['parameters'] / 1e6:.1f} M parameters"
     yield "Text", f"{scoring['normaliser']}; words: {scoring['segmenter']}; intervals: 95 % bootstrap over clips"
     for note in remarks(results):
         yield "", note
@@ -123,7 +124,6 @@ def _table(table: Sequence[Sequence[str]]) -> str:
 
 
 def _cell(text: str) -> str:
-    """A text of a corpus or a model, which may contain anything, as one short line without markup."""
+    """A text as the cell of a table, cut where it is long."""
     line = " ".join(text.split())
-    short = line if len(line) <= LONGEST else f"{line[: LONGEST - 1]}…"
-    return short.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("`", "\\`")
+    return plain_text(line if len(line) <= LONGEST else f"{line[: LONGEST - 1]}…")

@@ -1,5 +1,6 @@
 """The summary of one run: the table printed last, its lines in words, and tables complete at any terminal width."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,9 +12,12 @@ from rich.table import Table
 from rich.text import Text
 
 from kikitori.runs.results import FULL_WINDOW
-from kikitori.runtime.console import duration
+from kikitori.runtime.console import Terminal, duration
+from kikitori.runtime.errors import printable
 from kikitori.runtime.paths import shown_path
 
+# What begins markup, a cell, a link or an address that becomes one; a backslash before it makes it text.
+MARKUP = re.compile(r"[\\|`]|!(?=\[)|\](?=[(\[:])|(?<=:)/(?=/)|(?<=www)\.", re.IGNORECASE)
 # Columns: the width of output that goes to a file, where nothing is folded.
 UNFOLDED = 10_000
 
@@ -136,6 +140,11 @@ def notes_of(results: Mapping[str, Any]) -> list[str]:
     return [*model.get("notes", []), *([poor] if model.get("task") == "translate" else [])]
 
 
+def plain_text(text: str) -> str:
+    """A text of any origin in one line of Markdown, in which nothing of it is markup or becomes a link."""
+    return MARKUP.sub(r"\\\g<0>", printable(" ".join(text.split()))).replace("<", "&lt;")
+
+
 def percent(fraction: float, sign: str = "") -> str:
     """A fraction in percent with one digit after the point."""
     return f"{100 * fraction:{sign}.1f}"
@@ -149,8 +158,8 @@ def rate_cell(score: Mapping[str, Any], rate: str, sign: str = "") -> str:
 
 def terminal() -> Console:
     """The terminal; a pipe or a file has no width, so nothing is folded there."""
-    console = Console()
-    return console if console.is_terminal else Console(width=UNFOLDED)
+    console = Terminal()
+    return console if console.is_terminal else Terminal(width=UNFOLDED)
 
 
 @dataclass(frozen=True)

@@ -1,18 +1,22 @@
 """Terminal output: the shared console, progress in bars or lines, and fewer messages from libraries."""
 
+import json
 import logging
 import math
 import sys
 import time
 import warnings
+from collections.abc import Iterator
 from statistics import fmean
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TaskID, TextColumn
+from rich.segment import Segment
 from rich.text import Text
 
 from kikitori.runtime.distributed import is_main
+from kikitori.runtime.errors import CONTROL, printable
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +44,22 @@ LINE_EVERY_S = 30.0
 # The attribute of a log record that repeats what a progress bar shows.
 IN_BAR = "in_bar"
 
-console = Console()
+
+class Terminal(Console):
+    """A console on which only rich itself moves the cursor or changes colours: what it shows is `printable`."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else segment._replace(text=printable(segment.text))
+
+
+console = Terminal()
+
+
+def as_json(value: Any, indent: int | None = None) -> str:
+    """Returns a value as JSON to be printed: characters that control a terminal are escaped, others are not."""
+    text = json.dumps(value, ensure_ascii=False, indent=indent)
+    return CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def shows_bars() -> bool:

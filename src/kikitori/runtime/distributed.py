@@ -2,28 +2,31 @@
 
 Lightning would run the command line again in each process. Under a multirun that repeats the whole sweep, and where a
 search chose the values, each process would train other ones. These processes get the resolved configuration through a
-pipe. If Slurm's srun or torchrun started the processes, nothing is started here.
+pipe, meet through a file that only this user can open, and then talk on the loopback interface. If Slurm's srun or
+torchrun started the processes, nothing is started here, and they meet on the network.
 """
 
+import io
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from kikitori.runtime.errors import ConfigError, KikitoriError, Stopped, TrainingError, one_line
+from kikitori.runtime.errors import ConfigError, KikitoriError, Stopped, TrainingError, one_line, print_traceback
 from kikitori.runtime.processes import PARENT
 
 # Seconds between two checks of whether the other processes are alive.
 WATCH_S = 1.0
+# The environment variable that names the file through which the processes of one machine meet.
+MEETING = "KIKITORI_MEETING"
 
 
 def world_size() -> int:
@@ -55,14 +58,27 @@ def restarted() -> bool:
 
 
 def all_gather(value: Any) -> list[Any]:
-    """Returns the values of all processes of the run, in the order of their ranks."""
-    import torch
+    """Returns the values of all processes of the run, in the order of their ranks.
 
-    if not torch.distributed.is_initialized():
+    value: plain, of numbers, texts, tensors and containers. Bytes of another process are never unpickled to objects.
+    """
+    import torch
+    from torch import distributed
+
+    if not distributed.is_initialized():
         return [value]
-    values: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(values, value)
-    return values
+    file = io.BytesIO()
+    torch.save(value, file)
+    own = torch.frombuffer(file.getbuffer(), dtype=torch.uint8).to(
+        "cuda" if distributed.get_backend() == "nccl" else "cpu"
+    )
+    sizes = [torch.empty(1, dtype=torch.int64, device=own.device) for _ in range(distributed.get_world_size())]
+    distributed.all_gather(sizes, torch.tensor([len(own)], device=own.device))
+    longest = max(map(int, sizes))
+    parts = [own.new_empty(longest) for _ in sizes]
+    distributed.all_gather(parts, torch.nn.functional.pad(own, (0, longest - len(own))))
+    files = (io.BytesIO(part[:size].cpu().numpy().tobytes()) for part, size in zip(parts, sizes, strict=True))
+    return [torch.load(file, weights_only=True) for file in files]
 
 
 @contextmanager
@@ -103,8 +119,14 @@ def _other_processes(
     import torch  # here, so that the command line checks its arguments before it loads torch
 
     before, threads = dict(os.environ), torch.get_num_threads()
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "NODE_RANK": "0"}
-    os.environ |= {"WORLD_SIZE": str(devices)}
+    place = tempfile.TemporaryDirectory(prefix="kikitori-")
+    loopback = "lo0" if sys.platform == "darwin" else "lo"
+    os.environ |= {
+        MEETING: f"{place.name}/meeting",
+        "GLOO_SOCKET_IFNAME": loopback,
+        "NCCL_SOCKET_IFNAME": f"={loopback}",
+    }
+    os.environ |= {"WORLD_SIZE": str(devices), "NODE_RANK": "0"}
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, threads // devices)))
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     others = [_start(command, config, folder, number) for number in range(1, devices)]
@@ -132,6 +154,7 @@ def _other_processes(
             process.wait()
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
+        place.cleanup()
         torch.set_num_threads(threads)
         os.environ.clear()
         os.environ |= before
@@ -207,14 +230,8 @@ def _exit_with_first_process(folder: Path) -> Iterator[None]:
         if isinstance(error, KikitoriError):
             print(f"process {rank()}: {error}", file=sys.stderr)
         else:
-            traceback.print_exc()
+            print_traceback(error)
         sys.stderr.flush()
         # Slurm then kills the others at once: process 0 gets some time to write an error of its own.
         time.sleep(5 * WATCH_S)
         os._exit(1)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -107,7 +107,7 @@ def _environment() -> ClusterEnvironment | None:
 def refuse_unsupported(trainer: pl.Trainer) -> None:
     """Raises ConfigError for an argument of Lightning's Trainer that WhisperModule does not support."""
     strategy = trainer.strategy
-    if not isinstance(strategy, SingleDeviceStrategy) and type(strategy) is not DDPStrategy:
+    if not isinstance(strategy, SingleDeviceStrategy) and type(strategy) not in (DDPStrategy, Ddp):
         raise ConfigError(
             f"{type(strategy).__name__} is not supported: gradients are clipped by the norm of the whole model, which "
             'sharded strategies do not compute; pass Trainer(strategy="ddp")'
@@ -168,6 +168,8 @@ def resolve_trainer_settings(trainer: dict[str, Any], gpus: int) -> tuple[dict[s
     if devices * trainer.get("num_nodes", 1) == 1:
         # DDP with one process has nothing to average, and cannot repeat a step that ran out of memory.
         settings.pop("strategy", None)
+    elif not isinstance(settings.get("strategy"), dict):
+        settings["strategy"] = {"_target_": "kikitori.ddp"}
     return settings, changes
 
 
@@ -187,7 +189,31 @@ def ddp(collective_timeout_s: float = 1800) -> DDPStrategy:
     collective_timeout_s: how long a process waits for the others before it ends with an error. It must exceed the time
     by which processes may differ when they synchronise, mostly after their shares of a validation.
     """
-    return DDPStrategy(timeout=timedelta(seconds=collective_timeout_s))
+    return Ddp(timeout=timedelta(seconds=collective_timeout_s))
+
+
+class Ddp(DDPStrategy):
+    """Lightning's DDP for processes that kikitori started: they meet through a file and exchange plain values only.
+
+    Lightning's own listens on all addresses of the machine, and unpickles what another process broadcasts.
+    """
+
+    def setup_distributed(self) -> None:
+        if (meeting := os.environ.get(distributed.MEETING)) and not torch.distributed.is_initialized():
+            self.set_world_ranks()
+            store = torch.distributed.FileStore(meeting, self.world_size)
+            torch.distributed.init_process_group(
+                self._get_process_group_backend(),
+                store=store,
+                rank=self.global_rank,
+                world_size=self.world_size,
+                timeout=self._timeout,
+                device_id=self.root_device if self.root_device.type == "cuda" else None,
+            )
+        super().setup_distributed()
+
+    def broadcast(self, obj: Any, src: int = 0) -> Any:
+        return distributed.all_gather(obj)[src]
 
 
 def hardware_facts(trainer: pl.Trainer) -> dict[str, Any]:
