@@ -225,7 +225,7 @@ def _describe(runs: Sequence[Run]) -> str:
     run = runs[0]
     corpus = run.results.get("data", {}).get("corpus", "unknown corpus")
     splits = [
-        f"{split} {run.results['scores'][run.stage][split]['clips']} clips ({str(_digest(run, split))[:8]})"
+        f"{split} {run.results['scores'][run.stage][split].get('clips', 'unknown')} clips ({str(_digest(run, split))[:8]})"
         for split in SPLITS
         if run.score(split) is not None
     ]
