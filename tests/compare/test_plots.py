@@ -87,7 +87,7 @@ def test_curves_start_at_the_score_before_and_show_pruned_runs(tmp_path: Path) -
 
 
 def test_the_front_joins_the_rows_that_no_other_dominates(tmp_path: Path) -> None:
-    for name, errors, parameters in (("small", 3, 1e6), ("large", 1, 4e6), ("wasteful", 2, 9e6)):
+    for name, errors, parameters in (("small", 3, 10**6), ("large", 1, 4 * 10**6), ("wasteful", 2, 9 * 10**6)):
         model = {"name": name, "parameters": parameters}
         write_run(tmp_path / name, errors, {"optim": {"lr": parameters}}, model=model)
     _, front = plots(tmp_path)["CER against cost"].variants["parameters (M)"]["data"]

@@ -122,7 +122,9 @@ def is_scored(run: Session, data: SpeechDataModule, stage: str, sample: Mapping[
 
     def is_same(split: Split) -> bool:
         path = predictions_file(run.folder, split, stage)
-        rows = sorted((row["clip"], row["reference"]) for row in read_lines(path, Prediction)) if path.exists() else None
+        rows = (
+            sorted((row["clip"], row["reference"]) for row in read_lines(path, Prediction)) if path.exists() else None
+        )
         now = sorted((clip.name, clip.text) for clip in data.scored(split, sample.get(split)))
         # The digest covers the audio as well; earlier versions wrote none.
         return rows == now and recorded.get(split) in (None, data.prepared.digest(split))

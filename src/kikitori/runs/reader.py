@@ -181,7 +181,7 @@ def read_run(folder: Path, name: str, trial: Mapping[str, Any]) -> Run:
         return Run(folder, name, status, trial.get("reason") or without.get(status, "left no results.json"), log)
     try:
         results = read_results(folder)
-        if missing := {"scores", "config"} - results.keys():
+        if missing := {"status", "scores", "config"} - results.keys():
             raise DataError(f"it lacks {' and '.join(sorted(missing))}")
         results["scoring"] = _todays_scoring(results, folder)
         run = Run(folder, name, *_status(folder, results, trial, log), log, results)

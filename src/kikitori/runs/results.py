@@ -1,4 +1,4 @@
-"""The vocabulary of run folders: file names, statuses, stages, what results.json and sweep.json hold, the score that counts.
+"""The vocabulary of run folders: file names, statuses, stages, what their files hold, the score that ranks a run.
 
 A folder may be anyone's, so each file is read in one way: as plain values of the types below, or not at all.
 """
@@ -68,6 +68,8 @@ class SplitFacts(TypedDict, total=False):
 
 
 class DataFacts(TypedDict, total=False):
+    """What results.json records of a corpus."""
+
     corpus: str
     release: str
     language: str
@@ -76,6 +78,8 @@ class DataFacts(TypedDict, total=False):
 
 
 class ModelFacts(TypedDict, total=False):
+    """The model of a run."""
+
     name: str
     parameters: Count
     window_s: Amount
@@ -86,6 +90,8 @@ class ModelFacts(TypedDict, total=False):
 
 
 class Cost(TypedDict, total=False):
+    """What a run cost, in seconds and GB."""
+
     prepare_s: Amount
     encode_s: Amount
     fit_s: Amount
@@ -97,6 +103,8 @@ class Cost(TypedDict, total=False):
 
 
 class Scoring(TypedDict, total=False):
+    """The rules by which text is scored."""
+
     language: str
     normaliser: str
     segmenter: str
@@ -113,35 +121,47 @@ class Chosen(TypedDict, total=False):
 
 
 class Interruption(TypedDict, total=False):
+    """Why and where a run was interrupted."""
+
     reason: Required[str]
     resumed: str
     step: Count
 
 
 class Git(TypedDict, total=False):
+    """The commit of the code."""
+
     commit: str
     dirty: bool
 
 
 class ConfiguredModel(TypedDict, total=False):
+    """Keys of a configured model."""
+
     name: str | None
     language: str | None
     task: str | None
 
 
 class ConfiguredData(TypedDict, total=False):
+    """Keys of configured data."""
+
     language: str | None
     global_batch_size: Annotated[int, lambda clips: clips > 0]
     global_batch: Annotated[int, lambda clips: clips > 0]
 
 
 class ConfiguredTrainer(TypedDict, total=False):
+    """Keys of a configured Trainer."""
+
     max_steps: int | None
     max_epochs: int | None
     precision: str | int | None
 
 
 class ConfiguredCallback(TypedDict, total=False):
+    """Keys of a configured callback."""
+
     patience: Count | None
 
 
@@ -167,7 +187,7 @@ Validation = TypedDict(
 class Record(TypedDict, total=False):
     """results.json."""
 
-    status: Required[Literal["running", "completed", "pruned", "failed"]]
+    status: Literal["running", "completed", "pruned", "failed"]
     command: Literal["train", "evaluate", "prepare"]
     scores: dict[Name, dict[Name, Rates]]
     scored: dict[str, dict[str, str]]
@@ -244,7 +264,7 @@ def read_predictions(path: Path) -> list[dict[str, Any]]:
     try:
         rows = read_lines(path, Prediction)
     except UNREADABLE as error:
-        raise DataError(f"{path} cannot be read: {error}") from error
+        raise DataError(f"{path} cannot be read: {error}; delete it") from error
     for row in rows:
         row |= {key: row[key][:MAX_TRANSCRIPT] for key in ("reference", "hypothesis")}
     return rows
@@ -255,7 +275,7 @@ def _read(path: Path, kind: type) -> dict[str, Any]:
     try:
         return parse(value, kind, path.name)
     except ValueError as error:
-        raise DataError(f"{path} is damaged: {error}") from error
+        raise DataError(f"{path} is not what kikitori writes ({error}); delete it, or its folder") from error
 
 
 def predictions_file(folder: Path, split: str, stage: str) -> Path:

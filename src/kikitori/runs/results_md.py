@@ -58,7 +58,9 @@ def examples_table(results: Mapping[str, Any], folder: Path) -> str:
     stages = ("before", "after") if "after" in scores else tuple(scores)[:1]
     split = next((split for split in ("validation", "test", "train") if split in scores[stages[-1]]), "")
     try:
-        read = [{row["clip"]: row for row in read_predictions(predictions_file(folder, split, stage))} for stage in stages]
+        read = [
+            {row["clip"]: row for row in read_predictions(predictions_file(folder, split, stage))} for stage in stages
+        ]
     except DataError:
         return ""
     clips = sorted(set.intersection(*map(set, read)))

@@ -14,22 +14,30 @@ from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Annotated, Any, BinaryIO, Literal, NotRequired, Required, get_args, get_origin, get_type_hints
-from typing import is_typeddict
+from typing import (
+    Annotated,
+    Any,
+    BinaryIO,
+    Literal,
+    Required,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+    is_typeddict,
+)
 
 from kikitori.runtime.errors import DataError
 
 # Limits of a JSON file, far above what a run writes: bytes, bytes of one that is read line by line, nesting, values,
 # and characters of a text.
 MAX_BYTES, MAX_BYTES_OF_LINES, MAX_DEPTH, MAX_VALUES, MAX_CHARACTERS = 2**26, 2**28, 32, 10**6, 10**5
-# Types of values that have no parts.
-SCALARS: dict[Any, Any] = {kind: kind for kind in (str, int, bool, NoneType)} | {float: int | float}
 # Errors of reading a file, whatever is in it.
 UNREADABLE = (OSError, ValueError, RecursionError, MemoryError)
 
 
 def open_regular(path: Path, most: float = math.inf) -> BinaryIO:
-    """Opens a file for reading. Raises OSError for a link, ValueError for a pipe, a device, or more than `most` bytes."""
+    """Opens a file for reading. Raises OSError for a link, ValueError for a pipe, a device, or over `most` bytes."""
     # Without O_NONBLOCK, opening a pipe would wait for a writer.
     file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
     facts = os.fstat(file.fileno())
@@ -100,12 +108,12 @@ def parse(value: Any, kind: Any, place: str = "it") -> Any:
     origin, parts = get_origin(kind), get_args(kind)
     if kind is Any:
         return value
-    if origin in (Required, NotRequired):
+    if origin is Required:
         return parse(value, parts[0], place)
     if origin is Annotated:
         if parts[1](found := parse(value, parts[0], place)):
             return found
-    elif origin is UnionType:
+    elif origin in (Union, UnionType):
         for part in parts:
             with suppress(ValueError):
                 return parse(value, part, place)
@@ -113,11 +121,14 @@ def parse(value: Any, kind: Any, place: str = "it") -> Any:
         return [parse(item, parts[0], f"{place}[{i}]") for i, item in enumerate(value)]
     elif (origin is dict or is_typeddict(kind)) and isinstance(value, dict):
         return _parsed_items(value, kind, place)
-    elif origin is Literal and value in parts:
-        return value
-    elif kind in SCALARS and isinstance(value, SCALARS[kind]) and isinstance(value, bool) == (kind is bool):
+    elif value in parts if origin is Literal else _is_scalar(value, kind):
         return value
     raise ValueError(f"{place} is {str(value)[:40]!r}")
+
+
+def _is_scalar(value: Any, kind: Any) -> bool:
+    kinds = (int, float) if kind is float else kind if kind in (str, int, bool, NoneType) else ()
+    return isinstance(value, kinds) and isinstance(value, bool) == (kind is bool)
 
 
 def _parsed_items(value: dict[str, Any], kind: Any, place: str) -> dict[str, Any]:

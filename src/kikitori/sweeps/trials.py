@@ -96,8 +96,7 @@ class Sweep:
     def _move(self, trial: Trial, name: str) -> None:
         """Renames a trial's folder, which has the names of its swept keys, if one of them has a new name."""
         old, new = self.folder / trial.folder, self.folder / name
-        # sweep.json may name any folder; only one of this sweep is moved.
-        if old != new and old.is_dir() and old.resolve().parent == self.folder.resolve() and not new.exists():
+        if old != new and old.is_dir() and not new.exists():
             old.rename(new)
             trial.log = trial.log.replace(trial.folder, name, 1)
         trial.folder = name
