@@ -130,10 +130,10 @@ def test_a_long_legend_shows_ranks_only(tmp_path: Path) -> None:
 def test_costs_that_are_equal_are_no_trade_off(tmp_path: Path) -> None:
     for n, seconds in enumerate((60.0, 120.0)):
         cost = {"fit_s": seconds, "evaluate_s": 1.0, "devices": 1, "device": "cpu"}
-        write_run(tmp_path / str(n), n + 1, {"optim": {"lr": n}}, model={"parameters": 1e6}, cost=cost)
+        write_run(tmp_path / str(n), n + 1, {"optim": {"lr": n}}, model={"parameters": 10**6}, cost=cost)
     assert list(plots(tmp_path)["CER against cost"].variants) == ["CPU hours"]
-    write_run(tmp_path / "1", 2, {"optim": {"lr": 1}}, model={"parameters": 1e6})
-    write_run(tmp_path / "0", 1, {"optim": {"lr": 0}}, model={"parameters": 1e6})
+    write_run(tmp_path / "1", 2, {"optim": {"lr": 1}}, model={"parameters": 10**6})
+    write_run(tmp_path / "0", 1, {"optim": {"lr": 0}}, model={"parameters": 10**6})
     assert not plots(tmp_path)["CER against cost"].variants
 
 

@@ -232,7 +232,7 @@ class TrialRecord(TypedDict, total=False):
 class SweepRecord(TypedDict, total=False):
     """sweep.json."""
 
-    trials: Required[list[TrialRecord]]
+    trials: list[TrialRecord]
     command: list[str]
     cwd: str
     started: str

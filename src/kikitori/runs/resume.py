@@ -160,15 +160,18 @@ def check_extension(earlier: Results, config: Mapping[str, Any], folder: Path) -
             f"hydra.run.dir={folder} holds a run that is {earlier['status']}: nothing is left to resume; "
             "start a new run in another folder"
         )
-    clips = earlier["data"]["splits"]["train"]["clips"]
-    before, now = (training_steps(settings, clips) for settings in (earlier["config"], config))
+    try:
+        clips = earlier["data"]["splits"]["train"]["clips"]
+        before, now = (training_steps(settings, clips) for settings in (earlier["config"], config))
+        was, patience = (_patience(settings) for settings in (earlier["config"], config))
+    except (KeyError, TypeError) as missing:
+        raise DataError(f"{folder / RESULTS} does not record its length ({missing}); start a new run") from missing
     if done >= now:
         key = "trainer.max_epochs" if config["trainer"].get("max_epochs") else "trainer.max_steps"
         raise ConfigError(
             f"{folder} holds a run that is completed, after {done} steps: nothing is left to resume; to train it "
             f"further: {key}=N 'resume_accept=[{key}]', for more steps than that"
         )
-    patience, was = (_patience(settings) for settings in (config, earlier["config"]))
     if done < before and patience <= was:
         raise ConfigError(
             f"{folder} holds a run that stopped early, after {done} of {before} steps, and would stop again; raise "
