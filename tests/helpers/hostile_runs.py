@@ -5,7 +5,6 @@ import os
 import random
 from collections.abc import Iterator
 from contextlib import suppress
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +67,12 @@ def _mutate(path: Path, rng: random.Random) -> None:
     if how < 0.1 or not path.is_file():
         replace(path, rng.choice(KINDS))
     elif how < 0.2 or path.suffix == ".yaml":
-        bombs = ["x: &a [1]\ny: [*a, *a]", "- !!python/object/apply:os.mkdir [PWN_yaml]", "- " * 9000, "- {a: 2026-99-99}"]
+        bombs = [
+            "x: &a [1]\ny: [*a, *a]",
+            "- !!python/object/apply:os.mkdir [PWN_yaml]",
+            "- " * 9000,
+            "- {a: 2026-99-99}",
+        ]
         path.write_bytes(rng.choice(TEXTS + bombs).encode(errors="surrogateescape"))
     elif path.suffix == ".jsonl":
         rows = [json.loads(line) for line in path.read_text().splitlines()]
@@ -113,13 +117,3 @@ def replace(path: Path, kind: str) -> None:
     else:
         with path.open("wb") as file:
             file.truncate(20 * 2**30)
-
-
-def state(folder: Path) -> dict[str, tuple[int, float, str]]:
-    """Everything in a folder: type and mode, time of change, and contents, to be compared later."""
-    found = {}
-    for path in sorted(folder.rglob("*")):
-        facts = path.lstat()
-        content = sha256(path.read_bytes()).hexdigest() if path.is_file() and not path.is_symlink() else ""
-        found[str(path.relative_to(folder))] = (facts.st_mode, facts.st_mtime, content)
-    return found

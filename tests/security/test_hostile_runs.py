@@ -4,15 +4,15 @@ import json
 import os
 import random
 import shutil
-import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hostile_runs import good_run, mutated_run, replace, state
+from hostile_runs import good_run, mutated_run, replace
+from watching import state, within
 
 from kikitori.compare import formats
 from kikitori.compare.leaderboard import build_leaderboards
@@ -24,22 +24,6 @@ from kikitori.runtime.paths import check_run_folder
 
 # Seconds in which a comparison of two small runs must end.
 PATIENCE_S = 20
-
-
-@contextmanager
-def within(seconds: int) -> Iterator[None]:
-    """Raises TimeoutError in a block that hangs."""
-
-    def late(*_: Any) -> None:
-        raise TimeoutError(f"still busy after {seconds} s")
-
-    before = signal.signal(signal.SIGALRM, late)
-    signal.alarm(seconds)
-    try:
-        yield
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
 
 
 @pytest.fixture
@@ -195,7 +179,7 @@ def test_a_second_name_of_a_file_is_not_written_through(tmp_path: Path, victim: 
     folder = good_run(tmp_path / "run")
     (folder / "train.log").unlink()
     os.link(victim / "thesis.txt", folder / "train.log")
-    with pytest.raises(KikitoriError, match="train.log has a second name"):
+    with pytest.raises(KikitoriError, match=r"train\.log has a second name"):
         check_run_folder(folder, "hydra.run.dir")
 
 
@@ -203,7 +187,7 @@ def test_a_second_name_of_a_file_is_not_written_through(tmp_path: Path, victim: 
 def test_a_run_folder_of_another_user_is_not_written_into(tmp_path: Path) -> None:
     folder = good_run(tmp_path / "run")
     os.chown(folder / "train.log", 12345, -1)
-    with pytest.raises(KikitoriError, match="train.log belongs to another user"):
+    with pytest.raises(KikitoriError, match=r"train\.log belongs to another user"):
         check_run_folder(folder, "hydra.run.dir")
 
 
