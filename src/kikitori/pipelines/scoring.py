@@ -15,7 +15,7 @@ from kikitori.data.datamodule import SpeechDataModule
 from kikitori.metrics.error_rates import ClipScore, prediction, rescored, score_clips, summarise
 from kikitori.model.window import FULL, Window
 from kikitori.pipelines.session import Session
-from kikitori.runs.results import FULL_WINDOW, Prediction, predictions_file, read_results
+from kikitori.runs.results import FULL_WINDOW, PREDICTION, predictions_file, read_results
 from kikitori.runtime.console import IN_BAR, duration
 from kikitori.runtime.distributed import all_gather, is_main
 from kikitori.runtime.files import read_lines, write_lines
@@ -123,7 +123,7 @@ def is_scored(run: Session, data: SpeechDataModule, stage: str, sample: Mapping[
     def is_same(split: Split) -> bool:
         path = predictions_file(run.folder, split, stage)
         rows = (
-            sorted((row["clip"], row["reference"]) for row in read_lines(path, Prediction)) if path.exists() else None
+            sorted((row["clip"], row["reference"]) for row in read_lines(path, PREDICTION)) if path.exists() else None
         )
         now = sorted((clip.name, clip.text) for clip in data.scored(split, sample.get(split)))
         # The digest covers the audio as well; earlier versions wrote none.
@@ -141,7 +141,7 @@ def read_scores(run: Session, splits: Sequence[Split], stage: str, language: str
     rates = run.results["scores"][stage] = {}
     for split in splits:
         path = predictions_file(run.folder, split, stage)
-        rows = sorted(read_lines(path, Prediction), key=lambda row: (row["clip"], row["reference"]))
+        rows = sorted(read_lines(path, PREDICTION), key=lambda row: (row["clip"], row["reference"]))
         scores[split], rows = rescored(rows, language)
         if is_main():
             write_lines(path, rows)

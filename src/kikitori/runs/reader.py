@@ -308,7 +308,7 @@ def _hydra_overrides(folder: Path) -> list[str]:
     """The overrides that Hydra recorded; results.json of older runs lacks them."""
     try:
         text = read_text(folder / ".hydra" / "overrides.yaml", MAX_OVERRIDES)
-        return parse(yaml.load(text, _WithoutAliases) or [], list[str])
+        return parse(yaml.load(text, _WithoutAliases) or [], [str])
     except (*UNREADABLE, yaml.YAMLError):
         return []
 

@@ -6,7 +6,7 @@ A folder may be anyone's, so each file is read in one way: as plain values of th
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Required, TypedDict
+from typing import Any
 
 from kikitori.config.overrides import leaves
 from kikitori.runtime.errors import DataError
@@ -33,236 +33,114 @@ MAX_TRANSCRIPT = 2000
 # Keys of a configuration, ten times those of conf/.
 MAX_KEYS = 2000
 
-Count = Annotated[int, lambda value: 0 <= value <= 10**12]
-Amount = Annotated[float, lambda value: 0 <= value <= 10**12]
-Rate = Annotated[float, lambda value: abs(value) <= 10**6]
-Interval = Annotated[list[Rate], lambda bounds: len(bounds) == 2]
-# A file or folder in its folder, and one anywhere below it.
-Name = Annotated[str, lambda name: name not in ("", ".", "..") and not re.search(r"[/\0]", name)]
-Below = Annotated[str, lambda path: not re.search(r"^/|\0|(^|/)\.\.(/|$)", path)]
-Store = Annotated[str, re.compile(r"[0-9a-f]{24}\.arrow").fullmatch]
+
+def is_count(value: Any) -> bool:
+    """Whether a value is a number of things."""
+    return type(value) is int and 0 <= value <= 10**12
 
 
-class Rates(TypedDict, total=False):
-    """Rates of a split at a stage, or their change. clips: missing in a change."""
-
-    cer: Required[Rate]
-    wer: Rate
-    cer_raw: Rate
-    wer_raw: Rate
-    cer_reading: Rate
-    cer_ci95: Interval
-    wer_ci95: Interval
-    clips: Count
-    cut: Count
+def is_amount(value: Any) -> bool:
+    """Whether a value is a number of seconds, GB or clips per second."""
+    return type(value) in (int, float) and 0 <= value <= 10**12
 
 
-class SplitFacts(TypedDict, total=False):
-    """What results.json records of a split's clips. store: the file of the decoded clips in the cache."""
-
-    clips: Required[Count]
-    seconds: Amount
-    clips_over_window: Count
-    store: Store
-    digest: str
+def is_rate(value: Any) -> bool:
+    """Whether a value is an error rate, a change of one, or a loss."""
+    return type(value) in (int, float) and abs(value) <= 10**6
 
 
-class DataFacts(TypedDict, total=False):
-    """What results.json records of a corpus."""
-
-    corpus: str
-    release: str
-    language: str
-    splits: dict[str, SplitFacts]
-    rejects: dict[str, Count]
+def is_name(value: Any) -> bool:
+    """Whether a value is the name of a file or folder: no path, which could lead elsewhere."""
+    return isinstance(value, str) and value not in ("", ".", "..") and not re.search(r"[/\0]", value)
 
 
-class ModelFacts(TypedDict, total=False):
-    """The model of a run."""
-
-    name: str
-    parameters: Count
-    window_s: Amount
-    window: str
-    language: str
-    task: str
-    notes: list[str]
+def is_below(value: Any) -> bool:
+    """Whether a value is a path that stays below its folder."""
+    return isinstance(value, str) and not re.search(r"^/|\0|(^|/)\.\.(/|$)", value)
 
 
-class Cost(TypedDict, total=False):
-    """What a run cost, in seconds and GB."""
-
-    prepare_s: Amount
-    encode_s: Amount
-    fit_s: Amount
-    evaluate_s: Amount
-    train_clips_per_s: Amount
-    peak_memory_gb: Amount
-    devices: Count
-    device: str
+def is_store(value: Any) -> bool:
+    """Whether a value is the name of a file of decoded clips in the cache."""
+    return isinstance(value, str) and re.fullmatch(r"[0-9a-f]{24}\.arrow", value) is not None
 
 
-class Scoring(TypedDict, total=False):
-    """The rules by which text is scored."""
-
-    language: str
-    normaliser: str
-    segmenter: str
+def is_interval(value: Any) -> bool:
+    """Whether a value is a lower and an upper bound."""
+    return isinstance(value, list) and len(value) == 2 and all(map(is_rate, value))
 
 
-class Chosen(TypedDict, total=False):
-    """The checkpoint that is scored and saved."""
-
-    steps: Count
-    best: str
-    best_step: Count
-    monitor: str
-    value: Rate
-
-
-class Interruption(TypedDict, total=False):
-    """Why and where a run was interrupted."""
-
-    reason: Required[str]
-    resumed: str
-    step: Count
-
-
-class Git(TypedDict, total=False):
-    """The commit of the code."""
-
-    commit: str
-    dirty: bool
-
-
-class ConfiguredModel(TypedDict, total=False):
-    """Keys of a configured model."""
-
-    name: str | None
-    language: str | None
-    task: str | None
-
-
-class ConfiguredData(TypedDict, total=False):
-    """Keys of configured data."""
-
-    language: str | None
-    global_batch_size: Annotated[int, lambda clips: clips > 0]
-    global_batch: Annotated[int, lambda clips: clips > 0]
-
-
-class ConfiguredTrainer(TypedDict, total=False):
-    """Keys of a configured Trainer."""
-
-    max_steps: int | None
-    max_epochs: int | None
-    precision: str | int | None
-
-
-class ConfiguredCallback(TypedDict, total=False):
-    """Keys of a configured callback."""
-
-    patience: Count | None
-
-
-class ReadKeys(TypedDict, total=False):
-    """A resolved configuration: the keys that are read by their names, next to all others."""
-
-    model: ConfiguredModel
-    data: ConfiguredData
-    trainer: ConfiguredTrainer
-    callbacks: dict[str, ConfiguredCallback]
-    checkpoint: str | None
-
-
-Configuration = Annotated[ReadKeys, lambda config: sum(1 for _ in leaves(config)) <= MAX_KEYS]
-# A row of the learning curve.
-Validation = TypedDict(
-    "Validation",
-    {"step": Required[Count], "train/loss": float, "val/loss": float, "val/cer": Rate, "val/wer": Rate},
-    total=False,
-)
-
-
-class Record(TypedDict, total=False):
-    """results.json."""
-
-    status: Literal["running", "completed", "pruned", "failed"]
-    command: Literal["train", "evaluate", "prepare"]
-    scores: dict[Name, dict[Name, Rates]]
-    scored: dict[str, dict[str, str]]
-    config: Configuration
-    overrides: list[str]
-    options: list[str]
-    cwd: str
-    error: str
-    error_type: str
-    started: str
-    finished: str
-    precision: str
-    versions: dict[str, str]
-    git: Git
-    cost: Cost
-    data: DataFacts
-    model: ModelFacts
-    scoring: Scoring
-    history: list[Validation]
-    checkpoint: Chosen
-    interruptions: list[Interruption]
-    extended_from: Count
-    disk: dict[str, Amount]
-    environment: dict[str, str | int | bool]
-
-
-class TrialRecord(TypedDict, total=False):
-    """A trial in sweep.json. folder: its name in the sweep's folder. log: a path below the sweep's folder."""
-
-    folder: Required[Name]
-    log: Below
-    number: Count
-    overrides: list[str]
-    swept: dict[str, str]
-    state: Literal["waiting", "running", "completed", "pruned", "failed"]
-    reason: str
-    seconds: Amount
-    value: Rate | None
-    is_repeatable: bool
-
-
-class SweepRecord(TypedDict, total=False):
-    """sweep.json."""
-
-    trials: list[TrialRecord]
-    command: list[str]
-    cwd: str
-    started: str
-    id: str
-
-
-class Prediction(TypedDict, total=False):
-    """A row of a file of transcripts. The counts of edits and lengths besides those of `cer` are kept unread."""
-
-    clip: Required[str]
-    reference: Required[str]
-    hypothesis: Required[str]
-    cer_edits: Required[Count]
-    cer_length: Required[Count]
+# What the files hold, as kinds for `parse`; keys that are not listed are read nowhere.
+RATES = {"cer!": is_rate, **dict.fromkeys(("wer", "cer_raw", "wer_raw", "cer_reading"), is_rate)}
+RATES |= {"cer_ci95": is_interval, "wer_ci95": is_interval, "clips": is_count, "cut": is_count}
+SPLIT = {"clips!": is_count, "seconds": is_amount, "clips_over_window": is_count, "store": is_store, "digest": str}
+STEPS = ("prepare_s", "encode_s", "fit_s", "evaluate_s", "train_clips_per_s", "peak_memory_gb")
+VALIDATION = {"step!": is_count, "train/loss": float, "val/loss": float, "val/cer": is_rate, "val/wer": is_rate}
+CONFIGURATION = {
+    "model": dict.fromkeys(("name", "language", "task"), (str, None)),
+    "data": {"language": (str, None), "global_batch_size": is_count, "global_batch": is_count},
+    "trainer": {"max_steps": (int, None), "max_epochs": (int, None), "precision": (str, int, None)},
+    "callbacks": {str: {"patience": (is_count, None)}},
+    "checkpoint": (str, None),
+}
+RECORD = {
+    **dict.fromkeys(("cwd", "error", "error_type", "started", "finished", "precision"), str),
+    "status": ("running", *FINISHED, "failed").__contains__,
+    "command": ("train", "evaluate", "prepare").__contains__,
+    "overrides": [str],
+    "options": [str],
+    "config": CONFIGURATION,
+    "scores": {is_name: {is_name: RATES}},
+    "scored": {str: {str: str}},
+    "scoring": dict.fromkeys(("language", "normaliser", "segmenter"), str),
+    "history": [VALIDATION],
+    "checkpoint": {"steps": is_count, "best": str, "best_step": is_count, "monitor": str, "value": is_rate},
+    "cost": {**dict.fromkeys(STEPS, is_amount), "devices": is_count, "device": str},
+    "data": {"corpus": str, "language": str, "splits": {str: SPLIT}, "rejects": {str: is_count}},
+    "model": dict.fromkeys(("name", "window", "language", "task"), str)
+    | {"parameters": is_count, "window_s": is_amount, "notes": [str]},
+    "versions": {str: str},
+    "git": {"commit": str, "dirty": bool},
+    "interruptions": [{"reason!": str, "resumed": str, "step": is_count}],
+    "extended_from": is_count,
+    "disk": {str: is_count},
+    "environment": {str: (str, int, bool)},
+}
+TRIAL = {
+    "folder!": is_name,
+    "log": is_below,
+    "number": is_count,
+    "overrides": [str],
+    "swept": {str: str},
+    "state": ("waiting", "running", *FINISHED, "failed").__contains__,
+    "reason": str,
+    "is_repeatable": bool,
+    "seconds": is_amount,
+    "value": (is_rate, None),
+}
+SWEEP_RECORD = {"trials": [TRIAL], "command": [str], "cwd": str, "started": str, "id": str}
+PREDICTION = {
+    **dict.fromkeys(("clip!", "reference!", "hypothesis!"), str),
+    **dict.fromkeys(("cer_edits!", "cer_length!"), is_count),
+}
 
 
 def read_results(folder: Path) -> Results:
     """Reads results.json of a run. Raises DataError if it is missing, damaged, or not what a run records."""
-    return _read(folder / RESULTS, Record)
+    results = _read(folder / RESULTS, RECORD)
+    if sum(1 for _ in leaves(results.get("config", {}))) > MAX_KEYS:
+        raise DataError(f"{folder / RESULTS} holds a configuration of more than {MAX_KEYS} keys")
+    return results
 
 
 def read_sweep(folder: Path) -> dict[str, Any]:
     """Reads sweep.json of a sweep. Raises DataError if it is missing, damaged, or not what a sweep records."""
-    return _read(folder / SWEEP, SweepRecord)
+    return _read(folder / SWEEP, SWEEP_RECORD)
 
 
 def read_predictions(path: Path) -> list[dict[str, Any]]:
     """Reads a file of transcripts, of which very long ones are cut. Raises DataError if that is impossible."""
     try:
-        rows = read_lines(path, Prediction)
+        rows = read_lines(path, PREDICTION)
     except UNREADABLE as error:
         raise DataError(f"{path} cannot be read: {error}; delete it") from error
     for row in rows:
@@ -270,7 +148,7 @@ def read_predictions(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _read(path: Path, kind: type) -> dict[str, Any]:
+def _read(path: Path, kind: Any) -> dict[str, Any]:
     value = read_json(path)
     try:
         return parse(value, kind, path.name)

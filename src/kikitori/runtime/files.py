@@ -9,29 +9,18 @@ import math
 import os
 import re
 import stat
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from functools import cache
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import (
-    Annotated,
-    Any,
-    BinaryIO,
-    Literal,
-    Required,
-    Union,
-    get_args,
-    get_origin,
-    get_type_hints,
-    is_typeddict,
-)
+from typing import Any, BinaryIO
 
 from kikitori.runtime.errors import DataError
 
 # Limits of a JSON file, far above what a run writes: bytes, bytes of one that is read line by line, nesting, values,
 # and characters of a text.
 MAX_BYTES, MAX_BYTES_OF_LINES, MAX_DEPTH, MAX_VALUES, MAX_CHARACTERS = 2**26, 2**28, 32, 10**6, 10**5
+# A kind for `parse`.
+ANY: Callable[[Any], bool] = lambda value: True  # noqa: E731
 # Errors of reading a file, whatever is in it.
 UNREADABLE = (OSError, ValueError, RecursionError, MemoryError)
 
@@ -100,53 +89,44 @@ def _writable(value: Any) -> Any:
 
 
 def parse(value: Any, kind: Any, place: str = "it") -> Any:
-    """Returns a plain value as a type of TypedDicts, dicts, lists, unions, literals and Annotated[type, condition].
+    """Returns a plain value of a kind. Raises ValueError that names the place of what is of another.
 
-    null is absent, unless the type has None. Keys that a TypedDict lacks are kept as they are, since nothing reads
-    them. place: the name of the value in errors. Raises ValueError.
+    kind: a type, a condition (a function of the value), a tuple of alternatives, [kind] for a list, or for an object
+    its names with their kinds. A name with ! must be there; a condition in place of a name is for all other names, and
+    without one they are kept as they are, since nothing reads them. null is absent, unless the kind includes it.
     """
-    origin, parts = get_origin(kind), get_args(kind)
-    if kind is Any:
-        return value
-    if origin is Required:
-        return parse(value, parts[0], place)
-    if origin is Annotated:
-        if parts[1](found := parse(value, parts[0], place)):
-            return found
-    elif origin in (Union, UnionType):
-        for part in parts:
+    if isinstance(kind, tuple):
+        for alternative in kind:
             with suppress(ValueError):
-                return parse(value, part, place)
-    elif origin is list and isinstance(value, list):
-        return [parse(item, parts[0], f"{place}[{i}]") for i, item in enumerate(value)]
-    elif (origin is dict or is_typeddict(kind)) and isinstance(value, dict):
-        return _parsed_items(value, kind, place)
-    elif value in parts if origin is Literal else _is_scalar(value, kind):
+                return parse(value, alternative, place)
+    elif isinstance(kind, list) and isinstance(value, list):
+        return [parse(item, kind[0], f"{place}[{i}]") for i, item in enumerate(value)]
+    elif isinstance(kind, dict) and isinstance(value, dict):
+        return _parse_object(value, kind, place)
+    elif kind(value) if callable(kind) and not isinstance(kind, type) else _is_a(value, kind):
         return value
     raise ValueError(f"{place} is {str(value)[:40]!r}")
 
 
-def _is_scalar(value: Any, kind: Any) -> bool:
-    kinds = (int, float) if kind is float else kind if kind in (str, int, bool, NoneType) else ()
-    return isinstance(value, kinds) and isinstance(value, bool) == (kind is bool)
+def _is_a(value: Any, kind: Any) -> bool:
+    return type(value) in ((int, float) if kind is float else (kind or type(None),))
 
 
-def _parsed_items(value: dict[str, Any], kind: Any, place: str) -> dict[str, Any]:
-    hints = _hints(kind) if is_typeddict(kind) else dict.fromkeys(value, get_args(kind)[1])
-    kinds = {key: hints.get(key, Any) for key in value}
-    found = {
-        key: parse(item, kinds[key], f"{place}.{key}")
-        for key, item in value.items()
-        if item is not None or kinds[key] is Any or NoneType in get_args(kinds[key])
-    }
-    if missing := sorted(getattr(kind, "__required_keys__", set()) - found.keys()):
-        raise ValueError(f"{place} lacks {missing[0]}")
+def _parse_object(value: dict[Any, Any], kind: dict[Any, Any], place: str) -> dict[Any, Any]:
+    names = {name.rstrip("!"): of for name, of in kind.items() if isinstance(name, str)}
+    condition, rest = next(((name, of) for name, of in kind.items() if not isinstance(name, str)), (ANY, ANY))
+    found = {}
+    for key, item in value.items():
+        if key not in names:
+            parse(key, condition, f"a name in {place}")
+        try:
+            found[key] = parse(item, names.get(key, rest), f"{place}.{key}")
+        except ValueError:
+            if item is not None:
+                raise
+    if missing := [name for name in kind if isinstance(name, str) and name.endswith("!") and name[:-1] not in found]:
+        raise ValueError(f"{place} lacks {missing[0][:-1]}")
     return found
-
-
-@cache
-def _hints(kind: Any) -> dict[str, Any]:
-    return get_type_hints(kind, include_extras=True)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -160,8 +140,8 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def read_lines(path: Path, kind: Any = dict[str, Any]) -> list[Any]:
-    """Reads the objects that `write_lines` wrote, as a type for `parse`. Raises one of UNREADABLE."""
+def read_lines(path: Path, kind: Any = {str: ANY}) -> list[Any]:  # noqa: B006
+    """Reads the objects that `write_lines` wrote, of a kind for `parse`. Raises one of UNREADABLE."""
     with open_regular(path, MAX_BYTES_OF_LINES) as lines:
         return [parse(plain(line.decode()), kind, f"line {i}") for i, line in enumerate(lines, 1)]
 

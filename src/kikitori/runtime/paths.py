@@ -13,7 +13,7 @@ HERE = Path(__file__).parents[1]
 # A wheel has conf/ inside the package, a checkout has it at its top.
 CONF = next(folder for folder in (HERE / "conf", HERE.parents[1] / "conf") if folder.is_dir())
 DEMO = HERE / "corpora" / "demo" / "common-voice-ja"
-# W&B gives files of a run a second name, and opens none of an earlier start.
+# W&B links to the files of its last start, and writes into none of an earlier one.
 WANDB = "wandb"
 
 
@@ -64,11 +64,13 @@ def _fault(path: Path, root: str) -> str:
     facts = path.lstat()
     if facts.st_uid not in (0, os.geteuid()):
         return "belongs to another user"
+    of_wandb = WANDB in path.relative_to(root).parts[:-1]
     if stat.S_ISLNK(facts.st_mode):
-        return "" if Path(os.path.realpath(path)).is_relative_to(root) else "is a link out of this folder"
+        stays = Path(os.path.realpath(path)).is_relative_to(root) and (of_wandb or path.exists())
+        return "" if stays else "is a link out of this folder"
     if stat.S_ISREG(facts.st_mode):
         # Two checkpoints of one step are one file, and are replaced rather than written.
-        shared = facts.st_nlink > 1 and path.suffix != ".ckpt" and WANDB not in path.relative_to(root).parts
+        shared = facts.st_nlink > 1 and path.suffix != ".ckpt" and not of_wandb
         return "has a second name, perhaps outside of this folder" if shared else ""
     return "" if stat.S_ISDIR(facts.st_mode) else "is no regular file"
 

@@ -7,7 +7,7 @@ from collections.abc import Collection
 from hashlib import sha256
 from math import inf
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO, TypedDict, cast
+from typing import Any, BinaryIO, cast
 
 import pytorch_lightning as pl
 import torch
@@ -16,7 +16,16 @@ from pytorch_lightning.plugins.io import CheckpointIO
 from pytorch_lightning.utilities import rank_zero_only
 
 from kikitori.runtime.errors import DataError, TrainingError, one_line
-from kikitori.runtime.files import atomic_write, check_extent, is_regular, open_regular, parse, read_text, sync_folder
+from kikitori.runtime.files import (
+    ANY,
+    atomic_write,
+    check_extent,
+    is_regular,
+    open_regular,
+    parse,
+    read_text,
+    sync_folder,
+)
 from kikitori.runtime.signals import Stop
 from kikitori.training.history import TrainingHistory
 
@@ -26,26 +35,20 @@ log = logging.getLogger(__name__)
 NOT_PLAIN = "is damaged, or holds more than weights and plain values"
 
 
-Weights = Annotated[Any, lambda held: isinstance(held, dict) and all(map(torch.is_tensor, held.values()))]
+def _are_weights(value: Any) -> bool:
+    return isinstance(value, dict) and all(map(torch.is_tensor, value.values()))
 
 
-class Checkpoint(TypedDict, total=False):
-    """The parts of a checkpoint that are read by their names."""
-
-    global_step: Annotated[int, lambda step: step >= 0]
-    state_dict: Weights
-    optimizer_states: list[dict[str, Any]]
-    callbacks: dict[str, dict[str, Any]]
-    hyper_parameters: dict[str, Any]
-
-
-class KeptCheckpoints(TypedDict):
-    """The paths in ModelCheckpoint's state."""
-
-    best_model_path: str
-    kth_best_model_path: str
-    last_model_path: str
-    best_k_models: dict[str, Any]
+# What is read of a checkpoint by its name, and of ModelCheckpoint's state, as kinds for `parse`.
+CHECKPOINT = {
+    "global_step": lambda step: type(step) is int and step >= 0,
+    "state_dict": _are_weights,
+    "optimizer_states": [{str: ANY}],
+    "callbacks": {str: {str: ANY}},
+    "hyper_parameters": {str: ANY},
+}
+PATHS = ("best_model_path", "kth_best_model_path", "last_model_path")
+KEPT = {**{f"{key}!": str for key in PATHS}, "best_k_models!": {str: ANY}}
 
 
 class CheckpointFiles(CheckpointIO):
@@ -111,13 +114,13 @@ def _in_folder(state: dict[str, Any], folder: Path) -> dict[str, Any] | None:
     """
     if "dirpath" not in state:
         return state
-    state = parse(state, KeptCheckpoints, "ModelCheckpoint's state")
+    state = parse(state, KEPT, "ModelCheckpoint's state")
 
     def here(path: str) -> str:
         file = folder / Path(path).name
         return str(file) if file.suffix == ".ckpt" and is_regular(file) else ""
 
-    paths = {key: here(state[key]) for key in ("best_model_path", "kth_best_model_path", "last_model_path")}
+    paths = {key: here(state[key]) for key in PATHS}
     if state["best_model_path"] and not paths["best_model_path"]:
         return None
     best = {here(path): score for path, score in state["best_k_models"].items() if here(path)}
@@ -189,7 +192,7 @@ def read_checkpoint(path: Path, verify: bool = True, mmap: bool = True) -> dict[
                 raise ValueError("its parts are larger than the file")
         values = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
         check_extent(values)
-        return parse(values, Checkpoint, "the checkpoint")
+        return parse(values, CHECKPOINT, "the checkpoint")
     except Exception as error:  # torch raises many kinds for a damaged or hostile file
         reason = error if isinstance(error, ValueError) else type(error).__name__
         raise DataError(f"{path} {NOT_PLAIN} ({reason}); use another checkpoint") from error
