@@ -1,6 +1,6 @@
 """The vocabulary of run folders: file names, statuses, stages, what their files hold, the score that ranks a run.
 
-A folder may be anyone's, so each file is read in one way: as plain values of the types below, or not at all.
+A folder may be anyone's, so each file is read in one way: as plain values of the kinds below, or not at all.
 """
 
 import re
@@ -83,7 +83,8 @@ CONFIGURATION = {
     "checkpoint": (str, None),
 }
 RECORD = {
-    **dict.fromkeys(("cwd", "error", "error_type", "started", "finished", "precision"), str),
+    **dict.fromkeys(("cwd", "error", "error_type", "started", "finished"), str),
+    "precision": (str, int),
     "status": ("running", *FINISHED, "failed").__contains__,
     "command": ("train", "evaluate", "prepare").__contains__,
     "overrides": [str],
@@ -93,7 +94,7 @@ RECORD = {
     "scored": {str: {str: str}},
     "scoring": dict.fromkeys(("language", "normaliser", "segmenter"), str),
     "history": [VALIDATION],
-    "checkpoint": {"steps": is_count, "best": str, "best_step": is_count, "monitor": str, "value": is_rate},
+    "checkpoint": {"steps": is_count, "best": str, "best_step": is_count, "monitor": str, "value": float},
     "cost": {**dict.fromkeys(STEPS, is_amount), "devices": is_count, "device": str},
     "data": {"corpus": str, "language": str, "splits": {str: SPLIT}, "rejects": {str: is_count}},
     "model": dict.fromkeys(("name", "window", "language", "task"), str)
