@@ -1,8 +1,9 @@
 import traceback
 
 import pytest
+from torch._utils import ExceptionWrapper
 
-from kikitori.runtime.errors import ConfigError, DataError, describe_error, one_line
+from kikitori.runtime.errors import ConfigError, DataError, describe_error, one_line, shortened
 
 
 @pytest.mark.parametrize(
@@ -34,3 +35,20 @@ def test_control_characters_do_not_reach_the_screen() -> None:
 
 def test_a_file_name_that_is_not_utf_8_can_be_printed() -> None:
     assert str(DataError("caf\udce9.mp3 is missing")) == "caf\\udce9.mp3 is missing"
+
+
+def test_an_error_of_a_loader_worker_has_its_own_message_only() -> None:
+    try:
+        raise DataError("a.mp3: no label")
+    except DataError:
+        wrapped = ExceptionWrapper(where="in DataLoader worker process 0")
+    with pytest.raises(DataError) as caught:
+        wrapped.reraise()
+    assert describe_error(caught.value) == "DataError: a.mp3: no label"
+
+
+def test_of_many_names_a_few_are_given() -> None:
+    names = [f"{number}.mp3" for number in range(16)]
+    assert shortened(names) == "0.mp3, 1.mp3, 2.mp3 and 13 more"
+    assert shortened(names[:3]) == "0.mp3, 1.mp3, 2.mp3"
+    assert shortened([]) == ""

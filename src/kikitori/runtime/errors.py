@@ -5,7 +5,7 @@ Each error names the thing, its value and the remedy, and is shown without a tra
 
 import re
 import signal
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any
 
@@ -16,14 +16,24 @@ OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "ALLOC_FAILED", "CUDN
 CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 
 
+def printable(text: str) -> str:
+    """Returns a text with its control characters escaped; a new line stays."""
+    return CONTROL.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
 class KikitoriError(Exception):
     """Base of the errors below. The command line shows their class and message, without a traceback."""
+
+    def __init__(self, *arguments: Any) -> None:
+        # torch makes an error of a loader worker again, with the worker's traceback as its message.
+        if arguments and isinstance(arguments[0], str) and arguments[0].startswith("Caught "):
+            arguments = (arguments[0].rpartition(f"{type(self).__name__}: ")[2].rstrip(), *arguments[1:])
+        super().__init__(*arguments)
 
     def __str__(self) -> str:
         # A file name that is not valid UTF-8 must not break printing or storing the message, and one with control
         # characters must not reach a terminal.
-        message = super().__str__().encode("utf-8", "backslashreplace").decode()
-        return CONTROL.sub(lambda found: ascii(found[0])[1:-1], message)
+        return printable(super().__str__().encode("utf-8", "backslashreplace").decode())
 
 
 class ConfigError(KikitoriError):
@@ -89,6 +99,12 @@ def describe_error(error: BaseException) -> str:
 def one_line(error: BaseException) -> str:
     """Returns the first line of an error's message, or the name of its class if the message is empty."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def shortened(names: Sequence[str], shown: int = 3) -> str:
+    """Returns the first names of a list, and how many others there are."""
+    more = len(names) - shown
+    return ", ".join(names[:shown]) + (f" and {more} more" if more > 0 else "")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
