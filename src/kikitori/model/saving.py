@@ -10,7 +10,7 @@ from pathlib import Path
 from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperProcessor, WhisperTokenizer
 
 from kikitori.model.processor import Processor
-from kikitori.runtime.files import read_text, write_json
+from kikitori.runtime.files import read_json, read_text, write_json
 
 # Entries of tokenizer_config.json that describe the tokenizer; transformers 5 adds how and from where it was loaded.
 TOKENIZER_KEYS = (

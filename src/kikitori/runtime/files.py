@@ -19,6 +19,8 @@ from kikitori.runtime.errors import DataError
 # Limits of a JSON file, far above what a run writes: bytes, bytes of one that is read line by line, nesting, values,
 # and characters of a text.
 MAX_BYTES, MAX_BYTES_OF_LINES, MAX_DEPTH, MAX_VALUES, MAX_CHARACTERS = 2**26, 2**28, 32, 10**6, 10**5
+# Half characters, and numbers that may be out of range. A short text without them need not be searched further.
+UNUSUAL = re.compile(r"\\u[dD]|[0-9]{19}|[0-9][eE]")
 # A kind for `parse`.
 ANY: Callable[[Any], bool] = lambda value: True  # noqa: E731
 # Errors of reading a file, whatever is in it.
@@ -72,6 +74,8 @@ def plain(text: str) -> Any:
     Raises ValueError or RecursionError for what `check_extent` refuses, and for numbers and texts out of range.
     """
     value = json.loads(text, parse_constant=lambda _: None)
+    if len(text) < MAX_CHARACTERS and not UNUSUAL.search(text) and text.count("[") + text.count("{") < MAX_DEPTH:
+        return value
     check_extent(value)
     return _writable(value)
 
@@ -91,9 +95,9 @@ def _writable(value: Any) -> Any:
 def parse(value: Any, kind: Any, place: str = "it") -> Any:
     """Returns a plain value of a kind. Raises ValueError that names the place of what is of another.
 
-    kind: a type, a condition (a function of the value), a tuple of alternatives, [kind] for a list, or for an object
-    its names with their kinds. A name with ! must be there; a condition in place of a name is for all other names, and
-    without one they are kept as they are, since nothing reads them. null is absent, unless the kind includes it.
+    kind: a type, a condition (a function of the value), a tuple of alternatives, [kind] for a list; for an object its
+    names with their kinds, or {kind of all names: kind}. A name with ! must be there. Other names are kept as they are,
+    since nothing reads them. null is absent, unless the kind includes it.
     """
     if isinstance(kind, tuple):
         for alternative in kind:
@@ -113,19 +117,20 @@ def _is_a(value: Any, kind: Any) -> bool:
 
 
 def _parse_object(value: dict[Any, Any], kind: dict[Any, Any], place: str) -> dict[Any, Any]:
-    names = {name.rstrip("!"): of for name, of in kind.items() if isinstance(name, str)}
-    condition, rest = next(((name, of) for name, of in kind.items() if not isinstance(name, str)), (ANY, ANY))
-    found = {}
-    for key, item in value.items():
-        if key not in names:
-            parse(key, condition, f"a name in {place}")
-        try:
-            found[key] = parse(item, names.get(key, rest), f"{place}.{key}")
-        except ValueError:
-            if item is not None:
-                raise
-    if missing := [name for name in kind if isinstance(name, str) and name.endswith("!") and name[:-1] not in found]:
-        raise ValueError(f"{place} lacks {missing[0][:-1]}")
+    if isinstance(next(iter(kind)), str):
+        wanted = [(name.rstrip("!"), name.endswith("!"), of) for name, of in kind.items()]
+    else:
+        wanted = [(parse(key, name, f"a name in {place}"), False, of) for name, of in kind.items() for key in value]
+    found = dict(value)
+    for key, is_required, of in wanted:
+        if key in found:
+            try:
+                found[key] = parse(found[key], of, f"{place}.{key}")
+            except ValueError:
+                if found.pop(key) is not None:
+                    raise
+        if is_required and key not in found:
+            raise ValueError(f"{place} lacks {key}")
     return found
 
 
