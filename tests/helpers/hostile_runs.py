@@ -64,6 +64,8 @@ def mutated_run(folder: Path, rng: random.Random) -> Path:
 
 def _mutate(path: Path, rng: random.Random) -> None:
     how = rng.random()
+    if path.is_file() and path.stat().st_size > 2**30:
+        return
     if how < 0.1 or not path.is_file():
         replace(path, rng.choice(KINDS))
     elif how < 0.2 or path.suffix == ".yaml":
