@@ -51,12 +51,13 @@ def is_rate(value: Any) -> bool:
 
 def is_name(value: Any) -> bool:
     """Whether a value is the name of a file or folder: no path, which could lead elsewhere."""
-    return isinstance(value, str) and value not in ("", ".", "..") and not re.search(r"[/\0]", value)
+    return is_below(value) and "/" not in value
 
 
 def is_below(value: Any) -> bool:
-    """Whether a value is a path that stays below its folder."""
-    return isinstance(value, str) and not re.search(r"^/|\0|(^|/)\.\.(/|$)", value)
+    """Whether a value is a path that stays below its folder, of names that a file can have."""
+    parts = value.split("/") if isinstance(value, str) else [""]
+    return not {"", ".", ".."} & {*parts} and "\0" not in value and all(len(part.encode()) < 256 for part in parts)
 
 
 def is_store(value: Any) -> bool:
@@ -108,7 +109,7 @@ RECORD = {
 }
 TRIAL = {
     "folder!": is_name,
-    "log": is_below,
+    "log": (is_below, "".__eq__),
     "number": is_count,
     "overrides": [str],
     "swept": {str: str},
