@@ -67,12 +67,31 @@ def test_the_audio_is_that_of_the_cache(tmp_path: Path, cache_name: str) -> None
     assert abs(samples).max() == pytest.approx(8000 / 2**15, rel=0.2)
 
 
+def test_a_sample_that_is_damaged_costs_the_audio_and_not_the_page(tmp_path: Path, cache_name: str) -> None:
+    path = cache_folder() / "store" / cache_name
+    whole = path.read_bytes()
+    tone = (8000 * np.sin(np.arange(8000) / 20)).astype(np.int16).tobytes()
+    at = whole.index(tone[2000:3000])
+    splits = {"validation": {"clips": 6, "store": cache_name, "digest": "a"}}
+    (run,) = find_runs([str(write_run(tmp_path / "a", data={"splits": splits}))])
+    path.write_bytes(whole[:at] + b"\1" + whole[at + 1 :])
+    try:
+        found, why = audio_data_urls(run, "validation", ["clip_0.mp3"])
+    finally:
+        path.write_bytes(whole)
+    assert not found
+    assert "the samples of clip_0.mp3 differ from those written" in why
+
+
+GONE = f"{'0' * 24}.arrow"
+
+
 def test_a_cache_on_another_machine_is_the_reason_for_no_audio(tmp_path: Path) -> None:
-    splits = {"validation": {"clips": 6, "store": "gone.arrow"}}
+    splits = {"validation": {"clips": 6, "store": GONE}}
     (run,) = find_runs([str(write_run(tmp_path / "a", data={"splits": splits}))])
     assert audio_data_urls(run, "validation", ["clip_0.mp3"]) == (
         {},
-        "the decoded clips, gone.arrow, are not in this machine's cache",
+        f"the decoded clips, {GONE}, are not in this machine's cache",
     )
 
 

@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import optuna
@@ -69,3 +70,8 @@ def test_a_short_or_damaged_study_gives_a_reason(tmp_path: Path) -> None:
     assert study_importances(journal(tmp_path / "short", 5)).how.startswith("Too few completed trials (5)")
     (tmp_path / "cut").write_text('{"op_code": 0, "work')
     assert "cannot be read" in study_importances(tmp_path / "cut").how
+    os.truncate(journal(tmp_path / "holes", 5), 20 * 2**30)
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("/dev/zero")
+    for name in ("holes", "pipe", "link"):
+        assert "cannot be read" in study_importances(tmp_path / name).how

@@ -87,7 +87,7 @@ def test_curves_start_at_the_score_before_and_show_pruned_runs(tmp_path: Path) -
 
 
 def test_the_front_joins_the_rows_that_no_other_dominates(tmp_path: Path) -> None:
-    for name, errors, parameters in (("small", 3, 1e6), ("large", 1, 4e6), ("wasteful", 2, 9e6)):
+    for name, errors, parameters in (("small", 3, 10**6), ("large", 1, 4 * 10**6), ("wasteful", 2, 9 * 10**6)):
         model = {"name": name, "parameters": parameters}
         write_run(tmp_path / name, errors, {"optim": {"lr": parameters}}, model=model)
     _, front = plots(tmp_path)["CER against cost"].variants["parameters (M)"]["data"]
@@ -130,10 +130,10 @@ def test_a_long_legend_shows_ranks_only(tmp_path: Path) -> None:
 def test_costs_that_are_equal_are_no_trade_off(tmp_path: Path) -> None:
     for n, seconds in enumerate((60.0, 120.0)):
         cost = {"fit_s": seconds, "evaluate_s": 1.0, "devices": 1, "device": "cpu"}
-        write_run(tmp_path / str(n), n + 1, {"optim": {"lr": n}}, model={"parameters": 1e6}, cost=cost)
+        write_run(tmp_path / str(n), n + 1, {"optim": {"lr": n}}, model={"parameters": 10**6}, cost=cost)
     assert list(plots(tmp_path)["CER against cost"].variants) == ["CPU hours"]
-    write_run(tmp_path / "1", 2, {"optim": {"lr": 1}}, model={"parameters": 1e6})
-    write_run(tmp_path / "0", 1, {"optim": {"lr": 0}}, model={"parameters": 1e6})
+    write_run(tmp_path / "1", 2, {"optim": {"lr": 1}}, model={"parameters": 10**6})
+    write_run(tmp_path / "0", 1, {"optim": {"lr": 0}}, model={"parameters": 10**6})
     assert not plots(tmp_path)["CER against cost"].variants
 
 

@@ -5,6 +5,7 @@ import pickle
 import random
 import re
 import signal
+import stat
 import time
 from collections.abc import Callable
 from functools import partial
@@ -32,6 +33,18 @@ def clip(folder: Path, path: str) -> Clip:
     row = AudioFiles(folder).clip(path, "train", "文", None)
     assert not isinstance(row, Reject)
     return row
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
+def test_a_cache_file_of_another_user_is_not_opened(tmp_path: Path) -> None:
+    """Its checksums prove nothing: whoever writes the samples writes them, too."""
+    clips = good_clips(tmp_path)
+    with progress_bar() as progress:
+        path = build_audio_cache(clips, tmp_path / "store", progress).path
+        assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+        os.chown(path, 12345, -1)
+        with pytest.raises(DataError, match=r"belongs to another user, who decides what it holds; set KIKITORI_CACHE"):
+            build_audio_cache(clips, tmp_path / "store", progress)
 
 
 def good_clips(folder: Path, number: int = 3) -> list[Clip]:

@@ -73,16 +73,31 @@ def test_a_retried_trial_may_have_another_number_in_its_study(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("results", "code", "state", "reason"),
     [
-        ({"status": "completed", "history": [{"val/cer": 0.5}]}, 0, "completed", ""),
+        ({"status": "completed", "history": [{"step": 1, "val/cer": 0.5}]}, 0, "completed", ""),
         # What the run wrote counts, not how its process ended afterwards.
-        ({"status": "completed", "history": [{"val/cer": 0.5}]}, -9, "completed", ""),
+        ({"status": "completed", "history": [{"step": 1, "val/cer": 0.5}]}, -9, "completed", ""),
         # The best value of another metric is not taken for a CER.
-        ({"status": "completed", "checkpoint": {"value": 5.9}, "history": [{"val/cer": 0.5}]}, 0, "completed", ""),
+        (
+            {"status": "completed", "checkpoint": {"value": 5.9}, "history": [{"step": 1, "val/cer": 0.5}]},
+            0,
+            "completed",
+            "",
+        ),
         ({"status": "completed", "command": "evaluate", "scores": EVALUATED}, 0, "completed", ""),
-        ({"status": "pruned", "error": "by the pruner", "history": [{"val/cer": 0.5}]}, 0, "pruned", "by the pruner"),
-        ({"status": "failed", "error": "no", "history": [{"val/cer": 0.5}, {"val/cer": 0.9}]}, 1, "failed", "no"),
-        ({"status": "running", "history": [{"val/cer": 0.5}]}, -15, "failed", "killed by SIGTERM"),
-        ({"status": "running", "history": [{"val/cer": 0.5}]}, None, "waiting", ""),
+        (
+            {"status": "pruned", "error": "by the pruner", "history": [{"step": 1, "val/cer": 0.5}]},
+            0,
+            "pruned",
+            "by the pruner",
+        ),
+        (
+            {"status": "failed", "error": "no", "history": [{"step": 1, "val/cer": 0.5}, {"step": 2, "val/cer": 0.9}]},
+            1,
+            "failed",
+            "no",
+        ),
+        ({"status": "running", "history": [{"step": 1, "val/cer": 0.5}]}, -15, "failed", "killed by SIGTERM"),
+        ({"status": "running", "history": [{"step": 1, "val/cer": 0.5}]}, None, "waiting", ""),
     ],
 )
 def test_the_state_of_a_trial_is_read_from_its_folder(

@@ -232,7 +232,7 @@ def test_a_file_that_is_no_checkpoint_is_reported(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"last\.ckpt is damaged: it does not match last\.ckpt\.sha256; use another"):
         checkpoints.read_checkpoint(path)
     torch.save([1], tmp_path / "a.ckpt")
-    with pytest.raises(DataError, match=r"holds no checkpoint, but a list"):
+    with pytest.raises(DataError, match=r"\(the checkpoint is '\[1\]'\); use another"):
         checkpoints.read_checkpoint(tmp_path / "a.ckpt")
     (tmp_path / "b.ckpt").write_bytes(b"nothing")
     with pytest.raises(

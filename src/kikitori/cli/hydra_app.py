@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from functools import wraps
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,6 +14,7 @@ from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from omegaconf.resolvers import oc
 
 from kikitori.config import hydra_guard, targets
@@ -22,7 +24,7 @@ from kikitori.runs.resume import keep_changed_defaults
 from kikitori.runtime.distributed import is_main
 from kikitori.runtime.errors import ConfigError, Failed, KikitoriError
 from kikitori.runtime.files import remove_if_nothing_else
-from kikitori.runtime.paths import run_folder
+from kikitori.runtime.paths import check_run_folder, run_folder
 
 Result = TypeVar("Result")
 
@@ -44,6 +46,7 @@ def guard_hydra() -> None:
         cfg: DictConfig = compose(self, config_name, overrides, *args, **kwargs)
         hydra_guard.check(cfg)
         settle(cfg, overrides)
+        _check_folder(cfg)
         keep_changed_defaults(cfg, overrides)
         return cfg
 
@@ -69,6 +72,13 @@ def guard_hydra() -> None:
     ConfigLoaderImpl.load_configuration = checked
     ConfigRepository.initialize_sources = opened
     Hydra.get_help = quick_help
+
+
+def _check_folder(cfg: DictConfig) -> None:
+    """Checks the folder that Hydra is about to write into, if it exists. Raises ConfigError."""
+    node = "sweep" if cfg.hydra.mode is RunMode.MULTIRUN else "run"
+    with suppress(OmegaConfBaseException):  # composed outside of a command, where the default folder has no name
+        check_run_folder(Path(str(cfg.hydra[node].dir)), f"hydra.{node}.dir")
 
 
 def _without_secrets(*arguments: Any) -> str | None:

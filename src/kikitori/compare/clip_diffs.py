@@ -121,14 +121,14 @@ def audio_data_urls(run: Run, split: str, clips: Sequence[str]) -> tuple[dict[st
     name = run.results.get("data", {}).get("splits", {}).get(split, {}).get("store")
     if not name:
         return {}, "results.json names no cache of decoded clips"
-    path = cache_folder() / "store" / str(name)
+    path = cache_folder() / "store" / name
     if not path.is_file():
         return {}, f"the decoded clips, {path.name}, are not in this machine's cache"
     try:
         cache = AudioCache(path)
+        return {clip: encode_mp3(cache, clip) for clip in clips if clip in cache.decoded}, ""
     except DataError as error:
         return {}, str(error)
-    return {clip: encode_mp3(cache, clip) for clip in clips if clip in cache.decoded}, ""
 
 
 def encode_mp3(cache: AudioCache, clip: str) -> str:

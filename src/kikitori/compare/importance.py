@@ -10,6 +10,7 @@ import numpy as np
 
 from kikitori.compare.leaderboard import Leaderboard
 from kikitori.runs.results import STUDY
+from kikitori.runtime.files import MAX_BYTES, open_regular
 
 MIN_RUNS = 8
 MIN_TRIALS = 20
@@ -78,6 +79,7 @@ def study_importances(journal: Path) -> Importances:
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     try:
+        open_regular(journal, MAX_BYTES).close()
         study = optuna.load_study(study_name=None, storage=JournalStorage(JournalFileBackend(str(journal))))
         trials = len(study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,)))
         if trials < MIN_TRIALS:

@@ -224,8 +224,9 @@ def _scoring(run: Run) -> str:
 def _describe(runs: Sequence[Run]) -> str:
     run = runs[0]
     corpus = run.results.get("data", {}).get("corpus", "unknown corpus")
+    scores = run.results["scores"][run.stage]
     splits = [
-        f"{split} {run.results['scores'][run.stage][split]['clips']} clips ({str(_digest(run, split))[:8]})"
+        f"{split} {scores[split].get('clips', 'unknown')} clips ({str(_digest(run, split))[:8]})"
         for split in SPLITS
         if run.score(split) is not None
     ]

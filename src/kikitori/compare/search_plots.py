@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from html import escape
-from itertools import accumulate, combinations
+from itertools import accumulate, combinations, islice
 from typing import Any
 
 from kikitori.compare.leaderboard import Leaderboard, Row, format_value, mean
@@ -37,12 +37,10 @@ def search_figures(table: Leaderboard) -> list[Figure]:
 
 def axes(rows: Sequence[Row], keys: Sequence[str]) -> Figure:
     """Two swept keys against each other: a heat map of a grid, coloured points of a search."""
-    variants: dict[str, dict[str, Any]] = {}
-    for a, b in combinations(keys, 2):
-        # A key may not apply to all rows: an evaluated checkpoint has no learning rate.
-        both = [row for row in rows if a in row.choices and b in row.choices]
-        if min(len({repr(row.choices[key]) for row in both}) for key in (a, b)) > 1 and len(variants) < MAX_PAIRS:
-            variants[f"{a} × {b}"] = _pair(both, a, b)
+    # A key may not apply to all rows: an evaluated checkpoint has no learning rate.
+    pairs = ((a, b, [row for row in rows if a in row.choices and b in row.choices]) for a, b in combinations(keys, 2))
+    varied = (pair for pair in pairs if all(len({repr(row.choices[key]) for row in pair[2]}) > 1 for key in pair[:2]))
+    variants = {f"{a} × {b}": _pair(both, a, b) for a, b, both in islice(varied, MAX_PAIRS)}
     caption = "Mean validation CER % of the rows with both values, over all values of the other keys; darker is better."
     return Figure("Two axes", caption if variants else "Fewer than two keys were swept.", variants)
 

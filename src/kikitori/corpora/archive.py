@@ -11,6 +11,7 @@ from filelock import FileLock
 
 from kikitori.runtime.console import progress_bar
 from kikitori.runtime.errors import DataError
+from kikitori.runtime.paths import check_owner, private_folder
 
 # Limits far above any release, and below what fills a disk unnoticed.
 MAX_FILES = 10_000_000
@@ -34,10 +35,10 @@ def unpack(archive: Path, target: Path, max_files: int = MAX_FILES, max_bytes: i
     Raises DataError for links, devices, absolute paths, paths with "..", a damaged archive, or one over the limits.
     """
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
+        private_folder(target.parent)
         with FileLock(f"{target}.lock"):
             if target.exists():
-                return
+                return check_owner(target)
             for leftover in target.parent.glob(f".{target.name}-*"):  # of a job that was killed
                 shutil.rmtree(leftover)
             with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as scratch:

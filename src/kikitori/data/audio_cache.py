@@ -27,6 +27,7 @@ from kikitori.audio.waveform import DECODER, FULL_SCALE, SAMPLE_RATE
 from kikitori.corpora.types import Clip, Decoded
 from kikitori.runtime.errors import DataError
 from kikitori.runtime.files import atomic_write
+from kikitori.runtime.paths import check_owner, private_folder
 from kikitori.runtime.processes import cores
 
 # Facts about a clip, then its samples. The digest identifies a recording; the checksum detects damage on disk, in a
@@ -56,6 +57,7 @@ class AudioCache:
         # Record batches, not one table: a clip's samples must lie in one buffer to be read without a copy.
         self._batches: list[pa.RecordBatch] = []
         try:
+            check_owner(path)
             reader = pa.ipc.open_file(pa.memory_map(str(path)))
             if reader.schema != SCHEMA:
                 raise self._damaged("its columns are not those that were written")
@@ -113,7 +115,7 @@ def build_audio_cache(
     path = folder / f"{key(unique)}.arrow"
     try:
         if not path.exists():
-            folder.mkdir(parents=True, exist_ok=True)
+            private_folder(folder)
             with FileLock(path.with_suffix(".lock")):
                 if not path.exists():
                     _write(unique, path, progress, workers or cores())

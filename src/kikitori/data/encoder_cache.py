@@ -25,6 +25,7 @@ from kikitori.model.window import Window
 from kikitori.runtime.console import progress_bar
 from kikitori.runtime.errors import ConfigError, DataError
 from kikitori.runtime.files import reserve_file, sync_folder
+from kikitori.runtime.paths import check_owner, private_folder
 from kikitori.runtime.rng import random_state_kept
 
 log = logging.getLogger(__name__)
@@ -57,6 +58,7 @@ class EncoderCache:
             # from_file would create a missing file, filled with zeros.
             if not self.path.exists() or self.path.stat().st_size != self.size * self.dtype.itemsize:
                 raise DataError(f"{self.path}, a cache of encoder outputs, is damaged; delete it")
+            check_owner(self.path)
             self._flat = torch.from_file(str(self.path), shared=True, size=self.size, dtype=self.dtype)
         start = self.starts[name]
         positions = self.frames[name] // FRAMES_PER_POSITION
@@ -142,7 +144,7 @@ def build_encoder_cache(
     # Two trials that start at the same time each write a file of their own.
     trial = blake2b(trainer.default_root_dir.encode(), digest_size=8).hexdigest()
     partial = EncoderCache(path.with_suffix(f".{trial}.partial"), frames, cache.d_model, cache.dtype)
-    folder.mkdir(parents=True, exist_ok=True)
+    private_folder(folder)
     if trainer.is_global_zero:
         # A disk that fills up under a mapped file kills the process without a message.
         reserve_file(partial.path, cache.size * cache.dtype.itemsize)

@@ -4,12 +4,13 @@ transformers 5 writes fewer files than transformers 4 did. transformers 4 itself
 those of CTranslate2 and whisper.cpp read the ones that are missing, so these are written as well.
 """
 
+import json
 from pathlib import Path
 
 from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperProcessor, WhisperTokenizer
 
 from kikitori.model.processor import Processor
-from kikitori.runtime.files import read_json, write_json
+from kikitori.runtime.files import read_json, read_text, write_json
 
 # Entries of tokenizer_config.json that describe the tokenizer; transformers 5 adds how and from where it was loaded.
 TOKENIZER_KEYS = (
@@ -46,7 +47,7 @@ def _save_tokenizer(tokenizer: WhisperTokenizer, folder: Path) -> None:
     write_json(folder / "special_tokens_map.json", {**named, "additional_special_tokens": special})
     if tokenizer.english_spelling_normalizer is not None:
         write_json(folder / "normalizer.json", tokenizer.english_spelling_normalizer)
-    saved = read_json(folder / "tokenizer_config.json")
+    saved = json.loads(read_text(folder / "tokenizer_config.json"))
     # By this name, because transformers 4 fails on a list of extra_special_tokens. transformers 5 reads it, too.
     config = {key: saved[key] for key in TOKENIZER_KEYS if key in saved} | {"additional_special_tokens": special}
     write_json(folder / "tokenizer_config.json", config)

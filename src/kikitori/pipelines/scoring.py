@@ -15,10 +15,10 @@ from kikitori.data.datamodule import SpeechDataModule
 from kikitori.metrics.error_rates import ClipScore, prediction, rescored, score_clips, summarise
 from kikitori.model.window import FULL, Window
 from kikitori.pipelines.session import Session
-from kikitori.runs.results import FULL_WINDOW, RESULTS, predictions_file
+from kikitori.runs.results import FULL_WINDOW, PREDICTION, predictions_file, read_results
 from kikitori.runtime.console import IN_BAR, duration
 from kikitori.runtime.distributed import all_gather, is_main
-from kikitori.runtime.files import read_json, read_lines, write_lines
+from kikitori.runtime.files import read_lines, write_lines
 from kikitori.training.callbacks import ProgressReport
 from kikitori.training.lightning_module import WhisperModule
 
@@ -118,11 +118,13 @@ def gather_rows(rows: list[Any]) -> list[Any]:
 def is_scored(run: Session, data: SpeechDataModule, stage: str, sample: Mapping[Split, int | None]) -> bool:
     """Whether the predictions of all splits were written before the run was interrupted, for these clips."""
     # From the file, which all processes see.
-    recorded = read_json(run.folder / RESULTS).get("scored", {}).get(stage, {})
+    recorded = read_results(run.folder).get("scored", {}).get(stage, {})
 
     def is_same(split: Split) -> bool:
         path = predictions_file(run.folder, split, stage)
-        rows = sorted((row["clip"], row["reference"]) for row in read_lines(path)) if path.exists() else None
+        rows = (
+            sorted((row["clip"], row["reference"]) for row in read_lines(path, PREDICTION)) if path.exists() else None
+        )
         now = sorted((clip.name, clip.text) for clip in data.scored(split, sample.get(split)))
         # The digest covers the audio as well; earlier versions wrote none.
         return rows == now and recorded.get(split) in (None, data.prepared.digest(split))
@@ -139,7 +141,7 @@ def read_scores(run: Session, splits: Sequence[Split], stage: str, language: str
     rates = run.results["scores"][stage] = {}
     for split in splits:
         path = predictions_file(run.folder, split, stage)
-        rows = sorted(read_lines(path), key=lambda row: (row["clip"], row["reference"]))
+        rows = sorted(read_lines(path, PREDICTION), key=lambda row: (row["clip"], row["reference"]))
         scores[split], rows = rescored(rows, language)
         if is_main():
             write_lines(path, rows)

@@ -29,6 +29,7 @@ from kikitori.runs.results_md import examples_table
 from kikitori.runs.wandb_logger import WandbRunLogger
 from kikitori.runtime.distributed import is_main
 from kikitori.runtime.errors import ConfigError
+from kikitori.runtime.files import write_text
 from kikitori.training.batch_size_finder import find_micro_batch_sizes
 from kikitori.training.callbacks import Progress, ThroughputMonitor, ValidateEvery
 from kikitori.training.checkpoints import (
@@ -212,7 +213,7 @@ def publish(
     results["scores"]["change"] = {split: change(before[split], after[split]) for split in data.splits}
     if is_main():
         whisper.save(run.folder / "model")
-        (run.folder / "model" / "README.md").write_text(model_card(results), encoding="utf-8")
+        write_text(run.folder / "model" / "README.md", model_card(results))
         log_scores(trainer.loggers[1:], results, run.folder)
     for logger in wandb_loggers(trainer):
         logger.finish(results, whisper.processor.text_language, data.prepared.audio_caches["validation"].pcm)

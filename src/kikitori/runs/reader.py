@@ -21,9 +21,9 @@ from kikitori.config.names import OF_TRAINING, translate
 from kikitori.config.overrides import config_folders, flatten
 from kikitori.metrics.error_rates import clip_score, corpus_rate, edits_and_lengths, rescored
 from kikitori.metrics.normalizer import text_rules
-from kikitori.runs.results import RESULTS, SWEEP, predictions_file
-from kikitori.runtime.errors import DataError
-from kikitori.runtime.files import read_lines
+from kikitori.runs.results import RESULTS, SWEEP, predictions_file, read_predictions, read_results, read_sweep
+from kikitori.runtime.errors import DataError, one_line
+from kikitori.runtime.files import UNREADABLE, parse, read_text
 from kikitori.runtime.processes import is_locked
 
 # Keys in which two runs of one configuration may differ: the seed, and where things are written.
@@ -41,6 +41,8 @@ NOT_OF_A_CHECKPOINT = re.compile(rf"model(?!\.(language|task)$)\b.*|{NOT_OF_AN_E
 # Records of a run that do not describe the pretrained model that it began with.
 NOT_OF_A_BASE = ("config", "cost", "history", "overrides", "options")
 ENDED = ("completed", "failed", "pruned")
+# Bytes of a file of overrides.
+MAX_OVERRIDES = 2**16
 USAGE = "give run folders, sweep folders or a quoted glob, such as 'outputs/train/*/*'"
 
 
@@ -92,7 +94,7 @@ class Run:
         rates = self.results.get("scores", {}).get(stage or self.stage, {}).get(split)
         if rates is not None and self.is_rescored:
             return corpus_rate(edits_and_lengths([clip_score(row) for row in self.predictions(split, stage)], rate))
-        return None if rates is None else float(rates[rate])
+        return None if rates is None else rates.get(rate)
 
     def predictions_path(self, split: str, stage: str = "") -> Path:
         """The file with each clip's transcript."""
@@ -102,10 +104,10 @@ class Run:
         """The rows of that file, sorted by clip name; empty if it is missing or truncated."""
         path = self.predictions_path(split, stage)
         try:
-            rows = _rescored_rows(path, self.text_language) if self.is_rescored else read_lines(path)
-            return sorted(rows, key=lambda row: (row["clip"], row["reference"]))
-        except (OSError, ValueError, KeyError, TypeError):
+            rows = _rescored_rows(path, self.text_language) if self.is_rescored else read_predictions(path)
+        except DataError:
             return []
+        return sorted(rows, key=lambda row: (row["clip"], row["reference"]))
 
     @cached_property
     def overrides(self) -> list[str]:
@@ -178,24 +180,30 @@ def find_runs(places: str | Path | Sequence[str | Path]) -> list[Run]:
 
 def read_run(folder: Path, name: str, trial: Mapping[str, Any]) -> Run:
     """Reads a run from its folder; `trial` is its entry in sweep.json, empty for a run outside a sweep."""
-    log = next(
-        (path for path in (folder.parent / str(trial.get("log") or "-"), *folder.glob("*.log")) if path.is_file()), None
-    )
-    path = folder / RESULTS
-    try:
-        results = json.loads(path.read_text(encoding="utf-8"))
-        results["status"], results["scores"], results["config"]
-        results["scoring"] = _todays_scoring(results, folder)
-    except FileNotFoundError:
+    logs = [folder.parent / (trial.get("log") or "-"), *folder.glob("*.log")]
+    log = next((path for path in logs if path.is_file()), None)
+    if not (folder / RESULTS).exists():
         status = trial.get("state", "failed")
         without = {"waiting": "not started yet", "running": "has not written results.json yet"}
         return Run(folder, name, status, trial.get("reason") or without.get(status, "left no results.json"), log)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        return Run(folder, name, "unreadable", f"results.json is damaged or cut off ({error!r})", log)
+    try:
+        results = read_results(folder)
+        if missing := {"status", "scores", "config"} - results.keys():
+            raise DataError(f"it lacks {' and '.join(sorted(missing))}")
+        results["scoring"] = _todays_scoring(results, folder)
+        run = Run(folder, name, *_status(folder, results, trial, log), log, results)
+        run.identity, run.choices, run.command  # noqa: B018 - what is computed from the results can be
+    except Exception as error:  # a folder may hold anything, and the others are read all the same
+        return Run(folder, name, "unreadable", f"results.json is damaged or cut off ({one_line(error)})", log)
+    return run
+
+
+def _status(folder: Path, results: Mapping[str, Any], trial: Mapping[str, Any], log: Path | None) -> tuple[str, str]:
+    """The status of a run that has results, and why it is not completed."""
     status, reason = results["status"], results.get("error") or ""
     if status not in ENDED:
         # A killed run cannot record its end; its sweep can.
-        written = datetime.fromtimestamp(path.stat().st_mtime).isoformat(" ", "minutes")
+        written = datetime.fromtimestamp((folder / RESULTS).stat().st_mtime).isoformat(" ", "minutes")
         is_running = is_locked(folder)
         state = (
             "still running" if is_running else "killed, or running on another machine: no process here holds its lock"
@@ -211,7 +219,7 @@ def read_run(folder: Path, name: str, trial: Mapping[str, Any]) -> Run:
         status = "stopped"
     elif not reason:
         reason = trial.get("reason") or f"no reason recorded; see {log.name if log else 'its log'}"
-    return Run(folder, name, status, reason, log, results)
+    return status, reason
 
 
 def _settings(results: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
@@ -241,25 +249,25 @@ def _text_language(results: Mapping[str, Any]) -> str:
 def _todays_scoring(results: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """The `scoring` of a run: as recorded, or today's if it differs and every scored clip has its transcript.
 
-    Without transcripts, a run is compared only with runs that were scored in the same way.
+    Without transcripts, a run is compared only with runs that were scored in the same way. Raises ValueError for a
+    language that is none.
     """
-    recorded = dict(results.get("scoring") or {})
+    recorded = {key: results.get("scoring", {}).get(key) for key in ("language", "normaliser", "segmenter")}
+    recorded = {key: value for key, value in recorded.items() if value is not None}
+    rules = text_rules(recorded.get("language") or _text_language(results))
+    if all(recorded.get(key, rules[key]) == rules[key] for key in ("normaliser", "segmenter")):
+        return recorded
+    scored = [(s, split, rates) for s, of in results["scores"].items() if s != "change" for split, rates in of.items()]
     try:
-        rules = text_rules(recorded.get("language") or _text_language(results))
-        if any(recorded.get(key, rules[key]) != rules[key] for key in ("normaliser", "segmenter")):
-            for stage, splits in results["scores"].items():
-                for split, rates in splits.items() if stage != "change" else ():
-                    if len(read_lines(predictions_file(folder, split, stage))) != rates["clips"]:
-                        return recorded
-            return {**rules, "recorded": recorded}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        pass
-    return recorded
+        complete = all(len(read_predictions(predictions_file(folder, s, d))) == r.get("clips") for d, s, r in scored)
+    except DataError:
+        return recorded
+    return {**rules, "recorded": recorded} if complete else recorded
 
 
 @lru_cache(maxsize=64)
 def _rescored_rows(path: Path, language: str) -> list[dict[str, Any]]:
-    return rescored(read_lines(path), language)[1]
+    return rescored(read_predictions(path), language)[1]
 
 
 def _run_folders(place: str) -> list[Path]:
@@ -286,22 +294,30 @@ def _below(folder: Path) -> list[Path]:
 
 def _natural(path: Path) -> list[tuple[int, str]]:
     """A sort key that puts 10-lr after 9-lr."""
-    return [(int(part), "") if part.isdigit() else (0, part) for part in re.split(r"(\d+)", str(path))]
+    return [(int(part), "") if part.isdecimal() else (0, part) for part in re.split(r"(\d+)", str(path))]
 
 
 def _trials(sweep: Path) -> dict[Path, Any]:
     """The entries of sweep.json by trial folder; empty if the file is missing or damaged."""
     try:
-        trials = json.loads((sweep / SWEEP).read_text(encoding="utf-8"))["trials"]
-        return {sweep / trial["folder"]: trial for trial in trials}
-    except (OSError, ValueError, KeyError, TypeError):
+        return {sweep / trial["folder"]: trial for trial in read_sweep(sweep).get("trials", [])}
+    except DataError:
         return {}
 
 
 def _hydra_overrides(folder: Path) -> list[str]:
     """The overrides that Hydra recorded; results.json of older runs lacks them."""
     try:
-        overrides = yaml.safe_load((folder / ".hydra" / "overrides.yaml").read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
+        text = read_text(folder / ".hydra" / "overrides.yaml", MAX_OVERRIDES)
+        return parse(yaml.load(text, _WithoutAliases) or [], [str])
+    except (*UNREADABLE, yaml.YAMLError):
         return []
-    return [str(text) for text in overrides or []]
+
+
+class _WithoutAliases(yaml.SafeLoader):
+    """Refuses aliases, with which a few lines hold any number of values; Hydra writes none here."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("an alias")
+        return super().compose_node(parent, index)

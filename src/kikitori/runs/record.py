@@ -16,7 +16,15 @@ from pathlib import Path
 from typing import Any
 
 from kikitori.config.overrides import key_of, options, overrides, start_folder
-from kikitori.runs.results import FINISHED, RESULTS, RESULTS_TABLE, WANDB_RUN_ID, Results, ended_before_scoring
+from kikitori.runs.results import (
+    FINISHED,
+    RESULTS,
+    RESULTS_TABLE,
+    WANDB_RUN_ID,
+    Results,
+    ended_before_scoring,
+    read_results,
+)
 from kikitori.runs.results_md import markdown
 from kikitori.runs.resume import START_KEYS, changes, check_extension, refuse_changes
 from kikitori.runtime.distributed import is_main
@@ -30,7 +38,7 @@ from kikitori.runtime.errors import (
     is_out_of_memory,
     one_line,
 )
-from kikitori.runtime.files import read_json, write_json
+from kikitori.runtime.files import write_json, write_text
 from kikitori.runtime.paths import HERE, shown_path
 from kikitori.runtime.processes import folder_lock
 
@@ -63,8 +71,7 @@ def record(results: Results, command: str, config: dict[str, Any], folder: Path)
         yield
         return
     with folder_lock(folder, "hydra.run.dir", ConfigError):
-        path = folder / RESULTS
-        earlier = read_json(path) if path.exists() else {}
+        earlier = read_results(folder) if (folder / RESULTS).exists() else {}
         results |= _start(command, config, folder, deepcopy(earlier))
         save(results, folder)
         try:
@@ -139,7 +146,7 @@ def finish(results: Results, folder: Path) -> None:
         shutil.rmtree(folder / name, ignore_errors=True)
     results["disk"] = disk_use(folder)
     save(results, folder)
-    (folder / RESULTS_TABLE).write_text(markdown(results, folder), encoding="utf-8")
+    write_text(folder / RESULTS_TABLE, markdown(results, folder))
 
 
 def disk_use(folder: Path) -> dict[str, int]:

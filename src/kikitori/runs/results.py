@@ -1,12 +1,17 @@
-"""The vocabulary of run folders: file names, statuses, stages, and the score that ranks a run."""
+"""The vocabulary of run folders: file names, statuses, stages, what their files hold, the score that ranks a run.
 
+A folder may be anyone's, so each file is read in one way: as plain values of the kinds below, or not at all.
+"""
+
+import re
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from kikitori.config.overrides import leaves
 from kikitori.runtime.errors import DataError
-from kikitori.runtime.files import read_json
+from kikitori.runtime.files import UNREADABLE, parse, read_json, read_lines
 
 Results = dict[str, Any]
 
@@ -24,6 +29,134 @@ STUDY = "study.journal"
 FINISHED = ("completed", "pruned")
 # The stage of a model trained in shorter windows that is scored in the full one, as stock tools read it.
 FULL_WINDOW = "after_in_full_window"
+# Characters of a transcript that are read. Of one that repeats itself, the rest says nothing and takes long to align.
+MAX_TRANSCRIPT = 2000
+# Keys of a configuration, ten times those of conf/.
+MAX_KEYS = 2000
+
+
+def is_count(value: Any) -> bool:
+    """Whether a value is a number of things."""
+    return type(value) is int and 0 <= value <= 10**12
+
+
+def is_amount(value: Any) -> bool:
+    """Whether a value is a number of seconds, GB or clips per second."""
+    return type(value) in (int, float) and 0 <= value <= 10**12
+
+
+def is_rate(value: Any) -> bool:
+    """Whether a value is an error rate, a change of one, or a loss."""
+    return type(value) in (int, float) and abs(value) <= 10**6
+
+
+def is_name(value: Any) -> bool:
+    """Whether a value is the name of a file or folder: no path, which could lead elsewhere."""
+    return is_below(value) and "/" not in value
+
+
+def is_below(value: Any) -> bool:
+    """Whether a value is a path that stays below its folder, of names that a file can have."""
+    parts = value.split("/") if isinstance(value, str) else [""]
+    return not {"", ".", ".."} & {*parts} and "\0" not in value and all(len(part.encode()) < 256 for part in parts)
+
+
+def is_store(value: Any) -> bool:
+    """Whether a value is the name of a file of decoded clips in the cache."""
+    return isinstance(value, str) and re.fullmatch(r"[0-9a-f]{24}\.arrow", value) is not None
+
+
+def is_interval(value: Any) -> bool:
+    """Whether a value is a lower and an upper bound."""
+    return isinstance(value, list) and len(value) == 2 and all(map(is_rate, value))
+
+
+# What the files hold, as kinds for `parse`; keys that are not listed are read nowhere.
+RATES = {"cer!": is_rate, **dict.fromkeys(("wer", "cer_raw", "wer_raw", "cer_reading"), is_rate)}
+RATES |= {"cer_ci95": is_interval, "wer_ci95": is_interval, "clips": is_count, "cut": is_count}
+SPLIT = {"clips!": is_count, "seconds": is_amount, "clips_over_window": is_count, "store": is_store, "digest": str}
+STEPS = ("prepare_s", "encode_s", "fit_s", "evaluate_s", "train_clips_per_s", "peak_memory_gb")
+VALIDATION = {"step!": is_count, "train/loss": float, "val/loss": float, "val/cer": is_rate, "val/wer": is_rate}
+CONFIGURATION = {
+    "model": dict.fromkeys(("name", "language", "task"), (str, None)),
+    "data": {"language": (str, None), "global_batch_size": is_count, "global_batch": is_count},
+    "trainer": {"max_steps": (int, None), "max_epochs": (int, None), "precision": (str, int, None)},
+    "callbacks": {str: {"patience": (is_count, None)}},
+    "checkpoint": (str, None),
+}
+RECORD = {
+    **dict.fromkeys(("cwd", "error", "error_type", "started", "finished"), str),
+    "precision": (str, int),
+    "status": ("running", *FINISHED, "failed").__contains__,
+    "command": ("train", "evaluate", "prepare").__contains__,
+    "overrides": [str],
+    "options": [str],
+    "config": CONFIGURATION,
+    "scores": {is_name: {is_name: RATES}},
+    "scored": {str: {str: str}},
+    "scoring": dict.fromkeys(("language", "normaliser", "segmenter"), str),
+    "history": [VALIDATION],
+    "checkpoint": {"steps": is_count, "best": str, "best_step": is_count, "monitor": str, "value": float},
+    "cost": {**dict.fromkeys(STEPS, is_amount), "devices": is_count, "device": str},
+    "data": {"corpus": str, "language": str, "splits": {str: SPLIT}, "rejects": {str: is_count}},
+    "model": dict.fromkeys(("name", "window", "language", "task"), str)
+    | {"parameters": is_count, "window_s": is_amount, "notes": [str]},
+    "versions": {str: str},
+    "git": {"commit": str, "dirty": bool},
+    "interruptions": [{"reason!": str, "resumed": str, "step": is_count}],
+    "extended_from": is_count,
+    "disk": {str: is_count},
+    "environment": {str: (str, int, bool)},
+}
+TRIAL = {
+    "folder!": is_name,
+    "log": lambda log: log == "" or is_below(log),
+    "number": is_count,
+    "overrides": [str],
+    "swept": {str: str},
+    "state": ("waiting", "running", *FINISHED, "failed").__contains__,
+    "reason": str,
+    "is_repeatable": bool,
+    "seconds": is_amount,
+    "value": (is_rate, None),
+}
+SWEEP_RECORD = {"trials": [TRIAL], "command": [str], "cwd": str, "started": str, "id": str}
+PREDICTION = {
+    **dict.fromkeys(("clip!", "reference!", "hypothesis!"), str),
+    **dict.fromkeys(("cer_edits!", "cer_length!"), is_count),
+}
+
+
+def read_results(folder: Path) -> Results:
+    """Reads results.json of a run. Raises DataError if it is missing, damaged, or not what a run records."""
+    results = _read(folder / RESULTS, RECORD)
+    if sum(1 for _ in leaves(results.get("config", {}))) > MAX_KEYS:
+        raise DataError(f"{folder / RESULTS} holds a configuration of more than {MAX_KEYS} keys")
+    return results
+
+
+def read_sweep(folder: Path) -> dict[str, Any]:
+    """Reads sweep.json of a sweep. Raises DataError if it is missing, damaged, or not what a sweep records."""
+    return _read(folder / SWEEP, SWEEP_RECORD)
+
+
+def read_predictions(path: Path) -> list[dict[str, Any]]:
+    """Reads a file of transcripts, of which very long ones are cut. Raises DataError if that is impossible."""
+    try:
+        rows = read_lines(path, PREDICTION)
+    except UNREADABLE as error:
+        raise DataError(f"{path} cannot be read: {error}; delete it") from error
+    for row in rows:
+        row |= {key: row[key][:MAX_TRANSCRIPT] for key in ("reference", "hypothesis")}
+    return rows
+
+
+def _read(path: Path, kind: Any) -> dict[str, Any]:
+    value = read_json(path)
+    try:
+        return parse(value, kind, path.name)
+    except ValueError as error:
+        raise DataError(f"{path} is not what kikitori writes ({error}); delete it, or its folder") from error
 
 
 def command_line(results: Mapping[str, Any]) -> str:
@@ -40,7 +173,7 @@ def predictions_file(folder: Path, split: str, stage: str) -> Path:
 def ended_before_scoring(folder: Path) -> bool:
     """Whether the run in a folder failed before it had scores or a checkpoint, so that another run may replace it."""
     try:
-        results = read_json(folder / RESULTS)
+        results = read_results(folder)
     except DataError:
         return False
     has_checkpoint = any((folder / "checkpoints").glob("*.ckpt"))
@@ -55,7 +188,7 @@ def scored_precision(checkpoint: Path, accelerator: str) -> str | None:
     place = checkpoint.expanduser().resolve()
     folder = next((folder for folder in (place, *place.parents[:2]) if (folder / RESULTS).is_file()), None)
     try:
-        results = read_json(folder / RESULTS) if folder else {}
+        results = read_results(folder) if folder else {}
     except DataError:
         return None
     on_cpu = str(results.get("cost", {}).get("device", "")).startswith("cpu")

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from kikitori.runs.results import command_line, predictions_file
+from kikitori.runs.results import command_line, predictions_file, read_predictions
 from kikitori.runs.summary import (
     cost_line,
     disk_line,
@@ -14,7 +14,7 @@ from kikitori.runs.summary import (
     rows,
     title,
 )
-from kikitori.runtime.files import read_lines
+from kikitori.runtime.errors import DataError
 from kikitori.runtime.rng import seeded_sample
 
 # Rows of the learning curve and of the examples, at most.
@@ -58,8 +58,10 @@ def examples_table(results: Mapping[str, Any], folder: Path) -> str:
     stages = ("before", "after") if "after" in scores else tuple(scores)[:1]
     split = next((split for split in ("validation", "test", "train") if split in scores[stages[-1]]), "")
     try:
-        read = [{row["clip"]: row for row in read_lines(predictions_file(folder, split, stage))} for stage in stages]
-    except (OSError, ValueError, KeyError, TypeError):
+        read = [
+            {row["clip"]: row for row in read_predictions(predictions_file(folder, split, stage))} for stage in stages
+        ]
+    except DataError:
         return ""
     clips = sorted(set.intersection(*map(set, read)))
     chosen = [clips[i] for i in seeded_sample(len(clips), EXAMPLES, seed=0)]

@@ -24,9 +24,8 @@ from kikitori.config.overrides import (
     split_words,
     value_of,
 )
-from kikitori.runs.results import RESULTS, SWEEP, Results
+from kikitori.runs.results import RESULTS, SWEEP, Results, read_results, read_sweep
 from kikitori.runtime.errors import ConfigError, DataError
-from kikitori.runtime.files import read_json
 from kikitori.runtime.paths import CONF
 
 # Keys that belong to one start of a run and not to the run.
@@ -50,8 +49,8 @@ def start_folder_of(words: Sequence[str]) -> Path | None:
         key, folder = key_of(word), value_of(word)
         record = {"resume": RESULTS, "resume_sweep": SWEEP}.get(key)
         if record and folder and (path := Path(folder, record)).exists():
-            start = read_json(path).get("cwd")
-            return Path(start) if isinstance(start, str) and Path(start).is_dir() else None
+            start = (read_results if key == "resume" else read_sweep)(path.parent).get("cwd")
+            return Path(start) if start and Path(start).is_dir() else None
     return None
 
 
@@ -73,12 +72,12 @@ def expand_resume(command: str, given: list[str]) -> list[str]:
             f"resume={folder} holds no run; give a run's folder, or resume=auto to start one in hydra.run.dir that can "
             "be resumed later"
         )
-    results = read_json(folder / RESULTS)
+    results = read_results(folder)
     if results.get("command") != command:
         raise ConfigError(f"resume={folder} holds a run of kikitori {results.get('command')}, not of {command}")
     now = [word for word in given_overrides if key_of(word) != "resume"]
     taken = _replaced(now) | set(START_KEYS)
-    options, overrides = ([str(word) for word in results.get(name, [])] for name in ("options", "overrides"))
+    options, overrides = (results.get(name, []) for name in ("options", "overrides"))
     recorded = [word for word in _translated(options, overrides) if not _is_replaced(word, taken, _left_out(now))]
     options = _kept(options, given_options)
     return [*options, *given_options, *recorded, *now, override("hydra.run.dir", folder), "resume=auto"]
@@ -96,8 +95,8 @@ def expand_resume_sweep(command: str, given: list[str]) -> list[str]:
     if not values or not values[-1] or not Path(values[-1], SWEEP).exists():
         return given
     folder = Path(values[-1])
-    recorded = read_json(folder / SWEEP).get("command")
-    if not isinstance(recorded, list) or not all(isinstance(word, str) for word in recorded):
+    recorded = read_sweep(folder).get("command")
+    if recorded is None:
         raise DataError(f"{folder / SWEEP} holds no command; start a sweep in another folder")
     if recorded[1:2] not in ([], [command]):
         raise ConfigError(f"resume_sweep={folder} holds a sweep of kikitori {recorded[1]}, not of {command}")
@@ -121,7 +120,7 @@ def keep_changed_defaults(cfg: DictConfig, words: Iterable[str]) -> None:
         return
     if not path.exists():
         return
-    recorded, given = dict(flatten(read_json(path).get("config", {}))), set(map(key_of, words))
+    recorded, given = dict(flatten(read_results(path.parent).get("config", {}))), set(map(key_of, words))
     for key, default in CHANGED_DEFAULTS.items():
         if recorded.get(key) is not None and key not in given and OmegaConf.select(cfg, key) == default:
             OmegaConf.update(cfg, key, recorded[key])
@@ -161,15 +160,18 @@ def check_extension(earlier: Results, config: Mapping[str, Any], folder: Path) -
             f"hydra.run.dir={folder} holds a run that is {earlier['status']}: nothing is left to resume; "
             "start a new run in another folder"
         )
-    clips = earlier["data"]["splits"]["train"]["clips"]
-    before, now = (training_steps(settings, clips) for settings in (earlier["config"], config))
+    try:
+        clips = earlier["data"]["splits"]["train"]["clips"]
+        before, now = (training_steps(settings, clips) for settings in (earlier["config"], config))
+        was, patience = (_patience(settings) for settings in (earlier["config"], config))
+    except (KeyError, TypeError) as missing:
+        raise DataError(f"{folder / RESULTS} does not record its length ({missing}); start a new run") from missing
     if done >= now:
         key = "trainer.max_epochs" if config["trainer"].get("max_epochs") else "trainer.max_steps"
         raise ConfigError(
             f"{folder} holds a run that is completed, after {done} steps: nothing is left to resume; to train it "
             f"further: {key}=N 'resume_accept=[{key}]', for more steps than that"
         )
-    patience, was = (_patience(settings) for settings in (config, earlier["config"]))
     if done < before and patience <= was:
         raise ConfigError(
             f"{folder} holds a run that stopped early, after {done} of {before} steps, and would stop again; raise "

@@ -29,7 +29,7 @@ from kikitori.config.overrides import sweep_name
 from kikitori.metrics.alignment import error_types
 from kikitori.runs.results import FINISHED, WANDB_RUN_ID, predictions_file
 from kikitori.runtime.errors import one_line
-from kikitori.runtime.files import read_lines
+from kikitori.runtime.files import read_lines, read_text, write_text
 from kikitori.runtime.paths import shown_path
 from kikitori.runtime.rng import seeded_sample
 
@@ -117,7 +117,7 @@ class WandbRunLogger(WandbLogger):
     def _run_id(self) -> str | None:
         """The id of the resumed run, or the one in the environment, or a new one. Trials share their environment."""
         if self._id_file.exists():
-            return self._id_file.read_text(encoding="utf-8")
+            return read_text(self._id_file)
         return secrets.token_hex(4) if sweep_name() else os.environ.get("WANDB_RUN_ID")
 
     @rank_zero_only
@@ -129,7 +129,7 @@ class WandbRunLogger(WandbLogger):
         os.environ["WANDB_DATA_DIR"] = str(self.folder / "wandb")
         run = self._start_run()
         self._id_file.parent.mkdir(exist_ok=True)
-        self._id_file.write_text(run.id, encoding="utf-8")
+        write_text(self._id_file, run.id)
         for metric in ("val/cer", "val/wer", "val/loss"):
             run.define_metric(metric, step_metric="trainer/global_step", step_sync=True, summary="min,last")
         run.config.update({key: results[key] for key in ("overrides", "git", "versions")}, allow_val_change=True)

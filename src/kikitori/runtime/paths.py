@@ -1,19 +1,78 @@
-"""Locations of the configuration tree, the demo corpus, the cache and the current run's folder."""
+"""Locations of the configuration tree, the demo corpus, the cache and the current run's folder, and whose they are."""
 
 import os
+import stat
+from contextlib import suppress
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
+
+from kikitori.runtime.errors import ConfigError, DataError
 
 HERE = Path(__file__).parents[1]
 # A wheel has conf/ inside the package, a checkout has it at its top.
 CONF = next(folder for folder in (HERE / "conf", HERE.parents[1] / "conf") if folder.is_dir())
 DEMO = HERE / "corpora" / "demo" / "common-voice-ja"
+# W&B links to the files of its last start, and writes into none of an earlier one.
+WANDB = "wandb"
 
 
 def cache_folder() -> Path:
     """Returns the folder named by KIKITORI_CACHE, by default ~/.cache/kikitori."""
     return Path(os.environ.get("KIKITORI_CACHE") or "~/.cache/kikitori").expanduser()
+
+
+def private_folder(folder: Path) -> Path:
+    """Creates a folder that only this user can read, or makes it one. Raises DataError if it is another user's."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    check_owner(folder)
+    folder.chmod(0o700)
+    return folder
+
+
+def check_owner(path: Path) -> None:
+    """Raises DataError for a file or folder, or a link to one, that another user than this one or root has made.
+
+    Whoever owns a file of a cache decides what is read from it. Raises OSError if there is none.
+    """
+    if {path.lstat().st_uid, path.stat().st_uid} - {0, os.geteuid()}:
+        raise DataError(
+            f"{path} belongs to another user, who decides what it holds; set KIKITORI_CACHE to a folder of your own"
+        )
+
+
+def check_run_folder(folder: Path, key: str) -> None:
+    """Raises ConfigError if writing a run or a sweep into an existing folder could change a file outside of it.
+
+    So it may hold regular files and folders of this user alone, and links that stay in it. Loggers, Lightning and
+    transformers open files of the folder by their names. key: the configuration key that names the folder.
+    """
+    root = os.path.realpath(folder)
+    for place, folders, files in os.walk(root):
+        for name in (*folders, *files):
+            path = Path(place, name)
+            with suppress(FileNotFoundError):  # a run that goes on here has just removed it
+                if fault := _fault(path, root):
+                    raise ConfigError(
+                        f"{key}={folder}: {path.relative_to(root)} {fault}; to go on with a run of somebody else, copy "
+                        "its folder with cp -rL"
+                    )
+
+
+def _fault(path: Path, root: str) -> str:
+    """Why nothing may be written where this path is; empty if there is no reason."""
+    facts = path.lstat()
+    if facts.st_uid not in (0, os.geteuid()):
+        return "belongs to another user"
+    of_wandb = WANDB in path.relative_to(root).parts[:-1]
+    if stat.S_ISLNK(facts.st_mode):
+        stays = Path(os.path.realpath(path)).is_relative_to(root) and (of_wandb or path.exists())
+        return "" if stays else "is a link out of this folder"
+    if stat.S_ISREG(facts.st_mode):
+        # Two checkpoints of one step are one file, and are replaced rather than written.
+        shared = facts.st_nlink > 1 and path.suffix != ".ckpt" and not of_wandb
+        return "has a second name, perhaps outside of this folder" if shared else ""
+    return "" if stat.S_ISDIR(facts.st_mode) else "is no regular file"
 
 
 def run_folder() -> Path:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from kikitori.runtime.errors import KikitoriError
+from kikitori.runtime.files import open_regular
 
 # The environment variable that holds the id of the process that started this one.
 PARENT = "KIKITORI_PARENT"
@@ -53,11 +54,11 @@ def is_locked(folder: Path) -> bool:
     import fcntl
 
     try:
-        with (folder / ".lock").open("rb") as file:
+        with open_regular(folder / ".lock") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
-    except OSError:
+    except (OSError, ValueError):
         return False
     return False
 

@@ -12,7 +12,7 @@ from uuid import uuid4
 
 from kikitori.config.names import translate
 from kikitori.config.overrides import config_folders, short_number
-from kikitori.runs.results import FINISHED, PROGRESS, RESULTS, SWEEP, best_cer
+from kikitori.runs.results import FINISHED, PROGRESS, RESULTS, SWEEP, best_cer, read_results, read_sweep
 from kikitori.runtime.errors import DataError, SweepError, describe_error
 from kikitori.runtime.files import read_json, write_json
 
@@ -96,8 +96,7 @@ class Sweep:
     def _move(self, trial: Trial, name: str) -> None:
         """Renames a trial's folder, which has the names of its swept keys, if one of them has a new name."""
         old, new = self.folder / trial.folder, self.folder / name
-        # sweep.json may name any folder; only one of this sweep is moved.
-        if old != new and old.is_dir() and old.resolve().parent == self.folder.resolve() and not new.exists():
+        if old != new and old.is_dir() and not new.exists():
             old.rename(new)
             trial.log = trial.log.replace(trial.folder, name, 1)
         trial.folder = name
@@ -140,7 +139,7 @@ def open_sweep(folder: Path, command: list[str], resume: str | None) -> Sweep:
                 f"hydra.sweep.dir={folder} already holds a sweep; choose another folder, or resume: {hint}"
             )
         return Sweep(folder, command)
-    facts = read_json(path)
+    facts = read_sweep(folder)
     try:
         own = config_folders(facts.get("command", []))
         trials = [_read_trial(trial, own) for trial in facts["trials"]]
@@ -164,7 +163,7 @@ def update_state(trial: Trial, folder: Path, code: int | None, since: float = 0.
     path, results = folder / RESULTS, {}
     damage = ""
     try:
-        results = read_json(path) if path.exists() else {}
+        results = read_results(folder) if path.exists() else {}
     except DataError as error:
         damage = describe_error(error)
     status, is_current = results.get("status"), path.exists() and path.stat().st_mtime >= since

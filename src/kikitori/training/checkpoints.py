@@ -2,8 +2,10 @@
 
 import logging
 import os
+import zipfile
 from collections.abc import Collection
 from hashlib import sha256
+from math import inf
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -14,7 +16,16 @@ from pytorch_lightning.plugins.io import CheckpointIO
 from pytorch_lightning.utilities import rank_zero_only
 
 from kikitori.runtime.errors import DataError, TrainingError, one_line
-from kikitori.runtime.files import atomic_write, sync_folder
+from kikitori.runtime.files import (
+    ANY,
+    atomic_write,
+    check_extent,
+    is_regular,
+    open_regular,
+    parse,
+    read_text,
+    sync_folder,
+)
 from kikitori.runtime.signals import Stop
 from kikitori.training.history import TrainingHistory
 
@@ -22,6 +33,22 @@ log = logging.getLogger(__name__)
 
 # Instead of torch's own message, which advises to load the file without this restriction.
 NOT_PLAIN = "is damaged, or holds more than weights and plain values"
+
+
+def _are_weights(value: Any) -> bool:
+    return isinstance(value, dict) and all(map(torch.is_tensor, value.values()))
+
+
+# What is read of a checkpoint by its name, and of ModelCheckpoint's state, as kinds for `parse`.
+CHECKPOINT = {
+    "global_step": lambda step: type(step) is int and step >= 0,
+    "state_dict": _are_weights,
+    "optimizer_states": [{str: ANY}],
+    "callbacks": {str: {str: ANY}},
+    "hyper_parameters": {str: ANY},
+}
+PATHS = ("best_model_path", "kth_best_model_path", "last_model_path")
+KEPT = {**{f"{key}!": str for key in PATHS}, "best_k_models!": {str: ANY}}
 
 
 class CheckpointFiles(CheckpointIO):
@@ -57,15 +84,13 @@ class CheckpointFiles(CheckpointIO):
             ) from error
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
-        checkpoint = torch.load(path, map_location=map_location or "cpu", weights_only=True)
+        checkpoint = read_checkpoint(Path(path), verify=False, mmap=False)
         recorded = checkpoint["callbacks"].get(TrainingHistory.state_key, {}).get("validation")
         if self.accepts_data if recorded is None else recorded != self.validation:
             rank_zero_only(log.warning)("validation clips have changed: earlier scores do not choose the best one")
             _forget_scores(checkpoint["callbacks"])
-        for state in checkpoint["callbacks"].values():
-            if "dirpath" in state:
-                _move(state, str(Path(path).parent))
-        return checkpoint
+        states = {key: _in_folder(state, Path(path).parent) for key, state in checkpoint["callbacks"].items()}
+        return {**checkpoint, "callbacks": {key: state for key, state in states.items() if state is not None}}
 
     def remove_checkpoint(self, path: Any) -> None:
         Path(path).unlink(missing_ok=True)
@@ -82,16 +107,24 @@ def _forget_scores(states: dict[str, Any]) -> None:
             del states[key]
 
 
-def _move(state: dict[str, Any], folder: str) -> None:
-    """Updates ModelCheckpoint's paths after the run's folder was moved; it would forget its best checkpoint."""
-    before, state["dirpath"] = state["dirpath"], folder
+def _in_folder(state: dict[str, Any], folder: Path) -> dict[str, Any] | None:
+    """A callback's state, in which ModelCheckpoint's paths are files of this folder: the run's may have been moved.
 
-    def moved(path: str) -> str:
-        return str(Path(folder, Path(path).relative_to(before))) if path else path
+    Lightning deletes files that it finds there, so only their names count. None if the best checkpoint is missing.
+    """
+    if "dirpath" not in state:
+        return state
+    state = parse(state, KEPT, "ModelCheckpoint's state")
 
-    state["best_k_models"] = {moved(path): score for path, score in state["best_k_models"].items()}
-    for key in ("best_model_path", "kth_best_model_path", "last_model_path"):
-        state[key] = moved(state[key])
+    def here(path: str) -> str:
+        file = folder / Path(path).name
+        return str(file) if file.suffix == ".ckpt" and is_regular(file) else ""
+
+    paths = {key: here(state[key]) for key in PATHS}
+    if state["best_model_path"] and not paths["best_model_path"]:
+        return None
+    best = {here(path): score for path, score in state["best_k_models"].items() if here(path)}
+    return {**state, **paths, "dirpath": str(folder), "best_k_models": best}
 
 
 class _Hashing:
@@ -118,11 +151,12 @@ def latest_valid(folder: Path) -> Path | None:
     steps: dict[Path, int] = {}
     for path in folder.glob("*.ckpt"):
         try:
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-            if "optimizer_states" in checkpoint:
-                steps[path] = checkpoint["global_step"]
-        except Exception as error:  # torch raises many kinds for a damaged file
-            log.warning("%s %s and is skipped (%s)", path, NOT_PLAIN, type(error).__name__)
+            checkpoint = read_checkpoint(path, verify=False)
+        except DataError as error:
+            log.warning("%s; it is skipped", error)
+            continue
+        if {"optimizer_states", "global_step"} <= checkpoint.keys():
+            steps[path] = checkpoint["global_step"]
     # For the same step, last.ckpt is the later one.
     for path in sorted(steps, key=lambda path: (steps[path], path.name == "last.ckpt"), reverse=True):
         if not checksums(path):
@@ -138,29 +172,35 @@ def latest_valid(folder: Path) -> Path | None:
 
 def saved_step(path: Path) -> int:
     """The step after which a checkpoint was written."""
-    step: int = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["global_step"]
+    step: int = read_checkpoint(path, verify=False)["global_step"]
     return step
 
 
-def read_checkpoint(path: Path, verify: bool = True) -> dict[str, Any]:
-    """A checkpoint's values, on the CPU: tensors are read from the file when they are used.
+def read_checkpoint(path: Path, verify: bool = True, mmap: bool = True) -> dict[str, Any]:
+    """A checkpoint's weights and plain values, on the CPU; nothing in it is ever executed.
 
-    verify: whether to compute its checksum. Raises DataError if it is damaged; nothing in it is ever executed.
+    verify: whether to compute its checksum. mmap: whether tensors are read from the file when they are used.
+    Raises DataError if it is damaged, or holds anything else or more than its file.
     """
     if verify and checksums(path) and not matches_checksum(path):
         raise DataError(f"{path} is damaged: it does not match {_checksum_file(path).name}; use another checkpoint")
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        with open_regular(path) as file, zipfile.ZipFile(file) as entries:
+            # torch stores them as they are. Compressed, or named several times, they could fill the memory.
+            sizes = [inf if entry.compress_type else entry.file_size for entry in entries.infolist()]
+            if sum(sizes) > path.stat().st_size:
+                raise ValueError("its parts are larger than the file")
+        values = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+        check_extent(values)
+        return parse(values, CHECKPOINT, "the checkpoint")
     except Exception as error:  # torch raises many kinds for a damaged or hostile file
-        raise DataError(f"{path} {NOT_PLAIN} ({type(error).__name__}); use another checkpoint") from error
-    if not isinstance(checkpoint, dict):
-        raise DataError(f"{path} holds no checkpoint, but a {type(checkpoint).__name__}; use another")
-    return checkpoint
+        reason = error if isinstance(error, ValueError) else type(error).__name__
+        raise DataError(f"{path} {NOT_PLAIN} ({reason}); use another checkpoint") from error
 
 
 def matches_checksum(path: Path) -> bool:
     """Whether a checkpoint's bytes are those that were written under its name."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         digest = sha256()
         while block := file.read(2**24):
             digest.update(block)
@@ -170,9 +210,7 @@ def matches_checksum(path: Path) -> bool:
 def checksums(path: Path) -> list[str]:
     """The checksums that a checkpoint may have; empty without a checksum file."""
     try:
-        return [
-            line.split()[0] for line in _checksum_file(path).read_text(encoding="utf-8").splitlines() if line.strip()
-        ]
+        return [line.split()[0] for line in read_text(_checksum_file(path)).splitlines() if line.strip()]
     except (OSError, ValueError):
         return []
 
@@ -260,7 +298,7 @@ def link_to_equal(path: Path, others: Collection[Path], step: int) -> bool:
     link = path.with_name(f".{path.name}.link.partial")
     for other in others:
         try:
-            checkpoint = torch.load(other, map_location="cpu", weights_only=True, mmap=True)
+            checkpoint = read_checkpoint(other, verify=False)
             if checkpoint["global_step"] == step and "optimizer_states" in checkpoint:
                 link.unlink(missing_ok=True)
                 os.link(other, link)
@@ -269,7 +307,7 @@ def link_to_equal(path: Path, others: Collection[Path], step: int) -> bool:
                 sync_folder(path.parent)
                 _write_checksums(path, checksums(other))
                 return True
-        except OSError as error:
+        except (OSError, DataError) as error:
             log.debug("%s is not linked to %s: %s", path, other, error)
         finally:
             link.unlink(missing_ok=True)

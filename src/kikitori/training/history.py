@@ -22,7 +22,7 @@ from pytorch_lightning.utilities import rank_zero_only
 from kikitori.data.collate import Batch
 from kikitori.runtime.distributed import all_gather
 from kikitori.runtime.errors import Diverged, shortened
-from kikitori.runtime.files import atomic_write
+from kikitori.runtime.files import MAX_BYTES_OF_LINES, atomic_write, open_regular
 from kikitori.runtime.rng import random_state, set_random_state
 
 
@@ -199,7 +199,10 @@ class MetricsFile(Logger):
 
     def _read(self) -> list[dict[str, float]]:
         """The rows and, in `columns`, the columns. Lines that are damaged or that a kill has cut off are left out."""
-        text = self.path.read_text("utf-8", "replace") if self.path.exists() else ""
+        text = ""
+        if self.path.exists():
+            with open_regular(self.path, MAX_BYTES_OF_LINES) as file:
+                text = file.read().decode("utf-8", "replace")
         reader = csv.DictReader(text[: text.rfind("\n") + 1].splitlines())
         # An earlier version counted steps from 0 and wrote epochs.
         shift = int("epoch" in (reader.fieldnames or []))
