@@ -11,12 +11,14 @@ from hydra._internal.config_repository import ConfigRepository
 from hydra._internal.hydra import Hydra
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.plugins import Plugins
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.resolvers import oc
 
-from kikitori.config import hydra_guard, targets
+from kikitori.cli.limits import limit_reading, start_counting
+from kikitori.config import composition
 from kikitori.config.overrides import PATHS, leaves, settle
+from kikitori.config.targets import instantiate
 from kikitori.runs.results import RESULTS, ended_before_scoring
 from kikitori.runs.resume import keep_changed_defaults
 from kikitori.runtime.distributed import is_main
@@ -28,21 +30,21 @@ Result = TypeVar("Result")
 
 
 def guard_hydra() -> None:
-    """Checks every configuration that Hydra composes in this process from now on.
+    """Checks every configuration that Hydra composes in this process from now on, and builds what it names.
 
-    Interpolations then cannot read secrets, and configurations cannot be read from packages, which would import them.
-    Only for commands: it changes Hydra for the whole process.
+    Configurations cannot be read from packages, which would import them. Only for commands: it changes Hydra for the
+    whole process.
     """
-    targets.add_working_folder()
-    OmegaConf.register_new_resolver("oc.env", _without_secrets, replace=True)
+    limit_reading()
     compose = ConfigLoaderImpl.load_configuration
     if hasattr(compose, "__wrapped__"):
         return
 
     @wraps(compose)
     def checked(self: Any, config_name: str | None, overrides: list[str], *args: Any, **kwargs: Any) -> DictConfig:
+        start_counting()
         cfg: DictConfig = compose(self, config_name, overrides, *args, **kwargs)
-        hydra_guard.check(cfg)
+        composition.check(cfg, overrides)
         settle(cfg, overrides)
         keep_changed_defaults(cfg, overrides)
         return cfg
@@ -66,17 +68,13 @@ def guard_hydra() -> None:
         is_ours = "app_name" in help_cfg
         return help_cfg.template if is_ours else get_help(self, help_cfg, *args, **kwargs)
 
+    def built(self: Any, config: DictConfig) -> Any:
+        return instantiate(OmegaConf.to_container(config, resolve=True), config._get_full_key(None))
+
     ConfigLoaderImpl.load_configuration = checked
     ConfigRepository.initialize_sources = opened
     Hydra.get_help = quick_help
-
-
-def _without_secrets(*arguments: Any) -> str | None:
-    """The resolver ${oc.env:NAME,default}. Raises ConfigError if the value is a secret."""
-    value = oc.env(*arguments)
-    if fault := hydra_guard.secret_fault(value or ""):
-        raise ConfigError(fault)
-    return value
+    Plugins._instantiate = built
 
 
 def run_pipeline(pipeline: Callable[[DictConfig, Path], Result], cfg: DictConfig) -> Result:

@@ -9,23 +9,19 @@ import sys
 from importlib import import_module
 from pathlib import Path
 
-from omegaconf import OmegaConf
-
-from kikitori.config.targets import add_working_folder
-from kikitori.runtime.errors import Stopped
+from kikitori.runtime.errors import Stopped, mask_output
 from kikitori.runtime.processes import exit_with_launcher
-
-add_working_folder()
 
 
 def main() -> None:
     """Runs the command with the configuration that comes through standard input."""
     exit_with_launcher()
-    cfg = OmegaConf.create(json.load(sys.stdin))
+    mask_output()
+    config = json.load(sys.stdin)
     try:
         command = sys.argv[1]
         pipeline = import_module(f"kikitori.pipelines.{command}")
-        getattr(pipeline, command)(cfg, Path(sys.argv[2]))
+        getattr(pipeline, command)(config, Path(sys.argv[2]))
     except Stopped as error:
         sys.exit(error.code)
     # Without the interpreter's own shutdown: it is sometimes aborted by a library's thread, and the run, which is

@@ -1,11 +1,16 @@
-"""Errors that a user can fix, and checks of numeric arguments that raise them.
+"""Errors that a user can fix, checks of numeric arguments that raise them, and secrets, which no text may hold.
 
 Each error names the thing, its value and the remedy, and is shown without a traceback.
 """
 
+import logging
+import os
 import re
 import signal
+import sys
+import traceback
 from collections.abc import Mapping
+from functools import cache
 from numbers import Integral, Real
 from typing import Any
 
@@ -14,6 +19,78 @@ from typing import Any
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "ALLOC_FAILED", "CUDNN_STATUS_INTERNAL_ERROR")
 # Control characters of terminals, and those that reverse the direction of text.
 CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
+# Variables of the environment that hold secrets have a part of this form in their names.
+SECRET_NAME = re.compile(
+    r"TOKEN|KEY|SECRET|PASS|CREDENTIAL|COOKIE|WEBHOOK|BEARER"
+    r"|(?<![A-Z])(O?AUTH|PAT|PWD?|PSWD|CREDS?|DSN|SAS|JWT|OTP|PIN|CONNECTION|SESSION|SIGNATURE|PRIVATE)(?![A-Z])",
+    re.IGNORECASE,
+)
+# Shorter values are switches rather than secrets, and would be found in any text.
+SHORTEST_SECRET = 8
+# What precedes the host in https://user:password@host, and user:password@host without a scheme.
+USER_OF_ADDRESS = re.compile(r"(?<=://)[^\s/?#]{1,500}(?=@)|(?<![\w.%+~-])[\w.%+~-]{1,99}:[^\s/?#@:]{1,300}(?=@\w)")
+
+
+def secrets() -> dict[str, str]:
+    """The secret values of the environment, longest first, each with its variable."""
+    found: dict[str, str] = {}
+    for name, value in os.environ.items():
+        users = USER_OF_ADDRESS.findall(value) if "@" in value else []
+        # A path, as in KEY_FILE or PWD, is not a secret.
+        if users or (_names_a_secret(name) and not os.path.exists(value)):
+            found |= dict.fromkeys([value.strip(), *users, *(user.partition(":")[2] for user in users)], name)
+    return {v: found[v] for v in sorted(found, key=len, reverse=True) if len(v) >= SHORTEST_SECRET}
+
+
+@cache
+def _names_a_secret(variable: str) -> bool:
+    return bool(SECRET_NAME.search(variable))
+
+
+def secret_fault(text: str) -> str | None:
+    """An error message if a text that is written to files contains a secret, None otherwise."""
+    for secret, name in secrets().items():
+        if secret in text:
+            return f"holds the value of {name}, and a configuration is written to files; leave it out"
+    if "://" in text and USER_OF_ADDRESS.search(text):
+        return "holds an address with a user or password, and a configuration is written to files; leave these out"
+    return None
+
+
+def mask(text: str) -> str:
+    """A text without the secrets of the environment and without users and passwords of addresses."""
+    for secret in secrets():
+        text = text.replace(secret, "***")
+    return USER_OF_ADDRESS.sub("***", text) if "@" in text else text
+
+
+def mask_output() -> None:
+    """Masks all that this process logs or prints from now on, tracebacks included."""
+    logging.setLogRecordFactory(_MaskedRecord)
+    for name in ("stdout", "stderr"):
+        if not isinstance(stream := getattr(sys, name), _MaskedStream):
+            setattr(sys, name, _MaskedStream(stream))
+
+
+class _MaskedRecord(logging.LogRecord):
+    def __init__(self, *arguments: Any, **more: Any) -> None:
+        super().__init__(*arguments, **more)
+        if self.exc_info and self.exc_info[0]:
+            self.exc_text = mask("".join(traceback.format_exception(*self.exc_info)).rstrip())
+
+    def getMessage(self) -> str:  # noqa: N802
+        return mask(super().getMessage())
+
+
+class _MaskedStream:
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        return self._stream.write(mask(text))  # type: ignore[no-any-return]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 class KikitoriError(Exception):
@@ -22,7 +99,7 @@ class KikitoriError(Exception):
     def __str__(self) -> str:
         # A file name that is not valid UTF-8 must not break printing or storing the message, and one with control
         # characters must not reach a terminal.
-        message = super().__str__().encode("utf-8", "backslashreplace").decode()
+        message = mask(super().__str__()).encode("utf-8", "backslashreplace").decode()
         return CONTROL.sub(lambda found: ascii(found[0])[1:-1], message)
 
 
@@ -83,12 +160,12 @@ class Failed(BaseException):
 
 def describe_error(error: BaseException) -> str:
     """Returns an error's class and message, as Python prints them below a traceback."""
-    return f"{type(error).__name__}: {str(error) or 'stopped'}"
+    return f"{type(error).__name__}: {mask(str(error)) or 'stopped'}"
 
 
 def one_line(error: BaseException) -> str:
     """Returns the first line of an error's message, or the name of its class if the message is empty."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    return (mask(str(error)).strip() or type(error).__name__).splitlines()[0]
 
 
 def is_out_of_memory(error: BaseException) -> bool:
