@@ -121,7 +121,8 @@ def notes(options: argparse.Namespace, found: dict[str, Any]) -> list[str]:
         f"precision {options.precision}, batch {options.batch}, {options.steps} steps, {options.eval_clips} clips "
         f"evaluated; mean [min, max] of {options.rounds} rounds, ratios within a round.",
         "recipe: the tutorial with recomputation. fair: the same trainer without it, with workers and arrays. "
-        "full, bucketed: kikitori with that data.window.",
+        "full, bucketed: kikitori with that data.window; of bucketed every tenth step is in 30 s (full_window_share).",
+        "Whole run: both processes from start to end, with imports, preparation, first step and evaluation, no saving.",
         "Growth of a step: its peak less the memory between two steps. Kept for the backward pass: counted per tensor.",
         "FLOPs are computed for the window of each clip (benchmarks/flops.py), without recomputation.",
     ]

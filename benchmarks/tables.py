@@ -14,6 +14,7 @@ MEASURES = (
     ("prepared clips/s, one core", "prepare", "clips_per_s", 1.0, 1, True),
     ("stored kB per clip", "prepare", "bytes", 1e-3, 0, False),
     ("trained clips/s", "train", "clips_per_s", 1.0, 2, True),
+    ("trained clips/s, whole run", "whole", "clips_per_s", 1.0, 2, True),
     ("peak memory, GB", "train", "peak_mb", 1e-3, 2, False),
     ("growth of a step, MB per clip", "train", "growth_mb_per_clip", 1.0, 0, False),
     ("kept for the backward pass, MB per clip", "train", "activation_mb_per_clip", 1.0, 0, False),

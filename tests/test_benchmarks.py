@@ -57,7 +57,8 @@ def test_a_ratio_is_taken_within_its_round() -> None:
     def row(number: int, contender: str, speed: float) -> dict:
         figures = {"clips_per_s": speed, "bytes": 1, "peak_mb": None, "growth_mb_per_clip": 1, "utilisation": 1}
         figures |= {"activation_mb_per_clip": 1, "flops_per_s": 1, "cer": None}
-        return {"round": number, "contender": contender, "prepare": figures, "train": figures, "evaluate": figures}
+        phases = dict.fromkeys(("prepare", "train", "whole", "evaluate"), figures)
+        return {"round": number, "contender": contender, **phases}
 
     # The second round found the machine half as fast, the third was interrupted.
     rounds = [row(0, "recipe", 2.0), row(0, "full", 6.0), row(1, "full", 3.0), row(1, "recipe", 1.0)]

@@ -138,12 +138,12 @@ def test_a_run_that_is_resumed_from_elsewhere_reads_its_paths_where_it_was_start
     (run / "results.json").write_text(json.dumps(facts))
     monkeypatch.chdir(here)
     words = main._prepare_line("train", ["resume=../run"])
-    assert words == ["data.manifest='録音/a.csv'", f"hydra.run.dir='{run}'", "resume=auto"]
+    assert words == ["data.manifest='録音/a.csv'", f"hydra.run.dir={run}", "resume=auto"]
     assert Path.cwd() == there
     # A path that is given now is relative to here.
     monkeypatch.chdir(here)
     words = main._prepare_line("train", ["resume=../run", "data.manifest=b.csv"])
-    assert words == [f"data.manifest='{here}/b.csv'", f"hydra.run.dir='{run}'", "resume=auto"]
+    assert words == [f"data.manifest={here}/b.csv", f"hydra.run.dir={run}", "resume=auto"]
 
 
 def test_a_sweep_that_is_resumed_from_elsewhere_runs_where_it_was_started(
@@ -154,7 +154,7 @@ def test_a_sweep_that_is_resumed_from_elsewhere_runs_where_it_was_started(
     (tmp_path / "sweep.json").write_text(json.dumps(facts))
     monkeypatch.chdir(tmp_path)
     words = main._prepare_line("train", ["resume_sweep=."])
-    assert words == ["-m", "seed=0,1", f"resume_sweep='{tmp_path}'", f"hydra.sweep.dir='{tmp_path}'"]
+    assert words == ["-m", "seed=0,1", f"resume_sweep={tmp_path}", f"hydra.sweep.dir={tmp_path}"]
     assert Path.cwd() == tmp_path / "there"
 
 

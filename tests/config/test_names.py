@@ -230,6 +230,19 @@ def test_the_file_that_names_an_unknown_choice_is_given(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("word", "remedy"),
+    [
+        ("model=/models/whisper_base", "a folder or Hub name is given as model.name=/models/whisper_base"),
+        ("model=openai/whisper-tiny", "a folder or Hub name is given as model.name=openai/whisper-tiny"),
+        ("data=corpora/ja", "a folder or Hub name is given as data.release=corpora/ja"),
+        ("trainer.val_check_interval=50", "set validation.every_epochs or validation.every_steps"),
+    ],
+)
+def test_what_other_programs_take_is_answered_with_the_key_that_takes_it(word: str, remedy: str) -> None:
+    assert remedy in refusal("train", word)
+
+
+@pytest.mark.parametrize(
     ("words", "message"),
     [
         (["--max_steps", "3"], "--max_steps is not an option; settings are given as key=value: trainer.max_steps=3"),
@@ -238,6 +251,7 @@ def test_the_file_that_names_an_unknown_choice_is_given(tmp_path: Path) -> None:
             ["--max-steps", "data=demo"],
             "--max-steps is not an option; settings are given as key=value: trainer.max_steps=...",
         ),
+        (["--model=micro"], "--model is not an option; settings are given as key=value: model=micro"),
         (["--nonesuch"], "--nonesuch is not an option; settings are given as key=value, such as optim.lr=3e-5"),
     ],
 )

@@ -212,9 +212,9 @@ def test_paths_become_absolute_and_names_on_the_hub_stay(tmp_path: Path, monkeyp
     words = ["data.release=録.tar.gz", "model.name=openai/whisper-tiny", "seed=1", "-m", "resume=model", "checkpoint="]
     assert absolute_paths(words) == [
         *(f"data.release='{tmp_path}/録.tar.gz'", "model.name=openai/whisper-tiny", "seed=1", "-m"),
-        *(f"resume='{tmp_path}/model'", "checkpoint="),
+        *(f"resume={tmp_path}/model", "checkpoint="),
     ]
-    assert absolute_paths(["model.name=model"]) == [f"model.name='{tmp_path}/model'"]
+    assert absolute_paths(["model.name=model"]) == [f"model.name={tmp_path}/model"]
     assert "data.manifest" in PATHS
 
 

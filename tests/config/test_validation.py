@@ -184,7 +184,6 @@ def test_an_unknown_choice_or_key_is_refused_when_composing(override: str) -> No
         ("data.window_edges_s=[]", "data.window_edges_s: data.window=bucketed needs at least one"),
         ("data.window_margin_s=-1", "data.window_margin_s: must not be below 0, got -1"),
         ("data.full_window_share=1.5", "data.full_window_share: must be between 0 and 1, got 1.5"),
-        ("data.window=full data.full_window_share=0.5", "data.full_window_share: needs data.window=bucketed"),
         (
             "data.cache_encoder_outputs=true",
             "data.cache_encoder_outputs: needs a frozen encoder; add model.freeze=encoder",

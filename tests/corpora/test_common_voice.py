@@ -186,7 +186,7 @@ def test_a_release_of_another_language_is_named_with_the_remedy(tmp_path: Path) 
     assert f"data.language=de: {folder.parent} holds ja. Set data.language" in message(folder.parent, language="de")
     assert "is of language ja. Set data.language" in message(folder, language="de")
     (tmp_path / "empty").mkdir()
-    assert "no language folder at all" in message(tmp_path / "empty")
+    assert "no language folder, which has a folder clips or audios" in message(tmp_path / "empty")
 
 
 def test_a_missing_table_is_named_with_the_existing_ones(tmp_path: Path) -> None:

@@ -30,6 +30,15 @@ def test_only_a_model_of_the_hub_is_named_as_the_base(name: str | None, base: st
     assert yaml.safe_load(header).get("base_model") == base
 
 
+def test_the_share_of_the_full_window_is_stated_where_clips_are_padded_to_less() -> None:
+    shorter = results("openai/whisper-base")
+    shorter["config"]["data"]["full_window_share"] = 0.1
+    sentence = "10.0 % of the training steps used the full window."
+    assert sentence not in model_card(shorter)
+    shorter["scores"]["after_in_full_window"] = {"test": RATES}
+    assert sentence in model_card(shorter)
+
+
 def test_the_card_has_the_settings_and_the_versions() -> None:
     card = model_card(results("openai/whisper-base"))
     assert "Steps 400, clips per step 16, learning rate 1e-05, schedule linear, warm-up steps 50, frozen none" in card

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
@@ -186,23 +187,25 @@ def test_a_run_is_resumed_in_the_folder_where_it_was_started(tmp_path: Path) -> 
 
 
 def test_a_run_of_an_earlier_version_keeps_its_value_where_a_default_has_changed(tmp_path: Path) -> None:
-    write_json(tmp_path / "results.json", {"config": {"optim": {"warmup_steps": 500, "lr": 1}}})
+    config = {"optim": {"warmup_steps": 500, "lr": 1}, "data": {"full_window_share": 0.0}}
+    write_json(tmp_path / "results.json", {"config": config})
 
-    def kept(resume: str | None, *words: str, warmup: int | None = None) -> int | None:
+    def kept(resume: str | None, *words: str, warmup: int | None = None, share: float = 0.1) -> Any:
         config = {
             "resume": resume,
             "optim": {"warmup_steps": warmup, "lr": 2},
+            "data": {"full_window_share": share},
             "hydra": {"run": {"dir": str(tmp_path)}},
         }
         cfg = OmegaConf.create(config)
         keep_changed_defaults(cfg, words)
         assert cfg.optim.lr == 2
-        return cfg.optim.warmup_steps
+        return cfg.optim.warmup_steps, cfg.data.full_window_share
 
-    assert kept("auto") == 500
-    assert kept(None) is None
-    assert kept("auto", "optim.warmup_steps=null") is None
-    assert kept("auto", "optim.warmup_steps=3", warmup=3) == 3
+    assert kept("auto") == (500, 0.0)
+    assert kept(None) == (None, 0.1)
+    assert kept("auto", "optim.warmup_steps=null", "data.full_window_share=0.1") == (None, 0.1)
+    assert kept("auto", "optim.warmup_steps=3", warmup=3, share=0.5) == (3, 0.5)
 
 
 def test_a_key_that_a_later_version_has_added_is_no_change() -> None:

@@ -167,8 +167,10 @@ def quote(value: object) -> str:
 
 
 def override(key: str, value: object) -> str:
-    """An override with its value quoted, for paths with special characters."""
-    return f"{key}={quote(value)}"
+    """An override that gives a key a text; quoted where Hydra's grammar would read another value, or none."""
+    text = str(value)
+    read = _parse(f"{key}={text}") if re.fullmatch(r"[\w./:@-]+", text, re.ASCII) else None
+    return f"{key}={text}" if read is not None and read.value() == text else f"{key}={quote(text)}"
 
 
 def key_of(word: str) -> str:

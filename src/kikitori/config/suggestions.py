@@ -6,9 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from itertools import pairwise
 
+from kikitori.config.arguments import TRAINER
 from kikitori.config.documentation import package, read_file, used_files
 from kikitori.config.names import RENAMED_CHOICES, RENAMED_KEYS, did_you_mean
-from kikitori.config.overrides import is_readable, names_choices, override, split_words, value_of
+from kikitori.config.overrides import is_readable, key_of, names_choices, override, split_words, value_of
 from kikitori.runtime.files import is_utf8
 from kikitori.runtime.paths import CONF
 
@@ -16,6 +17,9 @@ from kikitori.runtime.paths import CONF
 REMOVABLE = ("callbacks.", "logger.", "hydra.sweeper.params.", "sweep", "experiment")
 # Settings of the Trainer, which all commands share, that only a training uses.
 OF_TRAINING = tuple(f"trainer.{key}" for key in ("max_steps", "max_epochs", "gradient_clip_val", "log_every_n_steps"))
+
+# The key that takes a path, for groups whose choice is often given as one.
+PATH_KEYS = {"model": "model.name", "data": "data.release"}
 
 
 def wrong_words(command: str, words: Sequence[str]) -> Iterator[str]:
@@ -27,7 +31,7 @@ def wrong_words(command: str, words: Sequence[str]) -> Iterator[str]:
         if command == "evaluate" and key in OF_TRAINING:
             yield f"{key}: belongs to kikitori train; an evaluation takes no steps"
         elif not key.strip():
-            yield f"{word}: no key; settings are given as key=value, such as optim.lr=3e-5"
+            yield f"{word}: no key; settings are given as key=value without spaces, such as optim.lr=3e-5"
         elif not word.isprintable() and not is_utf8(word):
             yield f"{key}: {value_of(word)!r} is not UTF-8; rename the file or folder"
         elif key.startswith("~") and not group.startswith(REMOVABLE):
@@ -48,8 +52,9 @@ def explain(error: Exception, command: str, words: Sequence[str]) -> str:
     prefix = where[0] if where else ""
     missing, options = getattr(error, "missing_cfg_file", None), getattr(error, "options", None)
     if missing and options:
-        group, _, choice = missing.rpartition("/")
-        return prefix + unknown_choice(group, choice, options)
+        given = [key for word in words if (key := key_of(word)) and missing == f"{key}/{value_of(word)}"]
+        group = given[0] if given else missing.rpartition("/")[0]
+        return prefix + unknown_choice(group, missing.removeprefix(f"{group}/"), options)
     if no_value := re.match(r"Error parsing override '([^'=]+)'\nmissing EQUAL", text):
         return without_value(no_value[1])
     if unknown := re.search(r"Could not (?:override|delete from config\.) '([^']+)'", text):
@@ -90,6 +95,8 @@ def unknown_choice(group: str, choice: str, options: Sequence[str]) -> str:
     """The message for a choice that a group does not have."""
     if new := RENAMED_CHOICES.get(group, {}).get(choice):
         return f"{group}={choice} is now {group}={new}"
+    if "/" in choice and (key := PATH_KEYS.get(group)):
+        return f"{group}={choice}: no such choice; a folder or Hub name is given as {key}={choice}"
     return f"{group}={choice}: no such choice{did_you_mean(choice, options) or '.'} There are {', '.join(options)}"
 
 
@@ -99,6 +106,8 @@ def unknown_key(key: str, command: str, words: Sequence[str]) -> str:
     groups = {group: entry.value for group, entry in read_file(CONF / f"{command}.yaml").groups.items()}
     if key in RENAMED_KEYS:
         return f"{key} is now {RENAMED_KEYS[key]}"
+    if key.startswith("trainer.") and (rule := TRAINER.get(key.removeprefix("trainer."))) and rule.is_replaced:
+        return f"{key}: {rule.otherwise}"
     if key.startswith("hydra/sweeper/"):
         return f"{key}: needs hydra/sweeper=optuna"
     if (CONF / key).is_dir():
@@ -152,7 +161,8 @@ def unknown_option(words: Sequence[str], options: Sequence[str]) -> str | None:
         if not name.startswith("--") or any(option.startswith(name) for option in options):
             continue
         value = value if equals or following.startswith("-") or "=" in following else following
-        keys = closest_keys(name.lstrip("-").replace("-", "_"), dict.fromkeys(every_key(), ""))
+        key = name.lstrip("-").replace("-", "_")
+        keys = [key] if (CONF / key).is_dir() else closest_keys(key, dict.fromkeys(every_key(), ""))
         example = f": {keys[0]}={value or '...'}" if keys else ", such as optim.lr=3e-5"
         return f"{name} is not an option; settings are given as key=value{example}"
     return None

@@ -256,8 +256,6 @@ def _window_faults(flat: Mapping[str, Any]) -> Iterator[str]:
         yield f"data.window_edges_s: must be ascending and above 0, got {edges}"
     if window == "bucketed" and not edges:
         yield "data.window_edges_s: data.window=bucketed needs at least one, such as [5,10]"
-    if window == "full" and flat["data.full_window_share"]:
-        yield "data.full_window_share: needs data.window=bucketed; with full, every step uses the full window"
     if flat.get("data.cache_encoder_outputs") is True and flat.get("model.freeze") != "encoder":
         yield "data.cache_encoder_outputs: needs a frozen encoder; add model.freeze=encoder (kikitori train only)"
 

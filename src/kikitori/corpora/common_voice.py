@@ -97,7 +97,7 @@ def find_language(release: Path, language: str, cache: Path) -> Path:
     # Of two folders of one language the upper one, which is the last here.
     languages = {_language(f) or (language if f == release else f.name): f for f in reversed(found)}
     if language not in languages:
-        names = ", ".join(sorted(languages)) or "no language folder at all"
+        names = ", ".join(sorted(languages)) or "no language folder, which has a folder clips or audios"
         raise DataError(f"data.language={language}: {given} holds {names}. Set data.language, or data.release.")
     return languages[language]
 

@@ -67,7 +67,7 @@ class SpeechDataModule(pl.LightningDataModule):
         window: Literal["full", "bucketed"] | None = None,
         window_edges_s: Sequence[float] = (2, 3, 4, 5, 6, 7, 8, 10, 12, 15, 20),
         window_margin_s: float = 1,
-        full_window_share: float = 0.0,
+        full_window_share: float = 0.1,
         cache_encoder_outputs: bool = False,
         num_workers: int = 2,
         group_by_length: bool = True,

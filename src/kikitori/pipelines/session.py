@@ -1,6 +1,7 @@
 """A session: one run of a command, from its checked configuration to its finished results.json."""
 
 import logging
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from kikitori.runs.summary import print_results
 from kikitori.runs.wandb_logger import closing_wandb
 from kikitori.runtime.console import quiet_libraries
 from kikitori.runtime.distributed import run_on_all_devices
+from kikitori.runtime.paths import shown_path
 from kikitori.runtime.signals import Stop, handle_signals
 from kikitori.training.trainer import check_batch_size, resolve_trainer_settings
 
@@ -60,6 +62,8 @@ def session(command: str, cfg: DictConfig | dict[str, Any], folder: Path) -> Ite
 
     with handle_signals(on_forced_exit) as stop:
         with closing_wandb(results), record(results, command, config, folder):
+            if "overrides" in results:
+                log.info("%s: %s", shown_path(folder), shlex.join(["kikitori", command, *results["overrides"]]))
             settings = _trainer_settings(command, config)
             devices, nodes = settings["devices"], settings.get("num_nodes", 1)
             if devices * nodes > 1 and "name" in config["model"] and not config.get("checkpoint"):

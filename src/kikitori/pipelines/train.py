@@ -17,6 +17,7 @@ from kikitori.data.datamodule import SpeechDataModule
 from kikitori.metrics.error_rates import change
 from kikitori.model.whisper import Whisper
 from kikitori.model.window import FULL, Window
+from kikitori.pipelines.announcements import announce, announce_best
 from kikitori.pipelines.builders import build_data, build_model, configure_model, prepare_data
 from kikitori.pipelines.length import Length, check_warmup, training_length
 from kikitori.pipelines.scoring import Scorer, Scores, is_scored, read_scores
@@ -26,7 +27,6 @@ from kikitori.runs.record import save, timed
 from kikitori.runs.results import Results
 from kikitori.runs.results_md import examples_table
 from kikitori.runs.wandb_logger import WandbRunLogger
-from kikitori.runtime.console import duration
 from kikitori.runtime.distributed import is_main
 from kikitori.runtime.errors import ConfigError
 from kikitori.training.batch_size_finder import find_micro_batch_sizes
@@ -165,7 +165,7 @@ def fit(
     for pause in results.get("interruptions", [])[-1:]:
         pause["step"] = step
     save(results, run.folder)
-    announce(run, trainer, step)
+    announce(run, trainer, module, step)
     # Again, so that training draws the same random numbers whatever was searched, cached or scored before it.
     pl.seed_everything(run.config["seed"], workers=True, verbose=False)
     with timed(results, "fit_s") as add_seconds, run.stop.polled():
@@ -192,26 +192,6 @@ def fit(
         chosen |= {"best": os.path.relpath(best, run.folder), "best_step": saved_step(Path(best))}
     results["checkpoint"] = {"steps": trainer.global_step, **chosen}
     announce_best(results)
-
-
-def announce(run: Session, trainer: pl.Trainer, step: int) -> None:
-    """Logs what is about to be trained, from `step` on."""
-    length, batch = run.results["training"], run.config["data"]["global_batch_size"]
-    if step < length["steps"]:
-        log.info(
-            "training: steps %d to %d of %d clips each (%.1f epochs), a validation every %d steps; precision %s on %s; "
-            "scoring afterwards takes about %s",
-            *(step + 1, length["steps"], batch, length["epochs"], length["every_steps"]),
-            *(run.trainer_settings["precision"], hardware_facts(trainer)["device"]),
-            duration(run.results["cost"]["evaluate_s"]),
-        )
-
-
-def announce_best(results: Results) -> None:
-    """Logs how long the training took, and which checkpoint is scored and saved."""
-    chosen = results["checkpoint"]
-    best = f"the best by {chosen['monitor']}, step {chosen['best_step']}" if chosen["best"] else "the last one"
-    log.info("training took %s; scored and saved is %s", duration(results["cost"]["fit_s"]), best)
 
 
 def score_after(scorer: Scorer) -> Scores:

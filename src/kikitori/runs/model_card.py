@@ -72,7 +72,8 @@ def _training(results: Mapping[str, Any]) -> str:
 
 def _full_window_share(results: Mapping[str, Any]) -> str:
     share = results["config"]["data"]["full_window_share"]
-    return f" {percent(share)} % of the training steps used the full window." if share else ""
+    trained_shorter = full_window_rates(results)
+    return f" {percent(share)} % of the training steps used the full window." if share and trained_shorter else ""
 
 
 def _stock_pipeline(results: Mapping[str, Any]) -> str:

@@ -210,10 +210,14 @@ def read_run(folder: Path, name: str, trial: Mapping[str, Any]) -> Run:
 def _settings(results: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """The configuration by dotted key. An evaluation that set no language or task has those of the model.
 
-    Without keys that are null, since an earlier version may not have had them.
+    Without keys that are null, since an earlier version may not have had them, and without a share of steps in the full
+    window where all are, since its default has changed.
     """
-    used = results.get("model", {})
-    for key, value in flatten(results.get("config", {})):
+    used, config = results.get("model", {}), results.get("config", {})
+    full = config.get("data", {}).get("window") == "full"
+    for key, value in flatten(config):
+        if full and key == "data.full_window_share":
+            continue
         known = used.get(key[6:]) if value is None and key in ("model.language", "model.task") else value
         if known is not None:
             yield key, known

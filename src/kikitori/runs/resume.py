@@ -35,8 +35,8 @@ MULTIRUN = ("-m", "--multirun")
 START_KEYS = ("resume", "resume_accept", "resume_sweep", "sweep", "hydra.run.dir")
 # The same for a sweep, whose choice `sweep=` belongs to it.
 SWEEP_START_KEYS = ("resume", "resume_accept", "resume_sweep", "hydra.sweep.dir")
-# Keys whose default was another one in earlier versions, and is null now.
-CHANGED_DEFAULTS = ("optim.warmup_steps",)
+# Keys whose default was another one in earlier versions, with the present one.
+CHANGED_DEFAULTS = {"optim.warmup_steps": None, "data.full_window_share": 0.1}
 # A resumed run cannot choose its best checkpoint by another score: the best one by that score was not kept.
 FIXED = re.compile(r"callbacks\.checkpoint\.monitor")
 # Keys in which a resumed run may differ without resume_accept.
@@ -126,8 +126,8 @@ def keep_changed_defaults(cfg: DictConfig, words: Iterable[str]) -> None:
     if not path.exists():
         return
     recorded, given = dict(flatten(read_json(path).get("config", {}))), set(map(key_of, words))
-    for key in CHANGED_DEFAULTS:
-        if recorded.get(key) is not None and key not in given and OmegaConf.select(cfg, key) is None:
+    for key, default in CHANGED_DEFAULTS.items():
+        if recorded.get(key) is not None and key not in given and OmegaConf.select(cfg, key) == default:
             OmegaConf.update(cfg, key, recorded[key])
 
 
