@@ -63,10 +63,11 @@ def refused() -> Iterator[tuple[str, str, str]]:
 def test_an_argument_without_its_effect_is_refused_with_what_to_use_instead(
     target: str, name: str, remedy: str
 ) -> None:
-    found = dict(faults({"a": {"_target_": target, name: "odd"}}, names=frozenset(ARGUMENTS)))
-    assert found.pop(f"a.{name}") == remedy
-    assert found == dict(faults({"a": {"_target_": target, name: None}}, names=frozenset(ARGUMENTS)))
-    assert found.keys() == {f"a.{required}" for required in REQUIRED.get(target, ())}
+    place = next(place for place, names in TARGETS.items() if target in names)
+    found = dict(faults({"_target_": target, name: "odd"}, place))
+    assert found.pop(f"{place}.{name}") == remedy
+    assert found == dict(faults({"_target_": target, name: None}, place))
+    assert found.keys() == {f"{place}.{required}" for required in REQUIRED.get(target, ())}
 
 
 def test_an_argument_of_another_version_is_refused() -> None:

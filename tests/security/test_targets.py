@@ -12,11 +12,10 @@ import yaml
 from hydra import compose, initialize_config_dir
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.config_repository import ConfigRepository
-from omegaconf import OmegaConf, open_dict
-from omegaconf.resolvers import oc
+from omegaconf import open_dict
 
 from kikitori.cli import hydra_app, main
-from kikitori.config import hydra_guard, targets
+from kikitori.config import composition, targets
 from kikitori.config.validation import check_config
 from kikitori.runtime.errors import ConfigError
 from kikitori.runtime.paths import CONF
@@ -161,7 +160,6 @@ def _as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
     handlers = list(logging.root.handlers)
     yield
     logging.root.handlers[:] = handlers
-    OmegaConf.register_new_resolver("oc.env", oc.env, replace=True)
     sys.modules.pop("evil", None)
 
 
@@ -255,9 +253,9 @@ def targets_in(node: Any) -> Iterator[Any]:
 def test_a_users_own_class_is_allowed_by_an_environment_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     name = "pytorch_lightning.loggers.CSVLogger"
     with pytest.raises(ConfigError, match=f"_target_: may be .*got '{name}'"):
-        targets.instantiate({"_target_": name})
+        targets.instantiate({"_target_": name}, "logger")
     monkeypatch.setenv("KIKITORI_TARGETS", f"mine.Callback,{name}")
-    assert type(targets.instantiate({"_target_": name, "save_dir": "x"})).__name__ == "CSVLogger"
+    assert type(targets.instantiate({"_target_": name, "save_dir": "x"}, "logger")).__name__ == "CSVLogger"
     with initialize_config_dir(str(CONF.resolve()), version_base="1.3"):
         check_config(compose("train", ["data=demo", "logger=none", f"+logger.x={{_target_: {name}, save_dir: x}}"]))
 
@@ -266,20 +264,14 @@ def test_a_callback_of_lightnings_that_is_wrong_here_stays_refused(monkeypatch: 
     name = "pytorch_lightning.callbacks.Timer"
     monkeypatch.setenv("KIKITORI_TARGETS", name)
     with pytest.raises(ConfigError, match="Timer is not supported: stop the run instead and resume it later"):
-        targets.instantiate({"_target_": name})
+        targets.instantiate({"_target_": name}, "callbacks")
 
 
 def test_a_node_can_be_instantiated_outside_its_configuration() -> None:
     strategy = {"_target_": "kikitori.ddp", "collective_timeout_s": 5}
-    make = targets.instantiate({"_target_": "pytorch_lightning.Trainer", "strategy": strategy}, _partial_=True)
+    node = {"_target_": "pytorch_lightning.Trainer", "_partial_": True, "strategy": strategy}
+    make = targets.instantiate(node, "trainer")
     assert type(make.keywords["strategy"]).__name__ == "DDPStrategy"
-
-
-def test_the_resolved_target_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
-    cfg = OmegaConf.create({"a": "evil.call", "b": [{"_target_": "${a}"}], "c": {"_target_": "${a}"}})
-    for node in (cfg, cfg.b, cfg.c):
-        with pytest.raises(ConfigError, match=r"got 'evil\.call'"):
-            targets.instantiate(node)
 
 
 @pytest.mark.parametrize("option", ["--experimental-rerun", "--experimental", "--e"])
@@ -316,31 +308,58 @@ def test_yaml_tags_construct_no_objects(tmp_path: Path, tag: str) -> None:
     assert "evil.yaml" in refusal("--config-dir", "stranger", "experiment=evil")
 
 
-def test_only_the_command_line_may_set_the_setup_commands_of_a_slurm_job() -> None:
+def composed(*line: str) -> Any:
     with initialize_config_dir(str(CONF.resolve()), version_base="1.3"):
-        line = ["data=demo", "hydra/launcher=slurm", "+hydra.launcher.setup=[module load cuda]"]
-        cfg = compose("train", line, return_hydra_config=True)
-    hydra_guard.check(cfg)
-    cfg.hydra.overrides.hydra = []
-    with pytest.raises(
-        ConfigError, match=r"hydra\.launcher\.setup: runs commands, which a configuration file may not do"
-    ):
-        hydra_guard.check(cfg)
+        return compose("train", ["data=demo", *line], return_hydra_config=True)
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("+hydra.launcher.setup=[module load cuda]", r"hydra\.launcher\.setup: runs commands, which a configuration"),
+        ("+hydra.launcher.teardown=[touch x]", r"hydra\.launcher\.teardown: runs commands"),
+        ("+hydra.launcher.additional_parameters={wrap: touch x}", r"additional_parameters\.wrap: runs commands"),
+        ("hydra.launcher.submitit_folder=/etc", r"hydra\.launcher\.submitit_folder: must be a folder below"),
+    ],
+)
+def test_only_the_command_line_may_set_what_a_slurm_job_runs(word: str, message: str) -> None:
+    cfg = composed("hydra/launcher=slurm", word)
+    words = [*cfg.hydra.overrides.task, *cfg.hydra.overrides.hydra]
+    composition.check(cfg, words)
+    cfg.hydra.overrides.hydra.remove(word)
+    words.remove(word)
+    with pytest.raises(ConfigError, match=message):
+        composition.check(cfg, words)
 
 
 def test_only_the_command_line_may_open_folders_outside_of_a_corpus() -> None:
-    with initialize_config_dir(str(CONF.resolve()), version_base="1.3"):
-        cfg = compose("train", ["data=demo", "data.roots=[/mnt]"], return_hydra_config=True)
-    hydra_guard.check(cfg)
+    cfg = composed("data.roots=[/mnt]")
+    composition.check(cfg, ["data=demo", "data.roots=[/mnt]"])
     cfg.hydra.overrides.task = ["data=demo"]
     with pytest.raises(ConfigError, match=r"data\.roots: opens folders outside of the corpus, which no file may do"):
-        hydra_guard.check(cfg)
+        composition.check(cfg, ["data=demo"])
     cfg.data.roots = None
-    hydra_guard.check(cfg)
+    composition.check(cfg, ["data=demo"])
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"data.roots": "[/mnt]"},
+        {"++data.roots": "[/mnt]"},
+        {"data": "{roots: [/mnt]}"},
+        {"+data": "{limit: {train: 4}, roots: [/mnt]},{limit: {train: 5}}"},
+        {"hydra.launcher.setup": "[touch x]"},
+        {"data": "${note}"},
+    ],
+)
+def test_axes_of_a_sweep_in_a_file_set_nothing_that_only_a_person_may(params: dict[str, str]) -> None:
+    cfg = composed("hydra.mode=MULTIRUN")
     with open_dict(cfg):
-        cfg.hydra.sweeper.params = {"data.roots": "[/mnt]"}
-    with pytest.raises(ConfigError, match=r"hydra\.sweeper\.params\.data\.roots: opens folders"):
-        hydra_guard.check(cfg)
+        cfg.note = "{roots: [/mnt]}"
+        cfg.hydra.sweeper.params = params
+    with pytest.raises(ConfigError, match=r"hydra\.sweeper\.params\.(data\.roots|hydra\.launcher\.setup)"):
+        composition.check(cfg, ["data=demo", "hydra.mode=MULTIRUN"])
 
 
 @pytest.mark.parametrize("key", ["hydra.run.dir", "data.name", "hydra.sweep.dir"])

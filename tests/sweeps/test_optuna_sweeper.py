@@ -9,6 +9,7 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.pruners import SuccessiveHalvingPruner
 from optuna.samplers import GridSampler, RandomSampler, TPESampler
 
 from kikitori.runtime.errors import ConfigError, SweepError
@@ -20,7 +21,7 @@ from kikitori.sweeps.trials import Sweep, Trial
 def plugin(folder: Path, **changes: Any) -> Any:
     given = {"params": {}, "hydra_context": SimpleNamespace(config_loader=None), "study_name": "kikitori"}
     given |= {"study": str(folder / "study.journal"), "sampler": partial(RandomSampler, seed=3)}
-    given |= {"config": OmegaConf.create({"hydra": {"sweeper": {"pruner": None}}})}
+    given |= {"pruner": None}
     return SimpleNamespace(**{**given, **changes})
 
 
@@ -190,7 +191,8 @@ def test_a_grid_over_an_interval_is_refused() -> None:
 
 def test_the_pruner_is_stored_in_the_study_for_the_trials(tmp_path: Path) -> None:
     node = {"_target_": "optuna.pruners.SuccessiveHalvingPruner", "min_resource": 5}
-    open_study(plugin(tmp_path, config=OmegaConf.create({"hydra": {"sweeper": {"pruner": node}}})), SPACE, tmp_path)
+    config = OmegaConf.create({"hydra": {"sweeper": {"pruner": node}}})
+    open_study(plugin(tmp_path, config=config, pruner=SuccessiveHalvingPruner()), SPACE, tmp_path)
     study = optuna.load_study(study_name="kikitori", storage=open_storage(tmp_path / "study.journal"))
     assert study.user_attrs["pruner"] == node
     assert json.loads(json.dumps(study.user_attrs["space"])).keys() == {"optim.lr"}

@@ -14,7 +14,7 @@ from omegaconf.errors import InterpolationResolutionError
 from omegaconf.resolvers import oc
 from yaml.constructor import ConstructorError
 
-from kikitori.runtime.errors import ConfigError, secret_fault
+from kikitori.runtime.errors import secret_fault
 
 # OmegaConf's resolvers that conf/ does not need: they build nodes and read texts as configurations.
 REMOVED = ("oc.create", "oc.decode", "oc.deprecated", "oc.dict.keys", "oc.dict.values")
@@ -40,11 +40,11 @@ def limit_reading() -> None:
 
 def _variable(name: str, *default: Any) -> Any:
     """The resolver ${oc.env:NAME,default}."""
-    value = oc.env(name, *default)
-    if name in os.environ and (not VARIABLES.fullmatch(name) or secret_fault(os.environ[name])):
-        raise ConfigError(
-            f"a configuration may not read {name} from the environment; give the value itself: key=${name}"
-        )
+    value: Any = oc.env(name, *default)
+    if fault := secret_fault(os.environ.get(name, "")):
+        raise InterpolationResolutionError(fault)
+    if name in os.environ and not VARIABLES.fullmatch(name):
+        raise InterpolationResolutionError(f"a configuration may not read the variable {name}; type it: key=${name}")
     return value
 
 

@@ -5,6 +5,7 @@ be ignored here, or do something else. An argument that is not in the table is r
 library adds none unseen. Arguments of kikitori's own functions are read from their signatures instead.
 """
 
+import re
 import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, Union, get_args, get_origin
@@ -187,10 +188,16 @@ EARLY_STOPPING: dict[str, Rule] = {
     **dict.fromkeys(("verbose", "strict", "check_finite", "log_rank_zero_only"), of_type(bool)),
     "check_on_train_epoch_end": instead("leave it out: it is checked after each validation", False),
 }
+# Lightning would take an address for a remote file system.
+LOCAL = Rule(lambda value: fits(value, str) and not re.search("://|::", value), "must be a folder of this machine")
+BELOW = Rule(
+    lambda value: fits(value, int | str | None) and not re.search(r"^[/~]|::?/|\.\.", str(value)),
+    "must be a name, or a path below save_dir",
+)
 TENSORBOARD: dict[str, Rule] = {
-    **dict.fromkeys(("save_dir", "name", "sub_dir"), TEXT),
-    "version": of_type(int | str | None),
-    **dict.fromkeys(("prefix", "comment", "filename_suffix"), of_type(str)),
+    "save_dir": LOCAL,
+    **dict.fromkeys(("name", "sub_dir", "version", "filename_suffix"), BELOW),
+    **dict.fromkeys(("prefix", "comment"), of_type(str)),
     "default_hp_metric": of_type(bool),
     **dict.fromkeys(("max_queue", "flush_secs"), at_least(1)),
     "log_graph": instead("leave it out: the graph of a Whisper needs an example", False),

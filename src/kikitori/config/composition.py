@@ -23,10 +23,8 @@ Path = tuple[str, ...]
 ANY = Rule(lambda value: True, "")
 PLAIN = Rule(lambda value: not re.search(r"\$\{|://", str(value)), "must be a plain value")
 NAME = Rule(lambda value: re.fullmatch(r"[\w.+-]*[\w+-]", str(value)) is not None, "must be a plain name")
-NO_CALLBACKS = Rule(lambda value: not value, "must be empty: Hydra callbacks can run any code, and kikitori uses none")
-NO_VARIABLES = Rule(
-    lambda value: value == [], "must be empty; set variables in the environment: NAME=value kikitori ..."
-)
+NO_CALLBACKS = Rule(lambda value: not value, "must be empty: Hydra callbacks can run any code; kikitori has none")
+NO_VARIABLES = Rule(lambda value: value == [], "must be empty; set variables in the environment: NAME=... kikitori")
 # Where Hydra's own choices of logging write: a format in braces would read any attribute, a class be called.
 LOG_FILES = ("${hydra.runtime.output_dir}/${hydra.job.name}.log", "hydra-${hydra.job.name}.log")
 LOGGING = {

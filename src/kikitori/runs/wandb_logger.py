@@ -28,7 +28,7 @@ from kikitori.audio.waveform import SAMPLE_RATE
 from kikitori.config.overrides import sweep_name
 from kikitori.metrics.alignment import error_types
 from kikitori.runs.results import FINISHED, WANDB_RUN_ID, predictions_file
-from kikitori.runtime.errors import one_line
+from kikitori.runtime.errors import USER_OF_ADDRESS, ConfigError, one_line
 from kikitori.runtime.files import read_lines
 from kikitori.runtime.paths import shown_path
 from kikitori.runtime.rng import seeded_sample
@@ -89,6 +89,11 @@ class WandbRunLogger(WandbLogger):
         log_model: bool = False,
         aliases: Sequence[str] = ("best",),
     ) -> None:
+        if USER_OF_ADDRESS.search(server()):
+            raise ConfigError(
+                "WANDB_BASE_URL holds a user or password, which W&B would write to its files; leave these out, and log "
+                "in with wandb login --host=..."
+            )
         os.environ.setdefault("WANDB_SILENT", "true")
         mode = os.environ.get("WANDB_MODE") or ("online" if has_credentials() else "offline")
         self.folder = Path(folder)
