@@ -40,6 +40,15 @@ def test_a_checkpoint_file_is_refused(tmp_path: Path, monkeypatch: pytest.Monkey
     assert message.startswith(f"ModelError: --model {tmp_path}/last.ckpt is a checkpoint; give the folder of its run")
 
 
+def test_an_option_written_as_a_key_is_answered(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["kikitori transcribe", "a.mp3", "model=runs/a"])
+    with pytest.raises(SystemExit):
+        transcribe.main()
+    assert "model=runs/a: options are given as --model runs/a" in capsys.readouterr().err
+
+
 def test_an_unsupported_language_is_named(micro: Whisper, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     micro.save(tmp_path / "model")
     message = refusal(monkeypatch, "--model", str(tmp_path), "--language", "japnese")
@@ -152,8 +161,8 @@ def test_doubts_are_in_the_lines_and_on_stderr(
     words = (str(tmp_path / "a.wav"), "--model", model, "--format", "jsonl")
     line, errors, failed = output(monkeypatch, capsys, *words)
     row = json.loads(line)
-    assert (row["text"], len(row["doubtful"]), failed) == ("んんんんん", 5, 0)
-    first = row["doubtful"][0]
+    assert (row["text"], len(row["pieces"]), failed) == ("んんんんん", 5, 0)
+    first = row["pieces"][0]
     assert (first["start_s"], first["text"], first["doubt"]) == (0, "ん", "repeats itself")
     assert f"{tmp_path}/a.wav: check 0.0 to {first['end_s']:.1f} s (repeats itself), " in errors
 

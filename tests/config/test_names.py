@@ -18,7 +18,7 @@ from kikitori.config.names import (
     translate,
 )
 from kikitori.config.overrides import config_folders
-from kikitori.config.suggestions import every_key, explain, unknown_option
+from kikitori.config.suggestions import every_key, explain, unknown_option, wrong_words
 from kikitori.config.targets import TARGETS
 from kikitori.config.validation import check_config
 from kikitori.runs.resume import changes, expand_resume, keep_changed_defaults
@@ -144,7 +144,7 @@ def composed(command: str, *words: str) -> Any:
 
 def test_an_old_run_is_resumed_without_changes() -> None:
     words = expand_resume("train", [f"resume={OLD_RUN}"])
-    assert words[-2:] == [f"hydra.run.dir='{OLD_RUN}'", "resume=auto"]
+    assert words[-2:] == [f"hydra.run.dir={OLD_RUN}", "resume=auto"]
     assert {"data.global_batch_size=4", "data.micro_batch_size=2", "callbacks=best_checkpoint"} <= set(words)
     cfg = composed("train", *words)
     now = check_config(cfg)
@@ -189,7 +189,11 @@ def refusal(command: str, *words: str) -> str:
         ("trainer.max_step=3", "trainer.max_step: no such key; did you mean trainer.max_steps?"),
         ("batch_size=8", "did you mean data.global_batch_size or data.micro_batch_size or data.eval_batch_size?"),
         ("optim.momentum=0.9", "optim.momentum: no such key; there are optim.lr, optim.weight_decay, "),
-        ("epochs=3", "epochs: no such key; did you mean validation.every_epochs or trainer.max_epochs?"),
+        ("epochs=3", "epochs: no such key; did you mean trainer.max_epochs?"),
+        ("per_device_train_batch_size=8", "no such key; did you mean data.global_batch_size?"),
+        ("output_dir=x", "output_dir: no such key; did you mean hydra.run.dir?"),
+        ("trainer.val_check_interval=50", "trainer.val_check_interval: set validation.every_epochs or"),
+        ("trainer.benchmark=true", "trainer.benchmark: added with a plus: +trainer.benchmark=..."),
         ("data.manifest=a.csv", "data.manifest: no such key here; it belongs to data=manifest"),
         ("data.manifets=a.csv", "data.manifets: no such key; did you mean data.manifest, of data=manifest?"),
         ("hydra.launcher.paralel=2", "did you mean hydra.launcher.parallel?"),
@@ -207,6 +211,13 @@ def refusal(command: str, *words: str) -> str:
         ("modle=micro", "modle: no such group; did you mean model?"),
         ("model=whisper_smal", "model=whisper_smal: no such choice; did you mean whisper_small? There are micro, "),
         ("trainer=gpu", "trainer=gpu: no such choice. There are auto, ddp"),
+        (
+            "model=openai/whisper-tiny",
+            "model=openai/whisper-tiny: no such choice; a folder, or a name on the Hugging Face Hub, is given as "
+            "model.name=openai/whisper-tiny",
+        ),
+        ("model=/a/folder", "model=/a/folder: no such choice; a folder, or a name on the Hugging Face Hub, is given"),
+        ("data=./a.csv", "data=./a.csv: no such choice; a release of Common Voice is given as data.release=./a.csv"),
         ("experiment=demos", "experiment=demos: no such choice; did you mean demo?"),
         ("hydra/launcher=slurmm", "hydra/launcher=slurmm: no such choice; did you mean slurm?"),
     ],
@@ -230,12 +241,17 @@ def test_the_file_that_names_an_unknown_choice_is_given(tmp_path: Path) -> None:
     assert message.endswith("callbacks=best is now callbacks=best_checkpoint")
 
 
+def test_a_path_without_a_key_is_answered_with_the_key(tmp_path: Path) -> None:
+    (fault,) = wrong_words("evaluate", [str(tmp_path)])
+    assert fault == f"{tmp_path}: no key; a path is given as checkpoint={tmp_path}"
+
+
 @pytest.mark.parametrize(
     ("word", "remedy"),
     [
-        ("model=/models/whisper_base", "a folder or Hub name is given as model.name=/models/whisper_base"),
-        ("model=openai/whisper-tiny", "a folder or Hub name is given as model.name=openai/whisper-tiny"),
-        ("data=corpora/ja", "a folder or Hub name is given as data.release=corpora/ja"),
+        ("model=/models/whisper_base", "is given as model.name=/models/whisper_base"),
+        ("model=openai/whisper-tiny", "is given as model.name=openai/whisper-tiny"),
+        ("data=corpora/ja", "is given as data.release=corpora/ja"),
         ("trainer.val_check_interval=50", "set validation.every_epochs or validation.every_steps"),
     ],
 )
@@ -253,6 +269,8 @@ def test_what_other_programs_take_is_answered_with_the_key_that_takes_it(word: s
             "--max-steps is not an option; settings are given as key=value: trainer.max_steps=...",
         ),
         (["--model=micro"], "--model is not an option; settings are given as key=value: model=micro"),
+        (["--epochs", "3"], "--epochs is not an option; settings are given as key=value: trainer.max_epochs=3"),
+        (["-lr", "1e-3"], "-lr is not an option; settings are given as key=value: optim.lr=1e-3"),
         (["--nonesuch"], "--nonesuch is not an option; settings are given as key=value, such as optim.lr=3e-5"),
     ],
 )
@@ -261,4 +279,4 @@ def test_a_key_written_as_an_option_is_answered_with_an_override(words: list[str
 
 
 def test_an_abbreviated_option_is_one() -> None:
-    assert unknown_option(["--multi", "--help", "-m"], ["--help", "--multirun", "-m"]) is None
+    assert unknown_option(["--multi", "--help", "-m", "-cjob"], ["--help", "--multirun", "-m", "-c"]) is None

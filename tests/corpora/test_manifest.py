@@ -167,6 +167,22 @@ def test_a_list_in_another_encoding_is_refused_with_the_remedy(
     assert error.endswith("Save it again as UTF-8 (in Excel: 'CSV UTF-8')")
 
 
+@pytest.mark.parametrize(
+    ("start", "looks_like"), [(b"PK\x03\x04\0\0", "a spreadsheet (.xlsx, .ods)"), (b"\x1f\x8b\x08\0", "gzip")]
+)
+def test_a_file_that_is_no_text_is_named(tmp_path: Path, start: bytes, looks_like: str) -> None:
+    (tmp_path / "all.csv").write_bytes(start + bytes(100))
+    assert f"it looks like {looks_like}. Save it" in message(tmp_path / "all.csv")
+
+
+def test_a_message_names_some_of_many_columns(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "all.jsonl", [{f"{i}.wav": "text" for i in range(1000)}])
+    error = message(tmp_path / "all.jsonl")
+    assert error.endswith("data.start_column, data.end_column. One object of JSON is one row")
+    assert "it has: 0.wav, 1.wav, " in error
+    assert "19.wav and 980 more. " in error
+
+
 def test_a_header_in_another_encoding_is_refused_with_the_remedy(tmp_path: Path) -> None:
     rows = [{"音声": row["path"], "文": "a", "split": row["split"]} for row in ROWS]
     assert "it looks like" in message(write_encoded(tmp_path / "all.csv", "cp932", rows), path="音声", text="文")

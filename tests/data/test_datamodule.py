@@ -373,7 +373,7 @@ def test_parts_of_a_recording_are_clips_of_their_own(
         (name,) = (c.name for c in data.clips[split] if c.part and c.part[0] == start)  # type: ignore[index]
         assert (data.prepared.audio_caches[split].pcm(name) == whole[round(start * 16_000) : round(end * 16_000)]).all()  # type: ignore[index]
     assert {(r.name, r.reason, r.detail) for r in data.rejects} == {
-        ("talk.flac#t=5.5,7", "cut short", "0.50 s of the 1.50 s that the corpus lists"),
+        ("talk.flac#t=5.5,7", "cut short", "0.50 s of 1.50 s, by the times that the corpus lists"),
         ("talk.flac#t=9,10", "cut short", "the recording ends before this part of it"),
         ("talk.flac#t=0,2", "too long", "2.00 s, over the model's window of 1 s (model.window_s)"),
     }

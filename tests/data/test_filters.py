@@ -61,7 +61,7 @@ def chosen(rows: list[Row], processor: Processor | None, rules: FilterRules = RU
         ("missing", row("bad", error="missing"), "missing"),
         ("undecodable", row("bad", error="cannot be decoded"), "cannot be decoded"),
         ("cut short", row("bad", error="the file is cut short: 1 s of 2 s"), "the file is cut short: 1 s of 2 s"),
-        ("cut short", row("bad", duration_s=1.11), "1.00 s of the 1.11 s that the corpus lists"),
+        ("cut short", row("bad", duration_s=1.11), "1.00 s of 1.11 s, by the times that the corpus lists"),
         ("empty", row("bad", samples=0, peak=0.0), "no samples"),
         ("silent", row("bad", peak=0.003), "its peak is -50.5 dB, under data.silence_dbfs=-50"),
         ("too short", row("bad", samples=4_799), "0.30 s, under data.min_duration_s=0.3"),

@@ -298,6 +298,15 @@ def test_prepare_builds_the_audio_cache_that_training_uses(cache: Path, monkeypa
     assert {cached.path.name for cached in data.prepared.audio_caches.values()} <= caches.keys()
 
 
+def test_prepare_says_why_a_split_is_absent(cache: Path) -> None:
+    release = (f"data.release={DEMO}", "data.train_splits=[validatd]", "data.allow_shared_speakers=true")
+    done = kikitori("prepare", *release, "hydra.run.dir=misspelt", cache=cache)
+    assert done.returncode == 0, done.stderr
+    absent = re.findall("no train split, which kikitori train needs: .*validatd.tsv does not exist; .*", done.stdout)
+    assert len(absent) == 1
+    assert "held_out" not in absent[0]
+
+
 def test_compare_ranks_real_runs_and_writes_their_page(run: tuple[Path, str, str], cache: Path) -> None:
     done = kikitori("compare", "run", "--report", "report.html", cache=cache)
     assert done.returncode == 0, done.stderr

@@ -50,7 +50,12 @@ def test_a_region_or_script_changes_nothing(code: str, region: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "near"), [("japnese", r"ja \(japanese\)"), ("englisch", r"en \(english\)"), ("", "is no language$")]
+    ("given", "near"),
+    [
+        ("japnese", r"ja \(japanese\)"),
+        ("englisch", r"en \(english\)"),
+        ("", "is no language; give its code or English name, such as ja or japanese$"),
+    ],
 )
 def test_a_text_that_is_no_language_is_refused_with_similar_ones(given: str, near: str) -> None:
     with pytest.raises(ValueError, match=f"'{given}' is no language.*{near}|{near}"):

@@ -182,6 +182,16 @@ def test_the_configured_model_does_not_describe_an_evaluated_checkpoint(tmp_path
     assert [key for key in scored_run.choices if key.startswith("model")] == ["model.language", "model.task"]
 
 
+def test_settings_of_a_training_do_not_describe_an_evaluation(tmp_path: Path) -> None:
+    settings = {"trainer": {"max_steps": 4000, "precision": 32}, "data": {"global_batch_size": 16, "release": "a"}}
+    write_run(tmp_path / "a", config=settings)
+    write_run(tmp_path / "b", config=settings, command="evaluate")
+    trained, scored = find_runs([str(tmp_path)])
+    assert trained.choices["trainer.max_steps"] == 4000
+    assert {"trainer.max_steps", "data.global_batch_size"}.isdisjoint(scored.choices)
+    assert (scored.choices["trainer.precision"], scored.choices["data.release"]) == (32, "a")
+
+
 OLD_RULES = {"normaliser": "nfkc-casefold-nopunct-1", "segmenter": "white space"}
 
 

@@ -101,7 +101,7 @@ def test_a_changed_recipe_is_refused_unless_it_is_accepted(tmp_path: Path) -> No
     both += r"  optim.betas: was \[0.9, 0.98\]"
     with pytest.raises(ConfigError, match=both):
         begin(tmp_path, resume="auto", **other)
-    with pytest.raises(ConfigError, match=r"'resume_accept=\[optim.betas\]'"):
+    with pytest.raises(ConfigError, match=r"'resume_accept=\[optim.lr,optim.betas\]'"):
         begin(tmp_path, resume="auto", resume_accept=["optim.lr"], **other)
     stopped(tmp_path, resume="auto", data={"num_workers": 8})
     stopped(tmp_path, resume="auto", resume_accept=["optim"], **other)

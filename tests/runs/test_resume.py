@@ -68,9 +68,9 @@ def test_a_configuration_given_now_replaces_that_of_the_run_or_sweep(tmp_path: P
 def test_the_value_of_an_option_is_no_override(tmp_path: Path) -> None:
     folder = run(tmp_path / "a", "seed=1", "a=1", options=["--config-dir", "a=b"])
     line = expand_resume("train", [f"resume={folder}"])
-    assert line == ["--config-dir", "a=b", "seed=1", "a=1", f"hydra.run.dir='{folder}'", "resume=auto"]
+    assert line == ["--config-dir", "a=b", "seed=1", "a=1", f"hydra.run.dir={folder}", "resume=auto"]
     line = expand_resume("train", ["seed=2", "-cd", "a=c", f"resume={folder}"])
-    assert line == ["-cd", "a=c", "a=1", "seed=2", f"hydra.run.dir='{folder}'", "resume=auto"]
+    assert line == ["-cd", "a=c", "a=1", "seed=2", f"hydra.run.dir={folder}", "resume=auto"]
     resume = sweep(tmp_path / "b", "--config-dir", "a=b", "-m", "seed=1,2")
     assert expand_resume_sweep("train", [resume]) == ["--config-dir", "a=b", "-m", "seed=1,2", resume]
 
@@ -215,10 +215,10 @@ def test_a_key_that_a_later_version_has_added_is_no_change() -> None:
         "data": {"limit": {"train": 8, "seed": 0}},
     }
     assert changes(old, new) == {}
-    assert changes(old, new, ["trainer.benchmark"]) == {"trainer.benchmark": "was None, is now True"}
+    assert changes(old, new, ["trainer.benchmark"]) == {"trainer.benchmark": "was null, is now true"}
     # A new node is a change: it can only have been chosen.
     stopping = {**new, "callbacks": {"early_stopping": {"patience": 1}}}
-    assert changes(old, stopping) == {"callbacks.early_stopping.patience": "was None, is now 1"}
+    assert changes(old, stopping) == {"callbacks.early_stopping.patience": "was null, is now 1"}
 
 
 def test_a_path_written_in_another_way_is_no_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

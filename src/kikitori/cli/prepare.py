@@ -39,7 +39,12 @@ def prepare_and_show(cfg: DictConfig, folder: Path) -> None:
         console.print(f"left out: {count} {reason}{remedy}", soft_wrap=True, markup=False)
     if facts["rejects"]:
         console.print(f"{folder / 'rejects.jsonl'} lists each of them", soft_wrap=True)
-    if absent := [split for split in SPLITS if split not in facts["splits"]]:
-        held_out = "; data.held_out=0.1 takes them from the training clips" * ("train" not in absent)
-        console.print(f"no {' and no '.join(absent)} split, which kikitori train needs{held_out}", soft_wrap=True)
+    absent = [split for split in SPLITS if split not in facts["splits"]]
+    reasons = {split: data.prepared.corpus.absent.get(split, "the corpus lists no clip of it") for split in absent}
+    for reason in dict.fromkeys(reasons.values()):
+        splits = " and no ".join(split for split in absent if reasons[split] == reason)
+        held_out = "" if "train" in absent else ". data.held_out=0.1 takes it from the training clips"
+        console.print(
+            f"no {splits} split, which kikitori train needs: {reason}{held_out}", soft_wrap=True, markup=False
+        )
     console.print("train and evaluate also reject clips that have more seconds or tokens than their model takes.")

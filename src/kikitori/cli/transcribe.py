@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from rich.cells import set_cell_size
 
 from kikitori.audio.formats import CONVERT, SUFFIXES, find_recordings
-from kikitori.runtime.errors import KikitoriError, ModelError, describe_error
+from kikitori.runtime.errors import DataError, KikitoriError, ModelError, describe_error
 
 if TYPE_CHECKING:
     from kikitori.inference.transcribe import Piece
@@ -31,7 +31,9 @@ LINE_EVERY_S = 60.0
 
 def main() -> None:
     """Prints one line of text or JSON per file. What may be wrong or cannot be read is reported on stderr."""
-    parser = argparse.ArgumentParser(prog="kikitori transcribe", description="Transcribe audio files and folders.")
+    parser = argparse.ArgumentParser(
+        prog="kikitori transcribe", description="Transcribe audio files and folders, to stdout."
+    )
     parser.add_argument("paths", nargs="+", type=Path, help="audio files, or folders that are searched for them")
     parser.add_argument("--model", required=True, help="run folder, model folder, or name on the Hugging Face Hub")
     parser.add_argument("--language", help="code or name, such as ja (default: that of the fine-tuned model, else ja)")
@@ -43,8 +45,10 @@ def main() -> None:
         choices=("txt", "jsonl"),
         default="txt",
         help="txt: the text, after the file's name and a tab if there are several files; jsonl: file, seconds, text "
-        "and the pieces whose text is doubtful, with the reason (default: txt)",
+        "and its pieces, with their times and what speaks against their text (default: txt)",
     )
+    if wrong := [word for word in sys.argv[1:] if word.startswith(("model=", "language=", "format="))]:
+        parser.error(f"{wrong[0]}: options are given as --{wrong[0].replace('=', ' ', 1)}")
     arguments = parser.parse_args()
     # The name of a file may be no text: without this, it would end the command.
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -60,7 +64,7 @@ def main() -> None:
             if error:
                 print(f"{path}: {error}", file=sys.stderr)
             elif arguments.format == "jsonl":
-                row = {"file": str(path), "seconds": seconds, "text": text, "doubtful": list(map(asdict, doubtful))}
+                row = {"file": str(path), "seconds": seconds, "text": text, "pieces": list(map(asdict, pieces))}
                 print(json.dumps(row, ensure_ascii=False), flush=True)
             else:
                 text = " ".join(text.split())
@@ -80,19 +84,19 @@ def main() -> None:
 def find_audio(paths: Iterable[Path]) -> list[Path]:
     """The given files, and the audio files in the given folders; names files that cannot be decoded on stderr.
 
-    Raises KikitoriError if a path does not exist, or a folder has none.
+    Raises DataError if a path does not exist, or a folder has none.
     """
     files: list[Path] = []
     for path in paths:
         if not path.exists():
-            raise KikitoriError(f"{path} does not exist")
+            raise DataError(f"{path} does not exist")
         if not path.is_dir():
             files.append(path)
             continue
         readable, unreadable = find_recordings(path)
         if not readable:
             passed = f"; it holds {by_suffix(unreadable)}" if unreadable else ""
-            raise KikitoriError(f"{path} holds no file that can be read ({', '.join(SUFFIXES)}){passed}")
+            raise DataError(f"{path} holds no file that can be read ({', '.join(SUFFIXES)}){passed}")
         if unreadable:
             print(f"{path}: passed over {by_suffix(unreadable)}", file=sys.stderr)
         files += readable

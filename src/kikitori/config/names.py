@@ -27,6 +27,27 @@ RENAMED_KEYS = {
 }
 # Keys of earlier versions that have no successor.
 DROPPED_KEYS = re.compile(r".*\._partial_|callbacks\.checkpoint\.(filename|auto_insert_metric_name)")
+# What other tools call a key, transformers above all.
+OF_OTHER_TOOLS = {
+    "bf16": "trainer.precision",
+    "epochs": "trainer.max_epochs",
+    "eval_steps": "validation.every_steps",
+    "fp16": "trainer.precision",
+    "generation_max_length": "generation.max_new_tokens",
+    "gpus": "trainer.devices",
+    "gradient_accumulation_steps": "data.global_batch_size",
+    "learning_rate": "optim.lr",
+    "logging_steps": "trainer.log_every_n_steps",
+    "lr_scheduler_type": "optim.schedule",
+    "max_grad_norm": "trainer.gradient_clip_val",
+    "model_name_or_path": "model.name",
+    "num_train_epochs": "trainer.max_epochs",
+    "output_dir": "hydra.run.dir",
+    "per_device_eval_batch_size": "data.eval_batch_size",
+    "per_device_train_batch_size": "data.global_batch_size",
+    "resume_from_checkpoint": "resume",
+    "save_steps": "validation.every_steps",
+}
 # The node whose keys are the keys that a sweep varies.
 SWEPT = "hydra.sweeper.params"
 # By group.

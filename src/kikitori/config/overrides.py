@@ -167,10 +167,11 @@ def quote(value: object) -> str:
 
 
 def override(key: str, value: object) -> str:
-    """An override that gives a key a text; quoted where Hydra's grammar would read another value, or none."""
-    text = str(value)
-    read = _parse(f"{key}={text}") if re.fullmatch(r"[\w./:@-]+", text, re.ASCII) else None
-    return f"{key}={text}" if read is not None and read.value() == text else f"{key}={quote(text)}"
+    """An override with a text as its value, quoted unless Hydra's grammar reads it as it is."""
+    word = f"{key}={value}"
+    read = _parse(word)
+    is_text = read is not None and not read.is_sweep_override() and read.value() == str(value)
+    return word if is_text and "${" not in word else f"{key}={quote(value)}"
 
 
 def key_of(word: str) -> str:

@@ -1,15 +1,16 @@
 """Messages for names that do not exist, with the closest ones that do."""
 
+import os
 import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from itertools import pairwise
 
-from kikitori.config.arguments import TRAINER
+from kikitori.config.arguments import CHECKPOINT, EARLY_STOPPING, TRAINER
 from kikitori.config.documentation import package, read_file, used_files
-from kikitori.config.names import RENAMED_CHOICES, RENAMED_KEYS, did_you_mean
-from kikitori.config.overrides import is_readable, key_of, names_choices, override, split_words, value_of
+from kikitori.config.names import OF_OTHER_TOOLS, RENAMED_CHOICES, RENAMED_KEYS, did_you_mean
+from kikitori.config.overrides import is_readable, names_choices, override, split_words, value_of
 from kikitori.runtime.files import is_utf8
 from kikitori.runtime.paths import CONF
 
@@ -17,9 +18,15 @@ from kikitori.runtime.paths import CONF
 REMOVABLE = ("callbacks.", "logger.", "hydra.sweeper.params.", "sweep", "experiment")
 # Settings of the Trainer, which all commands share, that only a training uses.
 OF_TRAINING = tuple(f"trainer.{key}" for key in ("max_steps", "max_epochs", "gradient_clip_val", "log_every_n_steps"))
-
-# The key that takes a path, for groups whose choice is often given as one.
-PATH_KEYS = {"model": "model.name", "data": "data.release"}
+# The arguments of library classes, by node, of which conf/ has only some.
+OF_LIBRARIES = {"trainer": TRAINER, "callbacks.checkpoint": CHECKPOINT, "callbacks.early_stopping": EARLY_STOPPING}
+# The key that a path without one is most likely meant for.
+TAKES_A_PATH = {"train": "data.release", "evaluate": "checkpoint", "prepare": "data.release"}
+# What a path is the value of that was given as a choice of a group.
+PLACES = {
+    "model": "a folder, or a name on the Hugging Face Hub, is given as model.name={0}",
+    "data": "a release of Common Voice is given as data.release={0}, a list as data=manifest data.manifest={0}",
+}
 
 
 def wrong_words(command: str, words: Sequence[str]) -> Iterator[str]:
@@ -28,7 +35,9 @@ def wrong_words(command: str, words: Sequence[str]) -> Iterator[str]:
         key, equals, value = word.lstrip("+").partition("=")
         group = key.lstrip("~")
         choices = ", ".join(sorted(path.stem for path in (CONF / group).glob("*.yaml"))) if group else ""
-        if command == "evaluate" and key in OF_TRAINING:
+        if not equals and command in TAKES_A_PATH and os.path.exists(word):
+            yield f"{word}: no key; a path is given as {TAKES_A_PATH[command]}={word}"
+        elif command == "evaluate" and key in OF_TRAINING:
             yield f"{key}: belongs to kikitori train; an evaluation takes no steps"
         elif not key.strip():
             yield f"{word}: no key; settings are given as key=value without spaces, such as optim.lr=3e-5"
@@ -52,8 +61,8 @@ def explain(error: Exception, command: str, words: Sequence[str]) -> str:
     prefix = where[0] if where else ""
     missing, options = getattr(error, "missing_cfg_file", None), getattr(error, "options", None)
     if missing and options:
-        given = [key for word in words if (key := key_of(word)) and missing == f"{key}/{value_of(word)}"]
-        group = given[0] if given else missing.rpartition("/")[0]
+        groups = {path.parent.relative_to(CONF).as_posix() for path in CONF.rglob("*.yaml")}
+        group = max((g for g in groups if missing.startswith(f"{g}/")), key=len, default=missing.rpartition("/")[0])
         return prefix + unknown_choice(group, missing.removeprefix(f"{group}/"), options)
     if no_value := re.match(r"Error parsing override '([^'=]+)'\nmissing EQUAL", text):
         return without_value(no_value[1])
@@ -95,8 +104,8 @@ def unknown_choice(group: str, choice: str, options: Sequence[str]) -> str:
     """The message for a choice that a group does not have."""
     if new := RENAMED_CHOICES.get(group, {}).get(choice):
         return f"{group}={choice} is now {group}={new}"
-    if "/" in choice and (key := PATH_KEYS.get(group)):
-        return f"{group}={choice}: no such choice; a folder or Hub name is given as {key}={choice}"
+    if "/" in choice and group in PLACES:
+        return f"{group}={choice}: no such choice; {PLACES[group].format(choice)}"
     return f"{group}={choice}: no such choice{did_you_mean(choice, options) or '.'} There are {', '.join(options)}"
 
 
@@ -106,8 +115,6 @@ def unknown_key(key: str, command: str, words: Sequence[str]) -> str:
     groups = {group: entry.value for group, entry in read_file(CONF / f"{command}.yaml").groups.items()}
     if key in RENAMED_KEYS:
         return f"{key} is now {RENAMED_KEYS[key]}"
-    if key.startswith("trainer.") and (rule := TRAINER.get(key.removeprefix("trainer."))) and rule.is_replaced:
-        return f"{key}: {rule.otherwise}"
     if key.startswith("hydra/sweeper/"):
         return f"{key}: needs hydra/sweeper=optuna"
     if (CONF / key).is_dir():
@@ -125,6 +132,8 @@ def unknown_key(key: str, command: str, words: Sequence[str]) -> str:
     used = used_files([CONF], command, groups | chosen)
     known = {package(name, file) + key: entry.comment for name, file in used.items() for key, entry in file.leaves()}
     node, _, name = key.rpartition(".")
+    if rule := OF_LIBRARIES.get(node, {}).get(name):
+        return f"{key}: " + (rule.otherwise if rule.is_replaced else f"added with a plus: +{key}=...")
     siblings = {other.rpartition(".")[2]: other for other in known if other.rpartition(".")[0] == node}
     if near := [s for s in siblings if s.startswith(name)] or get_close_matches(name, siblings, n=1, cutoff=0.75):
         return f"{key}: no such key; did you mean {siblings[near[0]]}?"
@@ -137,8 +146,10 @@ def unknown_key(key: str, command: str, words: Sequence[str]) -> str:
 
 
 def closest_keys(key: str, known: Mapping[str, str]) -> list[str]:
-    """Up to three known keys that a key may stand for: by its last part, by its spelling, or by their comments."""
+    """Up to three known keys that a key may stand for: by its name in other tools, last part, spelling or comments."""
     last = key.rpartition(".")[2]
+    if OF_OTHER_TOOLS.get(last) in known:
+        return [OF_OTHER_TOOLS[last]]
     ends = {other: other.rpartition(".")[2] for other in known}
     spelt, spelt_end = get_close_matches(key, known, cutoff=0.8), get_close_matches(last, ends.values(), cutoff=0.75)
     meaning = last.replace("_", " ").lower()
@@ -157,12 +168,15 @@ def unknown_option(words: Sequence[str], options: Sequence[str]) -> str | None:
     """The message for an option that does not exist, which often is a key: --max_steps 3."""
     for word, following in pairwise([*words, ""]):
         name, equals, value = word.partition("=")
+        key = name.lstrip("-").replace("-", "_")
         # argparse accepts abbreviated options.
-        if not name.startswith("--") or any(option.startswith(name) for option in options):
+        if not name.startswith("-") or any(option.startswith(name) for option in options):
             continue
         value = value if equals or following.startswith("-") or "=" in following else following
-        key = name.lstrip("-").replace("-", "_")
         keys = [key] if (CONF / key).is_dir() else closest_keys(key, dict.fromkeys(every_key(), ""))
+        # It also accepts a value right after an option of one letter.
+        if not name.startswith("--") and not keys:
+            continue
         example = f": {keys[0]}={value or '...'}" if keys else ", such as optim.lr=3e-5"
         return f"{name} is not an option; settings are given as key=value{example}"
     return None

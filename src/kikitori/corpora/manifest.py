@@ -1,14 +1,14 @@
 """Reads your own recordings: a list (.csv, .tsv, .jsonl or .json) with a path and a text column."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import chain
 from math import isfinite
 from pathlib import Path
 from typing import Any
 
 from kikitori.corpora.audio_files import AudioFiles
-from kikitori.corpora.table_reader import cell, columns_of, read_rows
+from kikitori.corpora.table_reader import cell, columns_of, list_names, read_rows
 from kikitori.corpora.types import SPLITS, Clip, Corpus, Reject, Split
 from kikitori.runtime.errors import DataError
 
@@ -80,7 +80,7 @@ def _read_list(
     if split is None and columns.split not in names:
         split = "train"
         reason = (
-            f"{table} has no column {columns.split or SPLIT_COLUMN}, only {', '.join(names)}. Name it with "
+            f"{table} has no column {columns.split or SPLIT_COLUMN}, only {list_names(names)}. Name it with "
             "data.split_column, or say of which split the list is, as in 'data.manifest={test: LIST}'"
         )
         absent = {"validation": reason, "test": reason}
@@ -153,8 +153,9 @@ def _check_columns(table: Path, columns: Columns, names: Sequence[str]) -> None:
     needed = [columns.path, columns.text, columns.speaker, columns.start, columns.end]
     needed += [columns.split] if columns.split != SPLIT_COLUMN else []
     if missing := [name for name in needed if name is not None and name not in names]:
+        is_json = table.suffix.lower() in (".jsonl", ".json")
+        header = "One object of JSON is one row" if is_json else "The first line of a .csv or .tsv names them"
         raise DataError(
-            f"{table} has no column {' or '.join(missing)}; it has: {', '.join(names) or 'none'}. Name yours with "
-            "data.path_column, data.text_column, data.split_column, data.speaker_column. The first line of a .csv or "
-            ".tsv names them"
+            f"{table} has no column {' or '.join(missing)}; it has: {list_names(names)}. Name yours with "
+            f"{', '.join(f'data.{key}_column' for key in asdict(columns))}. {header}"
         )

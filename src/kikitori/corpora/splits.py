@@ -1,5 +1,6 @@
 """Holds clips out of training where a corpus has no validation or test split, and checks which splits it has."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from hashlib import sha256
@@ -7,6 +8,8 @@ from unicodedata import normalize
 
 from kikitori.corpora.types import SPLITS, Clip, Corpus, Split
 from kikitori.runtime.errors import DataError
+
+log = logging.getLogger(__name__)
 
 
 def hold_out(corpus: Corpus, share: float) -> Corpus:
@@ -36,6 +39,9 @@ def hold_out(corpus: Corpus, share: float) -> Corpus:
         moved |= dict.fromkeys(chosen, split)
         left = left[len(chosen) :]
     clips = [replace(c, split=moved.get(_group(c), "train")) if c.split == "train" else c for c in corpus.clips]
+    for split in missing:
+        count = sum(moved.get(_group(clip)) == split for clip in train)
+        log.info("held out for %s: %d of %d clips (%.0f %%)", split, count, len(train), 100 * count / len(train))
     return replace(corpus, clips=clips)
 
 

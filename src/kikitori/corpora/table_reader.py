@@ -18,6 +18,8 @@ SEPARATORS = (",", ";", "\t", "|")
 # Encodings that a table in Japanese may have. Text has hiragana or katakana only if it is decoded by the right one.
 JAPANESE = {"Shift_JIS": "cp932", "EUC-JP": "euc_jp"}
 KANA = range(0x3041, 0x3100)
+# Columns that a message names.
+NAMED = 20
 # Lines by which an encoding is guessed.
 GUESSED_LINES = 100
 
@@ -61,6 +63,12 @@ def columns_of(row: dict[Any, Any], prefix: str = "") -> list[str]:
     return names
 
 
+def list_names(names: Sequence[str]) -> str:
+    """The names of columns for a message, which do not fill the screen where rows were read as columns."""
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return ", ".join(names[:NAMED]) + more or "none"
+
+
 @contextmanager
 def open_table(table: Path, **dialect: Any) -> Iterator["csv.DictReader[str]"]:
     """Opens a .csv or .tsv as dicts. Surplus cells of a row are under the key None, missing cells have the value None.
@@ -93,6 +101,10 @@ def _other_encoding(table: Path) -> str | None:
     """The encoding that a table seems to have instead of UTF-8; None if it is UTF-8, or most of it."""
     with table.open("rb") as file:
         start = file.read(64)
+        if start.startswith(b"PK\x03\x04"):
+            return "a spreadsheet (.xlsx, .ods)"
+        if start.startswith(b"\x1f\x8b"):
+            return "gzip"
         # Every second byte of the header is zero, or with Japanese names of columns every second separator.
         if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or 4 * start.count(0) > len(start):
             return "UTF-16"

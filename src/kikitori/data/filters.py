@@ -41,7 +41,8 @@ REMEDIES: Mapping[Reason, str] = {
     "outside the corpus": "copy the files into its folder, or, if you trust the list, pass data.roots=[/their/folder]",
     "missing": "correct the paths, which are relative to the folder of the table (Common Voice: clips/)",
     "undecodable": "download these again if they are damaged, or convert them, such as with ffmpeg -i FILE FILE.flac",
-    "cut short": "download or copy these files again",
+    "cut short": "download or copy these files again; where they are whole, the times that the corpus lists are wrong: "
+    "correct them (Common Voice: remove clip_durations.tsv)",
     "empty": "record these again, or remove them",
     "silent": "remove these, or lower data.silence_dbfs",
     "too short": "remove these, or lower data.min_duration_s",
@@ -49,7 +50,7 @@ REMEDIES: Mapping[Reason, str] = {
     "empty transcript": "write these transcripts, or remove the rows",
     "control token": "remove it from these transcripts",
     "too many tokens": "divide these recordings (see data.start_column)",
-    "duplicate": "keep one row of each recording",
+    "duplicate": "keep one row of each recording; parts of one need data.start_column and data.end_column",
 }
 
 
@@ -119,7 +120,7 @@ def with_true_durations(clips: Sequence[Clip], decoded: Mapping[str, Decoded]) -
         return list(clips)
     log.warning(
         "%s: the corpus lists durations that are %.2f times those of the recordings throughout; a clip counts as cut "
-        "short if it is shorter than that",
+        "short if it is shorter than its listed duration divided by that",
         clips[0].split,
         1 / middle,
     )
@@ -167,7 +168,7 @@ def _audio_fault(facts: Decoded, clip: Clip, processor: Processor | None, rules:
     if facts.samples == 0:
         return Reject(clip.name, clip.split, "empty", "no samples")
     if clip.duration_s and seconds < clip.duration_s - TOLERANCE_S:
-        detail = f"{seconds:.2f} s of the {clip.duration_s:.2f} s that the corpus lists"
+        detail = f"{seconds:.2f} s of {clip.duration_s:.2f} s, by the times that the corpus lists"
         return Reject(clip.name, clip.split, "cut short", detail)
     if facts.peak < 10 ** (rules.silence_dbfs / 20):
         level = 20 * np.log10(facts.peak) if facts.peak else -np.inf

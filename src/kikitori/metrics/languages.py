@@ -49,7 +49,8 @@ def language_code(language: str) -> str:
         return known
     if re.fullmatch("[a-z]{2,3}", primary):
         return primary
-    raise ValueError(f"{language!r} is no language{closest(language)}")
+    remedy = closest(language) or "; give its code or English name, such as ja or japanese"
+    raise ValueError(f"{language!r} is no language{remedy}")
 
 
 def closest(language: str, codes: Iterable[str] = LANGUAGES) -> str:

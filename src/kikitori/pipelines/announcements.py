@@ -41,4 +41,5 @@ def announce_best(results: Results) -> None:
     """Logs how long the training took, and which checkpoint is scored and saved."""
     chosen = results["checkpoint"]
     best = f"the best by {chosen['monitor']}, step {chosen['best_step']}" if chosen["best"] else "the last one"
-    log.info("training took %s; scored and saved is %s", duration(results["cost"]["fit_s"]), best)
+    parts = " in all parts" if results.get("interruptions") else ""
+    log.info("training took %s%s; scored and saved is %s", duration(results["cost"]["fit_s"]), parts, best)

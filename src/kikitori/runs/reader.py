@@ -31,8 +31,13 @@ NOT_IDENTITY = re.compile(
     r"seed|keep|resume|(resume_)?accept|resume_sweep|logger\b.*|sweep\b.*|hydra\b.*|callbacks\.pruning\b.*"
     r"|.*\.dirpath|.*\.default_root_dir|trainer\.deterministic"
 )
+# Settings of a training, which say nothing about an evaluation.
+NOT_OF_AN_EVALUATION = re.compile(
+    r"trainer\.(max_steps|max_epochs|gradient_clip_val|log_every_n_steps)|score\.train_clips"
+    r"|data\.(global_batch_size|full_window_share|cache_encoder_outputs|group_by_length)|" + NOT_IDENTITY.pattern
+)
 # An evaluated checkpoint brings its own model; the configuration only sets its language and task.
-NOT_OF_A_CHECKPOINT = re.compile(rf"model(?!\.(language|task)$)\b.*|{NOT_IDENTITY.pattern}")
+NOT_OF_A_CHECKPOINT = re.compile(rf"model(?!\.(language|task)$)\b.*|{NOT_OF_AN_EVALUATION.pattern}")
 # Records of a run that do not describe the pretrained model that it began with.
 NOT_OF_A_BASE = ("config", "cost", "history", "overrides", "options")
 ENDED = ("completed", "failed", "pruned")
@@ -121,7 +126,8 @@ class Run:
         config = self.results.get("config", {})
         chosen = {key: value for key, _, value in (text.lstrip("+~").partition("=") for text in self.overrides)}
         groups = {key: value for key, value in chosen.items() if isinstance(config.get(key), dict | None)}
-        ignored = NOT_OF_A_CHECKPOINT if config.get("checkpoint") else NOT_IDENTITY
+        ignored = NOT_OF_AN_EVALUATION if self.results.get("command") == "evaluate" else NOT_IDENTITY
+        ignored = NOT_OF_A_CHECKPOINT if config.get("checkpoint") else ignored
         return {k: v for k, v in [*groups.items(), *_settings(self.results)] if not ignored.fullmatch(k)}
 
     @cached_property

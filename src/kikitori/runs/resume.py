@@ -145,7 +145,13 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any], given: Iterable[s
     # A command line may name the same file relative to another folder.
     same = {key for key in PATHS if key in old and os.path.abspath(str(old[key])) == os.path.abspath(str(new.get(key)))}
     differing = [k for k in old | new if old.get(k) != new.get(k) and k not in added | as_trained | same]
-    return {k: f"was {old.get(k)}, is now {new.get(k)}" for k in differing if not NOT_OF_THE_RECIPE.fullmatch(k)}
+    texts = {k: f"was {_as_written(old.get(k))}, is now {_as_written(new.get(k))}" for k in differing}
+    return {k: text for k, text in texts.items() if not NOT_OF_THE_RECIPE.fullmatch(k)}
+
+
+def _as_written(value: Any) -> Any:
+    """A value as a command line has it: null, true."""
+    return json.dumps(value) if value is None or isinstance(value, bool) else value
 
 
 def check_extension(earlier: Results, config: Mapping[str, Any], folder: Path) -> int:
@@ -206,7 +212,7 @@ def refuse_changes(found: Mapping[str, str], accepted: Sequence[str], folder: Pa
     refused = {k: how for k, how in found.items() if not any(re.match(rf"{re.escape(a)}\b", k) for a in accepted)}
     if refused:
         lines = "\n".join(f"  {key}: {how}" for key, how in refused.items())
-        keys = ",".join(dict.fromkeys(key.partition(" ")[0] for key in refused))
+        keys = ",".join(dict.fromkeys([*accepted, *(key.partition(" ")[0] for key in refused)]))
         raise ConfigError(
             f"{folder} holds a run with other settings; resume it unchanged, or accept the changes with "
             f"'resume_accept=[{keys}]'\n{lines}"

@@ -153,7 +153,9 @@ def print_summary(sweep: Sweep) -> None:
     if any(sweep.folder.glob("*/wandb/offline-run-*")):
         lines.append(f"Weights & Biases: wandb sync {shlex.quote(str(sweep.folder))}/*/wandb/offline-run-*")
     if best := sweep.best():
-        lines.append(f"Best: trial {best.number} ({best.label}); to run it again: {sweep.run_command(best)}")
+        lines.append(
+            f"Lowest CER of one trial: {best.number} ({best.label}); to run it again: {sweep.run_command(best)}"
+        )
     for line in lines:
         console.print(line, soft_wrap=True, markup=False, highlight=False)
 
