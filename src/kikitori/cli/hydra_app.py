@@ -12,17 +12,20 @@ from hydra._internal.hydra import Hydra
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
+from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from kikitori.cli.limits import limit_reading, start_counting
 from kikitori.config import composition
-from kikitori.config.overrides import PATHS, leaves, settle
+from kikitori.config.overrides import PATHS, leaves, settle, to_plain
 from kikitori.config.targets import instantiate
 from kikitori.runs.results import RESULTS, ended_before_scoring
 from kikitori.runs.resume import keep_changed_defaults
 from kikitori.runtime.distributed import is_main
-from kikitori.runtime.errors import ConfigError, Failed, KikitoriError
+from kikitori.runtime.errors import ConfigError, Failed, KikitoriError, one_line
 from kikitori.runtime.files import remove_if_nothing_else
 from kikitori.runtime.paths import run_folder
 
@@ -43,7 +46,12 @@ def guard_hydra() -> None:
     @wraps(compose)
     def checked(self: Any, config_name: str | None, overrides: list[str], *args: Any, **kwargs: Any) -> DictConfig:
         start_counting()
-        cfg: DictConfig = compose(self, config_name, overrides, *args, **kwargs)
+        try:
+            cfg: DictConfig = compose(self, config_name, overrides, *args, **kwargs)
+        except (HydraException, OmegaConfBaseException, YAMLError, OSError, KikitoriError):
+            raise
+        except Exception as error:  # Hydra expects the types of its own node
+            raise ConfigError(f"the configuration cannot be composed ({one_line(error)}); correct its file") from error
         composition.check(cfg, overrides)
         settle(cfg, overrides)
         keep_changed_defaults(cfg, overrides)
@@ -69,7 +77,7 @@ def guard_hydra() -> None:
         return help_cfg.template if is_ours else get_help(self, help_cfg, *args, **kwargs)
 
     def built(self: Any, config: DictConfig) -> Any:
-        return instantiate(OmegaConf.to_container(config, resolve=True), config._get_full_key(None))
+        return instantiate(to_plain(config), config._get_full_key(None))
 
     ConfigLoaderImpl.load_configuration = checked
     ConfigRepository.initialize_sources = opened

@@ -15,7 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 from kikitori.config import targets
 from kikitori.config.arguments import Rule, one_of
 from kikitori.config.names import did_you_mean
-from kikitori.config.overrides import leaves, settings
+from kikitori.config.overrides import leaves, settings, to_plain
 from kikitori.runtime.errors import ConfigError, one_line, secret_fault
 
 Path = tuple[str, ...]
@@ -109,7 +109,8 @@ def _faults(cfg: DictConfig, words: Sequence[str]) -> Iterator[tuple[str, str]]:
         if fault := secret_fault(text):
             yield "a key" if secret_fault(key) else key, fault
     hydra = written["hydra"]
-    if sorted([*hydra["overrides"]["task"], *hydra["overrides"]["hydra"]]) != sorted(words):
+    recorded = hydra["overrides"] if isinstance(hydra["overrides"], Mapping) else {}
+    if sorted(str(word) for part in recorded.values() for word in part) != sorted(words):
         yield "hydra.overrides", "must not be set: Hydra writes the command line there; leave it out"
     for path, value in _paths(hydra):
         rule = _rule(path, HYDRA)
@@ -121,15 +122,19 @@ def _faults(cfg: DictConfig, words: Sequence[str]) -> Iterator[tuple[str, str]]:
             yield ".".join(path), fault
     for node in ("launcher", "sweeper"):
         try:
-            built = OmegaConf.to_container(cfg.hydra[node] or {}, resolve=True)
+            built = to_plain(cfg.hydra[node])
         except OmegaConfBaseException as error:
             # What they refer to may be missing; they are built for a sweep only.
             if cfg.hydra.mode is RunMode.MULTIRUN:
                 yield str(error.full_key), one_line(error)
             continue
+        if not isinstance(built, Mapping | None):
+            yield f"hydra.{node}", f"must be a mapping with a _target_, got {built!r}"
+            continue
         yield from targets.faults(built, f"hydra.{node}")
         # The axes of a sweep become words on the command lines of its trials.
-        axes = [f"{key}={value}" for key, value in (built.get("params") or {}).items()]
+        params = (built or {}).get("params")
+        axes = [f"{key}={value}" for key, value in (params if isinstance(params, Mapping) else {}).items()]
         yield from ((f"hydra.{node}.params.{key}", fault) for key, fault in reserved_settings(axes) if key not in given)
 
 

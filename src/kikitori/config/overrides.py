@@ -282,6 +282,11 @@ OmegaConf.register_new_resolver("kikitori.tasks", tasks, replace=True)
 OmegaConf.register_new_resolver("kikitori.swept", swept, replace=True)
 
 
+def to_plain(node: Any) -> Any:
+    """A node as plain values, with interpolations resolved."""
+    return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
+
+
 def flatten(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """Yields dotted key and value of each leaf of a configuration, with names of earlier versions translated."""
     for key, value in leaves(config):
