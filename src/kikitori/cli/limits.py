@@ -22,10 +22,12 @@ REMOVED = ("oc.create", "oc.decode", "oc.deprecated", "oc.dict.keys", "oc.dict.v
 VARIABLES = re.compile(
     r"HOME|USER|LOGNAME|HOSTNAME|PWD|TMPDIR|SCRATCH|WORK|CUDA_VISIBLE_DEVICES|SLURM_\w+|KIKITORI_CACHE"
 )
-# Nodes of a YAML file, an alias counting as much as what it stands for, and how deep they may be nested.
+# Characters of a YAML file. Nodes of it, where an alias counts as much as what it stands for, and 100 characters of a
+# text as one more node; and how deep they may be nested.
+MOST_OF_FILE = 100_000
 MOST_NODES = 10_000
 DEEPEST = 50
-# Characters of a YAML file, and of all that the interpolations of one configuration stand for.
+# Characters of all that the interpolations of one configuration stand for, each counting as at least 100.
 MOST_CHARACTERS = 1_000_000
 
 
@@ -35,7 +37,7 @@ def limit_reading() -> None:
         OmegaConf.clear_resolver(name)
     OmegaConf.register_new_resolver("oc.env", _variable, replace=True)
     omegaconf._utils.get_yaml_loader = _loader
-    Container.resolve_parse_tree = _limited
+    Container.resolve_parse_tree = _limited  # type: ignore[method-assign]
 
 
 def _variable(name: str, *default: Any) -> Any:
@@ -55,11 +57,11 @@ _load = omegaconf._utils.get_yaml_loader
 def _loader() -> Any:
     class Limited(_load()):  # type: ignore[misc]
         def __init__(self, stream: Any) -> None:
-            text = stream if isinstance(stream, str) else stream.read(MOST_CHARACTERS + 1)
-            if len(text) > MOST_CHARACTERS:
-                raise ConstructorError(None, None, f"the file has more than {MOST_CHARACTERS:,} characters")
+            text = stream if isinstance(stream, str) else stream.read(MOST_OF_FILE + 1)
+            if len(text) > MOST_OF_FILE:
+                raise ConstructorError(None, None, f"the file has more than {MOST_OF_FILE:,} characters")
             super().__init__(text)
-            self.name = getattr(stream, "name", self.name)
+            self.name = getattr(stream, "name", "<text>")
 
         def get_single_node(self) -> Any:
             try:
@@ -74,14 +76,16 @@ def _loader() -> Any:
 
 def _count(node: yaml.Node | None, counted: dict[int, int], depth: int) -> int:
     """The nodes that a YAML node stands for. Raises ConstructorError if they are too many, or too deep."""
+    where = getattr(node, "start_mark", None)
     if depth > DEEPEST:
-        raise ConstructorError(None, None, f"nodes are nested more than {DEEPEST} deep", node and node.start_mark)
+        raise ConstructorError(None, None, f"nodes are nested more than {DEEPEST} deep", where)
     if id(node) not in counted:
         parts = node.value if isinstance(node, yaml.CollectionNode) else []
         children = [child for part in parts for child in (part if isinstance(part, tuple) else (part,))]
-        counted[id(node)] = 1 + sum(_count(child, counted, depth + 1) for child in children)
-        if counted[id(node)] > MOST_NODES:
-            raise ConstructorError(None, None, f"the file stands for more than {MOST_NODES:,} nodes", node.start_mark)
+        own = 1 + len(node.value) // 100 if isinstance(node, yaml.ScalarNode) else 1
+        counted[id(node)] = own + sum(_count(child, counted, depth + 1) for child in children)
+    if counted[id(node)] > MOST_NODES:
+        raise ConstructorError(None, None, f"the file stands for more than {MOST_NODES:,} nodes", where)
     return counted[id(node)]
 
 
@@ -96,7 +100,7 @@ def start_counting() -> None:
 
 def _limited(self: Container, *arguments: Any, **more: Any) -> Any:
     found = _resolve(self, *arguments, **more)
-    _spent[0] += _size(found)
+    _spent[0] += 100 + _size(found)
     if _spent[0] > MOST_CHARACTERS:
         raise InterpolationResolutionError(f"interpolations stand for more than {MOST_CHARACTERS:,} characters")
     return found

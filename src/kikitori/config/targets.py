@@ -9,7 +9,6 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from types import MappingProxyType
 from typing import Any
 
 from hydra.utils import get_object
@@ -70,12 +69,13 @@ def instantiate(node: Mapping[str, Any], key: str, **arguments: Any) -> Any:
     return _build(node, key, arguments)
 
 
-def _build(node: Any, key: str, more: Mapping[str, Any] = MappingProxyType({})) -> Any:
+def _build(node: Any, key: str, more: dict[str, Any] | None = None) -> Any:
     if isinstance(node, list):
         return [_build(item, f"{key}[{index}]") for index, item in enumerate(node)]
     if not isinstance(node, Mapping):
         return node
-    values = {name: _build(value, f"{key}.{name}") for name, value in node.items() if name not in OF_NODES} | more
+    values = {name: _build(value, f"{key}.{name}") for name, value in node.items() if name not in OF_NODES}
+    values |= more or {}
     if TARGET not in node:
         return values
     function = locate(node[TARGET], key)

@@ -87,7 +87,7 @@ class _MaskedStream:
         self._stream = stream
 
     def write(self, text: str) -> int:
-        return self._stream.write(mask(text))  # type: ignore[no-any-return]
+        return int(self._stream.write(mask(text)) or 0)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
