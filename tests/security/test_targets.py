@@ -142,6 +142,29 @@ FILES_ONLY: list[tuple[str, Any]] = [
     ("hydra.job_logging.filters.x", {"()": "evil.call"}),
     ("hydra.job_logging.loggers.x.level", "${oc.env:EVIL}"),
     ("hydra.job_logging", "${oc.create:{root: {}, version: 1}}"),
+    # Escaped, for whoever resolves once more.
+    *(("hydra.launcher.parallel", "\\" * n + "${oc.create:{_target_: evil.call}}") for n in (1, 3)),
+    ("hydra.sweeper.params", {"seed": "\\${oc.create:{_target_: evil.call}}", "data.roots": "[/mnt]"}),
+    # Folders outside of the working folder.
+    *(("hydra.output_subdir", path) for path in ("/victim", "../..", "a/b", "${oc.env:HOME}", "..", "")),
+    *(("hydra.job.name", name) for name in ("../../victim/app", "/victim", "${hydra.run.dir}", ".")),
+    ("hydra.sweep.subdir", "../victim"),
+    ("hydra.sweeper.study", "/victim"),
+    ("hydra.runtime.output_dir", "/victim"),
+    ("hydra.launcher.submitit_folder", "/victim"),
+    *(("logger.wandb.folder", path) for path in ("/victim", "reference::http://127.0.0.1:9/x", "memory://x")),
+    ("callbacks.checkpoint.dirpath", "reference::http://127.0.0.1:9/x"),
+    ("callbacks.x", calls("kikitori.OptunaPruning", study="/victim", name="x", trial=0)),
+    # What only a person types, as if it were typed.
+    ("hydra.overrides.task", ["data.roots=[/mnt]"]),
+    ("hydra.overrides.hydra", ["hydra.launcher.setup=[touch called]"]),
+    ("hydra.launcher.teardown", ["touch called"]),
+    ("hydra.launcher", "${nowhere}"),
+    ("data", "${nowhere}"),
+    ("data.roots", ["/mnt"]),
+    ("resume", "auto"),
+    ("resume_accept", ["data"]),
+    ("resume_sweep", "victim"),
 ]
 
 
@@ -340,6 +363,21 @@ def test_only_the_command_line_may_open_folders_outside_of_a_corpus() -> None:
         composition.check(cfg, ["data=demo"])
     cfg.data.roots = None
     composition.check(cfg, ["data=demo"])
+
+
+@pytest.mark.parametrize("key", ["run", "sweep"])
+@pytest.mark.parametrize(
+    "path",
+    ["/victim", "~/x", "a/../../b", "${now:/victim}", ".${now:.}/x", "${oc.select:hydra.job.num,/victim}", "file://x"],
+)
+def test_a_file_names_no_folder_outside_of_the_working_folder(key: str, path: str) -> None:
+    cfg = composed()
+    composition.check(cfg, ["data=demo"])
+    cfg.hydra[key].dir = "runs/${now:%H-%M}/${hydra:job.name}..x"
+    composition.check(cfg, ["data=demo"])
+    cfg.hydra[key].dir = path
+    with pytest.raises(ConfigError, match=rf"hydra\.{key}\.dir: must be a folder below the working folder"):
+        composition.check(cfg, ["data=demo"])
 
 
 @pytest.mark.parametrize(
