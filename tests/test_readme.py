@@ -11,6 +11,7 @@ from functools import cache
 from itertools import dropwhile
 from pathlib import Path
 from string import Template
+from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -260,6 +261,17 @@ def test_python_lines_use_public_names(path: Path) -> None:
     code = "\n".join(blocks(path, "python"))
     compile(code, path.name, "exec")
     assert set(re.findall(r"\bkikitori\.(\w+)\(", code)) <= set(kikitori.__all__)
+
+
+def test_the_corpus_of_the_python_page_can_be_read(tmp_path: Path) -> None:
+    code = next(block for block in blocks(ROOT / "docs" / "python.md", "python") if "class Folder" in block)
+    names: dict[str, Any] = {"__name__": "mine"}
+    exec(code, names)
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train/a.wav").touch()
+    (tmp_path / "train/a.txt").write_text("一", encoding="utf-8")
+    corpus = names["Folder"](str(tmp_path)).read()
+    assert [(clip.name, clip.split, clip.text) for clip in corpus.clips] == [("train/a.wav", "train", "一")]
 
 
 @pytest.mark.slow

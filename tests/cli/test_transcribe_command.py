@@ -99,7 +99,7 @@ def model(micro: Whisper, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> st
     return str(tmp_path / "model")
 
 
-NAMES = [b"a.wav", "録音 (1).wav".encode(), b"\x98^\x89\xb9.wav", b"tab\tline\n.wav", b"z.wav"]
+NAMES = [b"\x1b[31ma.wav", "録音 (1).wav".encode(), b"\x98^\x89\xb9.wav", b"tab\tline\n.wav", b"z.wav"]
 
 
 def test_every_file_gives_one_line_whatever_its_name(
@@ -114,9 +114,10 @@ def test_every_file_gives_one_line_whatever_its_name(
     rows = [json.loads(line) for line in lines.splitlines()]
     assert [row["file"] for row in rows] == sorted(map(str, paths))
     assert {row["text"] for row in rows} == {"犬と\n猫"}
-    text, _, failed_again = output(monkeypatch, capsys, *words[:3])
+    text, doubts, failed_again = output(monkeypatch, capsys, *words[:3])
     assert [line.count("\t") for line in text.splitlines()] == [1] * len(NAMES)
     assert "\\udc98^\\udc89\\udcb9.wav\t犬と 猫" in text
+    assert (text + doubts).translate({9: None, 10: None}).isprintable()
     assert failed == failed_again == 0
 
 
@@ -138,6 +139,13 @@ def test_what_cannot_be_read_is_named_and_the_rest_is_transcribed(
     assert f"{folder}/broken.mp3: " in errors
     assert "notes.txt" not in errors
     assert failed == 3
+
+
+def test_a_pipe_is_named(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    monkeypatch.setattr("sys.argv", ["kikitori", str(tmp_path / "pipe"), "--model", model])
+    with pytest.raises(SystemExit, match="is a pipe or device; write the recording to a file first"):
+        transcribe.main()
 
 
 def test_a_folder_of_files_that_cannot_be_decoded_names_the_remedy(

@@ -70,6 +70,19 @@ def test_an_argument_without_its_effect_is_refused_with_what_to_use_instead(
     assert found.keys() == {f"{place}.{required}" for required in REQUIRED.get(target, ())}
 
 
+@pytest.mark.parametrize(
+    ("target", "name", "key"),
+    [
+        ("pytorch_lightning.Trainer", "gpus", "trainer.devices"),
+        ("pytorch_lightning.Trainer", "resume_from_checkpoint", "resume"),
+        ("hydra_plugins.kikitori_plugins.OptunaSweeper", "n_jobs", "hydra.launcher.parallel"),
+    ],
+)
+def test_an_argument_by_the_name_of_another_tool_is_answered_with_the_key(target: str, name: str, key: str) -> None:
+    found = dict(faults({"a": {"_target_": target, name: 2}}, names=frozenset(ARGUMENTS)))
+    assert found[f"a.{name}"] == f"set {key}"
+
+
 def test_an_argument_of_another_version_is_refused() -> None:
     node = {"_target_": "pytorch_lightning.Trainer", "brand_new": 1, "max_step": 3}
     assert dict(faults(node, "trainer")) == {
@@ -84,6 +97,7 @@ def test_an_argument_of_another_version_is_refused() -> None:
     }
 
 
+SWEEPER = "hydra_plugins.kikitori_plugins.OptunaSweeper"
 TRAINER, CHECKPOINT = "pytorch_lightning.Trainer", "pytorch_lightning.callbacks.ModelCheckpoint"
 
 
@@ -99,6 +113,7 @@ TRAINER, CHECKPOINT = "pytorch_lightning.Trainer", "pytorch_lightning.callbacks.
         (TRAINER, "fast_dev_run", [False]),
         (CHECKPOINT, "save_top_k", [-1, 1, 3]),
         (CHECKPOINT, "every_n_epochs", [1, None]),
+        (SWEEPER, "pruner", [None, {"_target_": "optuna.pruners.HyperbandPruner"}]),
     ],
 )
 def test_a_value_that_means_what_the_library_says_is_accepted(target: str, name: str, values: list[Any]) -> None:
@@ -118,6 +133,8 @@ def test_a_value_that_means_what_the_library_says_is_accepted(target: str, name:
         (CHECKPOINT, "save_top_k", [0, -2, True, None]),
         (CHECKPOINT, "monitor", [None, "train/loss"]),
         (CHECKPOINT, "mode", ["max", None]),
+        (SWEEPER, "pruner", [{"min_resource": 3}, "hyperband"]),
+        (SWEEPER, "sampler", [{"seed": 3}, "tpe", None]),
     ],
 )
 def test_any_other_value_is_refused(target: str, name: str, values: list[Any]) -> None:

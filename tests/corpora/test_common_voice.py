@@ -63,6 +63,11 @@ def test_the_three_forms_of_a_release_give_the_same_corpus(tmp_path: Path) -> No
     assert len(list((tmp_path / "cache" / "releases").glob("*/cv-corpus*"))) == 1
 
 
+def test_the_folder_of_the_recordings_stands_for_its_release(tmp_path: Path) -> None:
+    folder = release(tmp_path / "ja", train=2, dev=1, test=1)
+    assert counts(reading(folder / "clips")) == counts(reading(folder))
+
+
 @pytest.mark.parametrize("columns", RELEASES.values(), ids=RELEASES)
 def test_the_columns_of_every_release_are_read(tmp_path: Path, columns: str) -> None:
     corpus = reading(write_common_voice(tmp_path / "ja", SPLITS, columns))

@@ -247,6 +247,15 @@ def test_rows_without_a_split_are_counted(tmp_path: Path) -> None:
         assert [(r.name, r.reason) for r in corpus.rejects] == [("sub/b.wav", "in no split")]
 
 
+@pytest.mark.parametrize("first", [{"path": "z.wav", "text": "零"}, {"path": "z.wav"}])
+def test_a_first_row_of_json_that_lacks_a_column_does_not_speak_for_the_others(tmp_path: Path, first: dict) -> None:
+    """Otherwise the clips of all splits would be trained on."""
+    corpus = reading(write_jsonl(tmp_path / "all.jsonl", [first, *ROWS]), "speaker")
+    assert [clip.split for clip in corpus.clips] == ["train", "validation", "test"]
+    assert [(reject.name, reject.reason) for reject in corpus.rejects] == [("z.wav", "in no split")]
+    assert corpus.absent == {}
+
+
 def test_only_the_needed_splits_are_read(tmp_path: Path) -> None:
     tables = {"test": str(write_csv(tmp_path / "c.csv", ROWS[2:])), "dev": "nowhere.csv"}
     corpus = manifest.read(tables, Columns(), ["test"])

@@ -283,6 +283,8 @@ def ogg_files() -> Iterator[Odd]:
         beside = [page(pages[-1], serial=7, number=i, flags=2 * (i == 0)) for i in range(3)]
         mixed = pages[0] + beside[0] + b"".join([*pages[1:4], beside[1], *pages[4:], beside[2]])
         yield Odd(f"{name}, beside another kind of stream", mixed, (one,))
+        yield Odd(f"{name}, no samples", b"".join(pages[:2]), (one[:0],))
+        yield Odd(f"{name}, joined with one without samples", b"".join(pages[:2]) + b, (two,))
         yield Odd(f"{name}, tags and zeros around", id3(2_000) + a + bytes(4_096), (one,))
     speex = page(b"OggS\0" + bytes(21) + bytes([1, 80]) + b"Speex   ".ljust(80, b"\0"), flags=2)
     yield Odd("speex", speex, reason="ffmpeg")
@@ -398,6 +400,11 @@ def wav_files() -> Iterator[Odd]:
     yield Odd("a tag behind", a + ID3V1, (one,))
     yield Odd("joined", a + b, both)
     yield Odd("joined, of 16 and 48 kHz", a + encode(sound(2.3, 2, 48_000), 48_000, "WAV", channels=2), both)
+    for name, other in (("an mp3", id3(900) + mp3(two)), ("a flac", encode(two, 16_000, "FLAC")), ("an ogg", ogg(two))):
+        yield Odd(f"joined with {name}", a + other, reason="another format")
+    odd = riff([(b"fmt ", wav_format(1, bits=8)), (b"data", eight(one)[:-1])], False)
+    yield Odd("joined with an au, not padded", odd + encode(two, 16_000, "AU"), reason="another format")
+    yield Odd("a codec that cannot be decoded", riff([(b"fmt ", wav_format(0xFF)), (b"data", pcm)]), reason="ffmpeg")
     yield Odd("two chunks of samples", riff([(b"fmt ", layout), (b"data", pcm), (b"data", b[44:])]), both)
     yield Odd("float over full scale", encode(4 * one, 16_000, "WAV", "FLOAT"), (one,))
     yield Odd("double 20 times over full scale", encode(50 * one, 16_000, "WAV", "DOUBLE"), (one,))
@@ -439,6 +446,8 @@ def other_files() -> Iterator[Odd]:
     for name, length in (("states -1 bytes", -1), ("states 0 bytes", 0), ("states the first second", 32_000)):
         yield Odd(f"au, {name}", au[:8] + (length % 2**32).to_bytes(4, "big") + au[12:], (one,))
     yield Odd("au, states too much", au[:8] + (200_000).to_bytes(4, "big") + au[12:], reason="cut short")
+    yield Odd("au, joined with a wav", au + encode(two, 16_000, "WAV"), reason="another format")
+    yield Odd("aiff, joined with an mp3", aiff + mp3(two), reason="another format")
     yield Odd("au, joined", au + encode(two, 16_000, "AU"), both)
     yield Odd("au, mu-law, 8 kHz", encode(sound(3.1, 1, 8_000), 8_000, "AU", "ULAW"), (one,))
     yield Odd("au, little-endian", encode(one, 16_000, "AU", "PCM_16", endian="LITTLE"), (one,))

@@ -52,7 +52,7 @@ def write_run(
         "config": {"seed": 0, "optim": {"lr": 0.001}, "data": {"language": "ja"}, "logger": {}} | dict(config or {}),
         "scores": scores,
         "cost": {"fit_s": 60.0, "evaluate_s": 12.0, "train_clips_per_s": 33.3, "devices": 1, "peak_memory_gb": 1.5},
-        "data": {"corpus": "a corpus", "language": "ja", "splits": {"validation": facts, "test": facts}},
+        "data": {"corpus": "a corpus", "language": "ja", "splits": {"validation": facts, "test": facts}, "rejects": {}},
         "scoring": SCORING,
         "model": {"name": "micro", "parameters": 1_000_000, "window_s": 3.0},
         "history": [

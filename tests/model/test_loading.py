@@ -2,6 +2,7 @@ import json
 import math
 from inspect import signature
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub
 import numpy as np
@@ -16,7 +17,7 @@ from kikitori.model.loading import build_whisper, load_whisper, rebuild_whisper
 from kikitori.model.processor import byte_tokenizer
 from kikitori.model.whisper import Whisper, encode
 from kikitori.model.window import FULL, Window
-from kikitori.runtime.errors import ModelError
+from kikitori.runtime.errors import ConfigError, ModelError
 from kikitori.runtime.paths import CONF
 
 MICRO = {"d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "attention_heads": 2, "window_s": 1}
@@ -96,6 +97,21 @@ def test_gradient_checkpointing_changes_memory_and_not_gradients() -> None:
         model(features, labels=labels, use_cache=False).loss.backward()
         gradients.append(model.model.encoder.conv1.weight.grad)
     assert torch.equal(*gradients)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "fault"),
+    [
+        ({"d_model": 33}, r"model\.d_model=33: must be even, and a multiple of model\.attention_heads=2"),
+        ({"d_model": 32, "attention_heads": 3}, r"model\.d_model=32: .* multiple of model\.attention_heads=3"),
+        ({"attention_heads": 0}, r"model\.attention_heads=0: must be a whole number above 0"),
+        ({"encoder_layers": 1.5}, r"model\.encoder_layers=1\.5: must be a whole number above 0"),
+    ],
+)
+def test_sizes_that_make_no_model_are_an_error_of_the_configuration(sizes: dict[str, Any], fault: str) -> None:
+    """By its class, a search knows not to try them again."""
+    with pytest.raises(ConfigError, match=fault):
+        build_whisper(**sizes)
 
 
 def test_a_recipe_rebuilds_the_same_architecture(micro: Whisper) -> None:

@@ -1,6 +1,7 @@
 """The model's folder is read by transformers 4 and 5, CTranslate2 and faster-whisper, not by kikitori alone."""
 
 import json
+import logging
 import math
 import os
 import subprocess
@@ -125,6 +126,20 @@ def test_every_class_of_transformers_reads_the_same_tokenizer(
     assert tokenizer(TEXT)["input_ids"] == micro.processor.encode(TEXT)
     assert tokenizer.decode(micro.processor.encode(TEXT), skip_special_tokens=True) == TEXT
     assert set(tokenizer.all_special_tokens) == {END, *SPECIAL_TOKENS}
+
+
+def test_stock_tools_read_the_limit_of_new_tokens_without_a_warning(
+    micro: Whisper, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    micro.configure_generation(max_new_tokens=7, num_beams=1)
+    micro.save(tmp_path)
+    model = WhisperForConditionalGeneration.from_pretrained(tmp_path)
+    logger = logging.getLogger("transformers.generation.utils")
+    logger.addHandler(caplog.handler)
+    tokens = model.generate(torch.zeros(1, 80, 2 * model.config.max_source_positions))
+    logger.removeHandler(caplog.handler)
+    assert tokens.shape[1] <= len(micro.processor.prefix) + 7
+    assert "max_length" not in caplog.text
 
 
 def test_a_folder_without_the_added_files_still_loads(micro: Whisper, tmp_path: Path) -> None:

@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -6,18 +7,22 @@ import pytest
 import pytorch_lightning as pl
 from data_modules import common_voice
 from recordings import encoded, tone, write_common_voice
+from run_folders import write_run
 
+from kikitori.compare.formats import markdown as as_markdown
+from kikitori.compare.leaderboard import build_leaderboards
 from kikitori.inference.generate import Generated
-from kikitori.metrics.error_rates import score_clips, summarise
+from kikitori.metrics.error_rates import change, score_clips, summarise
 from kikitori.model.loading import build_whisper
 from kikitori.model.whisper import Whisper
 from kikitori.model.window import Window
 from kikitori.pipelines.scoring import Scorer, read_scores
 from kikitori.pipelines.session import Session
-from kikitori.runs.results import FULL_WINDOW, predictions_file
-from kikitori.runtime.files import read_lines, write_lines
+from kikitori.runs.results import FULL_WINDOW, RESULTS, predictions_file
+from kikitori.runs.results_md import markdown
+from kikitori.runtime.files import read_json, read_lines, write_json, write_lines
 from kikitori.runtime.signals import Stop
-from kikitori.training.lightning_module import WhisperModule
+from kikitori.training.lightning_module import Prediction, WhisperModule
 
 LENGTHS_S = (0.4, 0.9, 0.5, 0.7, 0.8, 0.45)
 
@@ -48,6 +53,50 @@ def test_predictions_keep_the_order_of_the_split(micro: Whisper, tmp_path: Path)
         "validation": 6,
         "test": 3,
     }
+
+
+def test_a_number_has_one_interval_wherever_it_is_stated(
+    micro: Whisper, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The clips of a table are clip_8, clip_9, clip_10, ...; the bootstrap must resample them in one order."""
+
+    def hypothesis(clip: str, text: str, lost: int) -> str:
+        return text[: -(int("".join(filter(str.isdigit, clip.partition(".")[0]))) % 4 * lost) or None]
+
+    def losing(characters: int) -> Callable[..., list[Prediction]]:
+        return lambda module, batch, index: [
+            Prediction(*row, hypothesis(*row, characters), False)
+            for row in zip(batch["clips"], batch["texts"], strict=True)
+        ]
+
+    data = common_voice(write_common_voice(tmp_path / "ja", {"train": 8, "dev": 9, "test": 3}), micro)
+    data.setup()
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    trainer = pl.Trainer(default_root_dir=tmp_path, accelerator="cpu", **quiet)
+    run = session(write_run(tmp_path / "run", config={"model": {"name": "openai/whisper-tiny"}}))
+    scorer = Scorer(run, trainer, WhisperModule(micro), data)
+    scores = {}
+    for stage, lost in (("before", 2), ("after", 1)):
+        monkeypatch.setattr(WhisperModule, "predict_step", losing(lost))
+        scores[stage] = scorer.score(stage)
+    rates = run.results["scores"]
+    rates["change"] = {split: change(scores["before"][split], scores["after"][split]) for split in data.splits}
+    results = {**read_json(run.folder / RESULTS), "scores": rates}
+    write_json(run.folder / RESULTS, results)
+    low, high = rates["after"]["validation"]["cer_ci95"]
+    assert 0 < low < rates["after"]["validation"]["cer"] < high
+    shown = f"{100 * rates['after']['validation']['cer']:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+    (table,), _ = build_leaderboards([str(run.folder)])
+    trained, base = table.rows
+    assert (trained.estimate["validation"].low, trained.estimate["validation"].high) == (low, high)
+    assert [base.estimate["validation"].low, base.estimate["validation"].high] == (
+        rates["before"]["validation"]["cer_ci95"]
+    )
+    # Of one pair of systems, which `compare` states the other way round.
+    assert base.difference is not None
+    assert [-base.difference.high, -base.difference.low] == pytest.approx(rates["change"]["validation"]["cer_ci95"])
+    for page in (markdown(results), as_markdown([table], [])):
+        assert shown in page
 
 
 @pytest.mark.parametrize("language", ["ja", "zh-CN", "de"])

@@ -5,8 +5,9 @@ import traceback
 from pathlib import Path
 
 import pytest
+from torch._utils import ExceptionWrapper
 
-from kikitori.runtime.errors import ConfigError, DataError, describe_error, mask, one_line, secret_fault
+from kikitori.runtime.errors import ConfigError, DataError, describe_error, mask, one_line, secret_fault, shortened
 
 
 @pytest.mark.parametrize(
@@ -102,3 +103,20 @@ raise ValueError("canary-0123456789")
     assert written.count("Traceback") == 3
     assert written.count("***") >= 6
     assert "canary" not in written
+
+
+def test_an_error_of_a_loader_worker_has_its_own_message_only() -> None:
+    try:
+        raise DataError("a.mp3: no label")
+    except DataError:
+        wrapped = ExceptionWrapper(where="in DataLoader worker process 0")
+    with pytest.raises(DataError) as caught:
+        wrapped.reraise()
+    assert describe_error(caught.value) == "DataError: a.mp3: no label"
+
+
+def test_of_many_names_a_few_are_given() -> None:
+    names = [f"{number}.mp3" for number in range(16)]
+    assert shortened(names) == "0.mp3, 1.mp3, 2.mp3 and 13 more"
+    assert shortened(names[:3]) == "0.mp3, 1.mp3, 2.mp3"
+    assert shortened([]) == ""

@@ -108,7 +108,7 @@ def test_parameters_that_a_search_cannot_have_chosen_become_no_words(tmp_path: P
     space = {**SPACE, "model": CategoricalDistribution(["a", "b"])}
     study = open_study(plugin(tmp_path), space, tmp_path)
     assert named_now({"optim.lr": 2e-5, "model": "b"}, study, space) == {"optim.lr": 2e-5, "model": "b"}
-    with pytest.raises(SweepError, match="which is outside of its search space"):
+    with pytest.raises(SweepError, match="which is outside of the search space"):
         named_now(params, study, space)
 
 

@@ -152,6 +152,9 @@ def test_a_trial_that_would_fail_again_is_not_offered_to_be_resumed(tmp_path: Pa
     *_, left, again = failure_report(sweep, sweep.failures()).splitlines()
     assert left == "Would fail again, so a resume leaves them: 0 (delete a folder to retry)"
     assert again == f"Run the others again: {sweep.resume_command}"
+    # A study remembers what it tried, whatever is deleted.
+    *_, left, _ = failure_report(sweep, sweep.failures(), is_search=True).splitlines()
+    assert left == "Would fail again, so a resume leaves them: 0"
     assert "resume_sweep" not in failure_report(sweep, sweep.trials[:1])
 
 

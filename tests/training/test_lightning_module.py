@@ -403,7 +403,10 @@ def test_a_loss_that_is_not_finite_stops_the_run(micro: Whisper, tmp_path: Path)
     callbacks = [TrainingHistory(), ValidateEvery(1)]
     settings = {"check_val_every_n_epoch": None, "val_check_interval": ValidateEvery.NEVER, "num_sanity_val_steps": 0}
     run = trainer(tmp_path, max_steps=2, callbacks=callbacks, **settings)
-    message = r"the loss of step 1 is nan, at a learning rate of .*, on the clips .*; lower optim\.lr="
+    lr = OPTIM(micro.model, 2)[1].get_last_lr()[0]
+    message = (
+        rf"the loss of step 1 is nan, at a learning rate of {lr:.3g}, on the clips .* and 1 more; lower optim\.lr="
+    )
     with pytest.raises(TrainingError, match=message):
         run.fit(WhisperModule(micro, OPTIM), training(micro, 4, 2), loader(micro, 4))
 

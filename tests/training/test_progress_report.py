@@ -80,6 +80,17 @@ def test_a_training_without_validations_or_end_is_reported(
     assert [line.partition(":")[0] for line in lines(caplog)][:2] == ["step 1/inf", "step 2/inf"]
 
 
+def test_a_bar_does_without_scores_that_were_forgotten(
+    micro: Whisper, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of a run that was resumed with other validation clips, in a terminal."""
+    monkeypatch.setattr(callbacks, "shows_bars", lambda: True)
+    monkeypatch.setattr(callbacks, "recorded", lambda trainer: [{"step": 3, "train/loss": 1.0}])
+    made = trainer(tmp_path, max_steps=1, callbacks=[ProgressReport()], log_every_n_steps=2)
+    made.fit(WhisperModule(micro, OPTIM), training(micro, 4, 1))
+    assert made.global_step == 1
+
+
 class Rates(pl.Callback):
     """Gives each validation the next of some error rates."""
 

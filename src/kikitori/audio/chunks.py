@@ -54,6 +54,7 @@ LAYOUTS = {
 _BEHIND = (b"LIST", b"id3 ", b"ID3 ", b"bext", b"iXML", b"_PMX", b"cue ", b"smpl", b"PEAK", b"fact", b"JUNK")
 # The first bytes of a wav's format chunk if its samples are an mp3.
 _MPEG = (b"\x55\x00", b"\x50\x00")
+_OTHERS = (*LAYOUTS, b"OggS", b"fLaC", b".snd", b"dns.", b"NIST")
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,9 +122,17 @@ def _samples(data: bytes, chunk: _Chunk, layout: _Layout) -> _Chunk:
     present = len(data) - chunk.start
     if chunk.stated <= present and _ends_at(data, chunk.end, layout):
         return chunk
+    for end in {chunk.end, layout.padded(chunk.end)}:
+        check_behind(data, end)
     # Near the maximum, or with more bytes behind it than stated: not known when it was written.
     is_unknown = chunk.stated <= present or chunk.stated >= 2 ** (8 * layout.length - 1) - 2**16
     return _Chunk(chunk.name, chunk.start, len(data), present if is_unknown else chunk.stated, is_regular=False)
+
+
+def check_behind(data: bytes, at: int) -> None:
+    """Raises AudioError if a recording of another format begins at a byte: it would be taken for more samples."""
+    if data[at : at + 4] in _OTHERS or mp3.begins(data, at):
+        raise AudioError("a recording of another format is joined to it; convert each, and join the results")
 
 
 def _ends_at(data: bytes, at: int, layout: _Layout) -> bool:

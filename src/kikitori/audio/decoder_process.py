@@ -102,7 +102,10 @@ def blocks(data: bytes) -> Iterator[Block]:
 
 def open_stream(data: bytes) -> StreamFile:
     """Opens a stream without decoding any samples. Raises AudioError for a rate or codec that cannot be processed."""
-    file = StreamFile(io.BytesIO(data))
+    try:
+        file = StreamFile(io.BytesIO(data))
+    except soundfile.LibsndfileError as error:
+        raise AudioError(f"cannot be decoded: {error.error_string.rstrip('.')}; {CONVERT}") from error
     rate = file.samplerate
     divisor = gcd(rate, SAMPLE_RATE)
     # Only damaged headers give such rates, and the resampling kernel or the resampled audio would fill the memory.

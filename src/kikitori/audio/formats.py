@@ -8,12 +8,12 @@ from pathlib import Path
 # Files that are decoded, by suffix. Inside a file only its bytes count.
 SUFFIXES = (
     *(".mp3", ".wav", ".flac", ".ogg", ".oga", ".opus"),
-    *(".aif", ".aiff", ".aifc", ".au", ".bwf", ".caf", ".mp2", ".rf64", ".snd", ".sph", ".w64"),
+    *(".aif", ".aiff", ".aifc", ".au", ".bwf", ".caf", ".mp2", ".mpga", ".rf64", ".snd", ".sph", ".w64", ".wave"),
 )
 # Files that hold speech as well, but that libsndfile cannot decode.
 UNREADABLE_SUFFIXES = (
-    *(".3gp", ".aac", ".ac3", ".amr", ".ape", ".m4a", ".m4b", ".mka", ".mkv"),
-    *(".mov", ".mp4", ".ra", ".spx", ".webm", ".wma", ".wv"),
+    *(".3gp", ".aac", ".ac3", ".amr", ".ape", ".avi", ".ds2", ".dss", ".m4a", ".m4b", ".m4r", ".m4v", ".mka", ".mkv"),
+    *(".mov", ".mp4", ".mpeg", ".mpg", ".qta", ".ra", ".spx", ".tta", ".voc", ".weba", ".webm", ".wma", ".wv"),
 )
 FORMATS = ("mp3", "wav", "flac", "ogg", "opus", "aiff", "au", "caf", "w64", "sph")
 CONVERT = "convert it: ffmpeg -i IN OUT.flac"

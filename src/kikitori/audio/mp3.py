@@ -81,6 +81,13 @@ def streams(data: bytes) -> Iterator[Stream]:
         yield _stream(data, same)
 
 
+def begins(data: bytes, at: int) -> bool:
+    """Returns whether an mp3 of several frames begins at a byte."""
+    at += tag_length(data, at) if data.startswith(b"ID3", at) else 0
+    run = _run(data, at, set())
+    return run is not None and run.frames > 2
+
+
 def _runs(data: bytes) -> tuple[list[_Run], int]:
     """Finds all frames. Also returns the number of bytes that belong to no frame and no tag, and fill up nothing."""
     infos = {at for name in (b"Xing", b"Info") for at in _places(data, name)}

@@ -47,12 +47,12 @@ def streams(data: bytes) -> Iterator[Stream]:
     pages: dict[int, list[_Page]] = {}  # of the streams that play at the same time, by serial number
     for page in _pages(data):
         if page.begins and any(len(rows) > 1 for rows in pages.values()):
-            yield _stream(pages)
+            yield from _stream(pages)
             pages = {}
         if not page.begins and page.serial not in pages:
             raise AudioError("an ogg page belongs to no stream: the file is damaged")
         pages.setdefault(page.serial, []).append(page)
-    yield _stream(pages)
+    yield from _stream(pages)
 
 
 def _pages(data: bytes) -> Iterator[_Page]:
@@ -83,7 +83,8 @@ def _with_checksum(page: bytes) -> bytes:
     return page[:22] + crc.to_bytes(4, "big").translate(_REVERSED) + page[26:]
 
 
-def _stream(pages_of: dict[int, list[_Page]]) -> Stream:
+def _stream(pages_of: dict[int, list[_Page]]) -> Iterator[Stream]:
+    """Yields the stream of Opus or Vorbis in these pages, nothing if it has no samples."""
     audio = [pages for pages in pages_of.values() if pages[0].body.startswith((_OPUS, _VORBIS))]
     if len(audio) != 1:
         raise AudioError(f"has {len(audio)} streams of Opus or Vorbis at the same time, not one; {CONVERT}")
@@ -98,11 +99,13 @@ def _stream(pages_of: dict[int, list[_Page]]) -> Stream:
     positions = [page.position for page in sound if page.packets]
     if positions != sorted(positions):
         raise AudioError("the positions of its ogg pages decrease: the file is damaged")
+    if not positions:
+        return
     head, last = pages[0].body, pages[-1].data
-    seconds = padding_s = 0.0
-    if positions and head.startswith(_OPUS):
+    padding_s = 0.0
+    if head.startswith(_OPUS):
         seconds = _opus_seconds(head, sound)
-    elif positions:
+    else:
         longest, hz = 1 << (head[28] >> 4) >> 1, int.from_bytes(head[12:16], "little")
         # A broadcast is recorded from any position on. Only if the first is too low for one, all begins at 0.
         if positions[0] <= longest * sound[0].packets:
@@ -113,7 +116,7 @@ def _stream(pages_of: dict[int, list[_Page]]) -> Stream:
         last = last[:6] + _UNLIMITED.to_bytes(8, "little") + last[14:]
     # libsndfile accepts padding of Opus only in a page that is marked as the last one.
     last = _with_checksum(last[:5] + bytes([last[5] | 4]) + last[6:])
-    return Stream(b"".join([*(page.data for page in pages[:-1]), last]), seconds, padding_s=padding_s)
+    yield Stream(b"".join([*(page.data for page in pages[:-1]), last]), seconds, padding_s=padding_s)
 
 
 def _opus_seconds(head: bytes, pages: list[_Page]) -> float:

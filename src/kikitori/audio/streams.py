@@ -48,6 +48,7 @@ def _au(data: bytes) -> Iterator[Stream]:
         start = at + offset
         end = start + stated
         if end > len(data) or data[end : end + 4] != data[:4]:  # nothing but samples, or another file, can follow
+            chunks.check_behind(data, end)
             end = len(data)
         length = end - start
         head = data[at : at + 8] + max(0, length).to_bytes(4, order) + data[at + 12 : start]

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from rich.cells import set_cell_size
 
 from kikitori.audio.formats import CONVERT, SUFFIXES, find_recordings
-from kikitori.runtime.errors import DataError, KikitoriError, ModelError, describe_error
+from kikitori.runtime.errors import DataError, KikitoriError, ModelError, describe_error, printable
 
 if TYPE_CHECKING:
     from kikitori.inference.transcribe import Piece
@@ -62,7 +62,7 @@ def main() -> None:
             failed += bool(error)
             doubtful = [piece for piece in pieces if piece.doubt]
             if error:
-                print(f"{path}: {error}", file=sys.stderr)
+                print(f"{one_line(path)}: {error}", file=sys.stderr)
             elif arguments.format == "jsonl":
                 row = {"file": str(path), "seconds": seconds, "text": text, "pieces": list(map(asdict, pieces))}
                 print(json.dumps(row, ensure_ascii=False), flush=True)
@@ -70,7 +70,7 @@ def main() -> None:
                 text = " ".join(text.split())
                 print(f"{one_line(path)}\t{text}" if len(files) > 1 else text, flush=True)
             if doubtful:
-                print(f"{path}: {describe(doubtful)}", file=sys.stderr)
+                print(f"{one_line(path)}: {describe(doubtful)}", file=sys.stderr)
     except KikitoriError as error:
         # The model, its language and its task are options here, not keys.
         message = describe_error(error)
@@ -91,6 +91,8 @@ def find_audio(paths: Iterable[Path]) -> list[Path]:
         if not path.exists():
             raise DataError(f"{path} does not exist")
         if not path.is_dir():
+            if not path.is_file():
+                raise DataError(f"{path} is a pipe or device; write the recording to a file first")
             files.append(path)
             continue
         readable, unreadable = find_recordings(path)
@@ -98,7 +100,7 @@ def find_audio(paths: Iterable[Path]) -> list[Path]:
             passed = f"; it holds {by_suffix(unreadable)}" if unreadable else ""
             raise DataError(f"{path} holds no file that can be read ({', '.join(SUFFIXES)}){passed}")
         if unreadable:
-            print(f"{path}: passed over {by_suffix(unreadable)}", file=sys.stderr)
+            print(f"{one_line(path)}: passed over {by_suffix(unreadable)}", file=sys.stderr)
         files += readable
     return files
 
@@ -106,12 +108,12 @@ def find_audio(paths: Iterable[Path]) -> list[Path]:
 def by_suffix(files: Sequence[Path]) -> str:
     """Counts and names files that cannot be decoded, with the remedy."""
     counts = ", ".join(f"{count} {suffix}" for suffix, count in Counter(p.suffix.lower() for p in files).most_common())
-    return f"{counts} (such as {files[0].name}), which cannot be decoded; {CONVERT}"
+    return f"{counts} (such as {one_line(files[0].name)}), which cannot be decoded; {CONVERT}"
 
 
-def one_line(path: Path) -> str:
-    """The name of a file, of which a tab or a new line would break the output."""
-    return str(path).translate({9: "\\t", 10: "\\n", 13: "\\r"})
+def one_line(path: Path | str) -> str:
+    """The name of a file, of which a tab, a new line or an escape sequence would break the output."""
+    return printable(str(path)).replace("\n", "\\n")
 
 
 def describe(doubtful: "Sequence[Piece]") -> str:
@@ -157,7 +159,7 @@ def transcribe_files(
                 yield path, 0.0, "", [], str(error.args[0])
                 continue
             seconds = len(samples) / SAMPLE_RATE
-            progress = Progress(f"{number} of {len(files)}: {path.name}", seconds)
+            progress = Progress(f"{number} of {len(files)}: {one_line(path.name)}", seconds)
             pieces = transcribe_pieces(whisper, samples, advance=progress.advance)
             progress.close()
             yield path, round(seconds, 2), joined(whisper, pieces), pieces, ""

@@ -97,7 +97,7 @@ def notes(table: Leaderboard) -> list[str]:
     if any(row.is_base for row in table.rows):
         lines.append("Before training: the pretrained model, as a run scored it before its first step.")
     if any(rate == 1.0 for row in table.rows for rate in row.each["validation"]):
-        lines.append("A CER of exactly 100.0 % means that a model writes nothing yet.")
+        lines.append("A CER of exactly 100.0 % means that a model writes nothing yet, or nothing that is text.")
     commits = {str((run.results.get("git") or {}).get("commit")) for run in table.runs}
     if len(commits) > 1:
         lines.append(f"The runs come from {len(commits)} different commits of kikitori.")

@@ -84,6 +84,14 @@ def at_least(low: float, kind: Any = int, optional: bool = False) -> Rule:
     return Rule(lambda value: (optional and value is None) or (fits(value, kind) and value >= low), words)
 
 
+def chosen(choices: str, *others: Any) -> Rule:
+    """A node that a choice of its group fills. others: the values that it may have instead."""
+    return Rule(
+        lambda value: (isinstance(value, Mapping) and "_target_" in value) or _is_among(value, others),
+        f"needs a choice of its group first: {choices}",
+    )
+
+
 def instead(remedy: str, *neutral: Any) -> Rule:
     """An argument to leave out. neutral: the values that change nothing, besides null."""
     return Rule(lambda value: value is None or _is_among(value, neutral), remedy, True)
@@ -323,7 +331,9 @@ ARGUMENTS: dict[str, dict[str, Rule]] = {
     f"{_OURS}.OptunaSweeper": {
         **dict.fromkeys(("n_trials", "batch"), at_least(1)),
         **dict.fromkeys(("study", "study_name"), of_type(str)),
-        **dict.fromkeys(("sampler", "pruner", "params"), of_type(dict | None)),
+        "sampler": chosen("hydra/sweeper/sampler=tpe, cmaes, random or grid"),
+        "pruner": chosen("hydra/sweeper/pruner=hyperband or successive_halving", None),
+        "params": of_type(dict | None),
     },
     f"{_PLUGINS}.basic_launcher.BasicLauncher": {},
     f"{_PLUGINS}.basic_sweeper.BasicSweeper": {

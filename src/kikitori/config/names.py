@@ -27,9 +27,12 @@ RENAMED_KEYS = {
 }
 # Keys of earlier versions that have no successor.
 DROPPED_KEYS = re.compile(r".*\._partial_|callbacks\.checkpoint\.(filename|auto_insert_metric_name)")
-# What other tools call a key, transformers above all.
+# What other tools call a key: transformers above all, former versions of Lightning, Hydra's own sweeper.
 OF_OTHER_TOOLS = {
+    "amp_backend": "trainer.precision",
+    "auto_scale_batch_size": "data.micro_batch_size",
     "bf16": "trainer.precision",
+    "ckpt_path": "resume",
     "epochs": "trainer.max_epochs",
     "eval_steps": "validation.every_steps",
     "fp16": "trainer.precision",
@@ -41,12 +44,15 @@ OF_OTHER_TOOLS = {
     "lr_scheduler_type": "optim.schedule",
     "max_grad_norm": "trainer.gradient_clip_val",
     "model_name_or_path": "model.name",
+    "n_jobs": "hydra.launcher.parallel",
+    "num_processes": "trainer.devices",
     "num_train_epochs": "trainer.max_epochs",
     "output_dir": "hydra.run.dir",
     "per_device_eval_batch_size": "data.eval_batch_size",
     "per_device_train_batch_size": "data.global_batch_size",
     "resume_from_checkpoint": "resume",
     "save_steps": "validation.every_steps",
+    "storage": "hydra.sweeper.study",
 }
 # The node whose keys are the keys that a sweep varies.
 SWEPT = "hydra.sweeper.params"

@@ -32,8 +32,10 @@ WITH_VALUE = (*CONFIG, "--cfg", "-c", "--package", "-p", "--info", "-i", "--expe
 # Keys whose value is a file or folder, and those that take a name on the Hugging Face Hub as well.
 FILES = ("data.release", "data.manifest", "checkpoint")
 PATHS = (*FILES, "data.name", "model.name", "hydra.run.dir", "hydra.sweep.dir", "resume", "resume_sweep")
-# A part of a list, mapping or call: a quoted text, or one without quotes and brackets.
-PART = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|[^][{}(),'"]+""", re.DOTALL)
+# A part of a list or mapping, and of a call: a quoted text, or one without quotes and brackets.
+QUOTED = r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|"""
+PART = re.compile(QUOTED + r"""[^][{},'"]+""", re.DOTALL)
+PART_OF_CALL = re.compile(QUOTED + r"""[^][{}(),'"]+""", re.DOTALL)
 # Two ways to say the same thing: of each pair, one is set and the other null.
 ALTERNATIVES = (("trainer.max_steps", "trainer.max_epochs"), ("validation.every_steps", "validation.every_epochs"))
 
@@ -151,13 +153,13 @@ def _quote_unless_read(text: str) -> str:
 
 
 def _quote_parts(value: str) -> str:
-    """Quotes the parts of a list, mapping or call that Hydra cannot read, as in {train: 録音/a.csv, test: b.csv}."""
+    """Quotes what Hydra cannot read of a list, mapping or call, such as {train: 録音/a.csv, test: b (2).csv}."""
 
     def quoted(found: re.Match[str]) -> str:
         name, text = re.fullmatch(r"(\s*(?:[\w.]+:)?\s*)(.*?)\s*", found[0], re.DOTALL).groups()  # type: ignore[union-attr]
         return name + _quote_unless_read(text) if text and text[0] not in "'\"" else found[0]
 
-    return re.sub(PART, quoted, value)
+    return re.sub(PART if value.startswith(("[", "{")) else PART_OF_CALL, quoted, value)
 
 
 def quote(value: object) -> str:

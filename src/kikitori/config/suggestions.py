@@ -9,7 +9,7 @@ from itertools import pairwise
 
 from kikitori.config.arguments import CHECKPOINT, EARLY_STOPPING, TRAINER
 from kikitori.config.documentation import package, read_file, used_files
-from kikitori.config.names import OF_OTHER_TOOLS, RENAMED_CHOICES, RENAMED_KEYS, did_you_mean
+from kikitori.config.names import OF_OTHER_TOOLS, RENAMED_CHOICES, RENAMED_KEYS, did_you_mean, split
 from kikitori.config.overrides import is_readable, names_choices, override, split_words, value_of
 from kikitori.runtime.files import is_utf8
 from kikitori.runtime.paths import CONF
@@ -74,7 +74,7 @@ def explain(error: Exception, command: str, words: Sequence[str]) -> str:
         key, value = several.groups()
         return (
             f"{key}={value}: several values are a sweep, which needs -m; a list is written {key}=[{value}]; one value "
-            f"with a comma is quoted: {as_text(key, value)}"
+            f"with a comma is quoted: {as_text(key, without_quotes(value))}"
         )
     if sweep := re.search(r"Sweep parameters '(.+)' requires --multirun", text, re.DOTALL):
         return f"{sweep[1]}: a sweep needs -m"
@@ -83,6 +83,11 @@ def explain(error: Exception, command: str, words: Sequence[str]) -> str:
     if existing := re.search(r"An item is already at '([^']+)'", text):
         return f"+{existing[1]}: this key is there already; leave out the +"
     return text
+
+
+def without_quotes(values: str) -> str:
+    """The values of a sweep as they were given, before `quote_value` quoted those that Hydra cannot read."""
+    return ",".join(value_of(f"x={value}") or "null" for value in split(values))
 
 
 def as_text(key: str, value: object) -> str:
@@ -132,8 +137,8 @@ def unknown_key(key: str, command: str, words: Sequence[str]) -> str:
     used = used_files([CONF], command, groups | chosen)
     known = {package(name, file) + key: entry.comment for name, file in used.items() for key, entry in file.leaves()}
     node, _, name = key.rpartition(".")
-    if rule := OF_LIBRARIES.get(node, {}).get(name):
-        return f"{key}: " + (rule.otherwise if rule.is_replaced else f"added with a plus: +{key}=...")
+    if (rule := OF_LIBRARIES.get(node, {}).get(name)) and any(other.startswith(f"{node}.") for other in known):
+        return f"{key}: " + (rule.otherwise if rule.is_replaced else f"not set yet; add it with a +: +{key}=...")
     siblings = {other.rpartition(".")[2]: other for other in known if other.rpartition(".")[0] == node}
     if near := [s for s in siblings if s.startswith(name)] or get_close_matches(name, siblings, n=1, cutoff=0.75):
         return f"{key}: no such key; did you mean {siblings[near[0]]}?"

@@ -14,7 +14,7 @@ from typing import Any
 from hydra.utils import get_object
 
 from kikitori.config.arguments import ARGUMENTS, CALLBACKS, REQUIRED
-from kikitori.config.names import RENAMED_TARGETS, did_you_mean
+from kikitori.config.names import OF_OTHER_TOOLS, RENAMED_TARGETS, did_you_mean
 from kikitori.runtime.errors import ConfigError
 
 _SUBMITIT = "hydra_plugins.hydra_submitit_launcher.submitit_launcher"
@@ -150,6 +150,8 @@ def _argument_fault(target: str, name: str, value: Any) -> str | None:
     rules = ARGUMENTS.get(target)
     if rules is None or name.startswith("_") or value == "???":
         return None
+    if name not in rules and name in OF_OTHER_TOOLS:
+        return f"set {OF_OTHER_TOOLS[name]}"
     if name not in rules:
         known = [known for known, rule in rules.items() if not rule.is_replaced]
         hint = did_you_mean(name, rules) or f"; there are {', '.join(known) or 'none'}"

@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from functools import cache
-from math import prod
+from math import inf, prod
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
@@ -42,6 +42,10 @@ NOT_NEGATIVE = {
     *("optim.weight_decay", "optim.warmup_steps", "seed"),
     *("data.num_workers", "data.min_duration_s", "data.window_margin_s"),
 }
+# inf: no limit.
+UNLIMITED = {"generation.max_tokens_per_s", "data.max_duration_s"}
+# NumPy takes 32 bits.
+MAX_SEED = 2**32 - 1
 FRACTIONS = {
     *("model.dropout", "model.attention_dropout", "model.activation_dropout"),
     *("model.mask_time_prob", "model.mask_feature_prob", "data.max_reject_rate", "data.full_window_share"),
@@ -121,6 +125,10 @@ def _problems(values: Mapping[str, Any]) -> Iterator[str]:
             yield f"{key}: must not be below 0, got {value}"
         if key in FRACTIONS and not 0 <= value <= 1:
             yield f"{key}: must be between 0 and 1, got {value}"
+        if key in (ABOVE_ZERO | NOT_NEGATIVE) - UNLIMITED and value == inf:
+            yield f"{key}: must be a finite number, got {value}"
+        if key == "seed" and value > MAX_SEED:
+            yield f"{key}: must be at most {MAX_SEED}, got {value}"
     yield from _uneven_batch(flat)
     if "data.window_edges_s" not in wrong_type:
         yield from _window_faults(flat)

@@ -85,6 +85,8 @@ def find_language(release: Path, language: str, cache: Path) -> Path:
             "and pass its .tar.gz, or the folder it unpacks to."
         )
     given = release
+    if release.name in AUDIO and release.is_dir():
+        release = release.parent
     if release.is_file():
         stat = release.stat()
         key = sha256(f"{release.name} {stat.st_size} {stat.st_mtime_ns}".encode()).hexdigest()[:16]

@@ -2,13 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import chain
+from itertools import chain, islice
 from math import isfinite
 from pathlib import Path
 from typing import Any
 
 from kikitori.corpora.audio_files import AudioFiles
-from kikitori.corpora.table_reader import cell, columns_of, list_names, read_rows
+from kikitori.corpora.table_reader import cell, columns_of, is_json, list_names, read_rows
 from kikitori.corpora.types import SPLITS, Clip, Corpus, Reject, Split
 from kikitori.runtime.errors import DataError
 
@@ -70,11 +70,9 @@ def _read_list(
     split: of all rows; None if the list may have a column of them.
     """
     _check_file(table)
-    rows = read_rows(table, [columns.path, columns.text])
-    first = next(rows, None)
-    if first is None:
+    names = _names(table, columns)
+    if not names:
         return [], {}
-    names = columns_of(first[1])
     _check_columns(table, columns, names)
     absent: dict[Split, str] = {}
     if split is None and columns.split not in names:
@@ -84,9 +82,15 @@ def _read_list(
             "data.split_column, or say of which split the list is, as in 'data.manifest={test: LIST}'"
         )
         absent = {"validation": reason, "test": reason}
-    return [
-        _read_row(row, columns, split, files, f"{table.name} line {line}") for line, row in chain([first], rows)
-    ], absent
+    rows = read_rows(table, [columns.path, columns.text])
+    return [_read_row(row, columns, split, files, f"{table.name} line {line}") for line, row in rows], absent
+
+
+def _names(table: Path, columns: Columns) -> list[str]:
+    """The names of a list's columns: in JSON those of every row, which may leave out what it has no value for."""
+    rows = read_rows(table, [columns.path, columns.text])
+    described = rows if is_json(table) else islice(rows, 1)
+    return list(dict.fromkeys(chain.from_iterable(columns_of(row) for _, row in described)))
 
 
 def _read_row(
@@ -153,8 +157,7 @@ def _check_columns(table: Path, columns: Columns, names: Sequence[str]) -> None:
     needed = [columns.path, columns.text, columns.speaker, columns.start, columns.end]
     needed += [columns.split] if columns.split != SPLIT_COLUMN else []
     if missing := [name for name in needed if name is not None and name not in names]:
-        is_json = table.suffix.lower() in (".jsonl", ".json")
-        header = "One object of JSON is one row" if is_json else "The first line of a .csv or .tsv names them"
+        header = "One object of JSON is one row" if is_json(table) else "The first line of a .csv or .tsv names them"
         raise DataError(
             f"{table} has no column {' or '.join(missing)}; it has: {list_names(names)}. Name yours with "
             f"{', '.join(f'data.{key}_column' for key in asdict(columns))}. {header}"

@@ -44,6 +44,11 @@ def read_rows(table: Path, needed: Sequence[str]) -> Iterator[Row]:
         yield from _json(table)
 
 
+def is_json(table: Path) -> bool:
+    """Whether the rows of a table are objects of JSON, by the suffix of its name."""
+    return table.suffix.lower() in (".jsonl", ".json")
+
+
 def cell(row: dict[str, Any], column: str) -> Any:
     """The value of a column; of a dotted one in nested rows. None if there is none."""
     if column in row:

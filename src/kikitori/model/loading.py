@@ -26,7 +26,7 @@ from kikitori.model.source import check_tokenizer, check_type, locate
 from kikitori.model.whisper import GENERATION_KEYS, Whisper
 from kikitori.model.window import window_from_plain
 from kikitori.runtime.distributed import rank
-from kikitori.runtime.errors import KikitoriError, ModelError, one_line
+from kikitori.runtime.errors import ConfigError, KikitoriError, ModelError, check_above_zero, one_line
 
 log = logging.getLogger(__name__)
 
@@ -103,6 +103,11 @@ def build_whisper(
     _check_fields(build_whisper, config)
     sizes = {"d_model": d_model, "encoder_layers": encoder_layers, "decoder_layers": decoder_layers}
     sizes |= {"attention_heads": attention_heads, "num_mel_bins": num_mel_bins, "max_label_tokens": max_label_tokens}
+    check_above_zero("model", {**sizes, "window_s": window_s}, whole=True)
+    if d_model % 2 or d_model % attention_heads:
+        raise ConfigError(
+            f"model.d_model={d_model}: must be even, and a multiple of model.attention_heads={attention_heads}"
+        )
     arguments = {"builder": "build", **sizes, "window_s": window_s}
     tokenizer = byte_tokenizer()
     whisper_config = WhisperConfig(
@@ -241,8 +246,16 @@ def _finish(
     model.train()
     arguments |= {"language": processor.language, "task": processor.task}
     whisper = Whisper(model, processor, arguments, list(notes))
-    whisper.configure_generation(saved.max_new_tokens, saved.num_beams)
+    whisper.configure_generation(_max_new_tokens(saved, processor), saved.num_beams)
     return whisper
+
+
+def _max_new_tokens(saved: GenerationConfig, processor: Processor) -> int | None:
+    """The limit that a model was saved with; None for a stock model, whose max_length is that of the decoder."""
+    no_limit = (None, GenerationConfig().max_length, processor.max_label_tokens)
+    return saved.max_new_tokens or (
+        None if saved.max_length in no_limit else max(1, saved.max_length - len(processor.prefix))
+    )
 
 
 def _generation_config(saved: GenerationConfig, processor: Processor) -> GenerationConfig:

@@ -1,6 +1,7 @@
 """The lines of a run's log that state what is trained, and what came of it."""
 
 import logging
+from collections.abc import Mapping
 
 import pytorch_lightning as pl
 
@@ -19,12 +20,25 @@ def announce(run: Session, trainer: pl.Trainer, module: WhisperModule, step: int
     length, batch = run.results["training"], run.config["data"]["global_batch_size"]
     if step < length["steps"]:
         log.info(
-            "training: steps %d to %d of %d clips each (%.1f epochs), a validation every %d steps; precision %s on %s; "
-            "scoring afterwards takes about %s",
-            *(step + 1, length["steps"], batch, length["epochs"], length["every_steps"]),
+            "training: steps %d to %d of %d clips each (%s), a validation every %d steps; precision %s on %s%s",
+            *(step + 1, length["steps"], batch, epochs(length, step), length["every_steps"]),
             *(run.trainer_settings["precision"], hardware_facts(trainer)["device"]),
-            duration(run.results["cost"]["evaluate_s"] * (1 + share_scored_twice(run, module))),
+            "" if run.results.get("extended_from") else scoring_afterwards(run, module),
         )
+    else:
+        log.info("%d of %d steps are done: nothing is left to train", step, length["steps"])
+
+
+def epochs(length: Mapping[str, float], step: int) -> str:
+    """The passes over the training clips from `step` on, and all of them: `1 of 3 epochs`."""
+    whole, left = (steps / length["steps_per_epoch"] for steps in (length["steps"], length["steps"] - step))
+    return f"{left:.3g} of {whole:.3g} epochs" if step else f"{whole:.3g} epoch{'s' * (whole != 1)}"
+
+
+def scoring_afterwards(run: Session, module: WhisperModule) -> str:
+    """How long the scoring after training takes, by that before; of a run trained further, costs include both."""
+    seconds = run.results["cost"]["evaluate_s"] * (1 + share_scored_twice(run, module))
+    return f"; scoring afterwards takes about {duration(seconds)}"
 
 
 def share_scored_twice(run: Session, module: WhisperModule) -> float:

@@ -41,7 +41,7 @@ from kikitori.training.checkpoints import (
     saved_step,
 )
 from kikitori.training.history import MetricsFile, TrainingHistory, resume_loggers
-from kikitori.training.lightning_module import WhisperModule
+from kikitori.training.lightning_module import WhisperModule, refuse_layerdrop
 from kikitori.training.trainer import build_callback, build_trainer, hardware_facts
 
 log = logging.getLogger(__name__)
@@ -124,6 +124,7 @@ def start_loggers(run: Session, trainer: pl.Trainer) -> None:
 
 def make_module(run: Session, trainer: pl.Trainer, data: SpeechDataModule, whisper: Whisper) -> WhisperModule:
     """The LightningModule with its optimizer and micro-batch sizes, and the encoder cache if configured."""
+    refuse_layerdrop(whisper.model.config, trainer.world_size)
     check_label_contract(data.first_batch("train"), whisper.processor)
     optimizer = instantiate(run.config["optim"], "optim")
     sizes = find_micro_batch_sizes(trainer, whisper, data)

@@ -7,10 +7,14 @@ import logging
 import os
 import re
 import signal
+<<<<<<< HEAD
 import sys
 import traceback
 from collections.abc import Mapping
 from functools import cache
+=======
+from collections.abc import Mapping, Sequence
+>>>>>>> main
 from numbers import Integral, Real
 from typing import Any
 
@@ -93,14 +97,29 @@ class _MaskedStream:
         return getattr(self._stream, name)
 
 
+def printable(text: str) -> str:
+    """Returns a text with its control characters escaped; a new line stays."""
+    return CONTROL.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
 class KikitoriError(Exception):
     """Base of the errors below. The command line shows their class and message, without a traceback."""
+
+    def __init__(self, *arguments: Any) -> None:
+        # torch makes an error of a loader worker again, with the worker's traceback as its message.
+        if arguments and isinstance(arguments[0], str) and arguments[0].startswith("Caught "):
+            arguments = (arguments[0].rpartition(f"{type(self).__name__}: ")[2].rstrip(), *arguments[1:])
+        super().__init__(*arguments)
 
     def __str__(self) -> str:
         # A file name that is not valid UTF-8 must not break printing or storing the message, and one with control
         # characters must not reach a terminal.
+<<<<<<< HEAD
         message = mask(super().__str__()).encode("utf-8", "backslashreplace").decode()
         return CONTROL.sub(lambda found: ascii(found[0])[1:-1], message)
+=======
+        return printable(super().__str__().encode("utf-8", "backslashreplace").decode())
+>>>>>>> main
 
 
 class ConfigError(KikitoriError):
@@ -166,6 +185,12 @@ def describe_error(error: BaseException) -> str:
 def one_line(error: BaseException) -> str:
     """Returns the first line of an error's message, or the name of its class if the message is empty."""
     return (mask(str(error)).strip() or type(error).__name__).splitlines()[0]
+
+
+def shortened(names: Sequence[str], shown: int = 3) -> str:
+    """Returns the first names of a list, and how many others there are."""
+    more = len(names) - shown
+    return ", ".join(names[:shown]) + (f" and {more} more" if more > 0 else "")
 
 
 def is_out_of_memory(error: BaseException) -> bool:

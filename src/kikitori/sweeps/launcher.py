@@ -112,7 +112,7 @@ class TrialRunner:
                 raise
             live_table.print_summary(self.sweep)
         if failures := self.sweep.failures():
-            report = live_table.failure_report(self.sweep, failures)
+            report = live_table.failure_report(self.sweep, failures, is_search)
             # A search learns from configurations that fail; they are among its results.
             if not (is_search and all(t.is_repeatable for t in failures) and len(failures) < len(self.sweep.trials)):
                 raise SweepError(report)

@@ -160,15 +160,19 @@ def print_summary(sweep: Sweep) -> None:
         console.print(line, soft_wrap=True, markup=False, highlight=False)
 
 
-def failure_report(sweep: Sweep, failures: list[Trial]) -> str:
-    """Lists every failure with its reason and log, and what runs them again."""
+def failure_report(sweep: Sweep, failures: list[Trial], is_search: bool = False) -> str:
+    """Lists every failure with its reason and log, and what runs them again.
+
+    is_search: whether the trials are those of a study, which keeps what it tried although its folder is deleted.
+    """
     lines = [f"{len(failures)} of {len(sweep.trials)} trials are not completed"]
     for trial in failures:
         reason = (trial.reason or trial.state).replace("\n", "\n      ")
         lines += [f"  trial {trial.number} ({trial.label}): {reason}", f"      log: {sweep.folder / trial.log}"]
     repeatable = [str(trial.number) for trial in failures if trial.is_repeatable]
     if repeatable:
-        lines.append(f"Would fail again, so a resume leaves them: {', '.join(repeatable)} (delete a folder to retry)")
+        retry = "" if is_search else " (delete a folder to retry)"
+        lines.append(f"Would fail again, so a resume leaves them: {', '.join(repeatable)}{retry}")
     if len(repeatable) < len(failures):
         lines.append(f"Run {'the others' if repeatable else 'these'} again: {sweep.resume_command}")
     return "\n".join(lines)

@@ -191,7 +191,8 @@ class ProgressReport(pl.Callback):
     def _note(self, trainer: pl.Trainer) -> str:
         """The end of the training bar: loss 1.234, CER 14.2 %, 3.2 h left."""
         parts = [shown("train/loss", trainer.callback_metrics["train/loss"])]
-        parts += [shown("val/cer", row["val/cer"]) for row in recorded(trainer)[-1:]]
+        # A run that was resumed with other validation clips has forgotten its scores.
+        parts += [shown("val/cer", row["val/cer"]) for row in recorded(trainer)[-1:] if "val/cer" in row]
         left = self._pace.seconds_left(trainer.global_step)
         return ", ".join([*parts, *([f"{duration(left)} left"] if left is not None else [])])
 

@@ -21,7 +21,7 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from kikitori.data.collate import Batch
 from kikitori.runtime.distributed import all_gather
-from kikitori.runtime.errors import Diverged
+from kikitori.runtime.errors import Diverged, shortened
 from kikitori.runtime.files import atomic_write
 from kikitori.runtime.rng import random_state, set_random_state
 
@@ -44,8 +44,9 @@ class TrainingHistory(pl.Callback):
         self._since = 0.0
         # Since the last validation.
         self._losses: list[Any] = []
-        # Step, clips and loss of the last step, until it has been checked.
-        self._unchecked: tuple[int, list[str], Callable[[], float]] | None = None
+        self._lr = 0.0
+        # Step, its learning rate, clips and loss of the last step, until it has been checked.
+        self._unchecked: tuple[int, float, list[str], Callable[[], float]] | None = None
         # A running checksum of the clips trained on.
         self.order = ""
         self._processes: list[dict[str, Any]] = []
@@ -83,21 +84,25 @@ class TrainingHistory(pl.Callback):
         self._processes = []
         self._since = time.perf_counter()
 
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Batch, batch_idx: int) -> None:
+        # After the step it is the next one's.
+        self._lr = trainer.optimizers[0].param_groups[0]["lr"]
+
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         self.train_clips += clips_of_step(batch, trainer.world_size)
         self.order = sha256(f"{self.order} {batch['clips']}".encode()).hexdigest()
         # The loss of the previous step: this step's is still being computed.
         self._check_loss(trainer)
         self._losses.append(outputs["loss"].detach())
-        self._unchecked = (trainer.global_step, batch["clips"], read_later(self._losses[-1]))
+        self._unchecked = (trainer.global_step, self._lr, batch["clips"], read_later(self._losses[-1]))
 
     def _check_loss(self, trainer: pl.Trainer) -> None:
         """Raises Diverged if the last step's loss is not finite; otherwise the run would end as a success."""
-        if self._unchecked and not math.isfinite(loss := self._unchecked[2]()):
-            (step, clips, _), lr = self._unchecked, trainer.optimizers[0].param_groups[0]["lr"]
+        if self._unchecked and not math.isfinite(loss := self._unchecked[-1]()):
+            step, lr, clips, _ = self._unchecked
             raise Diverged(
                 f"the loss of step {step} is {loss}, at a learning rate of {lr:.3g}, on the clips "
-                f"{', '.join(clips)}{self._advice(trainer)}"
+                f"{shortened(clips)}{self._advice(trainer)}"
             )
         self._unchecked = None
 

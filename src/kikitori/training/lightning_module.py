@@ -264,7 +264,7 @@ class WhisperModule(pl.LightningModule):
         rates = {f"{prefix}/cer": cer_edits / max(cer_length, 1), f"{prefix}/wer": wer_edits / max(wer_length, 1)}
         # The values are equal in all processes already; without sync_dist, Lightning would warn that they may not be.
         if self.trainer.state.fn == TrainerFn.FITTING:
-            self.log("step", float(self.trainer.global_step))
+            self.log("step", float(self.trainer.global_step), sync_dist=True)
         self.log_dict({f"{prefix}/loss": loss / max(tokens, 1), **rates}, prog_bar=True, sync_dist=True)
         self.log(f"{prefix}/cut", cut / max(clips, 1), sync_dist=True)
 

@@ -199,4 +199,6 @@ def hardware_facts(trainer: pl.Trainer) -> dict[str, Any]:
         return {**devices, "device": torch.cuda.get_device_name(), "peak_memory_gb": peak / 2**30}
     # Of the process since it started. macOS counts bytes, Linux KiB.
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    return {**devices, "device": f"cpu, {torch.get_num_threads()} threads", "peak_memory_gb": peak / 2**30}
+    threads = torch.get_num_threads()
+    device = f"cpu, {threads} thread{'s' * (threads > 1)}"
+    return {**devices, "device": device, "peak_memory_gb": peak / 2**30}
