@@ -7,14 +7,10 @@ import logging
 import os
 import re
 import signal
-<<<<<<< HEAD
 import sys
 import traceback
-from collections.abc import Mapping
-from functools import cache
-=======
 from collections.abc import Mapping, Sequence
->>>>>>> main
+from functools import cache
 from numbers import Integral, Real
 from typing import Any
 
@@ -114,12 +110,7 @@ class KikitoriError(Exception):
     def __str__(self) -> str:
         # A file name that is not valid UTF-8 must not break printing or storing the message, and one with control
         # characters must not reach a terminal.
-<<<<<<< HEAD
-        message = mask(super().__str__()).encode("utf-8", "backslashreplace").decode()
-        return CONTROL.sub(lambda found: ascii(found[0])[1:-1], message)
-=======
-        return printable(super().__str__().encode("utf-8", "backslashreplace").decode())
->>>>>>> main
+        return printable(mask(super().__str__()).encode("utf-8", "backslashreplace").decode())
 
 
 class ConfigError(KikitoriError):
