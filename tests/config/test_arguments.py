@@ -79,8 +79,8 @@ def test_an_argument_without_its_effect_is_refused_with_what_to_use_instead(
     ],
 )
 def test_an_argument_by_the_name_of_another_tool_is_answered_with_the_key(target: str, name: str, key: str) -> None:
-    found = dict(faults({"a": {"_target_": target, name: 2}}, names=frozenset(ARGUMENTS)))
-    assert found[f"a.{name}"] == f"set {key}"
+    place = next(place for place, names in TARGETS.items() if target in names)
+    assert dict(faults({"_target_": target, name: 2}, place))[f"{place}.{name}"] == f"set {key}"
 
 
 def test_an_argument_of_another_version_is_refused() -> None:

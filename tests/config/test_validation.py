@@ -159,7 +159,7 @@ def test_an_unknown_choice_or_key_is_refused_when_composing(override: str) -> No
         ("optim.lr=abc", "optim.lr: must be a number, got 'abc'"),
         ("optim.betas=[0.9]", "optim.betas: must be a list of 2, got [0.9]"),
         ("+optim.eps=1e-6", "optim.eps: kikitori.adamw has no such argument"),
-        ("+optim._partial_=true", "optim._partial_: kikitori.adamw returns a function of model and steps by itself"),
+        ("+optim._partial_=true", "optim._partial_: is not supported here; leave it out"),
         (
             "callbacks.checkpoint.monitor=val/foo",
             "callbacks.checkpoint.monitor: must be val/cer, val/wer or val/loss, got 'val/foo'",

@@ -292,9 +292,10 @@ def test_a_callback_of_lightnings_that_is_wrong_here_stays_refused(monkeypatch: 
 
 def test_a_node_can_be_instantiated_outside_its_configuration() -> None:
     strategy = {"_target_": "kikitori.ddp", "collective_timeout_s": 5}
-    node = {"_target_": "pytorch_lightning.Trainer", "_partial_": True, "strategy": strategy}
-    make = targets.instantiate(node, "trainer")
-    assert type(make.keywords["strategy"]).__name__ == "DDPStrategy"
+    trainer = targets.instantiate(
+        {"_target_": "pytorch_lightning.Trainer", "strategy": strategy}, "trainer", logger=False
+    )
+    assert type(trainer.strategy).__name__ == "DDPStrategy"
 
 
 @pytest.mark.parametrize("option", ["--experimental-rerun", "--experimental", "--e"])
@@ -353,6 +354,15 @@ def test_only_the_command_line_may_set_what_a_slurm_job_runs(word: str, message:
     words.remove(word)
     with pytest.raises(ConfigError, match=message):
         composition.check(cfg, words)
+
+
+@pytest.mark.parametrize("key", ["partition", "name", "qos", "exclusive", "submitit_folder", "mail_user"])
+def test_a_setting_of_a_slurm_job_is_one_line(key: str) -> None:
+    cfg = composed("hydra/launcher=slurm")
+    with open_dict(cfg):
+        cfg.hydra.launcher[key] = "a\ntouch called"
+    with pytest.raises(ConfigError, match=rf"hydra\.launcher\.{key}: must be a text of one line"):
+        composition.check(cfg, [*cfg.hydra.overrides.task, *cfg.hydra.overrides.hydra])
 
 
 def test_only_the_command_line_may_open_folders_outside_of_a_corpus() -> None:

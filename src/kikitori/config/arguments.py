@@ -211,8 +211,13 @@ TENSORBOARD: dict[str, Rule] = {
     "log_graph": instead("leave it out: the graph of a Whisper needs an example", False),
     "purge_step": instead("leave it out: a resumed run writes a further file"),
 }
+# Each becomes a line of a job's script, where a further line would be a command.
+LINE = Rule(
+    lambda value: fits(value, int | str | None) and len(str(value).splitlines()) < 2,
+    "must be a text of one line, or null",
+)
 SUBMITIT: dict[str, Rule] = {
-    **dict.fromkeys(("submitit_folder", "name"), of_type(str)),
+    **dict.fromkeys(("submitit_folder", "name"), LINE),
     **dict.fromkeys(("timeout_min", "nodes", "tasks_per_node", "cpus_per_task"), at_least(1)),
     "gpus_per_node": at_least(0, optional=True),
     "mem_gb": of_type(NUMBER),
@@ -225,12 +230,12 @@ SLURM: dict[str, Rule] = {
             *("partition", "qos", "comment", "constraint", "exclude", "gres", "account", "mem_per_gpu", "mem_per_cpu"),
             *("mail_type", "mail_user", "nodelist", "dependency", "wckey"),
         ),
-        of_type(int | str | None),
+        LINE,
     ),
     **dict.fromkeys(("cpus_per_gpu", "gpus_per_task"), at_least(1, optional=True)),
     **dict.fromkeys(("array_parallelism", "signal_delay_s"), at_least(1)),
     "max_num_timeout": at_least(0),
-    "exclusive": of_type(bool | str | None),
+    "exclusive": Rule(lambda value: isinstance(value, bool) or LINE.accepts(value), LINE.otherwise),
     "additional_parameters": of_type(dict),
     **dict.fromkeys(("setup", "teardown", "srun_args"), of_type(list[str] | None)),
     "python": TEXT,

@@ -51,6 +51,8 @@ OWN = "KIKITORI_TARGETS"
 # The environment variable with the folder in which the command was typed; the processes of a run inherit it.
 FOLDER = "KIKITORI_FOLDER"
 TARGET, PARTIAL = OF_NODES = ("_target_", "_partial_")
+# What is called later, with the values that a search chooses.
+PARTIALS = frozenset(TARGETS["hydra.sweeper.sampler"])
 # Instructions to Hydra that are not needed here: they change the arguments of a target or how nested nodes are built.
 INSTRUCTIONS = ("_args_", "_convert_", "_recursive_")
 # The packages of Lightning's callbacks; the first is the installed one.
@@ -116,8 +118,8 @@ def faults(node: Any, key: str = "") -> Iterator[tuple[str, str]]:
                 yield place, _refusal(value, callable_here)
             elif name == TARGET and (reason := _unsuitable(value)):
                 yield place, reason
-            elif name == PARTIAL and not isinstance(value, bool):
-                yield place, f"must be true or false, got {value!r}"
+            elif name == PARTIAL and (value is not True or target not in PARTIALS | _own()):
+                yield place, "is not supported here; leave it out"
             elif name in INSTRUCTIONS:
                 yield place, "is not supported in a configuration; leave it out"
             elif fault := _argument_fault(target, str(name), value):

@@ -136,8 +136,6 @@ def _problems(values: Mapping[str, Any]) -> Iterator[str]:
     yield from _length_faults(flat, wrong_type)
     yield from _missing_files(flat)
     yield from _second_checkpoint(_select(values, "callbacks") or {})
-    if flat.get("optim._target_") == "kikitori.adamw" and "optim._partial_" in flat:
-        yield "optim._partial_: kikitori.adamw returns a function of model and steps by itself; leave it out"
     for split in (flat.get("splits") or []) if "splits" not in wrong_type else []:
         if split not in SPLITS:
             yield f"splits: must be among {', '.join(SPLITS)}, got {split}"

@@ -6,6 +6,7 @@ Everything sent to W&B is also in the run's folder, so a W&B failure is a warnin
 import logging
 import netrc
 import os
+import re
 import secrets
 import shlex
 import shutil
@@ -114,15 +115,17 @@ class WandbRunLogger(WandbLogger):
             job_type=job_type,
             tags=list(tags),
             notes=notes,
-            settings=PRIVACY_SETTINGS | patience,
+            # Not that of a file `wandb/settings` in the working folder, which may be a stranger's.
+            settings=PRIVACY_SETTINGS | patience | {"base_url": server()},
         )
         # Lightning passes an argument that W&B has removed and warns about.
         self._wandb_init.pop("anonymous", None)
 
     def _run_id(self) -> str | None:
         """The id of the resumed run, or the one in the environment, or a new one. Trials share their environment."""
-        if self._id_file.exists():
-            return self._id_file.read_text(encoding="utf-8")
+        recorded = self._id_file.read_text(encoding="utf-8") if self._id_file.is_file() else ""
+        if re.fullmatch(r"[\w-]{1,64}", recorded):
+            return recorded
         return secrets.token_hex(4) if sweep_name() else os.environ.get("WANDB_RUN_ID")
 
     @rank_zero_only
