@@ -76,6 +76,7 @@ def test_a_run_records_nothing_for_hydra(tmp_path: Path, word: str) -> None:
     [
         ("data.roots=[/mnt]", "data.roots=[/mnt]"),
         ("++data={roots: [/mnt]}", "++data={roots: [/mnt]}"),
+        ("data.roots@_global_=[/mnt]", "data.roots@_global_=[/mnt]"),
         ("logger.tensorboard.save_dir=/mnt", "logger.tensorboard.save_dir=runs"),
     ],
 )

@@ -395,6 +395,9 @@ def test_a_file_names_no_folder_outside_of_the_working_folder(key: str, path: st
     [
         {"data.roots": "[/mnt]"},
         {"++data.roots": "[/mnt]"},
+        {"data.roots@_global_": "[/mnt]"},
+        {"data.roots": "extend_list(/mnt)"},
+        {"+data": "shuffle({roots: [/a]},{roots: [/b]})"},
         {"data": "{roots: [/mnt]}"},
         {"+data": "{limit: {train: 4}, roots: [/mnt]},{limit: {train: 5}}"},
         {"hydra.launcher.setup": "[touch x]"},

@@ -165,7 +165,7 @@ def _reserved(path: Path, value: Any) -> str | None:
     if rule := _rule(path, RESERVED):
         return None if rule.accepts(value) else rule.fault(value)
     leads_there = any(_matches(path, pattern.split(".")[: len(path)]) for pattern in RESERVED)
-    if "${" in str(value) and leads_there:
+    if isinstance(value, str) and "${" in value and leads_there:
         return f"must be written out, got {value!r}: some of its keys may be set on the command line only"
     return None
 

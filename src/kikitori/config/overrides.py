@@ -212,7 +212,8 @@ def settle(cfg: DictConfig, words: Iterable[str]) -> None:
 
 def settings(word: str) -> Iterator[tuple[str, Any]]:
     """The keys that an override sets, with their values: of a mapping each of its own, of a sweep for each choice."""
-    key, read = key_of(word), _parse(word)
+    read = _parse(word)
+    key = key_of(word) if read is None else str(read.key_or_group)
     if read is None:
         yield key, word.partition("=")[2]
     elif not read.is_delete():

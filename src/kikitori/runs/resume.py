@@ -22,6 +22,7 @@ from kikitori.config.overrides import (
     flatten,
     key_of,
     override,
+    settings,
     split_words,
     value_of,
 )
@@ -83,8 +84,8 @@ def expand_resume(command: str, given: list[str]) -> list[str]:
     taken = _replaced(now) | {*START_KEYS, "callbacks.pruning"}
     options, recorded = results.get("options", []), results.get("overrides", [])
     words = _recorded_words(folder / RESULTS, options, recorded, taken, _left_out(now), ())
-    if hydras := [word for word in words if re.match(r"hydra\b", key_of(word))]:
-        raise DataError(f"{folder / RESULTS} holds {hydras[0]}, which no run records; start again in another folder")
+    if hydras := [key for word in words for key, _ in settings(word) if re.match(r"hydra\b", key)]:
+        raise DataError(f"{folder / RESULTS} sets {hydras[0]}, which no run records; start again in another folder")
     options = _kept(options, given_options)
     return [*options, *given_options, *words, *now, override("hydra.run.dir", folder), "resume=auto"]
 
