@@ -36,9 +36,10 @@ def secrets() -> dict[str, str]:
     found: dict[str, str] = {}
     for name, value in os.environ.items():
         users = USER_OF_ADDRESS.findall(value) if "@" in value else []
+        found |= dict.fromkeys([*users, *(user.partition(":")[2] for user in users)], name)
         # A path, as in KEY_FILE or PWD, is not a secret.
-        if users or (_names_a_secret(name) and not os.path.exists(value)):
-            found |= dict.fromkeys([value.strip(), *users, *(user.partition(":")[2] for user in users)], name)
+        if _names_a_secret(name) and not os.path.exists(value):
+            found[value.strip()] = name
     return {v: found[v] for v in sorted(found, key=len, reverse=True) if len(v) >= SHORTEST_SECRET}
 
 
