@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from multiprocessing import Pipe
 from pathlib import Path
 
 import numpy as np
@@ -139,6 +140,17 @@ def test_a_file_that_decodes_to_far_more_than_its_size_is_rejected_and_fills_no_
     assert "bytes: it is silent, or made to fill the disk" in rejection(decoder, twenty_minutes * 2)
     assert os.fstat(decoder._memory).st_size <= 4 * decoder_process.MEMORY_SAMPLES
     assert len(decoder(encoded(np.zeros(30 * 16_000, np.int16), "flac"))) == 30 * 16_000  # silence, but short
+
+
+def test_a_long_recording_has_more_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    limits = []
+    monkeypatch.setattr("signal.alarm", lambda seconds: limits.append(seconds) or 0)
+    (tmp_path / "long.wav").write_bytes(encoded(tone(100.0)))
+    ours, theirs = Pipe()
+    with (tmp_path / "memory").open("w+b") as memory:
+        ours.send_bytes(os.fsencode(tmp_path / "long.wav"))
+        decoder_process.serve_request(theirs, memory.fileno())
+    assert max(limits) == decoder_process.MAX_SECONDS + 32
 
 
 @pytest.mark.parametrize("rate", [8_000, 16_000, 48_000])

@@ -45,8 +45,10 @@ SHORT_S = 60
 MAX_BYTES = 2**31
 # Bytes that the process may map, of which Python and its libraries take 0.3 GB.
 MAX_MEMORY = 2**32
-# Seconds for one recording, from opening it to its last sample. An hour of mp3 takes about 2 s.
+# Seconds for one recording, from opening it to its last sample, and bytes for which it has one more. An hour of mp3
+# takes about 2 s and one of Opus 11 s, but many times that on a busy machine.
 MAX_SECONDS = 60
+BYTES_A_SECOND = 100_000
 # Values (samples times channels) that are decoded at a time.
 BLOCK_VALUES = 2**16
 # Samples that are handed over at a time: 87 s at 48 kHz, so that most recordings are handed over at once.
@@ -196,7 +198,9 @@ def serve_request(connection: Connection, memory: int) -> None:
         connection.send_bytes(json.dumps(message).encode())
 
     try:
-        for block in blocks(read_bytes(Path(path)) if path else data):
+        data = read_bytes(Path(path)) if path else data
+        signal.alarm(MAX_SECONDS + len(data) // BYTES_A_SECOND)
+        for block in blocks(data):
             if written and (block.stream != last.stream or written + len(block.samples) > MEMORY_SAMPLES):
                 left = signal.alarm(0)
                 send(more=True)
