@@ -83,6 +83,15 @@ def test_an_argument_by_the_name_of_another_tool_is_answered_with_the_key(target
     assert dict(faults({"_target_": target, name: 2}, place))[f"{place}.{name}"] == f"set {key}"
 
 
+@pytest.mark.parametrize("path", ["/x", "~/x", "../x", "a/../../x", "memory://x", "reference::http://x"])
+def test_tensorboard_writes_below_its_folder_on_this_machine(path: str) -> None:
+    node = {"_target_": "pytorch_lightning.loggers.TensorBoardLogger", "save_dir": "runs"}
+    for name in ("name", "sub_dir", "version", "filename_suffix"):
+        assert f"logger.{name}" in dict(faults({**node, name: path}, "logger"))
+        assert not dict(faults({**node, name: "a/b.c"}, "logger"))
+    assert ("logger.save_dir" in dict(faults({**node, "save_dir": path}, "logger"))) == (":" in path)
+
+
 def test_an_argument_of_another_version_is_refused() -> None:
     node = {"_target_": "pytorch_lightning.Trainer", "brand_new": 1, "max_step": 3}
     assert dict(faults(node, "trainer")) == {

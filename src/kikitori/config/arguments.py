@@ -199,7 +199,7 @@ EARLY_STOPPING: dict[str, Rule] = {
 # Lightning would take an address for a remote file system.
 LOCAL = Rule(lambda value: fits(value, str) and not re.search("://|::", value), "must be a folder of this machine")
 BELOW = Rule(
-    lambda value: fits(value, int | str | None) and not re.search(r"^[/~]|::?/|\.\.", str(value)),
+    lambda value: fits(value, int | str | None) and not re.search(r"^[/~]|://|::|\.\.", str(value)),
     "must be a name, or a path below save_dir",
 )
 TENSORBOARD: dict[str, Rule] = {
