@@ -218,7 +218,8 @@ LINE = Rule(
 )
 SUBMITIT: dict[str, Rule] = {
     **dict.fromkeys(("submitit_folder", "name"), LINE),
-    **dict.fromkeys(("timeout_min", "nodes", "tasks_per_node", "cpus_per_task"), at_least(1)),
+    **dict.fromkeys(("timeout_min", "nodes", "tasks_per_node"), at_least(1)),
+    "cpus_per_task": at_least(1, optional=True),
     "gpus_per_node": at_least(0, optional=True),
     "mem_gb": of_type(NUMBER),
     "stderr_to_stdout": of_type(bool),
