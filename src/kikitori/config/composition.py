@@ -6,6 +6,7 @@ files), sets environment variables and makes folders. Two tables: HYDRA for ever
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 from hydra.types import RunMode
@@ -164,8 +165,8 @@ def reserved_settings(words: Iterable[str]) -> Iterator[tuple[str, str]]:
 def _reserved(path: Path, value: Any) -> str | None:
     if rule := _rule(path, RESERVED):
         return None if rule.accepts(value) else rule.fault(value)
-    leads_there = any(_matches(path, pattern.split(".")[: len(path)]) for pattern in RESERVED)
-    if isinstance(value, str) and "${" in value and leads_there:
+    is_interpolation = isinstance(value, str) and "${" in value
+    if is_interpolation and any(_matches(path, _names(pattern)[: len(path)]) for pattern in RESERVED):
         return f"must be written out, got {value!r}: some of its keys may be set on the command line only"
     return None
 
@@ -182,12 +183,16 @@ def _paths(node: Any, at: Path = ()) -> Iterator[tuple[Path, Any]]:
 def _rule(path: Path, table: Mapping[str, Rule]) -> Rule | None:
     """The rule of a path; * stands for any name, ** at the end for any names, or none."""
     for pattern, rule in table.items():
-        names = pattern.split(".")
-        if names[-1] == "**":
-            names[-1:] = path[len(names) - 1 :]
-        if _matches(path, names):
+        names = _names(pattern)
+        rest = path[len(names) - 1 :] if names[-1] == "**" else names[-1:]
+        if names[0] == path[0] and _matches(path, (*names[:-1], *rest)):
             return rule
     return None
+
+
+@cache
+def _names(pattern: str) -> Path:
+    return tuple(pattern.split("."))
 
 
 def _matches(path: Path, names: Sequence[str]) -> bool:

@@ -53,7 +53,7 @@ def secret_fault(text: str) -> str | None:
     for secret, name in secrets().items():
         if secret in text:
             return f"holds the value of {name}, and a configuration is written to files; leave it out"
-    if "://" in text and USER_OF_ADDRESS.search(text):
+    if "@" in text and "://" in text and USER_OF_ADDRESS.search(text):
         return "holds an address with a user or password, and a configuration is written to files; leave these out"
     return None
 
