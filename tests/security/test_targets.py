@@ -146,8 +146,8 @@ FILES_ONLY: list[tuple[str, Any]] = [
     *(("hydra.launcher.parallel", "\\" * n + "${oc.create:{_target_: evil.call}}") for n in (1, 3)),
     ("hydra.sweeper.params", {"seed": "\\${oc.create:{_target_: evil.call}}", "data.roots": "[/mnt]"}),
     # Folders outside of the working folder.
-    *(("hydra.output_subdir", path) for path in ("/victim", "../..", "a/b", "${oc.env:HOME}", "..", "")),
-    *(("hydra.job.name", name) for name in ("../../victim/app", "/victim", "${hydra.run.dir}", ".")),
+    *(("hydra.output_subdir", path) for path in ("/victim", "../..", "a/b", "${oc.env:HOME}", "..", "", "conf")),
+    *(("hydra.job.name", name) for name in ("../../victim/app", "/victim", "${hydra.run.dir}", ".", "app")),
     ("hydra.sweep.subdir", "../victim"),
     ("hydra.sweeper.study", "/victim"),
     ("hydra.runtime.output_dir", "/victim"),
@@ -378,7 +378,17 @@ def test_only_the_command_line_may_open_folders_outside_of_a_corpus() -> None:
 @pytest.mark.parametrize("key", ["run", "sweep"])
 @pytest.mark.parametrize(
     "path",
-    ["/victim", "~/x", "a/../../b", "${now:/victim}", ".${now:.}/x", "${oc.select:hydra.job.num,/victim}", "file://x"],
+    [
+        "/victim",
+        "~/x",
+        "a/../../b",
+        "${now:/victim}",
+        "${now:.%Z.}/x",
+        "${now:.%p./x}",
+        ".${now:.}/x",
+        "${oc.select:hydra.job.num,/victim}",
+        "file://x",
+    ],
 )
 def test_a_file_names_no_folder_outside_of_the_working_folder(key: str, path: str) -> None:
     cfg = composed()

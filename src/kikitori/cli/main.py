@@ -134,9 +134,8 @@ def _prepare_line(command: str, words: list[str]) -> list[str]:
 def _refuse_secrets(words: list[str]) -> None:
     """Exits if an override holds a secret. Every other message may print the override."""
     for word in words:
-        key, _, value = word.partition("=")
-        if fault := secret_fault(value):
-            sys.exit(f"kikitori: {key} {fault}")
+        if fault := secret_fault(word):
+            sys.exit(f"kikitori: {mask(word.partition('=')[0])} {fault}")
 
 
 def _refuse_names(command: str, words: list[str]) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any
 
+from hydra.core.utils import JobRuntime
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -60,8 +61,11 @@ HYDRA: dict[str, Rule] = {
 # `srun_args` of conf/hydra/launcher/slurm.yaml, and the folders of trials in conf/base.yaml and of Hydra itself.
 SRUN = ["--kill-on-bad-exit=1"]
 TRIALS = ("${hydra:job.num}-${kikitori.swept:${hydra:overrides.task}}", "${hydra.job.num}")
-# In the path of a folder that a file names: what these stand for leads nowhere else.
-INSIDE = re.compile(r"\$\{hydra[:.](sweep\.dir|runtime\.output_dir|job\.name)\}|\$\{now:([^${}]*)\}")
+# In the path of a folder that a file names: what these stand for leads nowhere else. Of the time only what is never
+# empty, since two dots with nothing between them would lead out.
+INSIDE = re.compile(
+    r"\$\{hydra[:.](sweep\.dir|runtime\.output_dir|job\.name)\}|\$\{now:((?:%[YymdHIMSfjbBaAUW]|[^${}%])*)\}"
+)
 TYPE_IT = "give it on the command line"
 
 
@@ -85,6 +89,9 @@ RESERVED: dict[str, Rule] = {
         for key in ("setup", "teardown", "srun_args", "additional_parameters", "python")
     },
     "hydra.sweep.subdir": Rule(lambda value: value in TRIALS, f"names the folders of trials; {TYPE_IT}"),
+    # With these two a file could choose the names of files that are overwritten.
+    "hydra.output_subdir": Rule(lambda value: value in (".hydra", None), f"names a folder; {TYPE_IT}"),
+    "hydra.job.name": Rule(lambda value: value == JobRuntime.instance().get("name"), f"names the log; {TYPE_IT}"),
     **dict.fromkeys(("hydra.run.dir", "hydra.sweep.dir", "hydra.sweeper.study"), FOLDER),
     **dict.fromkeys(("hydra.launcher.submitit_folder", "logger.*.save_dir", "logger.*.folder"), FOLDER),
     **dict.fromkeys(("callbacks.*.dirpath", "callbacks.*.study"), FOLDER),

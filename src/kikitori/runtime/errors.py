@@ -9,7 +9,7 @@ import re
 import signal
 import sys
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from numbers import Integral, Real
 from typing import Any
@@ -90,8 +90,12 @@ class _MaskedStream:
     def write(self, text: str) -> int:
         return int(self._stream.write(mask(text)) or 0)
 
+    def writelines(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            self.write(line)
+
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
+        return getattr(self.__dict__["_stream"], name)
 
 
 def printable(text: str) -> str:
