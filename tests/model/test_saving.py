@@ -138,7 +138,7 @@ def test_stock_tools_read_the_limit_of_new_tokens_without_a_warning(
     logger.addHandler(caplog.handler)
     tokens = model.generate(torch.zeros(1, 80, 2 * model.config.max_source_positions))
     logger.removeHandler(caplog.handler)
-    assert tokens.shape[1] <= len(micro.processor.prefix) + 7
+    assert 7 - 1 <= tokens.shape[1] <= 7 + len(micro.processor.prefix)
     assert "max_length" not in caplog.text
 
 

@@ -251,11 +251,9 @@ def _finish(
 
 
 def _max_new_tokens(saved: GenerationConfig, processor: Processor) -> int | None:
-    """The limit that a model was saved with; None for a stock model, whose max_length is that of the decoder."""
-    no_limit = (None, GenerationConfig().max_length, processor.max_label_tokens)
-    return saved.max_new_tokens or (
-        None if saved.max_length in no_limit else max(1, saved.max_length - len(processor.prefix))
-    )
+    """The limit that a model was saved with; None for a stock model, whose max_length is that of its decoder."""
+    limit: int | None = saved.max_new_tokens or saved.max_length
+    return None if limit == processor.max_label_tokens else limit
 
 
 def _generation_config(saved: GenerationConfig, processor: Processor) -> GenerationConfig:

@@ -25,9 +25,10 @@ def save_model(model: WhisperForConditionalGeneration, processor: Processor, fol
     extractor.save_pretrained(folder)  # preprocessor_config.json
     _save_tokenizer(processor.tokenizer, folder)
     model.save_pretrained(folder)
-    # As in stock models: transformers' pipeline warns about max_new_tokens at each call.
+    # As in stock models, where max_length does not count the prefix; of max_new_tokens transformers' pipeline warns at
+    # each call.
     generation = read_json(folder / "generation_config.json")
-    generation["max_length"] = generation.pop("max_new_tokens") + len(processor.prefix)
+    generation["max_length"] = generation.pop("max_new_tokens")
     write_json(folder / "generation_config.json", generation)
 
 
