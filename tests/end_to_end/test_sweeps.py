@@ -77,7 +77,7 @@ def trial_process(folder: Path, number: int) -> int:
             return None
         name = trials(folder)[number]["folder"]
         saved = (folder / name / "checkpoints/last.ckpt").exists()
-        return next(iter(processes(f"hydra.run.dir='{folder}/{name}'")), None) if saved else None
+        return next(iter(processes(f"hydra.run.dir={folder}/{name}")), None) if saved else None
 
     return int(until(ready))
 
