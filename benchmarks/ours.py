@@ -7,15 +7,13 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from hydra import compose, initialize_config_dir
-from hydra.utils import instantiate
 from measure import DEVICE, Meter, Part, activation_mb
-from omegaconf import DictConfig
 from task import WARMUP_STEPS, Task
 from torch import Tensor
 from transformers import WhisperConfig, WhisperTokenizer
 
 from kikitori.audio import waveform
-from kikitori.config.overrides import to_plain
+from kikitori.config.targets import instantiate
 from kikitori.config.validation import check_config
 from kikitori.data.datamodule import SpeechDataModule
 from kikitori.metrics.error_rates import score_clips
@@ -32,7 +30,7 @@ from kikitori.training.lightning_module import WhisperModule
 from kikitori.training.loss import clip_losses
 
 
-def compose_run(task: Task) -> DictConfig:
+def compose_run(task: Task) -> dict[str, Any]:
     """Composes the configuration of `kikitori train` with the hyperparameters of the tutorial."""
     overrides = [
         f"data.window={task.contender}",
@@ -51,23 +49,22 @@ def compose_run(task: Task) -> DictConfig:
         cfg = compose("train", overrides)
     # Set directly, because the override grammar does not allow every path.
     cfg.data.release, cfg.model.name, cfg.callbacks = task.release, task.model, {}
-    check_config(cfg)
-    return cfg
+    return check_config(cfg)
 
 
-def build_data(cfg: DictConfig, trainer: pl.Trainer | None = None) -> SpeechDataModule:
-    return builders.build_data({**to_plain(cfg), "splits": ["train", "validation"]}, trainer)
+def build_data(config: dict[str, Any], trainer: pl.Trainer | None = None) -> SpeechDataModule:
+    return builders.build_data({**config, "splits": ["train", "validation"]}, trainer)
 
 
 def prepare(task: Task) -> dict[str, Any]:
     """Reads, decodes and filters the corpus: everything before the first batch, on one core."""
     torch.set_num_threads(1)
     quiet_libraries()
-    cfg = compose_run(task)
-    config = WhisperConfig.from_pretrained(task.model)
-    tokenizer = WhisperTokenizer.from_pretrained(task.model)
-    processor = make_processor(tokenizer, config, cfg.model.language, cfg.model.task, "benchmark")
-    data = build_data(cfg).with_processor(processor)
+    config = compose_run(task)
+    of_model = config["model"]
+    tokenizer, sizes = WhisperTokenizer.from_pretrained(task.model), WhisperConfig.from_pretrained(task.model)
+    processor = make_processor(tokenizer, sizes, of_model["language"], of_model["task"], "benchmark")
+    data = build_data(config).with_processor(processor)
     waveform.decode(next(Path(task.release, "clips").iterdir()))  # one-time initialisation is not a cost per clip
     start = time.perf_counter()
     data.setup()
@@ -80,8 +77,8 @@ def prepare(task: Task) -> dict[str, Any]:
 def train(task: Task) -> dict[str, Any]:
     """Trains, then validates, with the callbacks of every run."""
     quiet_libraries()
-    cfg = compose_run(task)
-    pl.seed_everything(cfg.seed, workers=True, verbose=False)
+    config = compose_run(task)
+    pl.seed_everything(config["seed"], workers=True, verbose=False)
     meter = Meter(WARMUP_STEPS, task.all_steps)
     callbacks = [
         TrainingHistory(),
@@ -89,16 +86,17 @@ def train(task: Task) -> dict[str, Any]:
         Progress(task.path),
         EndOfStep(meter),
     ]
-    settings, _ = trainers.resolve_trainer_settings(to_plain(cfg.trainer), torch.cuda.device_count())
-    trainer = trainers.build_trainer(settings, task.path, callbacks, [MetricsFile(task.path)], cfg.trainer.max_steps)
-    data = build_data(cfg, trainer)
-    whisper = instantiate(cfg.model, _partial_=True, _convert_="all")()
+    settings, _ = trainers.resolve_trainer_settings(config["trainer"], torch.cuda.device_count())
+    trainer = trainers.build_trainer(settings, task.path, callbacks, [MetricsFile(task.path)], task.all_steps)
+    data = build_data(config, trainer)
+    whisper = instantiate(config["model"], "model")
     whisper.set_window(data.window)
     data = data.with_processor(whisper.processor)
     data.setup()
-    whisper.configure_generation(**to_plain(cfg.generation))
+    whisper.configure_generation(**config["generation"])
     sizes = find_micro_batch_sizes(trainer, whisper, data)
-    module = WhisperModule(whisper, instantiate(cfg.optim, _convert_="all"), cfg.trainer.gradient_clip_val, sizes)
+    clip_norm = config["trainer"]["gradient_clip_val"]
+    module = WhisperModule(whisper, instantiate(config["optim"], "optim"), clip_norm, sizes)
     trainer.fit(module, datamodule=data)
     measured = meter.measured(whisper.model.config, task.precision)
     module.to(DEVICE).train()

@@ -23,9 +23,9 @@ from typing import Any
 import stand_ins
 import tables
 from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 from transformers import WhisperConfig
 
-from kikitori.config.overrides import to_plain
 from kikitori.corpora import common_voice
 from kikitori.data.datamodule import SpeechDataModule
 from kikitori.model.processor import make_processor
@@ -172,7 +172,7 @@ def build(release: str) -> SpeechDataModule:
     tokenizer, config = stand_ins.tokenizer(), WhisperConfig()
     processor = make_processor(tokenizer, config, cfg.model.language, cfg.model.task, "benchmark")
     # Other nodes name the folder of a run, which only the command line has.
-    needed = {"data": to_plain(cfg.data), "seed": cfg.seed, "splits": ["train"]}
+    needed = {"data": OmegaConf.to_container(cfg.data, resolve=True), "seed": cfg.seed, "splits": ["train"]}
     return build_data(needed).with_processor(processor)
 
 

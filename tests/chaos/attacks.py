@@ -28,7 +28,8 @@ def paths_of_tables(count: int, seed: int, folder: Path) -> dict[str, Any]:
 def targets(count: int, seed: int, folder: Path) -> dict[str, Any]:
     """Callables in a configuration, from the command line and from files."""
     fault = "foreign `_target_` values and other calls through Hydra: refused, not called"
-    return _row(fault, folder, "security/test_targets.py")
+    generated = ("security/test_hostile_configurations.py", "cli/test_limits.py")
+    return _row(fault, folder, "security/test_targets.py", *generated)
 
 
 def pickles(count: int, seed: int, folder: Path) -> dict[str, Any]:

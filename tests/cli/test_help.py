@@ -130,20 +130,21 @@ def test_one_split_needs_no_brackets(tmp_path: Path) -> None:
     assert "\nsplits:\n- test\n" in done.stdout
 
 
-@pytest.mark.parametrize("module", ["train", "evaluate", "prepare", "worker"])
-def test_the_working_folder_is_searched_last_for_classes_that_the_environment_names(
-    tmp_path: Path, module: str
-) -> None:
+def test_the_working_folder_is_searched_last_and_only_for_classes_that_the_environment_names(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("Mine = dict\n")
+    (tmp_path / "hydra_plugins").mkdir()
+    (tmp_path / "hydra_plugins" / "strange.py").write_text("raise AssertionError\n")
+    code = (
+        "import sys, kikitori.cli.train; from hydra.core.plugins import Plugins; from kikitori.config import targets\n"
+        "Plugins.instance(); before = list(sys.path); targets.locate('kikitori.adamw', 'optim')\n"
+        "assert sys.path == before; targets.locate('mine.Mine', 'callbacks')\n"
+        "print(sys.path[-1], sys.path[:-1] == before)"
+    )
     # As the console script runs: without the working folder in the search path.
-    line = [sys.executable, "-P", "-c", f"import sys, kikitori.cli.{module}; print(*sys.path, sep='\\n')"]
-
-    def search_path(**environment: str) -> list[str]:
-        settings = {**os.environ, **environment}
-        done = subprocess.run(line, cwd=tmp_path, env=settings, capture_output=True, text=True, check=True)
-        return done.stdout.splitlines()
-
-    assert search_path(KIKITORI_TARGETS="mine.Mine")[-1] == str(tmp_path)
-    assert str(tmp_path) not in search_path(KIKITORI_TARGETS="")
+    line = [sys.executable, "-P", "-c", code]
+    settings = {**os.environ, "KIKITORI_TARGETS": "mine.Mine"}
+    done = subprocess.run(line, cwd=tmp_path, env=settings, capture_output=True, text=True, check=True)
+    assert done.stdout == f"{tmp_path} True\n"
 
 
 @pytest.mark.slow

@@ -13,7 +13,6 @@ from hydra._internal.config_repository import ConfigRepository
 from hydra._internal.hydra import Hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
-from omegaconf.resolvers import oc
 
 from kikitori.cli import main
 from kikitori.cli.hydra_app import guard_hydra, make_paths_absolute, remove_empty_run
@@ -32,7 +31,6 @@ def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
     guard_hydra()
     yield
     logging.root.handlers[:] = handlers
-    OmegaConf.register_new_resolver("oc.env", oc.env, replace=True)
 
 
 def failure(monkeypatch: pytest.MonkeyPatch, *line: str) -> str:

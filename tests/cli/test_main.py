@@ -11,6 +11,7 @@ import pytest
 from hydra._internal.utils import get_args_parser
 
 from kikitori.cli import main
+from kikitori.config import targets
 
 
 def refusal(*arguments: str) -> str:
@@ -144,6 +145,22 @@ def test_a_run_that_is_resumed_from_elsewhere_reads_its_paths_where_it_was_start
     monkeypatch.chdir(here)
     words = main._prepare_line("train", ["resume=../run", "data.manifest=b.csv"])
     assert words == [f"data.manifest={here}/b.csv", f"hydra.run.dir={run}", "resume=auto"]
+
+
+def test_a_class_of_ones_own_is_not_searched_where_a_record_points(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("here", "there"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "there" / "strange.py").write_text("raise AssertionError('imported')\n")
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(sys, "argv", ["kikitori", "--version"])
+    monkeypatch.setenv("KIKITORI_TARGETS", "strange.Callback")
+    main.main()
+    monkeypatch.chdir(tmp_path / "there")  # as a record says
+    with pytest.raises(ImportError, match="No module named 'strange'"):
+        targets.locate("strange.Callback", "callbacks")
 
 
 def test_a_sweep_that_is_resumed_from_elsewhere_runs_where_it_was_started(

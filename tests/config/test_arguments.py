@@ -63,10 +63,11 @@ def refused() -> Iterator[tuple[str, str, str]]:
 def test_an_argument_without_its_effect_is_refused_with_what_to_use_instead(
     target: str, name: str, remedy: str
 ) -> None:
-    found = dict(faults({"a": {"_target_": target, name: "odd"}}, names=frozenset(ARGUMENTS)))
-    assert found.pop(f"a.{name}") == remedy
-    assert found == dict(faults({"a": {"_target_": target, name: None}}, names=frozenset(ARGUMENTS)))
-    assert found.keys() == {f"a.{required}" for required in REQUIRED.get(target, ())}
+    place = next(place for place, names in TARGETS.items() if target in names)
+    found = dict(faults({"_target_": target, name: "odd"}, place))
+    assert found.pop(f"{place}.{name}") == remedy
+    assert found == dict(faults({"_target_": target, name: None}, place))
+    assert found.keys() == {f"{place}.{required}" for required in REQUIRED.get(target, ())}
 
 
 @pytest.mark.parametrize(
@@ -78,8 +79,17 @@ def test_an_argument_without_its_effect_is_refused_with_what_to_use_instead(
     ],
 )
 def test_an_argument_by_the_name_of_another_tool_is_answered_with_the_key(target: str, name: str, key: str) -> None:
-    found = dict(faults({"a": {"_target_": target, name: 2}}, names=frozenset(ARGUMENTS)))
-    assert found[f"a.{name}"] == f"set {key}"
+    place = next(place for place, names in TARGETS.items() if target in names)
+    assert dict(faults({"_target_": target, name: 2}, place))[f"{place}.{name}"] == f"set {key}"
+
+
+@pytest.mark.parametrize("path", ["/x", "~/x", "../x", "a/../../x", "memory://x", "reference::http://x"])
+def test_tensorboard_writes_below_its_folder_on_this_machine(path: str) -> None:
+    node = {"_target_": "pytorch_lightning.loggers.TensorBoardLogger", "save_dir": "runs"}
+    for name in ("name", "sub_dir", "version", "filename_suffix"):
+        assert f"logger.{name}" in dict(faults({**node, name: path}, "logger"))
+        assert not dict(faults({**node, name: "a/b.c"}, "logger"))
+    assert ("logger.save_dir" in dict(faults({**node, "save_dir": path}, "logger"))) == (":" in path)
 
 
 def test_an_argument_of_another_version_is_refused() -> None:

@@ -11,7 +11,6 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from kikitori.config.overrides import swept
-from kikitori.config.targets import add_working_folder
 from kikitori.config.validation import check_config
 from kikitori.runtime.errors import ConfigError
 from kikitori.runtime.paths import CONF
@@ -160,7 +159,7 @@ def test_an_unknown_choice_or_key_is_refused_when_composing(override: str) -> No
         ("optim.lr=abc", "optim.lr: must be a number, got 'abc'"),
         ("optim.betas=[0.9]", "optim.betas: must be a list of 2, got [0.9]"),
         ("+optim.eps=1e-6", "optim.eps: kikitori.adamw has no such argument"),
-        ("+optim._partial_=true", "optim._partial_: kikitori.adamw returns a function of model and steps by itself"),
+        ("+optim._partial_=true", "optim._partial_: is not supported here; leave it out"),
         (
             "callbacks.checkpoint.monitor=val/foo",
             "callbacks.checkpoint.monitor: must be val/cer, val/wer or val/loss, got 'val/foo'",
@@ -239,11 +238,10 @@ def test_a_class_of_the_users_own_is_checked_like_any_other(tmp_path: Path, monk
     monkeypatch.setenv("KIKITORI_TARGETS", "own_callback.Mine")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.path", list(sys.path))
-    add_working_folder()
-    assert sys.path[-1] == str(tmp_path)
     mine = ["+callbacks.mine._target_=own_callback.Mine", "+callbacks.mine.b=1"]
     with pytest.raises(ConfigError, match=r"callbacks\.mine\.b: own_callback\.Mine has no such argument; it has a"):
         check_config(composed("train", "data=demo", *mine))
+    assert sys.path[-1] == str(tmp_path)
 
 
 @pytest.mark.parametrize(

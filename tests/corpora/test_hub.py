@@ -203,3 +203,32 @@ def test_a_column_without_text_or_audio_is_named(tmp_path: Path) -> None:
 def test_speaker_zero_is_a_speaker(tmp_path: Path) -> None:
     corpus = reading(write_audiofolder(tmp_path / "corpus", label=[0, 1]), speaker_column="label")
     assert [c.speaker for c in corpus.clips[:2]] == ["0", "1"]
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "data_files: http://127.0.0.1:9/x.csv",
+        "data_files: reference::http://127.0.0.1:9/x",
+        "data_files: /etc/*",
+        "data_files: ../outside.csv",
+        "data_files: link.csv",
+        "data_dir: /etc",
+        "data_dir: ..",
+        "data_files: hf://datasets/other/data.csv",
+        "data_files: zip://x.csv::../outside.zip",
+    ],
+)
+def test_a_readme_names_no_files_outside_of_its_dataset(
+    tmp_path: Path, setting: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def connect(*_: object) -> None:
+        raise AssertionError("a connection was opened")
+
+    monkeypatch.setattr("socket.socket.connect", connect)
+    write_csv(tmp_path / "outside.csv", [{"file_name": "0.wav", "transcription": "secret"}])
+    write_clip(tmp_path / "own" / "0.wav")
+    (tmp_path / "own" / "link.csv").symlink_to(tmp_path / "outside.csv")
+    readme = f"---\nconfigs:\n- config_name: default\n  {setting}\n---\n"
+    (tmp_path / "own" / "README.md").write_text(readme)
+    assert "is not a file of the dataset" in message(tmp_path / "own")

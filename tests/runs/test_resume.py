@@ -17,6 +17,7 @@ from kikitori.runs.resume import (
 )
 from kikitori.runtime.errors import ConfigError, DataError
 from kikitori.runtime.files import write_json
+from kikitori.sweeps.trials import Sweep
 
 
 def run(folder: Path, *overrides: str, command: str = "train", options: Sequence[str] = ()) -> Path:
@@ -51,6 +52,50 @@ def test_a_users_own_configuration_folder_is_kept(tmp_path: Path) -> None:
         "/other",
         "experiment=mine",
     ]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [["--experimental-rerun", "x"], ["--exp=x"], ["-m"], ["--config-dir", "--exp=x"], ["--config-dir"], ["-cd"], [1]],
+)
+def test_no_other_options_are_taken_from_a_record(tmp_path: Path, options: Any) -> None:
+    folder = run(tmp_path / "a", "seed=1", options=options)
+    with pytest.raises(DataError, match=r"results\.json holds (the option|no command line)"):
+        expand_resume("train", [f"resume={folder}"])
+
+
+@pytest.mark.parametrize("word", ["hydra.mode=MULTIRUN", "hydra/launcher=slurm", "+hydra={a: 1}"])
+def test_a_run_records_nothing_for_hydra(tmp_path: Path, word: str) -> None:
+    folder = run(tmp_path / "a", "seed=1", word)
+    with pytest.raises(DataError, match="which no run records"):
+        expand_resume("train", [f"resume={folder}"])
+
+
+@pytest.mark.parametrize(
+    ("word", "again"),
+    [
+        ("data.roots=[/mnt]", "data.roots=[/mnt]"),
+        ("++data={roots: [/mnt]}", "++data={roots: [/mnt]}"),
+        ("data.roots@_global_=[/mnt]", "data.roots@_global_=[/mnt]"),
+        ("logger.tensorboard.save_dir=/mnt", "logger.tensorboard.save_dir=runs"),
+    ],
+)
+def test_what_only_a_person_may_set_is_typed_again(tmp_path: Path, word: str, again: str) -> None:
+    folder = run(tmp_path / "a", "seed=1", word)
+    with pytest.raises(ConfigError, match=r"a/results\.json sets (data\.roots|logger).*give it on the command line"):
+        expand_resume("train", [f"resume={folder}"])
+    assert again in expand_resume("train", [again, f"resume={folder}"])
+
+
+def test_a_sweep_runs_no_commands_that_its_record_names(tmp_path: Path) -> None:
+    words = ["-m", "seed=1,2", "hydra/launcher=slurm"]
+    setup = "+hydra.launcher.setup=[touch x]"
+    resume = sweep(tmp_path / "b", *words, setup)
+    with pytest.raises(ConfigError, match=r"sweep\.json sets hydra\.launcher\.setup: runs commands"):
+        expand_resume_sweep("train", [resume])
+    assert expand_resume_sweep("train", [resume, setup]) == [*words, resume, setup]
+    command = Sweep(tmp_path, ["kikitori", "train", *words, setup]).resume_command
+    assert command.endswith(f"resume_sweep={tmp_path} '{setup}'")
 
 
 @pytest.mark.parametrize(

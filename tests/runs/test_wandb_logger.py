@@ -24,6 +24,7 @@ from kikitori.runs.wandb_logger import (
     sample_rows,
     warn_on_failure,
 )
+from kikitori.runtime.errors import ConfigError
 
 CHOSEN: dict[str, Any] = dict.fromkeys(("entity", "group", "notes", "name"))
 CHOSEN |= {"project": "p", "job_type": "train", "tags": [], "audio": True, "log_model": False, "aliases": ["best"]}
@@ -65,6 +66,23 @@ def test_a_kind_with_many_errors_does_not_crowd_out_the_others() -> None:
     assert found[0][3] == 2
     assert ["delete", "猫", "", 1] in found
     assert ["insert", "", "も", 1] in found
+
+
+def test_an_address_with_a_password_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("WANDB_BASE_URL", "https://user:canary-0123@host")
+    with pytest.raises(ConfigError, match="WANDB_BASE_URL holds a user or password") as caught:
+        WandbRunLogger(str(tmp_path))
+    assert "canary" not in str(caught.value)
+
+
+def test_the_address_comes_from_the_environment_and_no_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "wandb").mkdir()
+    (tmp_path / "wandb" / "settings").write_text("[default]\nbase_url = https://evil.example\n")
+    (tmp_path / "wandb" / "run-id").write_text("../../x")
+    monkeypatch.chdir(tmp_path)
+    logger = WandbRunLogger(str(tmp_path))
+    assert logger._wandb_init["settings"]["base_url"] == "https://api.wandb.ai"
+    assert logger._run_id() != "../../x"
 
 
 def test_a_launched_trial_is_grouped_by_its_sweeps_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -1,9 +1,14 @@
+import os
+import subprocess
+import sys
 import traceback
+from pathlib import Path
 
 import pytest
 from torch._utils import ExceptionWrapper
 
 from kikitori.runtime.errors import ConfigError, DataError, describe_error, one_line, shortened
+from kikitori.runtime.text import mask, secret_fault
 
 
 @pytest.mark.parametrize(
@@ -35,6 +40,70 @@ def test_control_characters_do_not_reach_the_screen() -> None:
 
 def test_a_file_name_that_is_not_utf_8_can_be_printed() -> None:
     assert str(DataError("caf\udce9.mp3 is missing")) == "caf\\udce9.mp3 is missing"
+
+
+NAMES = [
+    *("AWS_SECRET_ACCESS_KEY", "AZURE_SAS", "AZURE_STORAGE_CONNECTION_STRING", "BEARER", "DB_PASSWORD", "GH_AUTH"),
+    *("DOCKER_AUTH_CONFIG", "GITHUB_PAT", "HF_TOKEN", "MYSQL_PWD", "NPM_AUTH", "PASSPHRASE", "SENTRY_DSN", "MY_JWT"),
+    *("SESSION_COOKIE", "SLACK_WEBHOOK", "SMB_PASS"),
+]
+ADDRESSES = ["DATABASE_URL", "HF_ENDPOINT", "HTTPS_PROXY", "REDIS_URL", "WANDB_BASE_URL"]
+
+
+@pytest.mark.parametrize("name", [*NAMES, *ADDRESSES])
+def test_a_secret_is_refused_in_a_configuration_and_masked_elsewhere(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    secret = "canary-0123456789"
+    text = f"https://user:{secret}@host:80/x" if name in ADDRESSES else secret
+    monkeypatch.setenv(name, f"{text}\n")
+    assert f"holds the value of {name}" in (secret_fault(f"a {text} b") or "")
+    assert secret not in mask(f"a {text} b {secret}")
+    assert secret not in str(DataError(f"{text} does not answer"))
+    assert secret not in describe_error(OSError(f"{text} does not answer"))
+
+
+@pytest.mark.parametrize(
+    ("text", "masked"),
+    [
+        ("redis://:password@host", "redis://***@host"),
+        ("https://u:p%40ss@h/x?y", "https://***@h/x?y"),
+        ("ftp://user@host", "ftp://***@host"),
+        ("u:p4ssw0rd@host", "***@host"),
+    ],
+)
+def test_the_user_of_an_address_is_masked(text: str, masked: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PYTEST_CURRENT_TEST")  # holds the text
+    assert mask(f"{text} does not answer") == f"{masked} does not answer"
+    assert bool(secret_fault(text)) == ("://" in text)
+
+
+@pytest.mark.parametrize("text", ["https://host:80/a@b", "12:30 a@b.c", "optim.lr=1e-5", "data.release=/a/b@c.tar.gz"])
+def test_other_texts_stay(text: str) -> None:
+    assert mask(text) == text
+    assert secret_fault(text) is None
+
+
+def test_all_output_is_masked(tmp_path: Path) -> None:
+    code = """
+import logging, sys, warnings
+from kikitori.runtime.text import make_output_safe
+make_output_safe()
+logging.basicConfig(handlers=[logging.FileHandler("train.log"), logging.StreamHandler(sys.stdout)])
+print("printed", "canary-0123456789")
+warnings.warn("http://u:canary-9876543210@h")
+try:
+    raise OSError("http://u:canary-9876543210@h")
+except OSError:
+    logging.exception("%s", "canary-0123456789")
+raise ValueError("canary-0123456789")
+"""
+    environment = {**os.environ, "MY_TOKEN": "canary-0123456789"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, cwd=tmp_path)
+    written = done.stdout + done.stderr + (tmp_path / "train.log").read_text(encoding="utf-8")
+    assert written.count("Traceback") == 3
+    assert written.count("***") >= 6
+    assert "canary" not in written
 
 
 def test_an_error_of_a_loader_worker_has_its_own_message_only() -> None:

@@ -27,7 +27,7 @@ def test_a_signal_outside_of_training_ends_the_run_at_once(number: int, code: in
     assert signal.getsignal(number) == before
 
 
-def test_training_continues_until_its_next_check_and_a_second_signal_has_no_effect() -> None:
+def test_training_continues_until_its_next_check_and_an_echo_of_the_signal_has_no_effect() -> None:
     with handle_signals() as stop:
         assert not stop.should_stop_at(1)
         stop.is_polled = True
@@ -37,6 +37,35 @@ def test_training_continues_until_its_next_check_and_a_second_signal_has_no_effe
         assert stop.stop_requested()
         with pytest.raises(Stopped, match="by SIGTERM"):
             stop.raise_stopped()
+
+
+REPEATED = """
+import os, signal, time
+from kikitori.runtime import processes
+from kikitori.runtime.errors import Stopped
+from kikitori.runtime.signals import handle_signals
+processes.ECHO_S = 0.2
+def send():
+    os.kill(os.getpid(), signal.SIGTERM)
+{block}
+"""
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        "with handle_signals() as stop, stop.polled():\n    send(); send(); time.sleep(0.3); send(); print('on')",
+        "with processes.collect_stop_signals() as s:\n    send(); send(); time.sleep(0.3); send(); print('on')",
+        "once = processes.StopOnce()\nsignal.signal(15, once.handle)\ntry:\n    send()\nexcept Stopped:\n    pass\n"
+        "send(); time.sleep(0.3); send(); print('on')",
+    ],
+)
+def test_a_second_signal_ends_the_process_at_once(block: str) -> None:
+    """Also where the first one was swallowed by a library, or while children are waited for."""
+    environment = {key: value for key, value in os.environ.items() if key != "SLURM_JOB_ID"}
+    code = REPEATED.format(block=block)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=120)
+    assert (done.returncode, done.stdout) == (143, ""), done.stderr
 
 
 def test_a_signal_in_the_last_step_still_stops_the_run() -> None:

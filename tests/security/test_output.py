@@ -20,15 +20,8 @@ from kikitori.compare.plots import figures
 from kikitori.compare.search_plots import search_figures
 from kikitori.runs.model_card import plain_text
 from kikitori.runtime.console import Terminal, as_json
-from kikitori.runtime.errors import (
-    ConfigError,
-    describe_error,
-    make_output_printable,
-    one_line,
-    print_traceback,
-    printable,
-    printable_line,
-)
+from kikitori.runtime.errors import ConfigError, describe_error, one_line
+from kikitori.runtime.text import make_output_safe, print_traceback, printable, printable_line
 
 # A clipboard, a title, a cleared screen, an 8-bit sequence, a line that is overwritten, a reversed text.
 SEQUENCES = [
@@ -125,8 +118,10 @@ def test_swept_texts_are_texts_on_every_kind_of_plot(tmp_path: Path) -> None:
 def test_errors_logs_and_tracebacks_are_printable(
     text: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    factory, hook = logging.getLogRecordFactory(), sys.excepthook
-    make_output_printable()
+    factory = logging.getLogRecordFactory()
+    for name in ("excepthook", "stdout", "stderr"):
+        monkeypatch.setattr(sys, name, getattr(sys, name))
+    make_output_safe()
     try:
         assert sys.excepthook is print_traceback
         handler = logging.StreamHandler(shown := io.StringIO())
@@ -140,7 +135,6 @@ def test_errors_logs_and_tracebacks_are_printable(
             seen = [str(ConfigError(text)), describe_error(error), one_line(error)]
     finally:
         logging.setLogRecordFactory(factory)
-        sys.excepthook = hook
     printed = shown.getvalue() + capsys.readouterr().err
     assert printed.count("Traceback") == 2
     for line in [printed, *seen]:
@@ -155,7 +149,8 @@ def test_the_messages_with_which_a_command_ends_are_printable(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["kikitori", "train", f"hydra.run.dir='a {text}'"])
     monkeypatch.setattr(logging, "setLogRecordFactory", lambda factory: None)
-    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    for name in ("excepthook", "stdout", "stderr"):
+        monkeypatch.setattr(sys, name, getattr(sys, name))
     with pytest.raises(SystemExit) as ended:
         main()
     assert isinstance(ended.value.code, str)

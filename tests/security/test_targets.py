@@ -12,11 +12,10 @@ import yaml
 from hydra import compose, initialize_config_dir
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.config_repository import ConfigRepository
-from omegaconf import OmegaConf, open_dict
-from omegaconf.resolvers import oc
+from omegaconf import open_dict
 
 from kikitori.cli import hydra_app, main
-from kikitori.config import hydra_guard, targets
+from kikitori.config import composition, targets
 from kikitori.config.validation import check_config
 from kikitori.runtime.errors import ConfigError
 from kikitori.runtime.paths import CONF
@@ -143,6 +142,29 @@ FILES_ONLY: list[tuple[str, Any]] = [
     ("hydra.job_logging.filters.x", {"()": "evil.call"}),
     ("hydra.job_logging.loggers.x.level", "${oc.env:EVIL}"),
     ("hydra.job_logging", "${oc.create:{root: {}, version: 1}}"),
+    # Escaped, for whoever resolves once more.
+    *(("hydra.launcher.parallel", "\\" * n + "${oc.create:{_target_: evil.call}}") for n in (1, 3)),
+    ("hydra.sweeper.params", {"seed": "\\${oc.create:{_target_: evil.call}}", "data.roots": "[/mnt]"}),
+    # Folders outside of the working folder.
+    *(("hydra.output_subdir", path) for path in ("/victim", "../..", "a/b", "${oc.env:HOME}", "..", "", "conf")),
+    *(("hydra.job.name", name) for name in ("../../victim/app", "/victim", "${hydra.run.dir}", ".", "app")),
+    ("hydra.sweep.subdir", "../victim"),
+    ("hydra.sweeper.study", "/victim"),
+    ("hydra.runtime.output_dir", "/victim"),
+    ("hydra.launcher.submitit_folder", "/victim"),
+    *(("logger.wandb.folder", path) for path in ("/victim", "reference::http://127.0.0.1:9/x", "memory://x")),
+    ("callbacks.checkpoint.dirpath", "reference::http://127.0.0.1:9/x"),
+    ("callbacks.x", calls("kikitori.OptunaPruning", study="/victim", name="x", trial=0)),
+    # What only a person types, as if it were typed.
+    ("hydra.overrides.task", ["data.roots=[/mnt]"]),
+    ("hydra.overrides.hydra", ["hydra.launcher.setup=[touch called]"]),
+    ("hydra.launcher.teardown", ["touch called"]),
+    ("hydra.launcher", "${nowhere}"),
+    ("data", "${nowhere}"),
+    ("data.roots", ["/mnt"]),
+    ("resume", "auto"),
+    ("resume_accept", ["data"]),
+    ("resume_sweep", "victim"),
 ]
 
 
@@ -161,7 +183,6 @@ def _as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
     handlers = list(logging.root.handlers)
     yield
     logging.root.handlers[:] = handlers
-    OmegaConf.register_new_resolver("oc.env", oc.env, replace=True)
     sys.modules.pop("evil", None)
 
 
@@ -255,9 +276,9 @@ def targets_in(node: Any) -> Iterator[Any]:
 def test_a_users_own_class_is_allowed_by_an_environment_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     name = "pytorch_lightning.loggers.CSVLogger"
     with pytest.raises(ConfigError, match=f"_target_: may be .*got '{name}'"):
-        targets.instantiate({"_target_": name})
+        targets.instantiate({"_target_": name}, "logger")
     monkeypatch.setenv("KIKITORI_TARGETS", f"mine.Callback,{name}")
-    assert type(targets.instantiate({"_target_": name, "save_dir": "x"})).__name__ == "CSVLogger"
+    assert type(targets.instantiate({"_target_": name, "save_dir": "x"}, "logger")).__name__ == "CSVLogger"
     with initialize_config_dir(str(CONF.resolve()), version_base="1.3"):
         check_config(compose("train", ["data=demo", "logger=none", f"+logger.x={{_target_: {name}, save_dir: x}}"]))
 
@@ -266,20 +287,15 @@ def test_a_callback_of_lightnings_that_is_wrong_here_stays_refused(monkeypatch: 
     name = "pytorch_lightning.callbacks.Timer"
     monkeypatch.setenv("KIKITORI_TARGETS", name)
     with pytest.raises(ConfigError, match="Timer is not supported: stop the run instead and resume it later"):
-        targets.instantiate({"_target_": name})
+        targets.instantiate({"_target_": name}, "callbacks")
 
 
 def test_a_node_can_be_instantiated_outside_its_configuration() -> None:
     strategy = {"_target_": "kikitori.ddp", "collective_timeout_s": 5}
-    make = targets.instantiate({"_target_": "pytorch_lightning.Trainer", "strategy": strategy}, _partial_=True)
-    assert type(make.keywords["strategy"]).__name__ == "Ddp"
-
-
-def test_the_resolved_target_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
-    cfg = OmegaConf.create({"a": "evil.call", "b": [{"_target_": "${a}"}], "c": {"_target_": "${a}"}})
-    for node in (cfg, cfg.b, cfg.c):
-        with pytest.raises(ConfigError, match=r"got 'evil\.call'"):
-            targets.instantiate(node)
+    trainer = targets.instantiate(
+        {"_target_": "pytorch_lightning.Trainer", "strategy": strategy}, "trainer", logger=False
+    )
+    assert type(trainer.strategy).__name__ == "Ddp"
 
 
 @pytest.mark.parametrize("option", ["--experimental-rerun", "--experimental", "--e"])
@@ -316,31 +332,95 @@ def test_yaml_tags_construct_no_objects(tmp_path: Path, tag: str) -> None:
     assert "evil.yaml" in refusal("--config-dir", "stranger", "experiment=evil")
 
 
-def test_only_the_command_line_may_set_the_setup_commands_of_a_slurm_job() -> None:
+def composed(*line: str) -> Any:
     with initialize_config_dir(str(CONF.resolve()), version_base="1.3"):
-        line = ["data=demo", "hydra/launcher=slurm", "+hydra.launcher.setup=[module load cuda]"]
-        cfg = compose("train", line, return_hydra_config=True)
-    hydra_guard.check(cfg)
-    cfg.hydra.overrides.hydra = []
-    with pytest.raises(
-        ConfigError, match=r"hydra\.launcher\.setup: runs commands, which a configuration file may not do"
-    ):
-        hydra_guard.check(cfg)
+        return compose("train", ["data=demo", *line], return_hydra_config=True)
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("+hydra.launcher.setup=[module load cuda]", r"hydra\.launcher\.setup: runs commands, which a configuration"),
+        ("+hydra.launcher.teardown=[touch x]", r"hydra\.launcher\.teardown: runs commands"),
+        ("+hydra.launcher.additional_parameters={wrap: touch x}", r"additional_parameters\.wrap: runs commands"),
+        ("hydra.launcher.submitit_folder=/etc", r"hydra\.launcher\.submitit_folder: must be a folder below"),
+    ],
+)
+def test_only_the_command_line_may_set_what_a_slurm_job_runs(word: str, message: str) -> None:
+    cfg = composed("hydra/launcher=slurm", word)
+    words = [*cfg.hydra.overrides.task, *cfg.hydra.overrides.hydra]
+    composition.check(cfg, words)
+    cfg.hydra.overrides.hydra.remove(word)
+    words.remove(word)
+    with pytest.raises(ConfigError, match=message):
+        composition.check(cfg, words)
+
+
+@pytest.mark.parametrize("key", ["partition", "name", "qos", "exclusive", "submitit_folder", "mail_user"])
+def test_a_setting_of_a_slurm_job_is_one_line(key: str) -> None:
+    cfg = composed("hydra/launcher=slurm")
+    with open_dict(cfg):
+        cfg.hydra.launcher[key] = "a\ntouch called"
+    with pytest.raises(ConfigError, match=rf"hydra\.launcher\.{key}: must be a text of one line"):
+        composition.check(cfg, [*cfg.hydra.overrides.task, *cfg.hydra.overrides.hydra])
 
 
 def test_only_the_command_line_may_open_folders_outside_of_a_corpus() -> None:
-    with initialize_config_dir(str(CONF.resolve()), version_base="1.3"):
-        cfg = compose("train", ["data=demo", "data.roots=[/mnt]"], return_hydra_config=True)
-    hydra_guard.check(cfg)
+    cfg = composed("data.roots=[/mnt]")
+    composition.check(cfg, ["data=demo", "data.roots=[/mnt]"])
     cfg.hydra.overrides.task = ["data=demo"]
     with pytest.raises(ConfigError, match=r"data\.roots: opens folders outside of the corpus, which no file may do"):
-        hydra_guard.check(cfg)
+        composition.check(cfg, ["data=demo"])
     cfg.data.roots = None
-    hydra_guard.check(cfg)
+    composition.check(cfg, ["data=demo"])
+
+
+@pytest.mark.parametrize("key", ["run", "sweep"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/victim",
+        "~/x",
+        "a/../../b",
+        "${now:/victim}",
+        "${now:.%Z.}/x",
+        "${now:.%p./x}",
+        ".${now:.}/x",
+        "${oc.select:hydra.job.num,/victim}",
+        "file://x",
+    ],
+)
+def test_a_file_names_no_folder_outside_of_the_working_folder(key: str, path: str) -> None:
+    cfg = composed()
+    composition.check(cfg, ["data=demo"])
+    cfg.hydra[key].dir = "runs/${now:%H-%M}/${hydra:job.name}..x"
+    composition.check(cfg, ["data=demo"])
+    cfg.hydra[key].dir = path
+    with pytest.raises(ConfigError, match=rf"hydra\.{key}\.dir: must be a folder below the working folder"):
+        composition.check(cfg, ["data=demo"])
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"data.roots": "[/mnt]"},
+        {"++data.roots": "[/mnt]"},
+        {"data.roots@_global_": "[/mnt]"},
+        {"data.roots": "extend_list(/mnt)"},
+        {"+data": "shuffle({roots: [/a]},{roots: [/b]})"},
+        {"data": "{roots: [/mnt]}"},
+        {"+data": "{limit: {train: 4}, roots: [/mnt]},{limit: {train: 5}}"},
+        {"hydra.launcher.setup": "[touch x]"},
+        {"data": "${note}"},
+    ],
+)
+def test_axes_of_a_sweep_in_a_file_set_nothing_that_only_a_person_may(params: dict[str, str]) -> None:
+    cfg = composed("hydra.mode=MULTIRUN")
     with open_dict(cfg):
-        cfg.hydra.sweeper.params = {"data.roots": "[/mnt]"}
-    with pytest.raises(ConfigError, match=r"hydra\.sweeper\.params\.data\.roots: opens folders"):
-        hydra_guard.check(cfg)
+        cfg.note = "{roots: [/mnt]}"
+        cfg.hydra.sweeper.params = params
+    with pytest.raises(ConfigError, match=r"hydra\.sweeper\.params\.(data\.roots|hydra\.launcher\.setup)"):
+        composition.check(cfg, ["data=demo", "hydra.mode=MULTIRUN"])
 
 
 @pytest.mark.parametrize("key", ["hydra.run.dir", "data.name", "hydra.sweep.dir"])

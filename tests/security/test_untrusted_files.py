@@ -216,12 +216,24 @@ def test_a_pickled_study_journal_is_refused(made: Callable[[], bytes]) -> None:
         optuna_study.open_study(plugin, {}, Path())
 
 
-def test_a_study_cannot_name_a_foreign_pruner() -> None:
+BUILDS = "${oc.create:{_target_: os.mkdir, path: executed}}"
+
+
+@pytest.mark.parametrize(
+    "pruner",
+    [
+        {"_target_": "os.mkdir", "path": "executed"},
+        {"_target_": "kikitori.load_whisper", "name": "x"},
+        {"_target_": "optuna.samplers.RandomSampler"},
+        *({"_target_": "optuna.pruners.HyperbandPruner", "min_resource": "\\" * n + BUILDS} for n in range(4)),
+    ],
+)
+def test_a_study_names_a_pruner_and_nothing_else(pruner: dict[str, Any]) -> None:
     study = optuna.create_study(storage=optuna_study.open_storage(Path("study.journal")), study_name="kikitori")
     study.ask()
-    study.set_user_attr("pruner", {"_target_": "os.mkdir", "path": "executed"})
+    study.set_user_attr("pruner", pruner)
     trainer: Any = SimpleNamespace(is_global_zero=True, global_step=1, callback_metrics={"val/cer": torch.tensor(0.5)})
-    with pytest.raises(ConfigError, match=r"_target_: may be .*, got 'os\.mkdir'"):
+    with pytest.raises(ConfigError, match=r"hydra\.sweeper\.pruner\.(_target_: may be|min_resource: must be)"):
         OptunaPruning("study.journal", "kikitori", 0).on_validation_end(trainer, None)  # type: ignore[arg-type]
 
 

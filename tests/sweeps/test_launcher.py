@@ -43,8 +43,8 @@ def test_a_trial_has_its_own_overrides_and_configuration(tmp_path: Path, monkeyp
     trial, cfg = runner(tmp_path, "data=demo").compose(3, ["data=demo", "optim.lr=3e-5", "resume_sweep=x"])
     assert (trial.number, trial.folder, trial.swept) == (3, "3-optim.lr-3e-5", {"optim.lr": "3e-5"})
     assert trial.overrides == ["data=demo", "optim.lr=3e-5"]
-    assert cfg.optim.lr == 3e-5
-    assert cfg.logger.wandb.folder == f"{tmp_path}/3-optim.lr-3e-5"
+    assert cfg["optim"]["lr"] == 3e-5
+    assert cfg["logger"]["wandb"]["folder"] == f"{tmp_path}/3-optim.lr-3e-5"
     assert "hydra" not in cfg
 
 
@@ -54,7 +54,7 @@ def test_a_sweep_from_a_file_names_the_folders_too(tmp_path: Path, monkeypatch: 
         0, ["sweep=size", "data=demo", "model=whisper_tiny"]
     )
     assert trial.folder == "0-model-whisper_tiny"
-    assert cfg.model.name == "openai/whisper-tiny"
+    assert cfg["model"]["name"] == "openai/whisper-tiny"
 
 
 def gpus(trial_runner: TrialRunner, slots: int) -> list[str | None]:

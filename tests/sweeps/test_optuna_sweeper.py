@@ -9,10 +9,18 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.pruners import SuccessiveHalvingPruner
 from optuna.samplers import GridSampler, RandomSampler, TPESampler
 
 from kikitori.runtime.errors import ConfigError, SweepError
-from kikitori.sweeps.optuna_study import distribution, make_sampler, open_storage, open_study, split_space
+from kikitori.sweeps.optuna_study import (
+    distribution,
+    make_sampler,
+    named_now,
+    open_storage,
+    open_study,
+    split_space,
+)
 from kikitori.sweeps.optuna_sweeper import Search
 from kikitori.sweeps.trials import Sweep, Trial
 
@@ -20,7 +28,7 @@ from kikitori.sweeps.trials import Sweep, Trial
 def plugin(folder: Path, **changes: Any) -> Any:
     given = {"params": {}, "hydra_context": SimpleNamespace(config_loader=None), "study_name": "kikitori"}
     given |= {"study": str(folder / "study.journal"), "sampler": partial(RandomSampler, seed=3)}
-    given |= {"config": OmegaConf.create({"hydra": {"sweeper": {"pruner": None}}})}
+    given |= {"pruner": None}
     return SimpleNamespace(**{**given, **changes})
 
 
@@ -85,6 +93,23 @@ def test_a_file_that_is_no_study_is_refused(tmp_path: Path) -> None:
     (tmp_path / "study.journal").write_text("not a\njournal\n")
     with pytest.raises(SweepError, match=r"study\.journal is no Optuna study"):
         open_study(plugin(tmp_path), SPACE, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"data.roots": "[/mnt]"},
+        {"optim.lr": "1e-5 hydra.launcher.setup=[touch x]"},
+        {"optim.lr": 1e-5, "+callbacks.x": "{_target_: evil.call}"},
+        {"model": "${oc.create:{_target_: os.mkdir}}"},
+    ],
+)
+def test_parameters_that_a_search_cannot_have_chosen_become_no_words(tmp_path: Path, params: dict[str, Any]) -> None:
+    space = {**SPACE, "model": CategoricalDistribution(["a", "b"])}
+    study = open_study(plugin(tmp_path), space, tmp_path)
+    assert named_now({"optim.lr": 2e-5, "model": "b"}, study, space) == {"optim.lr": 2e-5, "model": "b"}
+    with pytest.raises(SweepError, match="which is outside of the search space"):
+        named_now(params, study, space)
 
 
 def test_a_grid_tries_every_combination_once(tmp_path: Path) -> None:
@@ -190,7 +215,8 @@ def test_a_grid_over_an_interval_is_refused() -> None:
 
 def test_the_pruner_is_stored_in_the_study_for_the_trials(tmp_path: Path) -> None:
     node = {"_target_": "optuna.pruners.SuccessiveHalvingPruner", "min_resource": 5}
-    open_study(plugin(tmp_path, config=OmegaConf.create({"hydra": {"sweeper": {"pruner": node}}})), SPACE, tmp_path)
+    config = OmegaConf.create({"hydra": {"sweeper": {"pruner": node}}})
+    open_study(plugin(tmp_path, config=config, pruner=SuccessiveHalvingPruner()), SPACE, tmp_path)
     study = optuna.load_study(study_name="kikitori", storage=open_storage(tmp_path / "study.journal"))
     assert study.user_attrs["pruner"] == node
     assert json.loads(json.dumps(study.user_attrs["space"])).keys() == {"optim.lr"}

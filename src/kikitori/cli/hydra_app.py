@@ -12,17 +12,21 @@ from hydra._internal.config_repository import ConfigRepository
 from hydra._internal.hydra import Hydra
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.plugins import Plugins
+from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from omegaconf.resolvers import oc
+from yaml import YAMLError
 
-from kikitori.config import hydra_guard, targets
-from kikitori.config.overrides import PATHS, leaves, settle
+from kikitori.cli.limits import limit_reading, start_counting
+from kikitori.config import composition
+from kikitori.config.overrides import PATHS, leaves, settle, to_plain
+from kikitori.config.targets import instantiate
 from kikitori.runs.results import RESULTS, ended_before_scoring
 from kikitori.runs.resume import keep_changed_defaults
 from kikitori.runtime.distributed import is_main
-from kikitori.runtime.errors import ConfigError, Failed, KikitoriError
+from kikitori.runtime.errors import ConfigError, Failed, KikitoriError, one_line
 from kikitori.runtime.files import remove_if_nothing_else
 from kikitori.runtime.paths import check_run_folder, run_folder
 
@@ -30,21 +34,26 @@ Result = TypeVar("Result")
 
 
 def guard_hydra() -> None:
-    """Checks every configuration that Hydra composes in this process from now on.
+    """Checks every configuration that Hydra composes in this process from now on, and builds what it names.
 
-    Interpolations then cannot read secrets, and configurations cannot be read from packages, which would import them.
-    Only for commands: it changes Hydra for the whole process.
+    Configurations cannot be read from packages, which would import them. Only for commands: it changes Hydra for the
+    whole process.
     """
-    targets.add_working_folder()
-    OmegaConf.register_new_resolver("oc.env", _without_secrets, replace=True)
+    limit_reading()
     compose = ConfigLoaderImpl.load_configuration
     if hasattr(compose, "__wrapped__"):
         return
 
     @wraps(compose)
     def checked(self: Any, config_name: str | None, overrides: list[str], *args: Any, **kwargs: Any) -> DictConfig:
-        cfg: DictConfig = compose(self, config_name, overrides, *args, **kwargs)
-        hydra_guard.check(cfg)
+        start_counting()
+        try:
+            cfg: DictConfig = compose(self, config_name, overrides, *args, **kwargs)
+        except (HydraException, OmegaConfBaseException, YAMLError, OSError, KikitoriError):
+            raise
+        except Exception as error:  # Hydra expects the types of its own node
+            raise ConfigError(f"the configuration cannot be composed ({one_line(error)}); correct its file") from error
+        composition.check(cfg, overrides)
         settle(cfg, overrides)
         _check_folder(cfg)
         keep_changed_defaults(cfg, overrides)
@@ -69,9 +78,13 @@ def guard_hydra() -> None:
         is_ours = "app_name" in help_cfg
         return help_cfg.template if is_ours else get_help(self, help_cfg, *args, **kwargs)
 
+    def built(self: Any, config: DictConfig) -> Any:
+        return instantiate(to_plain(config), config._get_full_key(None))
+
     ConfigLoaderImpl.load_configuration = checked
     ConfigRepository.initialize_sources = opened
     Hydra.get_help = quick_help
+    Plugins._instantiate = built
 
 
 def _check_folder(cfg: DictConfig) -> None:
@@ -79,14 +92,6 @@ def _check_folder(cfg: DictConfig) -> None:
     node = "sweep" if cfg.hydra.mode is RunMode.MULTIRUN else "run"
     with suppress(OmegaConfBaseException):  # composed outside of a command, where the default folder has no name
         check_run_folder(Path(str(cfg.hydra[node].dir)), f"hydra.{node}.dir")
-
-
-def _without_secrets(*arguments: Any) -> str | None:
-    """The resolver ${oc.env:NAME,default}. Raises ConfigError if the value is a secret."""
-    value = oc.env(*arguments)
-    if fault := hydra_guard.secret_fault(value or ""):
-        raise ConfigError(fault)
-    return value
 
 
 def run_pipeline(pipeline: Callable[[DictConfig, Path], Result], cfg: DictConfig) -> Result:

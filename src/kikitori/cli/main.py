@@ -10,7 +10,6 @@ import sys
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 from hydra._internal.utils import get_args_parser
 from hydra.errors import CompactHydraException
@@ -18,7 +17,6 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from kikitori import __version__
-from kikitori.config.hydra_guard import secret_fault
 from kikitori.config.names import did_you_mean, outdated
 from kikitori.config.overrides import (
     LINE,
@@ -31,17 +29,12 @@ from kikitori.config.overrides import (
     value_of,
 )
 from kikitori.config.suggestions import explain, unknown_option, wrong_words
+from kikitori.config.targets import FOLDER
 from kikitori.runs.results import RESULTS, SWEEP, ended_before_scoring
 from kikitori.runs.resume import expand_resume, expand_resume_sweep, start_folder_of
 from kikitori.runtime import distributed, processes
-from kikitori.runtime.errors import (
-    Failed,
-    KikitoriError,
-    Stopped,
-    describe_error,
-    make_output_printable,
-    printable,
-)
+from kikitori.runtime.errors import Failed, KikitoriError, Stopped, describe_error
+from kikitori.runtime.text import make_output_safe, mask, safe, secret_fault
 
 USAGE = """\
 kikitori: fine-tune Whisper on speech, Japanese first.
@@ -71,12 +64,12 @@ COMMANDS = (*HYDRA_COMMANDS, "transcribe", "compare")
 
 def main() -> None:
     """Entry point of the console script."""
-    make_output_printable()
+    make_output_safe()
     try:
         _main()
     except SystemExit as error:
         # Whatever a message names, a word of a run's record or a file, reaches the terminal as text.
-        sys.exit(printable(error.code) if isinstance(error.code, str) else error.code)
+        sys.exit(safe(error.code) if isinstance(error.code, str) else error.code)
 
 
 def _main() -> None:
@@ -88,6 +81,8 @@ def _main() -> None:
     gc.set_threshold(10_000)
     atexit.register(gc.freeze)
     processes.exit_with_launcher()
+    # A run that is resumed goes back to the folder where it was started, in which no class of the user's is searched.
+    os.environ.setdefault(FOLDER, os.getcwd())
     arguments = sys.argv[1:]
     if arguments[:1] == ["help"]:
         arguments = [*arguments[1:2], "--help"]
@@ -140,9 +135,8 @@ def _prepare_line(command: str, words: list[str]) -> list[str]:
 def _refuse_secrets(words: list[str]) -> None:
     """Exits if an override holds a secret. Every other message may print the override."""
     for word in words:
-        key, _, value = word.partition("=")
-        if fault := secret_fault(value):
-            sys.exit(f"kikitori: {key} {fault}")
+        if fault := secret_fault(word):
+            sys.exit(f"kikitori: {mask(word.partition('=')[0])} {fault}")
 
 
 def _refuse_names(command: str, words: list[str]) -> None:
@@ -203,13 +197,12 @@ def _run(command: str, words: list[str]) -> None:
     # Hydra and argparse read the words from here.
     sys.argv[1:] = words
     # For the time before a run handles signals by itself, and after it has saved.
+    stop = processes.StopOnce()
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _stop)
+        signal.signal(number, stop.handle)
     try:
         _call(command)
     except Stopped as error:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_IGN)
         print(error, file=sys.stderr)
         sys.exit(error.code)
     except BrokenPipeError as error:
@@ -240,10 +233,6 @@ def _call(command: str) -> None:
         error = failed.error
     if error:  # outside the handler, whose exception would be part of the traceback
         raise error
-
-
-def _stop(number: int, _: Any) -> None:
-    raise Stopped(number)
 
 
 def _complete() -> None:

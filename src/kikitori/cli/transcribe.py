@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 from rich.cells import set_cell_size
 
 from kikitori.audio.formats import CONVERT, SUFFIXES, find_recordings
-from kikitori.runtime.errors import DataError, KikitoriError, ModelError, describe_error, printable_line
+from kikitori.runtime.errors import DataError, KikitoriError, ModelError, describe_error
+from kikitori.runtime.text import printable_line
 
 if TYPE_CHECKING:
     from kikitori.inference.transcribe import Piece

@@ -9,24 +9,20 @@ import sys
 from importlib import import_module
 from pathlib import Path
 
-from omegaconf import OmegaConf
-
-from kikitori.config.targets import add_working_folder
-from kikitori.runtime.errors import Stopped, make_output_printable
+from kikitori.runtime.errors import Stopped
 from kikitori.runtime.processes import exit_with_launcher
-
-add_working_folder()
+from kikitori.runtime.text import make_output_safe
 
 
 def main() -> None:
     """Runs the command with the configuration that comes through standard input."""
     exit_with_launcher()
-    make_output_printable()
-    cfg = OmegaConf.create(json.load(sys.stdin))
+    make_output_safe()
+    config = json.load(sys.stdin)
     try:
         command = sys.argv[1]
         pipeline = import_module(f"kikitori.pipelines.{command}")
-        getattr(pipeline, command)(cfg, Path(sys.argv[2]))
+        getattr(pipeline, command)(config, Path(sys.argv[2]))
     except Stopped as error:
         sys.exit(error.code)
     # Without the interpreter's own shutdown: it is sometimes aborted by a library's thread, and the run, which is

@@ -11,7 +11,7 @@ from kikitori.runs.reader import Run
 from kikitori.runs.summary import Grid, fit, percent, plain_text, terminal
 from kikitori.runtime import console
 from kikitori.runtime.console import duration
-from kikitori.runtime.errors import printable_line
+from kikitori.runtime.text import printable_line
 
 SEPARATE = (
     "These runs were scored on different clips or in different ways; their rates must not be compared across tables."

@@ -5,6 +5,7 @@ be ignored here, or do something else. An argument that is not in the table is r
 library adds none unseen. Arguments of kikitori's own functions are read from their signatures instead.
 """
 
+import re
 import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, Union, get_args, get_origin
@@ -195,18 +196,30 @@ EARLY_STOPPING: dict[str, Rule] = {
     **dict.fromkeys(("verbose", "strict", "check_finite", "log_rank_zero_only"), of_type(bool)),
     "check_on_train_epoch_end": instead("leave it out: it is checked after each validation", False),
 }
+# Lightning would take an address for a remote file system.
+LOCAL = Rule(lambda value: fits(value, str) and not re.search("://|::", value), "must be a folder of this machine")
+BELOW = Rule(
+    lambda value: fits(value, int | str | None) and not re.search(r"^[/~]|://|::|\.\.", str(value)),
+    "must be a name, or a path below save_dir",
+)
 TENSORBOARD: dict[str, Rule] = {
-    **dict.fromkeys(("save_dir", "name", "sub_dir"), TEXT),
-    "version": of_type(int | str | None),
-    **dict.fromkeys(("prefix", "comment", "filename_suffix"), of_type(str)),
+    "save_dir": LOCAL,
+    **dict.fromkeys(("name", "sub_dir", "version", "filename_suffix"), BELOW),
+    **dict.fromkeys(("prefix", "comment"), of_type(str)),
     "default_hp_metric": of_type(bool),
     **dict.fromkeys(("max_queue", "flush_secs"), at_least(1)),
     "log_graph": instead("leave it out: the graph of a Whisper needs an example", False),
     "purge_step": instead("leave it out: a resumed run writes a further file"),
 }
+# Each becomes a line of a job's script, where a further line would be a command.
+LINE = Rule(
+    lambda value: fits(value, int | str | None) and len(str(value).splitlines()) < 2,
+    "must be a text of one line, or null",
+)
 SUBMITIT: dict[str, Rule] = {
-    **dict.fromkeys(("submitit_folder", "name"), of_type(str)),
-    **dict.fromkeys(("timeout_min", "nodes", "tasks_per_node", "cpus_per_task"), at_least(1)),
+    **dict.fromkeys(("submitit_folder", "name"), LINE),
+    **dict.fromkeys(("timeout_min", "nodes", "tasks_per_node"), at_least(1)),
+    "cpus_per_task": at_least(1, optional=True),
     "gpus_per_node": at_least(0, optional=True),
     "mem_gb": of_type(NUMBER),
     "stderr_to_stdout": of_type(bool),
@@ -218,12 +231,12 @@ SLURM: dict[str, Rule] = {
             *("partition", "qos", "comment", "constraint", "exclude", "gres", "account", "mem_per_gpu", "mem_per_cpu"),
             *("mail_type", "mail_user", "nodelist", "dependency", "wckey"),
         ),
-        of_type(int | str | None),
+        LINE,
     ),
     **dict.fromkeys(("cpus_per_gpu", "gpus_per_task"), at_least(1, optional=True)),
     **dict.fromkeys(("array_parallelism", "signal_delay_s"), at_least(1)),
     "max_num_timeout": at_least(0),
-    "exclusive": of_type(bool | str | None),
+    "exclusive": Rule(lambda value: isinstance(value, bool) or LINE.accepts(value), LINE.otherwise),
     "additional_parameters": of_type(dict),
     **dict.fromkeys(("setup", "teardown", "srun_args"), of_type(list[str] | None)),
     "python": TEXT,

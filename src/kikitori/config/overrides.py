@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice, pairwise
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -201,7 +201,7 @@ def _absolute_path(word: str) -> str:
 
 def settle(cfg: DictConfig, words: Iterable[str]) -> None:
     """Applies what overrides imply: a given key sets its alternative to null, and splits=test is a list of one."""
-    given = set(_keys_of(words))
+    given = {key for word in words for key, _ in settings(word)}
     for pair in ALTERNATIVES:
         for key, other in (pair, pair[::-1]):
             if key in given and other not in given and OmegaConf.select(cfg, key) is not None:
@@ -210,15 +210,16 @@ def settle(cfg: DictConfig, words: Iterable[str]) -> None:
         cfg.splits = [cfg.splits]
 
 
-def _keys_of(words: Iterable[str]) -> Iterator[str]:
-    """The keys that overrides set; those of a mapping each."""
-    for word in words:
-        read = _parse(word)
-        if read is not None and not read.is_delete():
-            value = read.value()
-            key = read.get_key_element().lstrip("+")
-            yield from (key for key, _ in leaves(value if isinstance(value, dict) else {}, key))
-            yield key
+def settings(word: str) -> Iterator[tuple[str, Any]]:
+    """The keys that an override sets, with their values: of a mapping each of its own, of a sweep for each choice."""
+    read = _parse(word)
+    key = key_of(word) if read is None else str(read.key_or_group)
+    if read is None:
+        yield key, word.partition("=")[2]
+    elif not read.is_delete():
+        for value in read.value().list if read.is_choice_sweep() else [read.value()]:
+            yield key, value
+            yield from leaves(value if isinstance(value, dict) else {}, key)
 
 
 def config_options(hydra: DictConfig, command: str) -> list[str]:
@@ -284,9 +285,9 @@ OmegaConf.register_new_resolver("kikitori.tasks", tasks, replace=True)
 OmegaConf.register_new_resolver("kikitori.swept", swept, replace=True)
 
 
-def to_plain(cfg: DictConfig) -> dict[str, Any]:
+def to_plain(node: Any) -> Any:
     """A node as plain values, with interpolations resolved."""
-    return cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
+    return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
 
 
 def flatten(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

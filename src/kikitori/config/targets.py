@@ -1,16 +1,17 @@
-"""The functions and classes that a `_target_` may name, since a configuration may come from an untrusted source.
+"""The functions and classes that a `_target_` may name, and the objects built from them.
 
-Names are compared as text before anything is imported: importing a module runs its code, and a path through an allowed
-module (kikitori.runtime.paths.os.system) would reach everything.
+A configuration may come from an untrusted source. Names are compared as text before anything is imported: importing a
+module runs its code, and a path through an allowed module (kikitori.runtime.paths.os.system) would reach everything.
+Objects are built from plain, resolved values, so a text is never read as a configuration again.
 """
 
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
-from hydra.utils import instantiate as hydra_instantiate
-from omegaconf import OmegaConf
+from hydra.utils import get_object
 
 from kikitori.config.arguments import ARGUMENTS, CALLBACKS, REQUIRED
 from kikitori.config.names import OF_OTHER_TOOLS, RENAMED_TARGETS, did_you_mean
@@ -22,7 +23,8 @@ TARGETS: dict[str, tuple[str, ...]] = {
     "data": tuple(f"kikitori.{name}" for name in ("CommonVoice", "Demo", "Hub", "Manifest")),
     "model": ("kikitori.build_whisper", "kikitori.load_whisper"),
     "optim": ("kikitori.adamw",),
-    "trainer": ("pytorch_lightning.Trainer", "kikitori.ddp"),
+    "trainer": ("pytorch_lightning.Trainer",),
+    "trainer.strategy": ("kikitori.ddp",),
     "logger": ("kikitori.WandbRunLogger", "pytorch_lightning.loggers.TensorBoardLogger"),
     "callbacks": (
         "kikitori.OptunaPruning",
@@ -39,56 +41,90 @@ TARGETS: dict[str, tuple[str, ...]] = {
     "hydra.sweeper": (
         "hydra._internal.core_plugins.basic_sweeper.BasicSweeper",
         "hydra_plugins.kikitori_plugins.OptunaSweeper",
-        *(f"optuna.samplers.{name}Sampler" for name in ("CmaEs", "Grid", "Random", "TPE")),
-        *(f"optuna.pruners.{name}Pruner" for name in ("Hyperband", "SuccessiveHalving")),
     ),
+    "hydra.sweeper.sampler": tuple(f"optuna.samplers.{name}Sampler" for name in ("CmaEs", "Grid", "Random", "TPE")),
+    "hydra.sweeper.pruner": tuple(f"optuna.pruners.{name}Pruner" for name in ("Hyperband", "SuccessiveHalving")),
 }
 # The environment variable with further names, separated by commas. No file can set it; the processes of a run, the
 # trials of a sweep and Slurm jobs inherit it.
 OWN = "KIKITORI_TARGETS"
+# The environment variable with the folder in which the command was typed; the processes of a run inherit it.
+FOLDER = "KIKITORI_FOLDER"
+TARGET, PARTIAL = OF_NODES = ("_target_", "_partial_")
+# What is called later, with the values that a search chooses.
+PARTIALS = frozenset(TARGETS["hydra.sweeper.sampler"])
 # Instructions to Hydra that are not needed here: they change the arguments of a target or how nested nodes are built.
 INSTRUCTIONS = ("_args_", "_convert_", "_recursive_")
 # The packages of Lightning's callbacks; the first is the installed one.
 LIGHTNING = ("pytorch_lightning.callbacks", "lightning.pytorch.callbacks")
 
 
-def instantiate(node: Any, **arguments: Any) -> Any:
-    """Hydra's `instantiate` for nodes with allowed targets. Raises ConfigError before any other target is imported.
+def instantiate(node: Mapping[str, Any], key: str, **arguments: Any) -> Any:
+    """Calls what a node names with its values.
 
-    The node's interpolations are resolved once, so that exactly what was checked is called.
+    node: plain values; nodes inside it are built first. key: where it stands in the configuration, which decides the
+    names that are allowed. arguments: further ones, passed on as they are.
+    Raises ConfigError before anything is imported if a name or value is not allowed.
     """
-    plain = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
-    for key, fault in faults(plain, names=allowed()):
-        raise ConfigError(f"{key}: {fault}")
-    return hydra_instantiate(plain, **arguments)
+    for place, fault in faults(node, key):
+        raise ConfigError(f"{place}: {fault}")
+    return _build(node, key, arguments)
 
 
-def faults(node: Any, key: str = "", names: frozenset[str] | None = None) -> Iterator[tuple[str, str]]:
+def _build(node: Any, key: str, more: dict[str, Any] | None = None) -> Any:
+    if isinstance(node, list):
+        return [_build(item, f"{key}[{index}]") for index, item in enumerate(node)]
+    if not isinstance(node, Mapping):
+        return node
+    values = {name: _build(value, f"{key}.{name}") for name, value in node.items() if name not in OF_NODES}
+    values |= more or {}
+    if TARGET not in node:
+        return values
+    function = locate(node[TARGET], key)
+    return partial(function, **values) if node.get(PARTIAL) else function(**values)
+
+
+def locate(target: str, key: str) -> Callable[..., Any]:
+    """The function or class of an allowed name; raises ConfigError for any other.
+
+    A class of the user's own may be in the folder in which the command was typed. That folder is searched last, so that
+    no file in it can replace a library.
+    """
+    if target not in allowed(key):
+        raise ConfigError(f"{key}.{TARGET}: {_refusal(target, allowed(key))}")
+    folder = os.environ.get(FOLDER, os.getcwd())
+    if target in _own() and folder not in sys.path:
+        sys.path.append(folder)
+    function: Callable[..., Any] = get_object(target)
+    return function
+
+
+def faults(node: Any, key: str = "") -> Iterator[tuple[str, str]]:
     """Yields (key, fault) for every target that is not allowed, and every argument that the table of arguments refuses.
 
-    node: plain values, searched at any depth.
-    key: of the node itself. names: the allowed targets if the key is unknown.
+    node: plain values, searched at any depth. key: of the node itself.
     """
     if isinstance(node, list | tuple):
         for index, item in enumerate(node):
-            yield from faults(item, f"{key}[{index}]", names)
+            yield from faults(item, f"{key}[{index}]")
     elif isinstance(node, Mapping):
-        target = str(node.get("_target_"))
+        target, callable_here = str(node.get(TARGET)), allowed(key)
         for name in REQUIRED.get(target, ()):
             if name not in node:
                 yield f"{key}.{name}", f"not set; {ARGUMENTS[target][name].otherwise}"
         for name, value in node.items():
             place = f"{key}.{name}" if key else str(name)
-            callable_here = allowed(key) if names is None else names
-            if name == "_target_" and not (isinstance(value, str) and value in callable_here):
+            if name == TARGET and not (isinstance(value, str) and value in callable_here):
                 yield place, _refusal(value, callable_here)
-            elif name == "_target_" and (reason := _unsuitable(value)):
+            elif name == TARGET and (reason := _unsuitable(value)):
                 yield place, reason
+            elif name == PARTIAL and (value is not True or target not in PARTIALS | _own()):
+                yield place, "is not supported here; leave it out"
             elif name in INSTRUCTIONS:
                 yield place, "is not supported in a configuration; leave it out"
             elif fault := _argument_fault(target, str(name), value):
                 yield place, fault
-            yield from faults(value, place, names)
+            yield from faults(value, place)
 
 
 def _refusal(target: Any, callable_here: frozenset[str]) -> str:
@@ -125,20 +161,14 @@ def _argument_fault(target: str, name: str, value: Any) -> str | None:
     return None if rules[name].accepts(value) else rules[name].fault(value)
 
 
-def allowed(key: str = "") -> frozenset[str]:
-    """The targets that are allowed at this key; without a key, those of all nodes."""
-    own = filter(None, os.environ.get(OWN, "").split(","))
-    here = (names for place, names in TARGETS.items() if not key or f"{key}.".startswith(f"{place}."))
-    return frozenset(own).union(*here)
+def allowed(key: str) -> frozenset[str]:
+    """The targets that are allowed at this key: those of its node, and the user's own."""
+    place = max((place for place in TARGETS if f"{key}.".startswith(f"{place}.")), key=len, default="")
+    return _own().union(TARGETS.get(place, ()))
 
 
-def add_working_folder() -> None:
-    """Makes modules in the working folder importable if the environment names classes of the user's own.
-
-    Last in the search path, so that no file there can replace a library.
-    """
-    if os.environ.get(OWN) and os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())
+def _own() -> frozenset[str]:
+    return frozenset(filter(None, os.environ.get(OWN, "").split(",")))
 
 
 def _words(names: frozenset[str]) -> str:

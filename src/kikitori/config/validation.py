@@ -5,12 +5,12 @@ The schema of a node is the signature of its `_target_`: argument names and type
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from functools import cache
 from math import inf, prod
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
-from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from transformers import WhisperConfig
@@ -18,14 +18,14 @@ from transformers import WhisperConfig
 from kikitori.config import names
 from kikitori.config.arguments import ARGUMENTS, describe, fits
 from kikitori.config.documentation import read_file
-from kikitori.config.hydra_guard import secret_fault
 from kikitori.config.overrides import ALTERNATIVES, leaves
 from kikitori.config.suggestions import unknown_key
-from kikitori.config.targets import allowed, faults
+from kikitori.config.targets import allowed, faults, locate
 from kikitori.corpora.types import SPLITS
 from kikitori.model.source import is_path
 from kikitori.runtime.errors import ConfigError, one_line
 from kikitori.runtime.paths import CONF
+from kikitori.runtime.text import secret_fault
 
 REMEDIES = {
     "data.release": "pass data.release=/path/to/cv-corpus-27.0-2026-09-09-ja.tar.gz, or the folder it unpacks to",
@@ -83,22 +83,26 @@ PASSED = {
 }
 
 
-def check_config(cfg: DictConfig) -> None:
-    """Raises ConfigError with all problems of a composed configuration."""
-    found = list(_problems(cfg))
+def check_config(cfg: DictConfig | Mapping[str, Any]) -> dict[str, Any]:
+    """The plain values of a composed configuration, whose interpolations are resolved here and nowhere else.
+
+    cfg: as Hydra composed it, or its plain values. Raises ConfigError with all problems.
+    """
+    values: Any = cfg
+    found = list(_missing(cfg)) if isinstance(cfg, DictConfig) else []
+    try:
+        if isinstance(cfg, DictConfig):
+            values = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=False)
+        found += _problems(values)
+    except OmegaConfBaseException as error:
+        found.append(f"{error.full_key}: {one_line(error)}")
     if found:
         count = f"{len(found)} problem{'s' * (len(found) > 1)}"
         raise ConfigError(f"{count} in the configuration\n" + "\n".join(f"  {line}" for line in found))
+    return dict(values)
 
 
-def _problems(cfg: DictConfig) -> Iterator[str]:
-    for key in _missing(cfg):
-        yield f"{key}: not set; {REMEDIES.get(key, f'pass {key}=...')}"
-    try:
-        values: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=False)
-    except OmegaConfBaseException as error:
-        yield f"{error.full_key}: {one_line(error)}"
-        return
+def _problems(values: Mapping[str, Any]) -> Iterator[str]:
     flat = dict(leaves(values))
     for key, value in flat.items():
         if fault := secret_fault(str(value)):
@@ -133,18 +137,16 @@ def _problems(cfg: DictConfig) -> Iterator[str]:
     yield from _length_faults(flat, wrong_type)
     yield from _missing_files(flat)
     yield from _second_checkpoint(_select(values, "callbacks") or {})
-    if flat.get("optim._target_") == "kikitori.adamw" and "optim._partial_" in flat:
-        yield "optim._partial_: kikitori.adamw returns a function of model and steps by itself; leave it out"
     for split in (flat.get("splits") or []) if "splits" not in wrong_type else []:
         if split not in SPLITS:
             yield f"splits: must be among {', '.join(SPLITS)}, got {split}"
 
 
-def _missing(cfg: DictConfig) -> list[str]:
-    try:
-        return sorted(OmegaConf.missing_keys(cfg))
-    except OmegaConfBaseException:  # an interpolation that fails, which is reported when it is resolved
-        return []
+def _missing(cfg: DictConfig) -> Iterator[str]:
+    # An interpolation that fails is reported when it is resolved.
+    with suppress(OmegaConfBaseException):
+        for key in sorted(OmegaConf.missing_keys(cfg)):
+            yield f"{key}: not set; {REMEDIES.get(key, f'pass {key}=...')}"
 
 
 def _unknown_keys(values: Mapping[str, Any]) -> Iterator[str]:
@@ -276,7 +278,7 @@ def _type_faults(node: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
     if not isinstance(target, str) or target not in allowed(prefix) or target in ARGUMENTS:
         return
     try:
-        parameters, required, open_ended = _parameters(get_object(node["_target_"]))
+        parameters, required, open_ended = _parameters(locate(target, prefix))
     except Exception as error:  # importing a user's module can raise anything
         yield f"{prefix}._target_", f"cannot be imported: {node['_target_']} ({error})"
         return

@@ -1,6 +1,7 @@
 """Reads an audio dataset on the Hugging Face Hub, or a dataset's folder in the Hub's layout."""
 
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import datasets.data_files
 import huggingface_hub
 from datasets import Audio, Dataset, disable_progress_bars, load_dataset
 
@@ -46,7 +48,7 @@ def read(
     absent = {split: f"data.splits.{split} is null" for split in SPLITS if not splits.get(split)}
     for split in needed:
         if own := splits.get(split):
-            rows = _load_split(name, config, revision, own)
+            rows = _load_split(name, config, revision, own, roots)
             clips += _split_clips(rows, name, split, audio_column, text_column, speaker_column, roots)
     return Corpus(f"hub, {name}" + (f" {config}" if config else ""), clips, [], absent=absent)
 
@@ -65,9 +67,11 @@ def _allowed_roots(name: str) -> list[Path | str]:
     return [datasets.config.HF_DATASETS_CACHE, huggingface_hub.constants.HF_HUB_CACHE, *own]
 
 
-def _load_split(name: str, config: str | None, revision: str | None, split: str) -> Dataset:
+def _load_split(
+    name: str, config: str | None, revision: str | None, split: str, roots: Sequence[Path | str]
+) -> Dataset:
     try:
-        with _without_torchcodec():
+        with _without_torchcodec(), _own_files_only(name, roots):
             return load_dataset(name, config, split=split, revision=revision)
     except Exception as error:  # the Hub's client, its HTTP layer and the builders raise errors of many classes
         raise DataError(
@@ -119,10 +123,41 @@ def _read_recording(recordings: Dataset, index: int, column: str, roots: Sequenc
         return recording["bytes"]
     if not recording.get("path"):
         return b""
-    path = Path(os.path.realpath(recording["path"]))
-    if not any(path.is_relative_to(os.path.realpath(root)) for root in roots):
+    if not _is_inside(recording["path"], roots):
         raise AudioError(OUTSIDE_DATASET)
-    return path
+    return Path(os.path.realpath(recording["path"]))
+
+
+def _is_inside(path: str, roots: Sequence[Path | str]) -> bool:
+    return any(Path(os.path.realpath(path)).is_relative_to(os.path.realpath(root)) for root in roots)
+
+
+@contextmanager
+def _own_files_only(name: str, roots: Sequence[Path | str]) -> Iterator[None]:
+    """Refuses a dataset whose README names files that are not its own: other addresses, or files outside of `roots`."""
+    original = datasets.data_files.resolve_pattern
+
+    def is_own(place: str) -> bool:
+        on_the_hub = re.match(rf"hf://datasets/{re.escape(name)}([@/]|$)", place)
+        return bool(on_the_hub or ("://" not in place and "::" not in place and _is_inside(place, roots)))
+
+    def resolve_pattern(pattern: str, base_path: str, *settings: Any, **more: Any) -> list[str]:
+        is_absolute = pattern.startswith("/") or "://" in pattern or "::" in pattern
+        places = [base_path, pattern if is_absolute else f"{base_path}/{pattern}"]
+        # What the pattern leads to is only looked up if it may be; then links are followed.
+        if (
+            not all(map(is_own, places))
+            or ".." in pattern
+            or not all(map(is_own, found := original(pattern, base_path, *settings, **more)))
+        ):
+            raise DataError(f"its README names {pattern}, which is not a file of the dataset")
+        return found
+
+    datasets.data_files.resolve_pattern = resolve_pattern
+    try:
+        yield
+    finally:
+        datasets.data_files.resolve_pattern = original
 
 
 @contextmanager

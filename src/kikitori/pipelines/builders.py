@@ -28,9 +28,8 @@ log = logging.getLogger(__name__)
 
 def build_data(config: dict[str, Any], trainer: pl.Trainer | None = None) -> SpeechDataModule:
     """The configured data module, whose corpus is not read yet."""
-    # Partial, so that an error is raised as it is and not wrapped in one of Hydra's.
-    make_data = instantiate(config["data"], _partial_=True, _convert_="all")
-    data: SpeechDataModule = make_data(seed=config["seed"], load_splits=config.get("splits", SPLITS), trainer=trainer)
+    more = {"seed": config["seed"], "load_splits": config.get("splits", SPLITS), "trainer": trainer}
+    data: SpeechDataModule = instantiate(config["data"], "data", **more)
     return data
 
 
@@ -41,7 +40,7 @@ def build_model(config: dict[str, Any]) -> Whisper:
         more = {"default_language": language}
     else:  # a model that is made here, which has no language of its own
         more = {k: v for k, v in (("language", language), ("task", "transcribe")) if settings.get(k) is None}
-    whisper: Whisper = instantiate(settings, _partial_=True, _convert_="all")(**more)
+    whisper: Whisper = instantiate(settings, "model", **more)
     return whisper
 
 

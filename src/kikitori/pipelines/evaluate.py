@@ -19,7 +19,7 @@ from kikitori.training.lightning_module import WhisperModule
 from kikitori.training.trainer import build_trainer, hardware_facts
 
 
-def evaluate(cfg: DictConfig, folder: Path) -> Results:
+def evaluate(cfg: DictConfig | dict[str, Any], folder: Path) -> Results:
     """Scores a checkpoint or a stock model on the chosen splits; all outputs are in `folder`."""
     with session("evaluate", cfg, folder) as run:
         trainer = build_trainer(run.trainer_settings, folder, [], [])

@@ -11,7 +11,6 @@ import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig
 
-from kikitori.config.overrides import to_plain
 from kikitori.config.validation import check_config
 from kikitori.model.source import decide_on_the_hub
 from kikitori.runs.record import fail, finish, record
@@ -43,17 +42,16 @@ class Session:
 
 
 @contextmanager
-def session(command: str, cfg: DictConfig, folder: Path) -> Iterator[Session]:
+def session(command: str, cfg: DictConfig | dict[str, Any], folder: Path) -> Iterator[Session]:
     """Checks the configuration, starts results.json and the other devices' processes, and sets the seed.
 
     However the block ends, results.json, the W&B run and the other processes end with it.
     Raises ConfigError before anything is written if the configuration is wrong.
     """
-    check_config(cfg)
+    config = check_config(cfg)
     quiet_libraries()
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
-    config = to_plain(cfg)
     results: Results = {"scores": {}, "cost": {}}
 
     def on_forced_exit(reason: str) -> None:

@@ -48,7 +48,7 @@ from kikitori.training.trainer import build_callback, build_trainer, hardware_fa
 log = logging.getLogger(__name__)
 
 
-def train(cfg: DictConfig, folder: Path) -> Results:
+def train(cfg: DictConfig | dict[str, Any], folder: Path) -> Results:
     """Fine-tunes a model and scores it before the first step and after the last; all outputs are in `folder`."""
     with session("train", cfg, folder) as run:
         data, whisper, pretrained_window = load_data_and_model(run)
@@ -107,7 +107,7 @@ def make_trainer(run: Session, data: SpeechDataModule, length: Length, history: 
     callbacks = [history, ValidateEvery(length.every_steps), ThroughputMonitor()]
     callbacks += [Progress(run.folder), SaveLastCheckpoint(files, length.every_steps, run.stop)]
     callbacks += [build_callback(node, files) for node in run.config["callbacks"].values()]
-    loggers = [MetricsFile(run.folder), *map(instantiate, run.config["logger"].values())]
+    loggers = [MetricsFile(run.folder), *(instantiate(node, "logger") for node in run.config["logger"].values())]
     checkpoints = CheckpointFiles(history.validation, "data" in run.config["resume_accept"])
     trainer = build_trainer(run.trainer_settings, run.folder, callbacks, loggers, length.steps, checkpoints)
     data.trainer = trainer
@@ -127,7 +127,7 @@ def make_module(run: Session, trainer: pl.Trainer, data: SpeechDataModule, whisp
     """The LightningModule with its optimizer and micro-batch sizes, and the encoder cache if configured."""
     refuse_layerdrop(whisper.model.config, trainer.world_size)
     check_label_contract(data.first_batch("train"), whisper.processor)
-    optimizer = instantiate(run.config["optim"], _convert_="all")
+    optimizer = instantiate(run.config["optim"], "optim")
     sizes = find_micro_batch_sizes(trainer, whisper, data)
     module = WhisperModule(whisper, optimizer, run.config["trainer"].get("gradient_clip_val"), sizes)
     if data.cache_encoder_outputs:

@@ -15,6 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from kikitori.config.composition import typed_again
 from kikitori.config.overrides import key_of, options, overrides, start_folder
 from kikitori.runs.results import (
     FINISHED,
@@ -81,7 +82,8 @@ def record(results: Results, command: str, config: dict[str, Any], folder: Path)
             results |= {"status": "pruned", "error": reason.args[0]}
         except Stopped as error:
             results |= {"status": "failed", "error": str(error)}
-            log.info("%s; to resume: %s", error, shlex.join(["kikitori", command, f"resume={shown_path(folder)}"]))
+            again = [f"resume={shown_path(folder)}", *typed_again(results["overrides"])]
+            log.info("%s; to resume: %s", error, shlex.join(["kikitori", command, *again]))
             raise
         except BaseException as error:
             kind = OutOfMemory if is_out_of_memory(error) else type(error)

@@ -11,6 +11,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from kikitori.config.composition import refuse_reserved
 from kikitori.config.documentation import used_files
 from kikitori.config.names import translate
 from kikitori.config.overrides import (
@@ -21,6 +22,7 @@ from kikitori.config.overrides import (
     flatten,
     key_of,
     override,
+    settings,
     split_words,
     value_of,
 )
@@ -28,6 +30,7 @@ from kikitori.runs.results import RESULTS, SWEEP, Results, read_results, read_sw
 from kikitori.runtime.errors import ConfigError, DataError
 from kikitori.runtime.paths import CONF
 
+MULTIRUN = ("-m", "--multirun")
 # Keys that belong to one start of a run and not to the run.
 START_KEYS = ("resume", "resume_accept", "resume_sweep", "sweep", "hydra.run.dir")
 # The same for a sweep, whose choice `sweep=` belongs to it.
@@ -65,7 +68,7 @@ def expand_resume(command: str, given: list[str]) -> list[str]:
     if not values or values[-1] in (None, "", "auto"):
         return given
     folder = Path(values[-1])
-    if {"-m", "--multirun"} & set(given_options):
+    if set(MULTIRUN) & set(given_options):
         raise ConfigError(f"resume={folder} resumes a single run; for a sweep use resume_sweep=<its folder>")
     if not (folder / RESULTS).exists():
         raise ConfigError(
@@ -76,11 +79,14 @@ def expand_resume(command: str, given: list[str]) -> list[str]:
     if results.get("command") != command:
         raise ConfigError(f"resume={folder} holds a run of kikitori {results.get('command')}, not of {command}")
     now = [word for word in given_overrides if key_of(word) != "resume"]
-    taken = _replaced(now) | set(START_KEYS)
-    options, overrides = (results.get(name, []) for name in ("options", "overrides"))
-    recorded = [word for word in _translated(options, overrides) if not _is_replaced(word, taken, _left_out(now))]
+    # The record of a search's trial has its pruner; a run that is resumed by itself is not pruned.
+    taken = _replaced(now) | {*START_KEYS, "callbacks.pruning"}
+    options, recorded = results.get("options", []), results.get("overrides", [])
+    words = _recorded_words(folder / RESULTS, options, recorded, taken, _left_out(now), ())
+    if hydras := [key for word in words for key, _ in settings(word) if re.match(r"hydra\b", key)]:
+        raise DataError(f"{folder / RESULTS} sets {hydras[0]}, which no run records; start again in another folder")
     options = _kept(options, given_options)
-    return [*options, *given_options, *recorded, *now, override("hydra.run.dir", folder), "resume=auto"]
+    return [*options, *given_options, *words, *now, override("hydra.run.dir", folder), "resume=auto"]
 
 
 def expand_resume_sweep(command: str, given: list[str]) -> list[str]:
@@ -95,15 +101,14 @@ def expand_resume_sweep(command: str, given: list[str]) -> list[str]:
     if not values or not values[-1] or not Path(values[-1], SWEEP).exists():
         return given
     folder = Path(values[-1])
-    recorded = read_sweep(folder).get("command")
-    if recorded is None:
+    command_line = read_sweep(folder).get("command")
+    if command_line is None:
         raise DataError(f"{folder / SWEEP} holds no command; start a sweep in another folder")
-    if recorded[1:2] not in ([], [command]):
-        raise ConfigError(f"resume_sweep={folder} holds a sweep of kikitori {recorded[1]}, not of {command}")
+    if command_line[1:2] not in ([], [command]):
+        raise ConfigError(f"resume_sweep={folder} holds a sweep of kikitori {command_line[1]}, not of {command}")
     taken = _replaced(given_overrides) | set(SWEEP_START_KEYS)
-    options, overrides = split_words(recorded[2:])
-    left_out = _left_out(given_overrides)
-    words = [word for word in _translated(options, overrides) if not _is_replaced(word, taken, left_out)]
+    options, recorded = split_words(command_line[2:])
+    words = _recorded_words(folder / SWEEP, options, recorded, taken, _left_out(given_overrides), MULTIRUN)
     return [*_kept(options, given_options), *given_options, *words, *given_overrides]
 
 
@@ -248,10 +253,26 @@ def _is_replaced(word: str, taken: Collection[str], left_out: Collection[str]) -
 def _kept(options: Sequence[str], given: Sequence[str]) -> list[str]:
     """The recorded options that are not given now; of those that choose a configuration none, if one is chosen now."""
     if chooses_configuration(given):
-        options = [word for word in options if word in ("-m", "--multirun")]
+        options = [word for word in options if word in MULTIRUN]
     return [word for word in options if word not in given]
 
 
-def _translated(options: Sequence[str], overrides: Sequence[str]) -> list[str]:
+def _recorded_words(
+    path: Path, options: Any, overrides: Any, taken: Collection[str], left_out: Collection[str], others: Sequence[str]
+) -> list[str]:
+    """The recorded overrides that apply, with the names of this version.
+
+    others: the options that may be recorded besides those that choose a configuration. Raises DataError for anything
+    else, and ConfigError for overrides that only a person may type: who wrote the record is not known.
+    """
+    if not all(isinstance(words, list) and all(isinstance(w, str) for w in words) for words in (options, overrides)):
+        raise DataError(f"{path} holds no command line; start again in another folder")
+    remaining = iter(options)
+    for word in remaining:
+        value = "" if "=" in word or word in others else next(remaining, "-")
+        if value.startswith("-") or not (word in others or chooses_configuration([word])):
+            raise DataError(f"{path} holds the option {word}, which is not taken over; start again in another folder")
     own = config_folders([*options, *overrides])
-    return [translate(word, own) for word in overrides]
+    words = [word for word in (translate(word, own) for word in overrides) if not _is_replaced(word, taken, left_out)]
+    refuse_reserved(words, str(path))
+    return words

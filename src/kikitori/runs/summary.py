@@ -13,8 +13,8 @@ from rich.text import Text
 
 from kikitori.runs.results import FULL_WINDOW
 from kikitori.runtime.console import Terminal, duration
-from kikitori.runtime.errors import printable
 from kikitori.runtime.paths import shown_path
+from kikitori.runtime.text import printable
 
 # What begins markup, a cell, a link or an address that becomes one; a backslash before it makes it text.
 MARKUP = re.compile(r"[\\|`]|!(?=\[)|\](?=[(\[:])|(?<=:)/(?=/)|(?<=www)\.", re.IGNORECASE)

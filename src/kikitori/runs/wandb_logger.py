@@ -6,6 +6,7 @@ Everything sent to W&B is also in the run's folder, so a W&B failure is a warnin
 import logging
 import netrc
 import os
+import re
 import secrets
 import shlex
 import shutil
@@ -28,10 +29,11 @@ from kikitori.audio.waveform import SAMPLE_RATE
 from kikitori.config.overrides import sweep_name
 from kikitori.metrics.alignment import error_types
 from kikitori.runs.results import FINISHED, WANDB_RUN_ID, predictions_file
-from kikitori.runtime.errors import one_line
+from kikitori.runtime.errors import ConfigError, one_line
 from kikitori.runtime.files import read_lines, read_text, write_text
 from kikitori.runtime.paths import shown_path
 from kikitori.runtime.rng import seeded_sample
+from kikitori.runtime.text import USER_OF_ADDRESS
 
 log = logging.getLogger(__name__)
 
@@ -89,6 +91,11 @@ class WandbRunLogger(WandbLogger):
         log_model: bool = False,
         aliases: Sequence[str] = ("best",),
     ) -> None:
+        if USER_OF_ADDRESS.search(server()):
+            raise ConfigError(
+                "WANDB_BASE_URL holds a user or password, which W&B would write to its files; leave these out, and log "
+                "in with wandb login --host=..."
+            )
         os.environ.setdefault("WANDB_SILENT", "true")
         mode = os.environ.get("WANDB_MODE") or ("online" if has_credentials() else "offline")
         self.folder = Path(folder)
@@ -109,15 +116,17 @@ class WandbRunLogger(WandbLogger):
             job_type=job_type,
             tags=list(tags),
             notes=notes,
-            settings=PRIVACY_SETTINGS | patience,
+            # Not that of a file `wandb/settings` in the working folder, which may be a stranger's.
+            settings=PRIVACY_SETTINGS | patience | {"base_url": server()},
         )
         # Lightning passes an argument that W&B has removed and warns about.
         self._wandb_init.pop("anonymous", None)
 
     def _run_id(self) -> str | None:
         """The id of the resumed run, or the one in the environment, or a new one. Trials share their environment."""
-        if self._id_file.exists():
-            return read_text(self._id_file)
+        recorded = read_text(self._id_file) if self._id_file.exists() else ""
+        if re.fullmatch(r"[\w-]{1,64}", recorded):
+            return recorded
         return secrets.token_hex(4) if sweep_name() else os.environ.get("WANDB_RUN_ID")
 
     @rank_zero_only

@@ -16,7 +16,7 @@ from rich.segment import Segment
 from rich.text import Text
 
 from kikitori.runtime.distributed import is_main
-from kikitori.runtime.errors import CONTROL, printable
+from kikitori.runtime.text import CONTROL, printable
 
 log = logging.getLogger(__name__)
 

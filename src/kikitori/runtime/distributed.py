@@ -20,8 +20,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from kikitori.runtime.errors import ConfigError, KikitoriError, Stopped, TrainingError, one_line, print_traceback
+from kikitori.runtime.errors import ConfigError, KikitoriError, Stopped, TrainingError, one_line
 from kikitori.runtime.processes import PARENT
+from kikitori.runtime.text import print_traceback
 
 # Seconds between two checks of whether the other processes are alive.
 WATCH_S = 1.0

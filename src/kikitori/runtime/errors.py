@@ -1,55 +1,18 @@
-"""Errors that a user can fix, checks of numeric arguments that raise them, and texts that are safe to show.
+"""Errors that a user can fix, and checks of numeric arguments that raise them.
 
 Each error names the thing, its value and the remedy, and is shown without a traceback.
 """
 
-import logging
-import re
 import signal
-import sys
-import traceback
 from collections.abc import Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any
 
+from kikitori.runtime.text import safe
+
 # How errors of torch, cuBLAS and cuDNN say that the memory of a device, or of the CPU, is full. Only torch's own
 # allocator raises an OutOfMemoryError; the last one is cuDNN's for its first convolution on a full GPU.
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "ALLOC_FAILED", "CUDNN_STATUS_INTERNAL_ERROR")
-# What controls a terminal, reverses the direction of text, or is half a character; a line break is neither.
-CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-
-
-def printable(text: str) -> str:
-    """Returns a text of any origin as a terminal may show it: characters that control it are written as \\x1b."""
-    return CONTROL.sub(lambda found: ascii(found[0])[1:-1], text)
-
-
-def printable_line(text: str) -> str:
-    """Returns `printable` text in which line breaks are written as \\n."""
-    return printable(text).replace("\n", "\\n")
-
-
-class PrintableRecord(logging.LogRecord):
-    """A record of the log whose message and traceback are `printable`."""
-
-    def __init__(self, *arguments: Any, **more: Any) -> None:
-        super().__init__(*arguments, **more)
-        if self.exc_info and self.exc_info[0]:
-            self.exc_text = printable("".join(traceback.format_exception(*self.exc_info)).rstrip())
-
-    def getMessage(self) -> str:  # noqa: N802
-        return printable(super().getMessage())
-
-
-def make_output_printable() -> None:
-    """Makes `printable` what this process logs from now on, and the traceback of an error that ends it."""
-    logging.setLogRecordFactory(PrintableRecord)
-    sys.excepthook = print_traceback
-
-
-def print_traceback(*error: Any) -> None:
-    """Prints the traceback of an error, given as `sys.excepthook` is."""
-    print(printable("".join(traceback.format_exception(*error))), end="", file=sys.stderr)
 
 
 class KikitoriError(Exception):
@@ -62,7 +25,7 @@ class KikitoriError(Exception):
         super().__init__(*arguments)
 
     def __str__(self) -> str:
-        return printable(super().__str__())
+        return safe(super().__str__())
 
 
 class ConfigError(KikitoriError):
@@ -122,12 +85,12 @@ class Failed(BaseException):
 
 def describe_error(error: BaseException) -> str:
     """Returns an error's class and message, as Python prints them below a traceback."""
-    return f"{type(error).__name__}: {printable(str(error)) or 'stopped'}"
+    return f"{type(error).__name__}: {safe(str(error)) or 'stopped'}"
 
 
 def one_line(error: BaseException) -> str:
     """Returns the first line of an error's message, or the name of its class if the message is empty."""
-    return (printable(str(error)).strip() or type(error).__name__).splitlines()[0]
+    return (safe(str(error)).strip() or type(error).__name__).splitlines()[0]
 
 
 def shortened(names: Sequence[str], shown: int = 3) -> str:

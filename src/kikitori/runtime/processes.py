@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from kikitori.runtime.errors import KikitoriError
+from kikitori.runtime.errors import KikitoriError, Stopped
 from kikitori.runtime.files import open_regular
 
 # The environment variable that holds the id of the process that started this one.
@@ -22,6 +22,8 @@ PARENT = "KIKITORI_PARENT"
 PR_SET_PDEATHSIG = 1
 # Seconds between two checks of whether the parent process is alive, on systems without prctl.
 POLL_S = 1.0
+# Seconds within which a signal that comes again is an echo: `timeout` sends it to the process, then to its group.
+ECHO_S = 1.0
 
 
 def cores() -> int:
@@ -63,9 +65,31 @@ def is_locked(folder: Path) -> bool:
     return False
 
 
+class StopOnce:
+    """Acts on the first stop signal only; one that comes again, and is no echo, ends the process at once."""
+
+    def __init__(self) -> None:
+        self.first: float | None = None
+
+    def handle(self, number: int, _: Any) -> None:
+        """Handles a signal. Raises Stopped for the first one."""
+        if not self.is_repeated(number):
+            raise Stopped(number)
+
+    def is_repeated(self, number: int) -> bool:
+        """Whether a signal came before. Does not return if that is longer ago than `timeout` takes to send it twice."""
+        now = time.monotonic()
+        if self.first is None:
+            self.first = now
+            return False
+        if now - self.first > ECHO_S:
+            os._exit(Stopped(number).code)
+        return True
+
+
 @contextmanager
 def collect_stop_signals() -> Iterator[list[int]]:
-    """Yields a list that collects SIGINT and SIGTERM, which then do not end this process.
+    """Yields a list that collects the first SIGINT or SIGTERM, which then does not end this process.
 
     The caller checks the list and stops its child processes in order. Outside of the main thread the list stays empty.
     """
@@ -74,8 +98,11 @@ def collect_stop_signals() -> Iterator[list[int]]:
         yield numbers
         return
 
+    stop = StopOnce()
+
     def collect(number: int, _: Any) -> None:
-        numbers.append(number)
+        if not stop.is_repeated(number):
+            numbers.append(number)
 
     before = {number: signal.signal(number, collect) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from kikitori.runtime.errors import Stopped
+from kikitori.runtime.processes import StopOnce
 
 # Seconds in which a run must end by itself. Slurm and most other systems kill a job 30 s after the signal.
 GRACE_S = 25.0
@@ -37,9 +38,13 @@ class Stop:
         self.saving = threading.Lock()
         # Called with the reason before a forced exit, to write down how the run ended.
         self.on_forced_exit = on_forced_exit
+        self.once = StopOnce()
 
     def handle(self, number: int, _: Any) -> None:
-        """Handles a signal. A second one has no effect."""
+        """Handles a signal. One that comes again ends the process at once, except while a checkpoint is written."""
+        # Slurm announces the end of a job with several signals.
+        if "SLURM_JOB_ID" not in os.environ and not self.saving.locked() and self.once.is_repeated(number):
+            return
         if self.number is None:
             self.number = number
             if not self.is_polled:

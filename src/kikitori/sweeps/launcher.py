@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,7 @@ from hydra.core.singleton import Singleton
 from hydra.core.utils import JobReturn, JobStatus, setup_globals
 from omegaconf import DictConfig, OmegaConf, flag_override, open_dict, read_write
 
-from kikitori.config.overrides import config_options, override, swept_values, to_plain
+from kikitori.config.overrides import config_options, override, swept_values
 from kikitori.config.validation import check_config
 from kikitori.pipelines.builders import build_data
 from kikitori.runs.results import PROGRESS
@@ -63,7 +63,7 @@ def launch(plugin: Any, job_overrides: Sequence[Sequence[str]], first: int) -> l
         trials = [runner.sweep.add(trial) for trial, _ in jobs]
         runner.sweep.num_trials = len(runner.sweep.trials)
         runner.run(trials)
-    return [_job_return(trial, cfg) for trial, (_, cfg) in zip(trials, jobs, strict=True)]
+    return [_job_return(trial) for trial in trials]
 
 
 class TrialRunner:
@@ -118,8 +118,8 @@ class TrialRunner:
                 raise SweepError(report)
             log.warning("%s", report)
 
-    def compose(self, number: int, overrides: list[str]) -> tuple[Trial, DictConfig]:
-        """Composes the configuration of a trial, as the trial's own process will."""
+    def compose(self, number: int, overrides: list[str]) -> tuple[Trial, dict[str, Any]]:
+        """A trial and the plain values of its configuration, composed as its own process will."""
         overrides = [override for override in overrides if not override.startswith("resume_sweep=")]
         # Hydra keeps the current job in a singleton; resolvers such as ${hydra:job.num} must find this trial's there.
         state = Singleton.get_state()
@@ -141,9 +141,9 @@ class TrialRunner:
             resolved: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=False)
         finally:
             Singleton.set_state(state)
-        return Trial(number, folder, [*task, *hydra], swept), OmegaConf.create(resolved)
+        return Trial(number, folder, [*task, *hydra], swept), resolved
 
-    def prepare(self, configs: Iterable[DictConfig]) -> None:
+    def prepare(self, configs: Iterable[Mapping[str, Any]]) -> None:
         """Checks all configurations, and decodes each corpus once before the trials start.
 
         Raises ConfigError with the problems of all trials.
@@ -151,23 +151,24 @@ class TrialRunner:
         faults: dict[str, int] = {}
         for number, cfg in enumerate(configs):
             try:
-                check_config(cfg)
-                self._check_devices(cfg)
+                config = check_config(cfg)
+                self._check_devices(config)
             except ConfigError as error:
                 faults.setdefault(error.args[0], number)
                 continue
-            corpus = {key: value for key, value in to_plain(cfg.data).items() if key not in NOT_FOR_DECODING}
-            needed = [corpus, cfg.get("splits")]
+            corpus = {key: value for key, value in config["data"].items() if key not in NOT_FOR_DECODING}
+            needed = [corpus, config.get("splits")]
             if needed not in self.prepared:
-                build_data(to_plain(cfg)).decode()
+                build_data(config).decode()
                 self.prepared.append(needed)
         if faults:
             raise ConfigError("\n".join(f"trial {number}: {fault}" for fault, number in faults.items()))
 
-    def _check_devices(self, cfg: DictConfig) -> None:
+    def _check_devices(self, config: Mapping[str, Any]) -> None:
         """Raises ConfigError if a trial would leave some of its GPUs idle, or ask for more than it gets."""
-        devices = OmegaConf.select(cfg, "trainer.devices")
-        uses_gpus = self.is_local and self.gpus and OmegaConf.select(cfg, "trainer.accelerator") != "cpu"
+        trainer = config.get("trainer", {})
+        devices = trainer.get("devices")
+        uses_gpus = self.is_local and self.gpus and trainer.get("accelerator") != "cpu"
         if uses_gpus and isinstance(devices, int) and 0 < devices != self.gpus_per_trial:
             raise ConfigError(
                 f"hydra.launcher.gpus_per_trial={self.gpus_per_trial}, but each trial uses trainer.devices={devices}; "
@@ -290,8 +291,8 @@ class Process:
     seconds: float
 
 
-def _job_return(trial: Trial, cfg: DictConfig) -> JobReturn:
+def _job_return(trial: Trial) -> JobReturn:
     """The result of a trial for Hydra's sweepers: the validation CER, which some of them minimise."""
-    done = JobReturn(overrides=trial.overrides, cfg=cfg, status=JobStatus.COMPLETED)
+    done = JobReturn(overrides=trial.overrides, status=JobStatus.COMPLETED)
     done.return_value = trial.value
     return done

@@ -9,7 +9,7 @@ from typing import Any
 import optuna
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override, RangeSweep
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from optuna.distributions import (
     BaseDistribution,
     CategoricalDistribution,
@@ -23,7 +23,6 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
 from kikitori.config.names import translate
-from kikitori.config.targets import instantiate
 from kikitori.runtime.errors import ConfigError, SweepError
 
 
@@ -97,11 +96,9 @@ def open_study(plugin: Any, space: Mapping[str, BaseDistribution], folder: Path)
             f"{_describe(described)}; give the same search space, or another file"
         )
     study.set_user_attr("space", known)
-    pruner: DictConfig | None = OmegaConf.select(plugin.config, "hydra.sweeper.pruner")
-    if pruner is not None:
-        described_pruner = OmegaConf.to_container(pruner, resolve=True)
-        study.set_user_attr("pruner", described_pruner)
-        study.pruner = instantiate(described_pruner)
+    if plugin.pruner is not None:
+        study.set_user_attr("pruner", OmegaConf.to_container(plugin.config.hydra.sweeper.pruner, resolve=True))
+        study.pruner = plugin.pruner
     study.sampler = make_sampler(plugin.sampler, named_as_in(study, space), len(study.trials))
     if path.resolve().parent != folder.resolve():
         # Machines that share a study must not all start with the same samples.
@@ -117,16 +114,24 @@ def named_as_in(study: optuna.Study, space: Mapping[str, BaseDistribution]) -> d
 
 
 def named_now(params: Mapping[str, Any], study: optuna.Study, space: Mapping[str, BaseDistribution]) -> dict[str, Any]:
-    """The parameters of a trial of such a study with the names of the search space."""
+    """The parameters of a trial of such a study with the names of the search space.
+
+    Raises SweepError for a key or value that the search cannot have chosen: parameters become words of a command line.
+    """
     earlier = named_as_in(study, space)
 
     def value_now(key: str, value: Any) -> Any:
         before, now = earlier[key], space[translate(key)]
         if isinstance(before, CategoricalDistribution) and isinstance(now, CategoricalDistribution):
             return now.choices[before.choices.index(value)]
-        return value
+        return before.to_external_repr(before.to_internal_repr(value))  # a number, whatever the journal holds
 
-    return {translate(key): value_now(key, value) for key, value in params.items()}
+    try:
+        return {translate(key): value_now(key, value) for key, value in params.items()}
+    except (KeyError, ValueError, TypeError) as error:
+        raise SweepError(
+            f"the study holds a trial with {dict(params)}, which is outside of the search space"
+        ) from error
 
 
 def make_sampler(make: Any, space: Mapping[str, BaseDistribution], earlier: int) -> optuna.samplers.BaseSampler:

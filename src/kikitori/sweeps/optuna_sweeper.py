@@ -70,9 +70,8 @@ class Search:
         if isinstance(study.sampler, GridSampler):
             self.n_trials = min(self.n_trials, math.prod(len(values_of(d)) for d in space.values()))
         # Number in the sweep's folder -> number in the study; the latest one where a trial was retried.
-        self.numbers = {
-            t.user_attrs["number"]: t.number for t in study.trials if t.user_attrs.get("sweep") == self.sweep
-        }
+        own = (t for t in study.trials if t.user_attrs.get("sweep") == self.sweep)
+        self.numbers = {t.user_attrs["number"]: t.number for t in own if type(t.user_attrs.get("number")) is int}
 
     def trials(self) -> Iterator[Trial]:
         """Yields the trials that an earlier start left unfinished or that the machine made fail, then new ones."""

@@ -33,7 +33,7 @@ class OptunaPruning(pl.Callback):
     def _should_prune(self, trainer: pl.Trainer) -> bool:
         if self._trial is None:
             study = optuna.load_study(study_name=self.name, storage=open_storage(self.path))
-            study.pruner = instantiate(study.user_attrs["pruner"])
+            study.pruner = instantiate(study.user_attrs["pruner"], "hydra.sweeper.pruner")
             self._trial = optuna.Trial(study, study.trials[self.number]._trial_id)
         step, cer = trainer.global_step, float(trainer.callback_metrics["val/cer"])
         reported: Any = self._trial.study.trials[self.number].intermediate_values

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any, Literal
 from uuid import uuid4
 
+from kikitori.config.composition import typed_again
 from kikitori.config.names import translate
-from kikitori.config.overrides import config_folders, short_number
+from kikitori.config.overrides import config_folders, short_number, split_words
 from kikitori.runs.results import FINISHED, PROGRESS, RESULTS, SWEEP, best_cer, read_results, read_sweep
 from kikitori.runtime.errors import DataError, SweepError, describe_error
 from kikitori.runtime.files import read_json, write_json
@@ -113,7 +114,8 @@ class Sweep:
     @property
     def resume_command(self) -> str:
         """The command line that runs what is missing or failed."""
-        return shlex.join([*self._program, "-m", f"resume_sweep={self.folder}"])
+        again = typed_again(split_words(self.command[2:])[1])
+        return shlex.join([*self._program, "-m", f"resume_sweep={self.folder}", *again])
 
     def run_command(self, trial: Trial) -> str:
         """The command line that runs a trial's configuration by itself."""

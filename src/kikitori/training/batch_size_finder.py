@@ -73,7 +73,9 @@ def find_micro_batch_sizes(trainer: pl.Trainer, whisper: Whisper, data: SpeechDa
         keys = {frames: key(whisper, trainer, frames, share, tokens) for frames in sorted(data.window_frames())}
         for frames, name in keys.items():
             if name not in known:
-                known[name] = largest_that_fits(share, make_memory_probe(whisper, trainer, frames, tokens, share), frames)
+                known[name] = largest_that_fits(
+                    share, make_memory_probe(whisper, trainer, frames, tokens, share), frames
+                )
         write_json(path, known)
     torch.cuda.empty_cache()
     found = {frames: known[name] for frames, name in keys.items()}

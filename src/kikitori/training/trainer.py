@@ -45,12 +45,13 @@ def build_trainer(
     """
     # The module clips gradients: Lightning does so only if it runs the backward pass itself.
     settings = {k: v for k, v in settings.items() if k not in ("gradient_clip_val", "max_steps", "max_epochs")}
-    make = instantiate(settings, _partial_=True, _convert_="all")
     # Deterministic algorithms would fill new tensors with NaN, to show those that are read unwritten: 4 % of a step.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     environment = _environment()
     try:
-        trainer: pl.Trainer = make(
+        trainer: pl.Trainer = instantiate(
+            settings,
+            "trainer",
             callbacks=[*callbacks, ProgressReport()],
             logger=loggers,
             plugins=[files or CheckpointFiles(), *([environment] if environment else [])],
@@ -84,7 +85,7 @@ def build_callback(node: dict[str, Any], folder: Path) -> pl.Callback:
     files: dict[str, Any] = {}
     if node["_target_"] == "pytorch_lightning.callbacks.ModelCheckpoint":
         files = {"dirpath": str(folder), "filename": "step-{step}", "auto_insert_metric_name": False}
-    callback: pl.Callback = instantiate(node, **files)
+    callback: pl.Callback = instantiate(node, "callbacks", **files)
     if isinstance(callback, EarlyStopping):
         # A checkpoint would restore the patience that the run had, and undo one that was raised since.
         load, patience = callback.load_state_dict, callback.patience
