@@ -160,6 +160,14 @@ def test_both_readmes_have_the_same_order() -> None:
     assert set(links(ENGLISH)) - {"README.ja.md"} == set(links(JAPANESE)) - {"README.md"}
 
 
+def test_the_tests_that_documents_name_exist() -> None:
+    named = [
+        name for path in DOCUMENTS for name in re.findall(r"[\w/]+/test_\w+\.py", path.read_text(encoding="utf-8"))
+    ]
+    assert len(named) > 25
+    assert not [name for name in named if not (ROOT / "tests" / name.removeprefix("tests/")).exists()]
+
+
 def test_the_documents_name_many_commands() -> None:
     """Guards the checks below against a pattern that finds nothing."""
     assert len(commands()) > 30

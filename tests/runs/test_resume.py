@@ -60,7 +60,9 @@ def test_a_users_own_configuration_folder_is_kept(tmp_path: Path) -> None:
 )
 def test_no_other_options_are_taken_from_a_record(tmp_path: Path, options: Any) -> None:
     folder = run(tmp_path / "a", "seed=1", options=options)
-    with pytest.raises(DataError, match=r"results\.json (holds the option|holds no command line|is not what kikitori writes)"):
+    with pytest.raises(
+        DataError, match=r"results\.json (holds the option|holds no command line|is not what kikitori writes)"
+    ):
         expand_resume("train", [f"resume={folder}"])
 
 
