@@ -62,6 +62,13 @@ def models(count: int, seed: int, folder: Path) -> dict[str, Any]:
     return _row(fault, folder, "model/test_limits.py")
 
 
+def run_folders(count: int, seed: int, folder: Path) -> dict[str, Any]:
+    """Changed, linked and planted files of run folders, sweeps and checkpoints."""
+    fault = "hostile run folders and checkpoints: unreadable or refused, nothing outside of them written or deleted"
+    own = ("security/test_hostile_runs.py", "security/test_hostile_checkpoints.py", "runtime/test_files.py")
+    return _row(fault, folder, *own)
+
+
 def _row(fault: str, folder: Path, *files: str) -> dict[str, Any]:
     """Run the tests of some files in a separate process, and count them."""
     folder.mkdir(parents=True, exist_ok=True)
