@@ -90,3 +90,23 @@ kill_workers_at_exit()
 def test_a_script_does_not_wait_for_workers_that_ignore_sigterm() -> None:
     script = LEFT_BEHIND
     assert subprocess.run([sys.executable, "-c", script], timeout=30).returncode == 0
+
+
+FORK = """
+import os, sys
+from kikitori.runtime import processes
+
+seen = []
+frames = sys._current_frames
+sys._current_frames = lambda: seen.append(os.getpid()) or frames()
+run = os.getpid()
+if os.fork():
+    os.wait()
+    print(seen == [run])
+"""
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 11, 10), reason="Python itself waits for the lock since 3.11.10")
+def test_a_fork_waits_for_threads_that_enter_python() -> None:
+    done = subprocess.run([sys.executable, "-c", FORK], timeout=30, capture_output=True, text=True)
+    assert done.stdout == "True\n", done.stderr

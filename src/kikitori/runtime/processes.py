@@ -146,6 +146,20 @@ def worker_start_method() -> str | None:
     return "fork" if sys.platform == "linux" else None
 
 
+def _let_threads_pass() -> None:
+    """Waits, before a fork, until no thread of a library is just entering Python.
+
+    Until Python 3.11.10 a child that is forked at such a moment inherits a lock that nobody releases, and hangs
+    (github.com/python/cpython/issues/112275). gloo's threads enter Python to free tensors after an exchange.
+    """
+    time.sleep(0.001)
+    sys._current_frames()  # takes the lock, so it waits for a thread that was interrupted while it held it
+
+
+if sys.version_info < (3, 11, 10) and hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_let_threads_pass)
+
+
 def exit_with_parent(run: int, worker: int) -> None:
     """Initialises worker number `worker` of a DataLoader: it ignores stop signals and exits with the process `run`.
 
