@@ -61,7 +61,7 @@ def test_a_users_own_configuration_folder_is_kept(tmp_path: Path) -> None:
 def test_no_other_options_are_taken_from_a_record(tmp_path: Path, options: Any) -> None:
     folder = run(tmp_path / "a", "seed=1", options=options)
     with pytest.raises(
-        DataError, match=r"results\.json (holds the option|holds no command line|is not what kikitori writes)"
+        DataError, match=r"results\.json (holds the option|cannot be read: results\.json\.options)"
     ):
         expand_resume("train", [f"resume={folder}"])
 
@@ -185,7 +185,7 @@ def test_lines_without_a_sweep_to_resume_are_unchanged(line: list[str]) -> None:
 def test_a_sweep_of_another_command_or_a_damaged_one_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="holds a sweep of kikitori evaluate, not of train"):
         expand_resume_sweep("train", [sweep(tmp_path / "a", "-m", command="evaluate")])
-    with pytest.raises(DataError, match=r"sweep\.json is not what kikitori writes \(sweep\.json\.command\[2\] is"):
+    with pytest.raises(DataError, match=r"sweep\.json cannot be read: sweep\.json\.command\[2\] is"):
         expand_resume_sweep("train", [sweep(tmp_path / "b", {"a": 1})])
     (tmp_path / "b" / "sweep.json").write_text("{")
     with pytest.raises(DataError, match=r"sweep\.json cannot be read"):

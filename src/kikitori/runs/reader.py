@@ -23,7 +23,7 @@ from kikitori.metrics.error_rates import clip_score, corpus_rate, edits_and_leng
 from kikitori.metrics.normalizer import text_rules
 from kikitori.runs.results import RESULTS, SWEEP, predictions_file, read_predictions, read_results, read_sweep
 from kikitori.runtime.errors import DataError, one_line
-from kikitori.runtime.files import UNREADABLE, parse, read_text
+from kikitori.runtime.files import UNREADABLE, check_extent, parse, read_text
 from kikitori.runtime.processes import is_locked
 
 # Keys in which two runs of one configuration may differ: the seed, and where things are written.
@@ -308,16 +308,9 @@ def _trials(sweep: Path) -> dict[Path, Any]:
 def _hydra_overrides(folder: Path) -> list[str]:
     """The overrides that Hydra recorded; results.json of older runs lacks them."""
     try:
-        text = read_text(folder / ".hydra" / "overrides.yaml", MAX_OVERRIDES)
-        return parse(yaml.load(text, _WithoutAliases) or [], [str])
+        # This loader makes texts and nothing else; with aliases, a few of its lines may still stand for many values.
+        words = yaml.load(read_text(folder / ".hydra" / "overrides.yaml", MAX_OVERRIDES), yaml.BaseLoader) or []
+        check_extent(words)
+        return parse(words, [str])
     except (*UNREADABLE, yaml.YAMLError):
         return []
-
-
-class _WithoutAliases(yaml.SafeLoader):
-    """Refuses aliases, with which a few lines hold any number of values; Hydra writes none here."""
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError("an alias")
-        return super().compose_node(parent, index)

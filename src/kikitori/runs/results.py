@@ -11,7 +11,7 @@ from typing import Any
 
 from kikitori.config.overrides import leaves
 from kikitori.runtime.errors import DataError
-from kikitori.runtime.files import UNREADABLE, parse, read_json, read_lines
+from kikitori.runtime.files import read_json, read_lines
 
 Results = dict[str, Any]
 
@@ -129,7 +129,7 @@ PREDICTION = {
 
 def read_results(folder: Path) -> Results:
     """Reads results.json of a run. Raises DataError if it is missing, damaged, or not what a run records."""
-    results = _read(folder / RESULTS, RECORD)
+    results = read_json(folder / RESULTS, RECORD)
     if sum(1 for _ in leaves(results.get("config", {}))) > MAX_KEYS:
         raise DataError(f"{folder / RESULTS} holds a configuration of more than {MAX_KEYS} keys")
     return results
@@ -137,26 +137,15 @@ def read_results(folder: Path) -> Results:
 
 def read_sweep(folder: Path) -> dict[str, Any]:
     """Reads sweep.json of a sweep. Raises DataError if it is missing, damaged, or not what a sweep records."""
-    return _read(folder / SWEEP, SWEEP_RECORD)
+    return read_json(folder / SWEEP, SWEEP_RECORD)
 
 
 def read_predictions(path: Path) -> list[dict[str, Any]]:
     """Reads a file of transcripts, of which very long ones are cut. Raises DataError if that is impossible."""
-    try:
-        rows = read_lines(path, PREDICTION)
-    except UNREADABLE as error:
-        raise DataError(f"{path} cannot be read: {error}; delete it") from error
+    rows = read_lines(path, PREDICTION)
     for row in rows:
         row |= {key: row[key][:MAX_TRANSCRIPT] for key in ("reference", "hypothesis")}
     return rows
-
-
-def _read(path: Path, kind: Any) -> dict[str, Any]:
-    value = read_json(path)
-    try:
-        return parse(value, kind, path.name)
-    except ValueError as error:
-        raise DataError(f"{path} is not what kikitori writes ({error}); delete it, or its folder") from error
 
 
 def command_line(results: Mapping[str, Any]) -> str:
