@@ -60,9 +60,7 @@ def test_a_users_own_configuration_folder_is_kept(tmp_path: Path) -> None:
 )
 def test_no_other_options_are_taken_from_a_record(tmp_path: Path, options: Any) -> None:
     folder = run(tmp_path / "a", "seed=1", options=options)
-    with pytest.raises(
-        DataError, match=r"results\.json (holds the option|cannot be read: results\.json\.options)"
-    ):
+    with pytest.raises(DataError, match=r"results\.json (holds the option|cannot be read: results\.json\.options)"):
         expand_resume("train", [f"resume={folder}"])
 
 

@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from kikitori.config import targets
 from kikitori.config.arguments import Rule, one_of
 from kikitori.config.names import did_you_mean
-from kikitori.config.overrides import key_of, leaves, settings, to_plain
+from kikitori.config.overrides import leaves, settings, to_plain
 from kikitori.runtime.errors import ConfigError, one_line
 from kikitori.runtime.text import secret_fault
 
@@ -154,12 +154,6 @@ def refuse_reserved(words: Iterable[str], source: str) -> None:
     """
     for key, fault in reserved_settings(words):
         raise ConfigError(f"{source} sets {key}: {fault}")
-
-
-def typed_again(words: Iterable[str]) -> list[str]:
-    """The overrides of a run or sweep that must be given once more when it is resumed."""
-    of_the_start = ("resume", "resume_accept", "resume_sweep", "hydra.run.dir", "hydra.sweep.dir")
-    return [word for word in words if key_of(word) not in of_the_start and any(reserved_settings([word]))]
 
 
 def reserved_settings(words: Iterable[str]) -> Iterator[tuple[str, str]]:

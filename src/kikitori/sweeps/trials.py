@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any, Literal
 from uuid import uuid4
 
-from kikitori.config.composition import typed_again
 from kikitori.config.names import translate
 from kikitori.config.overrides import config_folders, short_number, split_words
 from kikitori.runs.results import FINISHED, PROGRESS, RESULTS, SWEEP, best_cer, read_results, read_sweep
+from kikitori.runs.resume import typed_again
 from kikitori.runtime.errors import DataError, SweepError, describe_error
 from kikitori.runtime.files import read_json, write_json
 
