@@ -114,9 +114,12 @@ _accept_hydras_help()
 
 def _prepare_line(command: str, words: list[str]) -> list[str]:
     """The words after the command, checked, with `resume=FOLDER` and `resume_sweep=FOLDER` expanded."""
+    # First, since every other message may print a word. Words of a record are checked with the configuration.
+    for word in words:
+        if fault := secret_fault(word):
+            sys.exit(f"kikitori: {mask(word.partition('=')[0])} {fault}")
     if command in HYDRA_COMMANDS:
         words = [word if word.startswith("-") else quote_value(word) for word in words]
-        _refuse_secrets(words)
         _refuse_names(command, words)
         try:
             if start := start_folder_of(words):
@@ -132,13 +135,6 @@ def _prepare_line(command: str, words: list[str]) -> list[str]:
     return [*words, *(override("hydra.sweep.dir", value_of(word)) for word in sweeps)]
 
 
-def _refuse_secrets(words: list[str]) -> None:
-    """Exits if an override holds a secret. Every other message may print the override."""
-    for word in words:
-        if fault := secret_fault(word):
-            sys.exit(f"kikitori: {mask(word.partition('=')[0])} {fault}")
-
-
 def _refuse_names(command: str, words: list[str]) -> None:
     """Exits if an override has a name or form that cannot be used, or an option does not exist."""
     old = outdated(split_words(words)[1], config_folders(words))
@@ -150,8 +146,7 @@ def _refuse_names(command: str, words: list[str]) -> None:
 
 
 def _refuse(arguments: list[str]) -> None:
-    """Exits before Hydra writes the command line to files if it holds a secret or contradicts itself."""
-    _refuse_secrets(arguments)
+    """Exits before Hydra writes anything if a command line contradicts itself."""
     given = {key_of(word): value_of(word) for word in arguments}
     # A choice of `sweep` sets the mode.
     sweeps = "-m" in given or "--multirun" in given or given.get("hydra.mode") == "MULTIRUN" or "sweep" in given

@@ -18,7 +18,7 @@ from kikitori.config import targets
 from kikitori.config.arguments import Rule, one_of
 from kikitori.config.names import did_you_mean
 from kikitori.config.overrides import leaves, settings, to_plain
-from kikitori.runtime.errors import ConfigError, one_line
+from kikitori.runtime.errors import ConfigError, one_line, raise_problems
 from kikitori.runtime.text import secret_fault
 
 Path = tuple[str, ...]
@@ -104,10 +104,7 @@ def check(cfg: DictConfig, words: Sequence[str]) -> None:
 
     words: the overrides it was composed with, which a person typed, or which were checked by `refuse_reserved`.
     """
-    found = [f"{key}: {fault}" for key, fault in _faults(cfg, words)]
-    if found:
-        count = f"{len(found)} problem{'s' * (len(found) > 1)}"
-        raise ConfigError(f"{count} in the configuration\n" + "\n".join(f"  {line}" for line in found))
+    raise_problems([f"{key}: {fault}" for key, fault in _faults(cfg, words)])
 
 
 def _faults(cfg: DictConfig, words: Sequence[str]) -> Iterator[tuple[str, str]]:
