@@ -155,6 +155,7 @@ def test_a_trial_in_sweep_json_lies_in_its_sweep(tmp_path: Path) -> None:
     good_run(tmp_path / "sweep" / "a")
     for folder in ("../private", str(tmp_path / "private")):
         trials = [{"folder": folder}, {"folder": "a", "log": "../private/train.log"}]
+        trials = [{"number": number, "overrides": [], "swept": {}, **trial} for number, trial in enumerate(trials)]
         (tmp_path / "sweep" / "sweep.json").write_text(json.dumps({"trials": trials}))
         tables, failures = build_leaderboards([str(tmp_path / "sweep")])
         assert [run.name for table in tables for run in table.runs] + failures == ["a"]

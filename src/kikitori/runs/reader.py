@@ -300,7 +300,7 @@ def _natural(path: Path) -> list[tuple[int, str]]:
 def _trials(sweep: Path) -> dict[Path, Any]:
     """The entries of sweep.json by trial folder; empty if the file is missing or damaged."""
     try:
-        return {sweep / trial["folder"]: trial for trial in read_sweep(sweep).get("trials", [])}
+        return {sweep / trial["folder"]: trial for trial in read_sweep(sweep)["trials"]}
     except DataError:
         return {}
 

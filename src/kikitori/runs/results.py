@@ -111,16 +111,16 @@ RECORD = {
 TRIAL = {
     "folder!": is_name,
     "log": lambda log: log == "" or is_below(log),
-    "number": is_count,
-    "overrides": [str],
-    "swept": {str: str},
+    "number!": is_count,
+    "overrides!": [str],
+    "swept!": {str: str},
     "state": ("waiting", "running", *FINISHED, "failed").__contains__,
     "reason": str,
     "is_repeatable": bool,
     "seconds": is_amount,
     "value": (is_rate, None),
 }
-SWEEP_RECORD = {"trials": [TRIAL], "command": [str], "cwd": str, "started": str, "id": str}
+SWEEP_RECORD = {"trials!": [TRIAL], "command": [str], "cwd": str, "started": str, "id": str}
 PREDICTION = {
     **dict.fromkeys(("clip!", "reference!", "hypothesis!"), str),
     **dict.fromkeys(("cer_edits!", "cer_length!"), is_count),

@@ -5,7 +5,7 @@ import shlex
 import signal
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 from uuid import uuid4
@@ -142,16 +142,14 @@ def open_sweep(folder: Path, command: list[str], resume: str | None) -> Sweep:
             )
         return Sweep(folder, command)
     facts = read_sweep(folder)
-    try:
-        own = config_folders(facts.get("command", []))
-        trials = [_read_trial(trial, own) for trial in facts["trials"]]
-        return Sweep(folder, command, trials, facts["started"], facts["id"])
-    except (KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{path} is no record of a sweep ({error}); start a sweep in another folder") from error
+    own = config_folders(facts.get("command", []))
+    trials = [_read_trial(trial, own) for trial in facts["trials"]]
+    return Sweep(folder, command, trials, **{key: facts[key] for key in ("started", "id") if key in facts})
 
 
-def _read_trial(facts: Mapping[str, Any], own: Sequence[Path]) -> Trial:
+def _read_trial(recorded: Mapping[str, Any], own: Sequence[Path]) -> Trial:
     """A trial from sweep.json, with the names of this version. own: the user's configuration folders."""
+    facts = {known.name: recorded[known.name] for known in fields(Trial) if known.name in recorded}
     swept = dict(translate(f"{key}={value}", own).split("=", 1) for key, value in facts["swept"].items())
     return Trial(**{**facts, "overrides": [translate(text, own) for text in facts["overrides"]], "swept": swept})
 
