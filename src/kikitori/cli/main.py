@@ -30,7 +30,7 @@ from kikitori.config.overrides import (
 )
 from kikitori.config.suggestions import explain, unknown_option, wrong_words
 from kikitori.config.targets import FOLDER
-from kikitori.runs.results import RESULTS, SWEEP, ended_before_scoring
+from kikitori.runs.results import RESULTS, ended_before_scoring
 from kikitori.runs.resume import expand_resume, expand_resume_sweep, start_folder_of
 from kikitori.runtime import distributed, processes
 from kikitori.runtime.errors import Failed, KikitoriError, Stopped, describe_error
@@ -164,7 +164,7 @@ def _refuse(arguments: list[str]) -> None:
 
 
 def _refuse_folders(given: dict[str, str | None], sweeps: bool) -> None:
-    """Exits if there is nothing to resume in a folder, or if a run in it would be overwritten."""
+    """Exits if a folder to resume in is not named, or if a run in it would be overwritten."""
     folder, resume = given.get("hydra.run.dir"), given.get("resume") == "auto"
     if resume and folder is None and not sweeps:
         sys.exit("kikitori: resume=auto resumes or starts the run in a folder; name it: hydra.run.dir=...")
@@ -175,8 +175,6 @@ def _refuse_folders(given: dict[str, str | None], sweeps: bool) -> None:
         message = f"kikitori: hydra.run.dir={folder} already holds a run"
         sys.exit(f"{message}; choose another folder, or add resume=auto to resume it")
     sweep = given.get("resume_sweep")
-    if sweep and not Path(sweep, SWEEP).exists():
-        sys.exit(f"kikitori: resume_sweep={sweep} holds no {SWEEP}; give the folder of a sweep")
     if sweep and not sweeps:
         sys.exit(f"kikitori: resume_sweep={sweep} resumes a sweep; add -m")
 

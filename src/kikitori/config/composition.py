@@ -18,7 +18,7 @@ from kikitori.config import targets
 from kikitori.config.arguments import Rule, one_of
 from kikitori.config.names import did_you_mean
 from kikitori.config.overrides import leaves, settings, to_plain
-from kikitori.runtime.errors import ConfigError, one_line, raise_problems
+from kikitori.runtime.errors import one_line, raise_problems
 from kikitori.runtime.text import secret_fault
 
 Path = tuple[str, ...]
@@ -102,7 +102,7 @@ RESERVED: dict[str, Rule] = {
 def check(cfg: DictConfig, words: Sequence[str]) -> None:
     """Raises ConfigError with all that a configuration must not hold.
 
-    words: the overrides it was composed with, which a person typed, or which were checked by `refuse_reserved`.
+    words: the overrides it was composed with, which a person typed, or which set nothing of `reserved_settings`.
     """
     raise_problems([f"{key}: {fault}" for key, fault in _faults(cfg, words)])
 
@@ -142,15 +142,6 @@ def _faults(cfg: DictConfig, words: Sequence[str]) -> Iterator[tuple[str, str]]:
         params = (built or {}).get("params")
         axes = [f"{key}={value}" for key, value in (params if isinstance(params, Mapping) else {}).items()]
         yield from ((f"hydra.{node}.params.{key}", fault) for key, fault in reserved_settings(axes) if key not in given)
-
-
-def refuse_reserved(words: Iterable[str], source: str) -> None:
-    """Raises ConfigError for overrides that are not typed now and set what only a person may set.
-
-    source: what they come from, for the message.
-    """
-    for key, fault in reserved_settings(words):
-        raise ConfigError(f"{source} sets {key}: {fault}")
 
 
 def reserved_settings(words: Iterable[str]) -> Iterator[tuple[str, str]]:

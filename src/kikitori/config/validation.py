@@ -84,9 +84,9 @@ PASSED = {
 
 
 def check_config(cfg: DictConfig | Mapping[str, Any]) -> dict[str, Any]:
-    """The plain values of a composed configuration, whose interpolations are resolved here and nowhere else.
+    """The plain values of a composed configuration, which are never read as a configuration again.
 
-    cfg: as Hydra composed it, or its plain values. Raises ConfigError with all problems.
+    cfg: as Hydra composed it, or its plain values if they were resolved before. Raises ConfigError with all problems.
     """
     values: Any = cfg
     found = list(_missing(cfg)) if isinstance(cfg, DictConfig) else []

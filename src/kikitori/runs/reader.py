@@ -171,9 +171,7 @@ def find_runs(places: str | Path | Sequence[str | Path]) -> list[Run]:
     if not named:
         raise DataError(f"{given[0]} is a file; {USAGE}")
     folders = list(dict.fromkeys(folder.resolve() for place in named for folder in _run_folders(place)))
-    sweeps: dict[Path, dict[Path, Any]] = {}
-    for parent in {folder.parent for folder in folders}:
-        sweeps[parent] = _trials(parent)
+    sweeps = {parent: _trials(parent) for parent in {folder.parent for folder in folders}}
     common = Path(os.path.commonpath([folder.parent for folder in folders]))
     return [read_run(f, f.relative_to(common).as_posix(), sweeps[f.parent].get(f, {})) for f in folders]
 

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
-from kikitori.config.composition import refuse_reserved, reserved_settings
+from kikitori.config.composition import reserved_settings
 from kikitori.config.documentation import used_files
 from kikitori.config.names import translate
 from kikitori.config.overrides import (
@@ -111,14 +110,15 @@ def expand_resume(command: str, given: list[str]) -> list[str]:
 def expand_resume_sweep(command: str, given: list[str]) -> list[str]:
     """Adds the words that the sweep in FOLDER was started with to a command line with `resume_sweep=FOLDER`.
 
-    Overrides given now take precedence; `Sweep.add` refuses those that would change a trial. A folder without a sweep
-    leaves the line unchanged. Raises ConfigError if its sweep is one of another command, DataError if sweep.json is
-    damaged.
+    Overrides given now take precedence; `Sweep.add` refuses those that would change a trial.
+    Raises ConfigError if it holds no sweep, or one of another command, DataError if sweep.json is damaged.
     """
     given_options, given_overrides = split_words(given)
     folder = _named("resume_sweep", given_overrides)
-    if folder is None or not (folder / SWEEP).exists():
+    if folder is None:
         return given
+    if not (folder / SWEEP).exists():
+        raise ConfigError(f"resume_sweep={folder} holds no {SWEEP}; give the folder of a sweep")
     command_line = read_sweep(folder).get("command")
     if command_line is None:
         raise DataError(f"{folder / SWEEP} holds no command; start a sweep in another folder")
@@ -129,20 +129,14 @@ def expand_resume_sweep(command: str, given: list[str]) -> list[str]:
     return [*_kept(options, given_options), *given_options, *words, *given_overrides]
 
 
-def keep_changed_defaults(cfg: DictConfig, words: Iterable[str]) -> None:
+def keep_changed_defaults(cfg: DictConfig, words: Iterable[str], folder: Path) -> None:
     """Gives a run of an earlier version that is resumed its recorded values, where defaults have changed since.
 
-    words: the overrides of its command line, which take precedence.
+    words: the overrides of its command line, which take precedence. folder: of the run.
     """
-    if cfg.get("resume") != "auto":
+    if cfg.get("resume") != "auto" or not (folder / RESULTS).exists():
         return
-    try:
-        path = Path(str(cfg.hydra.run.dir), RESULTS)
-    except OmegaConfBaseException:  # composed outside of a command, where the default folder has no name
-        return
-    if not path.exists():
-        return
-    recorded, given = dict(flatten(read_results(path.parent).get("config", {}))), set(map(key_of, words))
+    recorded, given = dict(flatten(read_results(folder).get("config", {}))), set(map(key_of, words))
     for key, default in CHANGED_DEFAULTS.items():
         if recorded.get(key) is not None and key not in given and OmegaConf.select(cfg, key) == default:
             OmegaConf.update(cfg, key, recorded[key])
@@ -288,5 +282,6 @@ def _recorded_words(
     left_out = tuple(f"{entry}." for entry in _left_out(now))
     taken = {*given, *alternatives, *start_keys}
     words = [word for word in words if key_of(word) not in taken and not key_of(word).startswith(left_out)]
-    refuse_reserved(words, str(path))
+    for key, fault in reserved_settings(words):
+        raise ConfigError(f"{path} sets {key}: {fault}")
     return words

@@ -132,8 +132,6 @@ def open_sweep(folder: Path, command: list[str], resume: str | None) -> Sweep:
     Raises SweepError if the folder already holds a sweep, or none to resume.
     """
     path = folder / SWEEP
-    if resume and not path.exists():
-        raise SweepError(f"resume_sweep={resume} holds no {SWEEP}; give the folder of a sweep, or leave it out")
     if not resume:
         if path.exists():
             hint = Sweep(folder, command).resume_command
