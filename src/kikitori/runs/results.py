@@ -5,7 +5,7 @@ A folder may be anyone's, so each file is read in one way: as plain values of th
 
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,19 +35,15 @@ MAX_TRANSCRIPT = 2000
 MAX_KEYS = 2000
 
 
-def is_count(value: Any) -> bool:
-    """Whether a value is a number of things."""
-    return type(value) is int and 0 <= value <= 10**12
+def _number(low: int, high: int, *types: type) -> Callable[[Any], bool]:
+    """The kind of a number of these types in a range."""
+    return lambda value: type(value) in types and low <= value <= high
 
 
-def is_amount(value: Any) -> bool:
-    """Whether a value is a number of seconds, GB or clips per second."""
-    return type(value) in (int, float) and 0 <= value <= 10**12
-
-
-def is_rate(value: Any) -> bool:
-    """Whether a value is an error rate, a change of one, or a loss."""
-    return type(value) in (int, float) and abs(value) <= 10**6
+# A number of things; seconds, GB or clips per second; an error rate or a change of one.
+is_count = _number(0, 10**12, int)
+is_amount = _number(0, 10**12, int, float)
+is_rate = _number(-(10**6), 10**6, int, float)
 
 
 def is_name(value: Any) -> bool:

@@ -129,7 +129,7 @@ class Sweep:
 def open_sweep(folder: Path, command: list[str], resume: str | None) -> Sweep:
     """Starts a sweep in this folder, or reopens the one to resume.
 
-    Raises SweepError if the folder already holds a sweep, or none to resume.
+    Raises SweepError if a new sweep would replace one, DataError if the one to resume cannot be read.
     """
     path = folder / SWEEP
     if not resume:
