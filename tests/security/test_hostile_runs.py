@@ -4,6 +4,7 @@ import json
 import os
 import random
 import shutil
+import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -109,6 +110,8 @@ def bad_results(folder: Path, **changes: Any) -> Path:
         {"scores": {"../../../etc/x": {"validation": {"cer": 0.5}}}},
         {"scoring": {"language": "Klingon"}},
         {"config": {str(key): key for key in range(3000)}},
+        {"overrides": ["seed=1"] * 2000},
+        {"options": ["--config-dir", "a" * 20_000]},
     ],
 )
 def test_what_no_run_records_makes_one_run_unreadable(tmp_path: Path, victim: Path, changes: dict[str, Any]) -> None:
@@ -158,6 +161,38 @@ def test_a_trial_in_sweep_json_lies_in_its_sweep(tmp_path: Path) -> None:
         (tmp_path / "sweep" / "sweep.json").write_text(json.dumps({"trials": trials}))
         tables, failures = build_leaderboards([str(tmp_path / "sweep")])
         assert [run.name for table in tables for run in table.runs] + failures == ["a"]
+
+
+def test_folders_of_any_depth_are_searched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    good_run(tmp_path / "runs" / "good")
+    monkeypatch.chdir(tmp_path / "runs")
+    for _ in range(1500):
+        os.mkdir("deep")
+        os.chdir("deep")
+    os.chdir(tmp_path)
+    try:
+        assert compared(tmp_path / "runs", page=False) == ["good"]
+    finally:
+        subprocess.run(["rm", "-r", "runs/deep"], check=True)  # too deep for pytest
+
+
+def test_a_run_that_cannot_be_looked_at_is_unreadable(tmp_path: Path) -> None:
+    good_run(tmp_path / "sweep" / "a")
+    trials = [{"folder": "b", "log": "/".join(["x" * 250] * 20)}, {"folder": "a"}]
+    (tmp_path / "sweep" / "sweep.json").write_text(json.dumps({"trials": trials}))
+    tables, failures = build_leaderboards([str(tmp_path / "sweep")])
+    assert [run.name for table in tables for run in table.runs] == ["a"]
+    assert [(run.name, run.status, run.reason) for run in failures] == [
+        ("b", "unreadable", "cannot be read (File name too long)")
+    ]
+
+
+def test_a_run_with_too_many_transcripts_has_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    good_run(tmp_path / "runs" / "good")
+    for most, count in ((6, 6), (5, 0)):
+        monkeypatch.setattr("kikitori.runs.results.MAX_TRANSCRIPTS", most)
+        ((run, *_),) = [table.runs for table in build_leaderboards([str(tmp_path / "runs")])[0]]
+        assert len(run.predictions("validation")) == count
 
 
 LINKED = ["train.log", "results.json", ".results.json.partial", "results.md", "metrics.csv", "model/README.md"]

@@ -11,6 +11,7 @@ import re
 import stat
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -145,10 +146,16 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def read_lines(path: Path, kind: Any = {str: ANY}) -> list[Any]:  # noqa: B006
-    """Reads the objects that `write_lines` wrote, of a kind for `parse`. Raises one of UNREADABLE."""
+def read_lines(path: Path, kind: Any = {str: ANY}, most: int | None = None) -> list[Any]:  # noqa: B006
+    """Reads the objects that `write_lines` wrote, of a kind for `parse`. Raises one of UNREADABLE.
+
+    most: lines; no limit if None.
+    """
     with open_regular(path, MAX_BYTES_OF_LINES) as lines:
-        return [parse(plain(line.decode()), kind, f"line {i}") for i, line in enumerate(lines, 1)]
+        rows = [parse(plain(line.decode()), kind, f"line {i}") for i, line in enumerate(islice(lines, most), 1)]
+        if lines.read(1):
+            raise ValueError(f"it has more than {most} lines")
+    return rows
 
 
 def create(path: Path) -> BinaryIO:
