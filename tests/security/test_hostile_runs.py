@@ -221,16 +221,25 @@ def test_a_second_name_of_a_file_is_not_written_through(tmp_path: Path, victim: 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
 def test_a_run_folder_of_another_user_is_not_written_into(tmp_path: Path) -> None:
     folder = good_run(tmp_path / "run")
-    os.chown(folder / "train.log", 12345, -1)
-    with pytest.raises(KikitoriError, match=r"train\.log belongs to another user"):
-        check_run_folder(folder, "hydra.run.dir")
+    for path in (folder / "train.log", folder):
+        os.chown(path, 12345, -1)
+        with pytest.raises(KikitoriError, match="belongs to another user"):
+            check_run_folder(folder, "hydra.run.dir")
+        os.chown(path, 0, -1)
+
+
+def test_a_run_folder_of_any_depth_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "run" / "/".join("x" * 40)).mkdir(parents=True)
+    with pytest.raises(KikitoriError, match="lies below more than 32 folders"):
+        check_run_folder(tmp_path / "run", "hydra.run.dir")
 
 
 def test_a_run_folder_as_kikitori_leaves_it_is_written_into(tmp_path: Path) -> None:
     folder = good_run(tmp_path / "run")
     (folder / "checkpoints").mkdir()
     (folder / "checkpoints" / "step-1.ckpt").write_text("x")
-    os.link(folder / "checkpoints" / "step-1.ckpt", folder / "checkpoints" / "last.ckpt")
+    for name in ("last.ckpt", ".last.ckpt.link.partial"):  # the second one after a kill
+        os.link(folder / "checkpoints" / "step-1.ckpt", folder / "checkpoints" / name)
     (folder / "wandb" / "run-1").mkdir(parents=True)
     (folder / "wandb" / "latest-run").symlink_to("run-1")
     check_run_folder(folder, "hydra.run.dir")
