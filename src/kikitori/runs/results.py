@@ -31,8 +31,12 @@ FINISHED = ("completed", "pruned")
 FULL_WINDOW = "after_in_full_window"
 # Characters of a transcript that are read. Of one that repeats itself, the rest says nothing and takes long to align.
 MAX_TRANSCRIPT = 2000
+# Transcripts of a split that are compared clip by clip.
+MAX_TRANSCRIPTS = 200_000
 # Keys of a configuration, ten times those of conf/.
 MAX_KEYS = 2000
+# Words of a command line, and characters of each.
+MAX_WORDS, MAX_WORD = 1000, 10_000
 
 
 def _number(low: int, high: int, *types: type) -> Callable[[Any], bool]:
@@ -62,6 +66,15 @@ def is_store(value: Any) -> bool:
     return isinstance(value, str) and re.fullmatch(r"[0-9a-f]{24}\.arrow", value) is not None
 
 
+def is_command(value: Any) -> bool:
+    """Whether a value is the words of a command line."""
+    return isinstance(value, list) and len(value) <= MAX_WORDS and all(map(_is_word, value))
+
+
+def _is_word(value: Any) -> bool:
+    return isinstance(value, str) and len(value) <= MAX_WORD
+
+
 def is_interval(value: Any) -> bool:
     """Whether a value is a lower and an upper bound."""
     return isinstance(value, list) and len(value) == 2 and all(map(is_rate, value))
@@ -85,8 +98,8 @@ RECORD = {
     "precision": (str, int),
     "status": ("running", *FINISHED, "failed").__contains__,
     "command": ("train", "evaluate", "prepare").__contains__,
-    "overrides": [str],
-    "options": [str],
+    "overrides": is_command,
+    "options": is_command,
     "config": CONFIGURATION,
     "scores": {is_name: {is_name: RATES}},
     "scored": {str: {str: str}},
@@ -108,7 +121,7 @@ TRIAL = {
     "folder!": is_name,
     "log": lambda log: log == "" or is_below(log),
     "number!": is_count,
-    "overrides!": [str],
+    "overrides!": is_command,
     "swept!": {str: str},
     "state": ("waiting", "running", *FINISHED, "failed").__contains__,
     "reason": str,
@@ -116,7 +129,7 @@ TRIAL = {
     "seconds": is_amount,
     "value": (is_rate, None),
 }
-SWEEP_RECORD = {"trials!": [TRIAL], "command": [str], "cwd": str, "started": str, "id": str}
+SWEEP_RECORD = {"trials!": [TRIAL], "command": is_command, "cwd": str, "started": str, "id": str}
 PREDICTION = {
     **dict.fromkeys(("clip!", "reference!", "hypothesis!"), str),
     **dict.fromkeys(("cer_edits!", "cer_length!"), is_count),
@@ -138,7 +151,7 @@ def read_sweep(folder: Path) -> dict[str, Any]:
 
 def read_predictions(path: Path) -> list[dict[str, Any]]:
     """Reads a file of transcripts, of which very long ones are cut. Raises DataError if that is impossible."""
-    rows = read_lines(path, PREDICTION)
+    rows = read_lines(path, PREDICTION, MAX_TRANSCRIPTS)
     for row in rows:
         row |= {key: row[key][:MAX_TRANSCRIPT] for key in ("reference", "hypothesis")}
     return rows

@@ -11,6 +11,7 @@ import re
 import stat
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -143,13 +144,19 @@ def read_json(path: Path, kind: Any = OBJECT) -> dict[str, Any]:
         raise DataError(f"{path} cannot be read: {error}; delete it, or its folder") from error
 
 
-def read_lines(path: Path, kind: Any = OBJECT) -> list[dict[str, Any]]:
-    """Reads the objects that `write_lines` wrote, of a kind for `parse`. Raises DataError as `read_json`."""
+def read_lines(path: Path, kind: Any = OBJECT, most: int | None = None) -> list[dict[str, Any]]:
+    """Reads the objects that `write_lines` wrote, of a kind for `parse`. Raises DataError as `read_json`.
+
+    most: lines; no limit if None.
+    """
     try:
         with open_regular(path, MAX_BYTES_OF_LINES) as lines:
-            return [parse(plain(line.decode()), kind, f"line {i}") for i, line in enumerate(lines, 1)]
+            rows = [parse(plain(line.decode()), kind, f"line {i}") for i, line in enumerate(islice(lines, most), 1)]
+            if lines.read(1):
+                raise ValueError(f"it has more than {most} lines")
     except UNREADABLE as error:
         raise DataError(f"{path} cannot be read: {error}; delete it") from error
+    return rows
 
 
 def create(path: Path) -> BinaryIO:
