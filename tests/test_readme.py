@@ -162,7 +162,9 @@ def test_both_readmes_have_the_same_order() -> None:
 
 def test_the_tests_that_documents_name_exist() -> None:
     named = [
-        name for path in DOCUMENTS for name in re.findall(r"[\w/]+/test_[a-z0-9_]+\.py", path.read_text(encoding="utf-8"))
+        name
+        for path in DOCUMENTS
+        for name in re.findall(r"[\w/]+/test_[a-z0-9_]+\.py", path.read_text(encoding="utf-8"))
     ]
     assert len(named) > 25
     assert not [name for name in named if not (ROOT / "tests" / name.removeprefix("tests/")).exists()]

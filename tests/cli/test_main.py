@@ -28,9 +28,6 @@ def test_a_launcher_without_a_sweep_is_refused() -> None:
 def test_resuming_needs_a_run_or_a_sweep_to_resume(tmp_path: Path) -> None:
     assert "name it: hydra.run.dir=..." in refusal("train", "resume=auto")
     main._refuse(["train", "resume=auto", f"hydra.run.dir={tmp_path}"])
-    assert "holds no sweep.json; give the folder of a sweep" in refusal("train", f"resume_sweep={tmp_path}")
-    assert "holds no sweep.json" in refusal("train", "-m", f"resume_sweep={tmp_path}")
-    (tmp_path / "sweep.json").write_text("{}")
     assert "resumes a sweep; add -m" in refusal("train", f"resume_sweep={tmp_path}")
     main._refuse(["train", "-m", f"resume_sweep='{tmp_path}'"])
     main._refuse(["train", "sweep=size", f"resume_sweep={tmp_path}"])

@@ -21,6 +21,7 @@ from kikitori.compare.page import render, script_json, write_page
 from kikitori.corpora.types import Clip
 from kikitori.data.audio_cache import build_audio_cache
 from kikitori.runs.reader import find_runs
+from kikitori.runtime.errors import DataError
 from kikitori.runtime.paths import cache_folder
 
 ATTACK = "<script>document.title='owned'</script>"
@@ -179,6 +180,14 @@ def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     opened = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
     yield opened
     opened.quit()
+
+
+def test_a_page_is_not_written_through_a_link(runs: Path, tmp_path: Path) -> None:
+    (tmp_path / "own.txt").write_text("own")
+    (tmp_path / "report.html").symlink_to("own.txt")
+    with pytest.raises(DataError, match="is a link, a folder or a device; choose another file"):
+        write_page(tmp_path / "report.html", leaderboards_of(find_runs(runs)[:1]), [], "kikitori compare")
+    assert (tmp_path / "own.txt").read_text() == "own"
 
 
 @pytest.fixture

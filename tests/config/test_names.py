@@ -137,7 +137,7 @@ def composed(command: str, *words: str) -> Any:
     with open_dict(cfg):
         cfg.hydra.runtime.output_dir = "run"
         HydraConfig.instance().set_config(cfg)
-        keep_changed_defaults(cfg, words)
+        keep_changed_defaults(cfg, words, Path(cfg.hydra.run.dir))
         del cfg["hydra"]
     return cfg
 

@@ -1,3 +1,4 @@
+import os
 import tarfile
 from collections import Counter
 from pathlib import Path
@@ -43,6 +44,18 @@ def train_rows(tmp_path: Path, table: bytes) -> tuple[list[Clip], list[Reject]]:
 def table_of(*sentences: bytes) -> bytes:
     rows = [b"new %d\tnew_%d.mp3\t%s\tja" % (i, i, sentence) for i, sentence in enumerate(sentences)]
     return b"\n".join([b"client_id\tpath\tsentence\tlocale", *rows]) + b"\n"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder away")
+def test_a_release_that_another_user_unpacked_is_refused(tmp_path: Path) -> None:
+    archive = tmp_path / "cv-corpus-27.0-ja.tar.gz"
+    with tarfile.open(archive, "w:gz") as tar:
+        tar.add(release(tmp_path).parent, "cv-corpus-27.0-2026-09-09")
+    assert counts(reading(archive))
+    (unpacked,) = [path for path in (tmp_path / "cache" / "releases").iterdir() if path.is_dir()]
+    os.chown(unpacked, 12345, -1)
+    with pytest.raises(DataError, match="belongs to another user"):
+        reading(archive)
 
 
 def test_the_three_forms_of_a_release_give_the_same_corpus(tmp_path: Path) -> None:

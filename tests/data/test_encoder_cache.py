@@ -87,3 +87,18 @@ def test_an_encoder_with_random_outputs_or_in_training_is_refused(micro: Whisper
     micro.model.requires_grad_(True)
     with pytest.raises(ConfigError, match=r"add model\.freeze=encoder"):
         check_cacheable(micro.model)
+
+
+def test_a_cache_that_root_has_filled_is_read_by_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = EncoderCache(tmp_path / "a.states", {"a": 4}, 8, torch.float32)
+    torch.ones(16).numpy().tofile(cache.path)
+    monkeypatch.setattr("kikitori.data.encoder_cache.os.access", lambda path, mode: False)
+    original, shared = torch.from_file, []
+
+    def from_file(path: str, **how: Any) -> torch.Tensor:
+        shared.append(how["shared"])
+        return original(path, **how)
+
+    monkeypatch.setattr(torch, "from_file", from_file)
+    assert cache["a"].sum() == 16
+    assert shared == [False]

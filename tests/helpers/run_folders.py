@@ -81,4 +81,5 @@ def write_grid(sweep: Path, seeds: Sequence[int] = (0, 1)) -> Path:
 def write_sweep(sweep: Path, *trials: Mapping[str, Any]) -> None:
     """A sweep.json as the launcher writes it."""
     sweep.mkdir(parents=True, exist_ok=True)
-    (sweep / "sweep.json").write_text(json.dumps({"command": [], "trials": list(trials)}), encoding="utf-8")
+    complete = [{"overrides": [], "swept": {}, **trial} for trial in trials]
+    (sweep / "sweep.json").write_text(json.dumps({"command": [], "trials": complete}), encoding="utf-8")

@@ -106,6 +106,13 @@ raise ValueError("canary-0123456789")
     assert "canary" not in written
 
 
+def test_output_that_cannot_be_encoded_does_not_end_a_command() -> None:
+    code = "from kikitori.runtime.text import make_output_safe; make_output_safe(); print('録音')"
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert done.stdout == "\\u9332\\u97f3\n", done.stderr
+
+
 def test_an_error_of_a_loader_worker_has_its_own_message_only() -> None:
     try:
         raise DataError("a.mp3: no label")

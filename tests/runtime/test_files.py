@@ -3,13 +3,14 @@
 import json
 import os
 import stat
+import tempfile
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from kikitori.runtime.errors import DataError
+from kikitori.runtime.errors import ConfigError, DataError
 from kikitori.runtime.files import (
     atomic_write,
     create,
@@ -21,7 +22,7 @@ from kikitori.runtime.files import (
     write_lines,
     write_text,
 )
-from kikitori.runtime.paths import check_owner, private_folder
+from kikitori.runtime.paths import check_owner, check_run_folder, private_folder
 
 
 @pytest.mark.parametrize("system", ["linux", "macos"])
@@ -162,3 +163,31 @@ def test_a_folder_of_another_user_is_no_cache(tmp_path: Path) -> None:
             private_folder(folder)
         assert folder.stat().st_mode == before
     check_owner(own)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
+def test_all_files_of_a_network_file_system_may_have_one_owner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def file_of_the_server(dir: Path) -> Any:
+        file = tempfile.NamedTemporaryFile(dir=dir)  # noqa: SIM115
+        os.chown(file.name, 4242, -1)
+        return file
+
+    for path in (tmp_path, tmp_path / "run", tmp_path / "run" / "train.log"):
+        path.touch() if path.suffix else path.mkdir(exist_ok=True)
+        os.chown(path, 4242, -1)
+    with pytest.raises(DataError, match="belongs to another user"):
+        check_owner(tmp_path / "run")
+    monkeypatch.setattr("kikitori.runtime.paths.TemporaryFile", file_of_the_server)
+    check_owner(tmp_path / "run" / "train.log")
+    check_run_folder(tmp_path / "run", "hydra.run.dir")
+    os.chown(tmp_path / "run" / "train.log", 12345, -1)
+    with pytest.raises(ConfigError, match=r"train\.log belongs to another user"):
+        check_run_folder(tmp_path / "run", "hydra.run.dir")
+
+
+def test_a_file_system_without_modes_may_hold_a_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path, mode: int) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(Path, "chmod", refuse)
+    assert private_folder(tmp_path / "cache").is_dir()

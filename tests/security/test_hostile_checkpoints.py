@@ -235,3 +235,38 @@ def test_a_mutated_model_folder_is_an_error_or_a_model(
         except Exception as error:
             raise AssertionError(f"mutation {number} of {path.name}: {error!r}") from error
         shutil.rmtree(folder)
+
+
+def change_json(path: Path, **changes: Any) -> None:
+    path.write_text(json.dumps({**(json.loads(path.read_text()) if path.exists() else {}), **changes}))
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("config.json", None, "config.json has over 64 MB"),
+        ("tokenizer.json", None, "tokenizer.json has over 64 MB"),
+        ("additional_chat_templates/a.jinja", None, "a.jinja has over 64 MB"),
+        (
+            "tokenizer.json",
+            {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAA"}},
+            "cannot be loaded: Precompiled",  # a panic of Rust, which is no Exception
+        ),
+        (
+            "model.safetensors.index.json",
+            {"weight_map": {"model.encoder.conv1.weight": "../other/model.safetensors"}},
+            r"model.safetensors.index.json names ../other/model.safetensors, a file outside of it",
+        ),
+    ],
+)
+def test_files_of_a_model_that_no_model_has_are_named(
+    tmp_path: Path, name: str, changes: dict[str, Any] | None, message: str
+) -> None:
+    folder = tmp_path / "model"
+    build_whisper(16, 1, 1, 2, window_s=1, language="ja", max_label_tokens=32).save(folder)
+    (folder / name).parent.mkdir(exist_ok=True)
+    replace(folder / name, "holes") if changes is None else change_json(folder / name, **changes)
+    if "index" in name:
+        (folder / "model.safetensors").rename(folder / "model-1.safetensors")
+    with within(20), pytest.raises(KikitoriError, match=message):
+        load_whisper(str(folder), "ja", "transcribe")

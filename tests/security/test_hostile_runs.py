@@ -4,6 +4,7 @@ import json
 import os
 import random
 import shutil
+import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -109,6 +110,8 @@ def bad_results(folder: Path, **changes: Any) -> Path:
         {"scores": {"../../../etc/x": {"validation": {"cer": 0.5}}}},
         {"scoring": {"language": "Klingon"}},
         {"config": {str(key): key for key in range(3000)}},
+        {"overrides": ["seed=1"] * 2000},
+        {"options": ["--config-dir", "a" * 20_000]},
     ],
 )
 def test_what_no_run_records_makes_one_run_unreadable(tmp_path: Path, victim: Path, changes: dict[str, Any]) -> None:
@@ -155,9 +158,43 @@ def test_a_trial_in_sweep_json_lies_in_its_sweep(tmp_path: Path) -> None:
     good_run(tmp_path / "sweep" / "a")
     for folder in ("../private", str(tmp_path / "private")):
         trials = [{"folder": folder}, {"folder": "a", "log": "../private/train.log"}]
+        trials = [{"number": number, "overrides": [], "swept": {}, **trial} for number, trial in enumerate(trials)]
         (tmp_path / "sweep" / "sweep.json").write_text(json.dumps({"trials": trials}))
         tables, failures = build_leaderboards([str(tmp_path / "sweep")])
         assert [run.name for table in tables for run in table.runs] + failures == ["a"]
+
+
+def test_folders_of_any_depth_are_searched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    good_run(tmp_path / "runs" / "good")
+    monkeypatch.chdir(tmp_path / "runs")
+    for _ in range(1500):
+        os.mkdir("deep")
+        os.chdir("deep")
+    os.chdir(tmp_path)
+    try:
+        assert compared(tmp_path / "runs", page=False) == ["good"]
+    finally:
+        subprocess.run(["rm", "-r", "runs/deep"], check=True)  # too deep for pytest
+
+
+def test_a_run_that_cannot_be_looked_at_is_unreadable(tmp_path: Path) -> None:
+    good_run(tmp_path / "sweep" / "a")
+    trials = [{"folder": "b", "log": "/".join(["x" * 250] * 20)}, {"folder": "a"}]
+    trials = [{"number": number, "overrides": [], "swept": {}, **trial} for number, trial in enumerate(trials)]
+    (tmp_path / "sweep" / "sweep.json").write_text(json.dumps({"trials": trials}))
+    tables, failures = build_leaderboards([str(tmp_path / "sweep")])
+    assert [run.name for table in tables for run in table.runs] == ["a"]
+    assert [(run.name, run.status, run.reason) for run in failures] == [
+        ("b", "unreadable", "cannot be read (File name too long)")
+    ]
+
+
+def test_a_run_with_too_many_transcripts_has_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    good_run(tmp_path / "runs" / "good")
+    for most, count in ((6, 6), (5, 0)):
+        monkeypatch.setattr("kikitori.runs.results.MAX_TRANSCRIPTS", most)
+        ((run, *_),) = [table.runs for table in build_leaderboards([str(tmp_path / "runs")])[0]]
+        assert len(run.predictions("validation")) == count
 
 
 LINKED = ["train.log", "results.json", ".results.json.partial", "results.md", "metrics.csv", "model/README.md"]
@@ -186,16 +223,25 @@ def test_a_second_name_of_a_file_is_not_written_through(tmp_path: Path, victim: 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
 def test_a_run_folder_of_another_user_is_not_written_into(tmp_path: Path) -> None:
     folder = good_run(tmp_path / "run")
-    os.chown(folder / "train.log", 12345, -1)
-    with pytest.raises(KikitoriError, match=r"train\.log belongs to another user"):
-        check_run_folder(folder, "hydra.run.dir")
+    for path in (folder / "train.log", folder):
+        os.chown(path, 12345, -1)
+        with pytest.raises(KikitoriError, match="belongs to another user"):
+            check_run_folder(folder, "hydra.run.dir")
+        os.chown(path, 0, -1)
+
+
+def test_a_run_folder_of_any_depth_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "run" / "/".join("x" * 40)).mkdir(parents=True)
+    with pytest.raises(KikitoriError, match="lies below more than 32 folders"):
+        check_run_folder(tmp_path / "run", "hydra.run.dir")
 
 
 def test_a_run_folder_as_kikitori_leaves_it_is_written_into(tmp_path: Path) -> None:
     folder = good_run(tmp_path / "run")
     (folder / "checkpoints").mkdir()
     (folder / "checkpoints" / "step-1.ckpt").write_text("x")
-    os.link(folder / "checkpoints" / "step-1.ckpt", folder / "checkpoints" / "last.ckpt")
+    for name in ("last.ckpt", ".last.ckpt.link.partial"):  # the second one after a kill
+        os.link(folder / "checkpoints" / "step-1.ckpt", folder / "checkpoints" / name)
     (folder / "wandb" / "run-1").mkdir(parents=True)
     (folder / "wandb" / "latest-run").symlink_to("run-1")
     check_run_folder(folder, "hydra.run.dir")

@@ -134,13 +134,10 @@ def test_processes_left_by_a_killed_trial_are_killed(tmp_path: Path) -> None:
     assert trial.reason == "killed by SIGKILL (out of memory?)"
 
 
-@pytest.mark.parametrize(("parallel", "gpus_per_trial", "named"), [(-1, 1, "parallel=-1"), (1, 5, "gpus_per_trial=5")])
-def test_impossible_numbers_of_slots_are_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, parallel: int, gpus_per_trial: int, named: str
-) -> None:
+def test_more_gpus_per_trial_than_there_are_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
-    with pytest.raises(ConfigError, match=f"hydra.launcher.{named}: "):
-        runner(tmp_path, parallel=parallel, gpus_per_trial=gpus_per_trial)
+    with pytest.raises(ConfigError, match=r"hydra\.launcher\.gpus_per_trial=5: must be at most 4"):
+        runner(tmp_path, gpus_per_trial=5)
 
 
 @pytest.mark.parametrize(

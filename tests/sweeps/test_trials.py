@@ -41,11 +41,6 @@ def test_a_folder_that_holds_a_sweep_is_not_overwritten(tmp_path: Path) -> None:
         open_sweep(tmp_path, [], None)
 
 
-def test_a_folder_without_a_sweep_cannot_be_resumed(tmp_path: Path) -> None:
-    with pytest.raises(SweepError, match=r"resume_sweep=here holds no sweep\.json; give the folder of a sweep"):
-        open_sweep(tmp_path, [], "here")
-
-
 @pytest.mark.parametrize("content", ['{"trials": [', "[]", '{"trials": [{"nummer": 1}]}', "{}"])
 def test_a_damaged_record_is_named(tmp_path: Path, content: str) -> None:
     write(tmp_path, "sweep.json", content)

@@ -212,3 +212,8 @@ def test_steps_that_an_earlier_version_counted_from_zero_are_corrected(tmp_path:
     logger.path.write_text("epoch,lr-AdamW/pg1,step,train/loss\n,0.1,9,\n0,,9,2.5\n0,,19,1.5\n")
     logger.resume_at(10)
     assert logger.path.read_text().splitlines() == ["lr-AdamW/pg1,step,train/loss", "0.1,10,", ",10,2.5"]
+
+
+def test_a_line_of_any_length_is_left_out(tmp_path: Path) -> None:
+    (tmp_path / "metrics.csv").write_text(f"step,val/cer\n1,{'9' * 200_000}\n2,0.5\n")
+    assert MetricsFile(tmp_path).resume_at(5) == [{"step": 2, "val/cer": 0.5}]

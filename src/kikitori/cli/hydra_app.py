@@ -55,8 +55,11 @@ def guard_hydra() -> None:
             raise ConfigError(f"the configuration cannot be composed ({one_line(error)}); correct its file") from error
         composition.check(cfg, overrides)
         settle(cfg, overrides)
-        _check_folder(cfg)
-        keep_changed_defaults(cfg, overrides)
+        with suppress(OmegaConfBaseException):  # composed outside of a command, where the default folder has no name
+            node = "sweep" if cfg.hydra.mode is RunMode.MULTIRUN else "run"
+            folder = Path(str(cfg.hydra[node].dir))
+            check_run_folder(folder, f"hydra.{node}.dir")
+            keep_changed_defaults(cfg, overrides, folder)
         return cfg
 
     open_sources = ConfigRepository.initialize_sources
@@ -85,13 +88,6 @@ def guard_hydra() -> None:
     ConfigRepository.initialize_sources = opened
     Hydra.get_help = quick_help
     Plugins._instantiate = built
-
-
-def _check_folder(cfg: DictConfig) -> None:
-    """Checks the folder that Hydra is about to write into, if it exists. Raises ConfigError."""
-    node = "sweep" if cfg.hydra.mode is RunMode.MULTIRUN else "run"
-    with suppress(OmegaConfBaseException):  # composed outside of a command, where the default folder has no name
-        check_run_folder(Path(str(cfg.hydra[node].dir)), f"hydra.{node}.dir")
 
 
 def run_pipeline(pipeline: Callable[[DictConfig, Path], Result], cfg: DictConfig) -> Result:

@@ -30,7 +30,7 @@ from kikitori.config.overrides import (
 )
 from kikitori.config.suggestions import explain, unknown_option, wrong_words
 from kikitori.config.targets import FOLDER
-from kikitori.runs.results import RESULTS, SWEEP, ended_before_scoring
+from kikitori.runs.results import RESULTS, ended_before_scoring
 from kikitori.runs.resume import expand_resume, expand_resume_sweep, start_folder_of
 from kikitori.runtime import distributed, processes
 from kikitori.runtime.errors import Failed, KikitoriError, Stopped, describe_error
@@ -114,9 +114,12 @@ _accept_hydras_help()
 
 def _prepare_line(command: str, words: list[str]) -> list[str]:
     """The words after the command, checked, with `resume=FOLDER` and `resume_sweep=FOLDER` expanded."""
+    # First, since every other message may print a word. Words of a record are checked with the configuration.
+    for word in words:
+        if fault := secret_fault(word):
+            sys.exit(f"kikitori: {mask(word.partition('=')[0])} {fault}")
     if command in HYDRA_COMMANDS:
         words = [word if word.startswith("-") else quote_value(word) for word in words]
-        _refuse_secrets(words)
         _refuse_names(command, words)
         try:
             if start := start_folder_of(words):
@@ -132,13 +135,6 @@ def _prepare_line(command: str, words: list[str]) -> list[str]:
     return [*words, *(override("hydra.sweep.dir", value_of(word)) for word in sweeps)]
 
 
-def _refuse_secrets(words: list[str]) -> None:
-    """Exits if an override holds a secret. Every other message may print the override."""
-    for word in words:
-        if fault := secret_fault(word):
-            sys.exit(f"kikitori: {mask(word.partition('=')[0])} {fault}")
-
-
 def _refuse_names(command: str, words: list[str]) -> None:
     """Exits if an override has a name or form that cannot be used, or an option does not exist."""
     old = outdated(split_words(words)[1], config_folders(words))
@@ -150,8 +146,7 @@ def _refuse_names(command: str, words: list[str]) -> None:
 
 
 def _refuse(arguments: list[str]) -> None:
-    """Exits before Hydra writes the command line to files if it holds a secret or contradicts itself."""
-    _refuse_secrets(arguments)
+    """Exits before Hydra writes anything if a command line contradicts itself."""
     given = {key_of(word): value_of(word) for word in arguments}
     # A choice of `sweep` sets the mode.
     sweeps = "-m" in given or "--multirun" in given or given.get("hydra.mode") == "MULTIRUN" or "sweep" in given
@@ -169,7 +164,7 @@ def _refuse(arguments: list[str]) -> None:
 
 
 def _refuse_folders(given: dict[str, str | None], sweeps: bool) -> None:
-    """Exits if there is nothing to resume in a folder, or if a run in it would be overwritten."""
+    """Exits if a folder to resume in is not named, or if a run in it would be overwritten."""
     folder, resume = given.get("hydra.run.dir"), given.get("resume") == "auto"
     if resume and folder is None and not sweeps:
         sys.exit("kikitori: resume=auto resumes or starts the run in a folder; name it: hydra.run.dir=...")
@@ -180,8 +175,6 @@ def _refuse_folders(given: dict[str, str | None], sweeps: bool) -> None:
         message = f"kikitori: hydra.run.dir={folder} already holds a run"
         sys.exit(f"{message}; choose another folder, or add resume=auto to resume it")
     sweep = given.get("resume_sweep")
-    if sweep and not Path(sweep, SWEEP).exists():
-        sys.exit(f"kikitori: resume_sweep={sweep} holds no {SWEEP}; give the folder of a sweep")
     if sweep and not sweeps:
         sys.exit(f"kikitori: resume_sweep={sweep} resumes a sweep; add -m")
 

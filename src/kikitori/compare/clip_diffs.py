@@ -15,6 +15,7 @@ from kikitori.metrics.alignment import error_types, spans, word_errors
 from kikitori.metrics.normalizer import normalise
 from kikitori.runs.reader import Run
 from kikitori.runtime.errors import DataError
+from kikitori.runtime.files import is_regular
 from kikitori.runtime.paths import cache_folder
 
 # Limits that keep the page small enough for a phone.
@@ -26,13 +27,13 @@ MAX_ERRORS = 30
 
 def clips_of_table(table: Leaderboard, max_audio: int = MAX_AUDIO) -> dict[str, Any]:
     """The clips of the first runs by split, and audio for the clips at the top of any of their tables."""
-    runs = [run for run in table.runs if any(run.predictions_path(split).exists() for split in SPLITS)][:MAX_RUNS]
+    runs = [run for run in table.runs if any(is_regular(run.predictions_path(split)) for split in SPLITS)][:MAX_RUNS]
     ranks = {id(run): rank for rank, row in enumerate(table.rows, 1) for run in row.runs}
     parts = [
         {"run": f"#{ranks[id(run)]} {run.name}", "split": split, **clips_of_run(run, split)}
         for run in runs
         for split in SPLITS
-        if run.predictions_path(split).exists()
+        if is_regular(run.predictions_path(split))
     ]
     audio: dict[str, dict[str, str]] = {}
     no_audio = ""

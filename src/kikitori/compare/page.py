@@ -23,6 +23,7 @@ from kikitori.config.overrides import override
 from kikitori.runs.reader import Run
 from kikitori.runs.results import SWEEP
 from kikitori.runtime.errors import DataError
+from kikitori.runtime.files import is_regular, write_text
 
 TEMPLATES = Path(__file__).parent / "templates"
 # More runs and sweeps than this are named by the folder that they share.
@@ -33,7 +34,9 @@ def write_page(path: Path, tables: Sequence[Leaderboard], failures: Sequence[Run
     """Writes the page. Raises DataError where it cannot be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(render(tables, failures, command), encoding="utf-8", errors="backslashreplace")
+        if os.path.lexists(path) and not is_regular(path):
+            raise DataError(f"--report {path} is a link, a folder or a device; choose another file")
+        write_text(path, render(tables, failures, command))
     except OSError as error:
         raise DataError(f"--report {path} cannot be written: {error.strerror}; choose another file") from error
 

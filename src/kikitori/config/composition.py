@@ -17,8 +17,8 @@ from omegaconf.errors import OmegaConfBaseException
 from kikitori.config import targets
 from kikitori.config.arguments import Rule, one_of
 from kikitori.config.names import did_you_mean
-from kikitori.config.overrides import key_of, leaves, settings, to_plain
-from kikitori.runtime.errors import ConfigError, one_line
+from kikitori.config.overrides import leaves, settings, to_plain
+from kikitori.runtime.errors import one_line, raise_problems
 from kikitori.runtime.text import secret_fault
 
 Path = tuple[str, ...]
@@ -102,12 +102,9 @@ RESERVED: dict[str, Rule] = {
 def check(cfg: DictConfig, words: Sequence[str]) -> None:
     """Raises ConfigError with all that a configuration must not hold.
 
-    words: the overrides it was composed with, which a person typed, or which were checked by `refuse_reserved`.
+    words: the overrides it was composed with, which a person typed, or which set nothing of `reserved_settings`.
     """
-    found = [f"{key}: {fault}" for key, fault in _faults(cfg, words)]
-    if found:
-        count = f"{len(found)} problem{'s' * (len(found) > 1)}"
-        raise ConfigError(f"{count} in the configuration\n" + "\n".join(f"  {line}" for line in found))
+    raise_problems([f"{key}: {fault}" for key, fault in _faults(cfg, words)])
 
 
 def _faults(cfg: DictConfig, words: Sequence[str]) -> Iterator[tuple[str, str]]:
@@ -145,21 +142,6 @@ def _faults(cfg: DictConfig, words: Sequence[str]) -> Iterator[tuple[str, str]]:
         params = (built or {}).get("params")
         axes = [f"{key}={value}" for key, value in (params if isinstance(params, Mapping) else {}).items()]
         yield from ((f"hydra.{node}.params.{key}", fault) for key, fault in reserved_settings(axes) if key not in given)
-
-
-def refuse_reserved(words: Iterable[str], source: str) -> None:
-    """Raises ConfigError for overrides that are not typed now and set what only a person may set.
-
-    source: what they come from, for the message.
-    """
-    for key, fault in reserved_settings(words):
-        raise ConfigError(f"{source} sets {key}: {fault}")
-
-
-def typed_again(words: Iterable[str]) -> list[str]:
-    """The overrides of a run or sweep that must be given once more when it is resumed."""
-    of_the_start = ("resume", "resume_accept", "resume_sweep", "hydra.run.dir", "hydra.sweep.dir")
-    return [word for word in words if key_of(word) not in of_the_start and any(reserved_settings([word]))]
 
 
 def reserved_settings(words: Iterable[str]) -> Iterator[tuple[str, str]]:

@@ -60,17 +60,16 @@ def chooses_configuration(options: Iterable[str]) -> bool:
 
 def config_folders(words: Sequence[str]) -> list[Path]:
     """The user's own configuration folders that a command line names."""
-    return list(_config_folders(*split_words(words)))
-
-
-def _config_folders(options: Sequence[str], overrides: Sequence[str]) -> Iterator[Path]:
+    options, overrides = split_words(words)
+    found: list[str] = []
     for word, following in pairwise([*options, ""]):
         if _is_option(word, CONFIG_FOLDER):
             _, equals, value = word.partition("=")
-            yield Path(value if equals else following)
+            found.append(value if equals else following)
     for word in overrides:
         if word.startswith("hydra.searchpath="):
-            yield from map(Path, re.findall(r"file://([^,\]'\"]+)", word))
+            found += re.findall(r"file://([^,\]'\"]+)", word)
+    return list(map(Path, found))
 
 
 def _is_option(word: str, options: Sequence[str]) -> bool:

@@ -133,7 +133,8 @@ def _refusal(target: Any, callable_here: frozenset[str]) -> str:
         return reason
     new = f", which is now {RENAMED_TARGETS[text]}" if text in RENAMED_TARGETS else ""
     remedy = f"to use a class of your own, set {OWN}=its.full.name in the environment"
-    return f"may be {_words(callable_here)}, got {target!r}{new}; {remedy}"
+    names = " or ".join(sorted(callable_here)) or "nothing here"
+    return f"may be {names}, got {target!r}{new}; {remedy}"
 
 
 def _unsuitable(target: str) -> str | None:
@@ -169,7 +170,3 @@ def allowed(key: str) -> frozenset[str]:
 
 def _own() -> frozenset[str]:
     return frozenset(filter(None, os.environ.get(OWN, "").split(",")))
-
-
-def _words(names: frozenset[str]) -> str:
-    return " or ".join(sorted(names)) or "nothing here"

@@ -23,7 +23,7 @@ from kikitori.config.suggestions import unknown_key
 from kikitori.config.targets import allowed, faults, locate
 from kikitori.corpora.types import SPLITS
 from kikitori.model.source import is_path
-from kikitori.runtime.errors import ConfigError, one_line
+from kikitori.runtime.errors import one_line, raise_problems
 from kikitori.runtime.paths import CONF
 from kikitori.runtime.text import secret_fault
 
@@ -84,9 +84,9 @@ PASSED = {
 
 
 def check_config(cfg: DictConfig | Mapping[str, Any]) -> dict[str, Any]:
-    """The plain values of a composed configuration, whose interpolations are resolved here and nowhere else.
+    """The plain values of a composed configuration, which are never read as a configuration again.
 
-    cfg: as Hydra composed it, or its plain values. Raises ConfigError with all problems.
+    cfg: as Hydra composed it, or its plain values if they were resolved before. Raises ConfigError with all problems.
     """
     values: Any = cfg
     found = list(_missing(cfg)) if isinstance(cfg, DictConfig) else []
@@ -96,9 +96,7 @@ def check_config(cfg: DictConfig | Mapping[str, Any]) -> dict[str, Any]:
         found += _problems(values)
     except OmegaConfBaseException as error:
         found.append(f"{error.full_key}: {one_line(error)}")
-    if found:
-        count = f"{len(found)} problem{'s' * (len(found) > 1)}"
-        raise ConfigError(f"{count} in the configuration\n" + "\n".join(f"  {line}" for line in found))
+    raise_problems(found)
     return dict(values)
 
 

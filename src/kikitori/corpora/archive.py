@@ -11,7 +11,7 @@ from filelock import FileLock
 
 from kikitori.runtime.console import progress_bar
 from kikitori.runtime.errors import DataError
-from kikitori.runtime.paths import check_owner, private_folder
+from kikitori.runtime.paths import private_folder
 
 # Limits far above any release, and below what fills a disk unnoticed.
 MAX_FILES = 10_000_000
@@ -38,7 +38,7 @@ def unpack(archive: Path, target: Path, max_files: int = MAX_FILES, max_bytes: i
         private_folder(target.parent)
         with FileLock(f"{target}.lock"):
             if target.exists():
-                return check_owner(target)
+                return
             for leftover in target.parent.glob(f".{target.name}-*"):  # of a job that was killed
                 shutil.rmtree(leftover)
             with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as scratch:

@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from unicodedata import normalize
 
@@ -21,17 +21,16 @@ class AudioFiles:
 
     def __init__(self, root: Path, roots: Sequence[str] = (), within: Path | None = None) -> None:
         self.root = root.absolute()
+        real = os.path.realpath(root)
+        if not is_inside(root, [within or root, *roots]):
+            raise DataError(f"{root} is a link to {real}; to read it, add data.roots=[{real}]")
         # By their real paths: how the names of clips begin whose absolute paths lead there.
-        self._allowed = {os.path.realpath(root): ""}
+        self._allowed = {real: ""}
         for i, other in enumerate(roots):
             folder = os.path.realpath(Path(other).expanduser())
             if not os.path.isdir(folder):
                 raise DataError(f"data.roots: {other} is not a folder")
             self._allowed.setdefault(folder, f"roots[{i}]/")
-        real = Path(os.path.realpath(root))
-        inside = [*list(self._allowed)[1:], os.path.realpath(within or root)]
-        if not any(map(real.is_relative_to, inside)):
-            raise DataError(f"{root} is a link to {real}; to read it, add data.roots=[{real}]")
         self._names: dict[Path, Mapping[str, str]] = {}
 
     def clip(
@@ -105,6 +104,12 @@ class AudioFiles:
             count = Counter(map(_nfc, names))
             self._names[folder] = {_nfc(name): name for name in names if count[_nfc(name)] == 1}
         return self._names[folder]
+
+
+def is_inside(path: Path | str, folders: Iterable[Path | str]) -> bool:
+    """Whether a path leads into one of the folders, through whatever links."""
+    real = Path(os.path.realpath(path))
+    return any(real.is_relative_to(os.path.realpath(Path(folder).expanduser())) for folder in folders)
 
 
 def _nfc(name: str) -> str:

@@ -18,6 +18,7 @@ from kikitori.corpora.audio_files import AudioFiles
 from kikitori.corpora.table_reader import check_encoding, open_table
 from kikitori.corpora.types import SPLITS, Clip, Corpus, Reason, Reject, Split
 from kikitori.runtime.errors import DataError
+from kikitori.runtime.paths import check_owner
 
 AUDIO = ("clips", "audios")
 SPONTANEOUS_TABLE = "ss-corpus-"
@@ -95,6 +96,7 @@ def find_language(release: Path, language: str, cache: Path) -> Path:
         target = cache / "releases" / key
         if not target.exists():
             unpack(release, target)
+        check_owner(target)
         release = target
     inside = ("", "*/", "*/*/")
     found = [f.parent for depth in inside for name in AUDIO for f in sorted(release.glob(depth + name)) if f.is_dir()]

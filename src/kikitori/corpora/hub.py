@@ -14,6 +14,7 @@ import huggingface_hub
 from datasets import Audio, Dataset, disable_progress_bars, load_dataset
 
 from kikitori.audio.formats import AudioError
+from kikitori.corpora.audio_files import is_inside
 from kikitori.corpora.types import OUTSIDE_DATASET, SPLITS, Clip, Corpus, Split
 from kikitori.runtime.console import shows_bars
 from kikitori.runtime.errors import DataError
@@ -123,13 +124,9 @@ def _read_recording(recordings: Dataset, index: int, column: str, roots: Sequenc
         return recording["bytes"]
     if not recording.get("path"):
         return b""
-    if not _is_inside(recording["path"], roots):
+    if not is_inside(recording["path"], roots):
         raise AudioError(OUTSIDE_DATASET)
     return Path(os.path.realpath(recording["path"]))
-
-
-def _is_inside(path: str, roots: Sequence[Path | str]) -> bool:
-    return any(Path(os.path.realpath(path)).is_relative_to(os.path.realpath(root)) for root in roots)
 
 
 @contextmanager
@@ -139,17 +136,15 @@ def _own_files_only(name: str, roots: Sequence[Path | str]) -> Iterator[None]:
 
     def is_own(place: str) -> bool:
         on_the_hub = re.match(rf"hf://datasets/{re.escape(name)}([@/]|$)", place)
-        return bool(on_the_hub or ("://" not in place and "::" not in place and _is_inside(place, roots)))
+        return bool(on_the_hub or ("://" not in place and "::" not in place and is_inside(place, roots)))
 
     def resolve_pattern(pattern: str, base_path: str, *settings: Any, **more: Any) -> list[str]:
         is_absolute = pattern.startswith("/") or "://" in pattern or "::" in pattern
         places = [base_path, pattern if is_absolute else f"{base_path}/{pattern}"]
         # What the pattern leads to is only looked up if it may be; then links are followed.
-        if (
-            not all(map(is_own, places))
-            or ".." in pattern
-            or not all(map(is_own, found := original(pattern, base_path, *settings, **more)))
-        ):
+        may_be_looked_up = ".." not in pattern and all(map(is_own, places))
+        found = original(pattern, base_path, *settings, **more) if may_be_looked_up else []
+        if not may_be_looked_up or not all(map(is_own, found)):
             raise DataError(f"its README names {pattern}, which is not a file of the dataset")
         return found
 

@@ -59,7 +59,9 @@ class EncoderCache:
             if not self.path.exists() or self.path.stat().st_size != self.size * self.dtype.itemsize:
                 raise DataError(f"{self.path}, a cache of encoder outputs, is damaged; delete it")
             check_owner(self.path)
-            self._flat = torch.from_file(str(self.path), shared=True, size=self.size, dtype=self.dtype)
+            # A shared mapping writes; a cache that somebody else has filled can only be read.
+            shared = os.access(self.path, os.W_OK)
+            self._flat = torch.from_file(str(self.path), shared=shared, size=self.size, dtype=self.dtype)
         start = self.starts[name]
         positions = self.frames[name] // FRAMES_PER_POSITION
         return self._flat[start : start + positions * self.d_model].view(positions, self.d_model)

@@ -25,7 +25,7 @@ from kikitori.model.processor import (
     make_processor,
     whisper_code,
 )
-from kikitori.model.source import check_tokenizer, check_type, locate
+from kikitori.model.source import check_files, check_tokenizer, check_type, locate
 from kikitori.model.whisper import GENERATION_KEYS, TRAINED_ON_KEY, Whisper
 from kikitori.model.window import window_from_plain
 from kikitori.runtime.distributed import rank
@@ -56,6 +56,8 @@ def load_whisper(
     checked(config, CONFIG, "model.")
     place, safely = locate(name, revision)
     try:
+        if Path(place).is_dir():
+            check_files(name, Path(place))
         # The small files first, so that a fault in them is reported before gigabytes are downloaded.
         values = WhisperConfig.get_config_dict(place, **safely)[0]
         check_type(name, values)
@@ -76,7 +78,9 @@ def load_whisper(
         )
     except KikitoriError:
         raise
-    except Exception as error:  # damaged or hostile files make transformers raise errors of many classes
+    except BaseException as error:  # damaged or hostile files make transformers raise errors of many classes
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":  # of its Rust libraries
+            raise
         where = "" if Path(place).is_dir() else "there is no such folder, and on the Hub: "
         raise _cannot_load(name, where + one_line(error)) from error
     if missing := sorted(set(found["missing_keys"]) - {"proj_out.weight"}):

@@ -3,6 +3,7 @@
 Each ModelError names what is missing or wrong and the remedy, before any weights are loaded or downloaded.
 """
 
+import json
 import logging
 import os
 from collections.abc import Mapping
@@ -19,6 +20,8 @@ from kikitori.runtime.errors import ModelError
 
 # Seconds to wait for an answer of the Hub. Without one, only files that were downloaded before are used.
 HUB_TIMEOUT_S = 5.0
+# Bytes of a file that transformers reads at once; a tokenizer.json has 4 MB.
+MAX_BYTES = 2**26
 # Embeddings of an English-only Whisper.
 ENGLISH_ONLY = 51_864
 
@@ -128,6 +131,20 @@ def _instead_of_a_model(folder: Path) -> str:
         if any(folder.iterdir())
         else "it is empty"
     )
+
+
+def check_files(name: str, folder: Path) -> None:
+    """Raises ModelError for a model's folder with a file that would fill the memory, or with weights elsewhere."""
+    for path in (*folder.iterdir(), *folder.glob("additional_chat_templates/*")):
+        if path.suffix in (".json", ".txt", ".jinja") and path.is_file() and path.stat().st_size > MAX_BYTES:
+            raise ModelError(
+                f"model.name={name}: {path.name} has over {MAX_BYTES // 2**20} MB, as no file of a Whisper has besides "
+                "its weights; use another model, or move that file to another folder"
+            )
+    index = folder / "model.safetensors.index.json"
+    files = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values() if index.is_file() else ()
+    if outside := [file for file in files if Path(file).name != file]:
+        raise ModelError(f"model.name={name}: {index.name} names {outside[0]}, a file outside of it; use another model")
 
 
 def check_type(name: str, config: Mapping[str, Any]) -> None:

@@ -23,7 +23,7 @@ from kikitori.metrics.error_rates import clip_score, corpus_rate, edits_and_leng
 from kikitori.metrics.normalizer import text_rules
 from kikitori.runs.results import RESULTS, SWEEP, predictions_file, read_predictions, read_results, read_sweep
 from kikitori.runtime.errors import DataError, one_line
-from kikitori.runtime.files import UNREADABLE, parse, read_text
+from kikitori.runtime.files import UNREADABLE, check_extent, parse, read_text
 from kikitori.runtime.processes import is_locked
 
 # Keys in which two runs of one configuration may differ: the seed, and where things are written.
@@ -41,6 +41,8 @@ NOT_OF_A_CHECKPOINT = re.compile(rf"model(?!\.(language|task)$)\b.*|{NOT_OF_AN_E
 # Records of a run that do not describe the pretrained model that it began with.
 NOT_OF_A_BASE = ("config", "cost", "history", "overrides", "options")
 ENDED = ("completed", "failed", "pruned")
+# Folders within each other in which runs are looked for.
+DEEPEST = 32
 # Bytes of a file of overrides.
 MAX_OVERRIDES = 2**16
 USAGE = "give run folders, sweep folders or a quoted glob, such as 'outputs/train/*/*'"
@@ -171,31 +173,37 @@ def find_runs(places: str | Path | Sequence[str | Path]) -> list[Run]:
     if not named:
         raise DataError(f"{given[0]} is a file; {USAGE}")
     folders = list(dict.fromkeys(folder.resolve() for place in named for folder in _run_folders(place)))
-    sweeps: dict[Path, dict[Path, Any]] = {}
-    for parent in {folder.parent for folder in folders}:
-        sweeps[parent] = _trials(parent)
+    sweeps = {parent: _trials(parent) for parent in {folder.parent for folder in folders}}
     common = Path(os.path.commonpath([folder.parent for folder in folders]))
     return [read_run(f, f.relative_to(common).as_posix(), sweeps[f.parent].get(f, {})) for f in folders]
 
 
 def read_run(folder: Path, name: str, trial: Mapping[str, Any]) -> Run:
     """Reads a run from its folder; `trial` is its entry in sweep.json, empty for a run outside a sweep."""
-    logs = [folder.parent / (trial.get("log") or "-"), *folder.glob("*.log")]
-    log = next((path for path in logs if path.is_file()), None)
-    if not (folder / RESULTS).exists():
-        status = trial.get("state", "failed")
-        without = {"waiting": "not started yet", "running": "has not written results.json yet"}
-        return Run(folder, name, status, trial.get("reason") or without.get(status, "left no results.json"), log)
+    log = None
     try:
+        log = _log_of(folder, trial)
+        if not (folder / RESULTS).exists():
+            status = trial.get("state", "failed")
+            without = {"waiting": "not started yet", "running": "has not written results.json yet"}
+            return Run(folder, name, status, trial.get("reason") or without.get(status, "left no results.json"), log)
         results = read_results(folder)
         if missing := {"status", "scores", "config"} - results.keys():
             raise DataError(f"it lacks {' and '.join(sorted(missing))}")
         results["scoring"] = _todays_scoring(results, folder)
         run = Run(folder, name, *_status(folder, results, trial, log), log, results)
         run.identity, run.choices, run.command  # noqa: B018 - what is computed from the results can be
+    except OSError as error:
+        return Run(folder, name, "unreadable", f"cannot be read ({error.strerror})", log)
     except Exception as error:  # a folder may hold anything, and the others are read all the same
         return Run(folder, name, "unreadable", f"results.json is damaged or cut off ({one_line(error)})", log)
     return run
+
+
+def _log_of(folder: Path, trial: Mapping[str, Any]) -> Path | None:
+    """What a run has written to its terminal or its log. Raises OSError if the folder cannot be looked into."""
+    logs = [folder.parent / (trial.get("log") or "-"), *folder.glob("*.log")]
+    return next((path for path in logs if path.is_file()), None)
 
 
 def _status(folder: Path, results: Mapping[str, Any], trial: Mapping[str, Any], log: Path | None) -> tuple[str, str]:
@@ -287,9 +295,16 @@ def _below(folder: Path) -> list[Path]:
     """A run's folder itself, or else the runs below it, including trials that left no results."""
     if (folder / RESULTS).exists():
         return [folder]
-    runs = {path.parent for path in folder.rglob(RESULTS)}
-    trials = {trial for path in folder.rglob(SWEEP) for trial in _trials(path.parent)}
-    return sorted(runs | trials, key=_natural)
+    runs: set[Path] = set()
+    for place, folders, files in os.walk(folder):
+        path = Path(place)
+        if RESULTS in (*folders, *files):
+            runs.add(path)
+        if SWEEP in (*folders, *files):
+            runs |= _trials(path).keys()
+        if len(path.relative_to(folder).parts) == DEEPEST:
+            folders.clear()
+    return sorted(runs, key=_natural)
 
 
 def _natural(path: Path) -> list[tuple[int, str]]:
@@ -300,7 +315,7 @@ def _natural(path: Path) -> list[tuple[int, str]]:
 def _trials(sweep: Path) -> dict[Path, Any]:
     """The entries of sweep.json by trial folder; empty if the file is missing or damaged."""
     try:
-        return {sweep / trial["folder"]: trial for trial in read_sweep(sweep).get("trials", [])}
+        return {sweep / trial["folder"]: trial for trial in read_sweep(sweep)["trials"]}
     except DataError:
         return {}
 
@@ -308,16 +323,9 @@ def _trials(sweep: Path) -> dict[Path, Any]:
 def _hydra_overrides(folder: Path) -> list[str]:
     """The overrides that Hydra recorded; results.json of older runs lacks them."""
     try:
-        text = read_text(folder / ".hydra" / "overrides.yaml", MAX_OVERRIDES)
-        return parse(yaml.load(text, _WithoutAliases) or [], [str])
+        # This loader makes texts and nothing else; with aliases, a few of its lines may still stand for many values.
+        words = yaml.load(read_text(folder / ".hydra" / "overrides.yaml", MAX_OVERRIDES), yaml.BaseLoader) or []
+        check_extent(words)
+        return parse(words, [str])
     except (*UNREADABLE, yaml.YAMLError):
         return []
-
-
-class _WithoutAliases(yaml.SafeLoader):
-    """Refuses aliases, with which a few lines hold any number of values; Hydra writes none here."""
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError("an alias")
-        return super().compose_node(parent, index)

@@ -15,7 +15,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from kikitori.config.composition import typed_again
 from kikitori.config.overrides import key_of, options, overrides, start_folder
 from kikitori.runs.results import (
     FINISHED,
@@ -27,7 +26,7 @@ from kikitori.runs.results import (
     read_results,
 )
 from kikitori.runs.results_md import markdown
-from kikitori.runs.resume import START_KEYS, changes, check_extension, refuse_changes
+from kikitori.runs.resume import START_KEYS, changes, check_extension, refuse_changes, typed_again
 from kikitori.runtime.distributed import is_main
 from kikitori.runtime.errors import (
     ConfigError,

@@ -5,13 +5,13 @@ A folder may be anyone's, so each file is read in one way: as plain values of th
 
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from kikitori.config.overrides import leaves
 from kikitori.runtime.errors import DataError
-from kikitori.runtime.files import UNREADABLE, parse, read_json, read_lines
+from kikitori.runtime.files import read_json, read_lines
 
 Results = dict[str, Any]
 
@@ -31,23 +31,23 @@ FINISHED = ("completed", "pruned")
 FULL_WINDOW = "after_in_full_window"
 # Characters of a transcript that are read. Of one that repeats itself, the rest says nothing and takes long to align.
 MAX_TRANSCRIPT = 2000
+# Transcripts of a split that are compared clip by clip.
+MAX_TRANSCRIPTS = 200_000
 # Keys of a configuration, ten times those of conf/.
 MAX_KEYS = 2000
+# Words of a command line, and characters of each.
+MAX_WORDS, MAX_WORD = 1000, 10_000
 
 
-def is_count(value: Any) -> bool:
-    """Whether a value is a number of things."""
-    return type(value) is int and 0 <= value <= 10**12
+def _number(low: int, high: int, *types: type) -> Callable[[Any], bool]:
+    """The kind of a number of these types in a range."""
+    return lambda value: type(value) in types and low <= value <= high
 
 
-def is_amount(value: Any) -> bool:
-    """Whether a value is a number of seconds, GB or clips per second."""
-    return type(value) in (int, float) and 0 <= value <= 10**12
-
-
-def is_rate(value: Any) -> bool:
-    """Whether a value is an error rate, a change of one, or a loss."""
-    return type(value) in (int, float) and abs(value) <= 10**6
+# A number of things; seconds, GB or clips per second; an error rate or a change of one.
+is_count = _number(0, 10**12, int)
+is_amount = _number(0, 10**12, int, float)
+is_rate = _number(-(10**6), 10**6, int, float)
 
 
 def is_name(value: Any) -> bool:
@@ -64,6 +64,15 @@ def is_below(value: Any) -> bool:
 def is_store(value: Any) -> bool:
     """Whether a value is the name of a file of decoded clips in the cache."""
     return isinstance(value, str) and re.fullmatch(r"[0-9a-f]{24}\.arrow", value) is not None
+
+
+def is_command(value: Any) -> bool:
+    """Whether a value is the words of a command line."""
+    return isinstance(value, list) and len(value) <= MAX_WORDS and all(map(_is_word, value))
+
+
+def _is_word(value: Any) -> bool:
+    return isinstance(value, str) and len(value) <= MAX_WORD
 
 
 def is_interval(value: Any) -> bool:
@@ -89,8 +98,8 @@ RECORD = {
     "precision": (str, int),
     "status": ("running", *FINISHED, "failed").__contains__,
     "command": ("train", "evaluate", "prepare").__contains__,
-    "overrides": [str],
-    "options": [str],
+    "overrides": is_command,
+    "options": is_command,
     "config": CONFIGURATION,
     "scores": {is_name: {is_name: RATES}},
     "scored": {str: {str: str}},
@@ -111,16 +120,16 @@ RECORD = {
 TRIAL = {
     "folder!": is_name,
     "log": lambda log: log == "" or is_below(log),
-    "number": is_count,
-    "overrides": [str],
-    "swept": {str: str},
+    "number!": is_count,
+    "overrides!": is_command,
+    "swept!": {str: str},
     "state": ("waiting", "running", *FINISHED, "failed").__contains__,
     "reason": str,
     "is_repeatable": bool,
     "seconds": is_amount,
     "value": (is_rate, None),
 }
-SWEEP_RECORD = {"trials": [TRIAL], "command": [str], "cwd": str, "started": str, "id": str}
+SWEEP_RECORD = {"trials!": [TRIAL], "command": is_command, "cwd": str, "started": str, "id": str}
 PREDICTION = {
     **dict.fromkeys(("clip!", "reference!", "hypothesis!"), str),
     **dict.fromkeys(("cer_edits!", "cer_length!"), is_count),
@@ -129,7 +138,7 @@ PREDICTION = {
 
 def read_results(folder: Path) -> Results:
     """Reads results.json of a run. Raises DataError if it is missing, damaged, or not what a run records."""
-    results = _read(folder / RESULTS, RECORD)
+    results = read_json(folder / RESULTS, RECORD)
     if sum(1 for _ in leaves(results.get("config", {}))) > MAX_KEYS:
         raise DataError(f"{folder / RESULTS} holds a configuration of more than {MAX_KEYS} keys")
     return results
@@ -137,26 +146,15 @@ def read_results(folder: Path) -> Results:
 
 def read_sweep(folder: Path) -> dict[str, Any]:
     """Reads sweep.json of a sweep. Raises DataError if it is missing, damaged, or not what a sweep records."""
-    return _read(folder / SWEEP, SWEEP_RECORD)
+    return read_json(folder / SWEEP, SWEEP_RECORD)
 
 
 def read_predictions(path: Path) -> list[dict[str, Any]]:
     """Reads a file of transcripts, of which very long ones are cut. Raises DataError if that is impossible."""
-    try:
-        rows = read_lines(path, PREDICTION)
-    except UNREADABLE as error:
-        raise DataError(f"{path} cannot be read: {error}; delete it") from error
+    rows = read_lines(path, PREDICTION, MAX_TRANSCRIPTS)
     for row in rows:
         row |= {key: row[key][:MAX_TRANSCRIPT] for key in ("reference", "hypothesis")}
     return rows
-
-
-def _read(path: Path, kind: Any) -> dict[str, Any]:
-    value = read_json(path)
-    try:
-        return parse(value, kind, path.name)
-    except ValueError as error:
-        raise DataError(f"{path} is not what kikitori writes ({error}); delete it, or its folder") from error
 
 
 def command_line(results: Mapping[str, Any]) -> str:

@@ -4,14 +4,13 @@ import json
 import math
 import os
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
-from kikitori.config.composition import refuse_reserved
+from kikitori.config.composition import reserved_settings
 from kikitori.config.documentation import used_files
 from kikitori.config.names import translate
 from kikitori.config.overrides import (
@@ -48,13 +47,27 @@ NOT_OF_THE_RECIPE = re.compile(
 
 def start_folder_of(words: Sequence[str]) -> Path | None:
     """The folder where the run or sweep was started that a command line resumes, to which its paths are relative."""
-    for word in split_words(words)[1]:
-        key, folder = key_of(word), value_of(word)
-        record = {"resume": RESULTS, "resume_sweep": SWEEP}.get(key)
-        if record and folder and (path := Path(folder, record)).exists():
-            start = (read_results if key == "resume" else read_sweep)(path.parent).get("cwd")
+    for key, record, read in (("resume", RESULTS, read_results), ("resume_sweep", SWEEP, read_sweep)):
+        folder = _named(key, split_words(words)[1])
+        if folder and (folder / record).exists():
+            start = read(folder).get("cwd")
             return Path(start) if start and Path(start).is_dir() else None
     return None
+
+
+def typed_again(words: Iterable[str]) -> list[str]:
+    """The overrides of a run or sweep that must be given once more when it is resumed."""
+    return [
+        word
+        for word in words
+        if key_of(word) not in (*START_KEYS, *SWEEP_START_KEYS) and any(reserved_settings([word]))
+    ]
+
+
+def _named(key: str, overrides: Iterable[str]) -> Path | None:
+    """The folder that the last override of a key names; None if there is none."""
+    values = [value_of(word) for word in overrides if key_of(word) == key]
+    return Path(values[-1]) if values and values[-1] else None
 
 
 def expand_resume(command: str, given: list[str]) -> list[str]:
@@ -64,10 +77,9 @@ def expand_resume(command: str, given: list[str]) -> list[str]:
     Raises ConfigError if the folder holds no run of this command, DataError if its results.json is damaged.
     """
     given_options, given_overrides = split_words(given)
-    values = [value_of(word) for word in given_overrides if key_of(word) == "resume"]
-    if not values or values[-1] in (None, "", "auto"):
+    folder = _named("resume", given_overrides)
+    if folder is None or str(folder) == "auto":
         return given
-    folder = Path(values[-1])
     if set(MULTIRUN) & set(given_options):
         raise ConfigError(f"resume={folder} resumes a single run; for a sweep use resume_sweep=<its folder>")
     if not (folder / RESULTS).exists():
@@ -80,52 +92,51 @@ def expand_resume(command: str, given: list[str]) -> list[str]:
         raise ConfigError(f"resume={folder} holds a run of kikitori {results.get('command')}, not of {command}")
     now = [word for word in given_overrides if key_of(word) != "resume"]
     # The record of a search's trial has its pruner; a run that is resumed by itself is not pruned.
-    taken = _replaced(now) | {*START_KEYS, "callbacks.pruning"}
+    start_keys = (*START_KEYS, "callbacks.pruning")
     options, recorded = results.get("options", []), results.get("overrides", [])
-    words = _recorded_words(folder / RESULTS, options, recorded, taken, _left_out(now), ())
+    words = _recorded_words(folder / RESULTS, options, recorded, now, start_keys)
     if hydras := [key for word in words for key, _ in settings(word) if re.match(r"hydra\b", key)]:
         raise DataError(f"{folder / RESULTS} sets {hydras[0]}, which no run records; start again in another folder")
-    options = _kept(options, given_options)
-    return [*options, *given_options, *words, *now, override("hydra.run.dir", folder), "resume=auto"]
+    return [
+        *_kept(options, given_options),
+        *given_options,
+        *words,
+        *now,
+        override("hydra.run.dir", folder),
+        "resume=auto",
+    ]
 
 
 def expand_resume_sweep(command: str, given: list[str]) -> list[str]:
     """Adds the words that the sweep in FOLDER was started with to a command line with `resume_sweep=FOLDER`.
 
-    Overrides given now take precedence; `Sweep.add` refuses those that would change a trial. A folder without a sweep
-    leaves the line unchanged. Raises ConfigError if its sweep is one of another command, DataError if sweep.json is
-    damaged.
+    Overrides given now take precedence; `Sweep.add` refuses those that would change a trial.
+    Raises ConfigError if it holds no sweep, or one of another command, DataError if sweep.json is damaged.
     """
     given_options, given_overrides = split_words(given)
-    values = [value_of(word) for word in given_overrides if key_of(word) == "resume_sweep"]
-    if not values or not values[-1] or not Path(values[-1], SWEEP).exists():
+    folder = _named("resume_sweep", given_overrides)
+    if folder is None:
         return given
-    folder = Path(values[-1])
+    if not (folder / SWEEP).exists():
+        raise ConfigError(f"resume_sweep={folder} holds no {SWEEP}; give the folder of a sweep")
     command_line = read_sweep(folder).get("command")
     if command_line is None:
         raise DataError(f"{folder / SWEEP} holds no command; start a sweep in another folder")
     if command_line[1:2] not in ([], [command]):
         raise ConfigError(f"resume_sweep={folder} holds a sweep of kikitori {command_line[1]}, not of {command}")
-    taken = _replaced(given_overrides) | set(SWEEP_START_KEYS)
     options, recorded = split_words(command_line[2:])
-    words = _recorded_words(folder / SWEEP, options, recorded, taken, _left_out(given_overrides), MULTIRUN)
+    words = _recorded_words(folder / SWEEP, options, recorded, given_overrides, SWEEP_START_KEYS, MULTIRUN)
     return [*_kept(options, given_options), *given_options, *words, *given_overrides]
 
 
-def keep_changed_defaults(cfg: DictConfig, words: Iterable[str]) -> None:
+def keep_changed_defaults(cfg: DictConfig, words: Iterable[str], folder: Path) -> None:
     """Gives a run of an earlier version that is resumed its recorded values, where defaults have changed since.
 
-    words: the overrides of its command line, which take precedence.
+    words: the overrides of its command line, which take precedence. folder: of the run.
     """
-    if cfg.get("resume") != "auto":
+    if cfg.get("resume") != "auto" or not (folder / RESULTS).exists():
         return
-    try:
-        path = Path(str(cfg.hydra.run.dir), RESULTS)
-    except OmegaConfBaseException:  # composed outside of a command, where the default folder has no name
-        return
-    if not path.exists():
-        return
-    recorded, given = dict(flatten(read_results(path.parent).get("config", {}))), set(map(key_of, words))
+    recorded, given = dict(flatten(read_results(folder).get("config", {}))), set(map(key_of, words))
     for key, default in CHANGED_DEFAULTS.items():
         if recorded.get(key) is not None and key not in given and OmegaConf.select(cfg, key) == default:
             OmegaConf.update(cfg, key, recorded[key])
@@ -222,12 +233,6 @@ def refuse_changes(found: Mapping[str, str], accepted: Sequence[str], folder: Pa
         )
 
 
-def _replaced(words: Iterable[str]) -> set[str]:
-    """The keys whose recorded overrides give way to `words`: their own keys, and the alternatives of these."""
-    given = set(map(key_of, words))
-    return given | {other for pair in ALTERNATIVES for key, other in (pair, pair[::-1]) if key in given}
-
-
 def _left_out(words: Iterable[str]) -> set[str]:
     """The entries of callbacks and logger that the choices in `words` lack, such as callbacks.early_stopping."""
     choices = {key_of(word): str(value_of(word)).strip("[]").split(",") for word in words if "=" in word}
@@ -244,12 +249,6 @@ def _entries(group: str, choice: str) -> set[str]:
     return {f"{group}.{key.partition('.')[0]}" for file in files.values() for key in file.keys}
 
 
-def _is_replaced(word: str, taken: Collection[str], left_out: Collection[str]) -> bool:
-    """Whether a recorded override gives way: it sets a key in `taken`, or is about an entry that is left out now."""
-    key = key_of(word)
-    return key in taken or any(key.startswith(f"{entry}.") for entry in left_out)
-
-
 def _kept(options: Sequence[str], given: Sequence[str]) -> list[str]:
     """The recorded options that are not given now; of those that choose a configuration none, if one is chosen now."""
     if chooses_configuration(given):
@@ -258,21 +257,31 @@ def _kept(options: Sequence[str], given: Sequence[str]) -> list[str]:
 
 
 def _recorded_words(
-    path: Path, options: Any, overrides: Any, taken: Collection[str], left_out: Collection[str], others: Sequence[str]
+    path: Path,
+    options: Sequence[str],
+    overrides: Sequence[str],
+    now: Sequence[str],
+    start_keys: Sequence[str],
+    others: Sequence[str] = (),
 ) -> list[str]:
-    """The recorded overrides that apply, with the names of this version.
+    """The recorded overrides that do not give way to those given `now`, with the names of this version.
 
-    others: the options that may be recorded besides those that choose a configuration. Raises DataError for anything
-    else, and ConfigError for overrides that only a person may type: who wrote the record is not known.
+    start_keys: what belonged to an earlier start only. others: the options that may be recorded besides those that
+    choose a configuration. Raises DataError for other options, and ConfigError for overrides that only a person may
+    type: who wrote the record is not known.
     """
-    if not all(isinstance(words, list) and all(isinstance(w, str) for w in words) for words in (options, overrides)):
-        raise DataError(f"{path} holds no command line; start again in another folder")
     remaining = iter(options)
     for word in remaining:
         value = "" if "=" in word or word in others else next(remaining, "-")
         if value.startswith("-") or not (word in others or chooses_configuration([word])):
             raise DataError(f"{path} holds the option {word}, which is not taken over; start again in another folder")
     own = config_folders([*options, *overrides])
-    words = [word for word in (translate(word, own) for word in overrides) if not _is_replaced(word, taken, left_out)]
-    refuse_reserved(words, str(path))
+    words = [translate(word, own) for word in overrides]
+    given = set(map(key_of, now))
+    alternatives = {other for pair in ALTERNATIVES for key, other in (pair, pair[::-1]) if key in given}
+    left_out = tuple(f"{entry}." for entry in _left_out(now))
+    taken = {*given, *alternatives, *start_keys}
+    words = [word for word in words if key_of(word) not in taken and not key_of(word).startswith(left_out)]
+    for key, fault in reserved_settings(words):
+        raise ConfigError(f"{path} sets {key}: {fault}")
     return words

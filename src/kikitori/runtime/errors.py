@@ -93,6 +93,13 @@ def one_line(error: BaseException) -> str:
     return (safe(str(error)).strip() or type(error).__name__).splitlines()[0]
 
 
+def raise_problems(found: Sequence[str]) -> None:
+    """Raises ConfigError with all problems of a configuration, if there are any."""
+    if found:
+        count = f"{len(found)} problem{'s' * (len(found) > 1)}"
+        raise ConfigError(f"{count} in the configuration\n" + "\n".join(f"  {line}" for line in found))
+
+
 def shortened(names: Sequence[str], shown: int = 3) -> str:
     """Returns the first names of a list, and how many others there are."""
     more = len(names) - shown

@@ -11,6 +11,7 @@ import re
 import stat
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -21,8 +22,9 @@ from kikitori.runtime.errors import DataError
 MAX_BYTES, MAX_BYTES_OF_LINES, MAX_DEPTH, MAX_VALUES, MAX_CHARACTERS = 2**26, 2**28, 32, 10**6, 10**5
 # Half characters, and numbers that may be out of range. A short text without them need not be searched further.
 UNUSUAL = re.compile(r"\\u[dD]|[0-9]{19}|[0-9][eE]")
-# A kind for `parse`.
+# Kinds for `parse`: of any value, and of any object.
 ANY: Callable[[Any], bool] = lambda value: True  # noqa: E731
+OBJECT = {str: ANY}
 # Errors of reading a file, whatever is in it.
 UNREADABLE = (OSError, ValueError, RecursionError, MemoryError)
 
@@ -134,21 +136,27 @@ def _parse_object(value: dict[Any, Any], kind: dict[Any, Any], place: str) -> di
     return found
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Reads a JSON object as plain values. Raises DataError if that is impossible for any reason."""
+def read_json(path: Path, kind: Any = OBJECT) -> dict[str, Any]:
+    """Reads plain values of a kind for `parse`. Raises DataError if that is impossible for any reason."""
     try:
-        value = plain(read_text(path))
+        return parse(plain(read_text(path)), kind, path.name)
     except UNREADABLE as error:
         raise DataError(f"{path} cannot be read: {error}; delete it, or its folder") from error
-    if not isinstance(value, dict):
-        raise DataError(f"{path} holds no JSON object; delete it, or its folder")
-    return value
 
 
-def read_lines(path: Path, kind: Any = {str: ANY}) -> list[Any]:  # noqa: B006
-    """Reads the objects that `write_lines` wrote, of a kind for `parse`. Raises one of UNREADABLE."""
-    with open_regular(path, MAX_BYTES_OF_LINES) as lines:
-        return [parse(plain(line.decode()), kind, f"line {i}") for i, line in enumerate(lines, 1)]
+def read_lines(path: Path, kind: Any = OBJECT, most: int | None = None) -> list[dict[str, Any]]:
+    """Reads the objects that `write_lines` wrote, of a kind for `parse`. Raises DataError as `read_json`.
+
+    most: lines; no limit if None.
+    """
+    try:
+        with open_regular(path, MAX_BYTES_OF_LINES) as lines:
+            rows = [parse(plain(line.decode()), kind, f"line {i}") for i, line in enumerate(islice(lines, most), 1)]
+            if lines.read(1):
+                raise ValueError(f"it has more than {most} lines")
+    except UNREADABLE as error:
+        raise DataError(f"{path} cannot be read: {error}; delete it") from error
+    return rows
 
 
 def create(path: Path) -> BinaryIO:

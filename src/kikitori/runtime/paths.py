@@ -4,6 +4,7 @@ import os
 import stat
 from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryFile
 
 from hydra.core.hydra_config import HydraConfig
 
@@ -15,6 +16,8 @@ CONF = next(folder for folder in (HERE / "conf", HERE.parents[1] / "conf") if fo
 DEMO = HERE / "corpora" / "demo" / "common-voice-ja"
 # W&B links to the files of its last start, and writes into none of an earlier one.
 WANDB = "wandb"
+# Folders within each other in a run's folder.
+DEEPEST = 32
 
 
 def cache_folder() -> Path:
@@ -26,7 +29,8 @@ def private_folder(folder: Path) -> Path:
     """Creates a folder that only this user can read, or makes it one. Raises DataError if it is another user's."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     check_owner(folder)
-    folder.chmod(0o700)
+    with suppress(PermissionError):  # exFAT: the mount decides
+        folder.chmod(0o700)
     return folder
 
 
@@ -35,10 +39,21 @@ def check_owner(path: Path) -> None:
 
     Whoever owns a file of a cache decides what is read from it. Raises OSError if there is none.
     """
-    if {path.lstat().st_uid, path.stat().st_uid} - {0, os.geteuid()}:
+    real = path.resolve()
+    if {path.lstat().st_uid, path.stat().st_uid} - _owners(real if real.is_dir() else real.parent):
         raise DataError(
             f"{path} belongs to another user, who decides what it holds; set KIKITORI_CACHE to a folder of your own"
         )
+
+
+def _owners(folder: Path) -> set[int]:
+    """The users whose files in a folder are trusted: root, this one, and whoever gets what this one writes there.
+
+    Some network file systems give all files one owner (NFS with all_squash, sshfs).
+    """
+    with suppress(OSError), TemporaryFile(dir=folder) as own:
+        return {0, os.geteuid(), os.fstat(own.fileno()).st_uid}
+    return {0, os.geteuid()}
 
 
 def check_run_folder(folder: Path, key: str) -> None:
@@ -47,30 +62,35 @@ def check_run_folder(folder: Path, key: str) -> None:
     So it may hold regular files and folders of this user alone, and links that stay in it. Loggers, Lightning and
     transformers open files of the folder by their names. key: the configuration key that names the folder.
     """
-    root = os.path.realpath(folder)
+    root = Path(os.path.realpath(folder))
+    if not root.is_dir():
+        return
+    owners = _owners(root)
     for place, folders, files in os.walk(root):
-        for name in (*folders, *files):
+        for name in (".", *folders, *files):
             path = Path(place, name)
             with suppress(FileNotFoundError):  # a run that goes on here has just removed it
-                if fault := _fault(path, root):
+                if fault := _fault(path, root, owners):
                     raise ConfigError(
                         f"{key}={folder}: {path.relative_to(root)} {fault}; to go on with a run of somebody else, copy "
                         "its folder with cp -rL"
                     )
 
 
-def _fault(path: Path, root: str) -> str:
+def _fault(path: Path, root: Path, owners: set[int]) -> str:
     """Why nothing may be written where this path is; empty if there is no reason."""
-    facts = path.lstat()
-    if facts.st_uid not in (0, os.geteuid()):
+    facts, parts = path.lstat(), path.relative_to(root).parts
+    if facts.st_uid not in owners:
         return "belongs to another user"
-    of_wandb = WANDB in path.relative_to(root).parts[:-1]
+    if len(parts) > DEEPEST:
+        return f"lies below more than {DEEPEST} folders"
+    of_wandb = WANDB in parts[:-1]
     if stat.S_ISLNK(facts.st_mode):
         stays = Path(os.path.realpath(path)).is_relative_to(root) and (of_wandb or path.exists())
         return "" if stays else "is a link out of this folder"
     if stat.S_ISREG(facts.st_mode):
-        # Two checkpoints of one step are one file, and are replaced rather than written.
-        shared = facts.st_nlink > 1 and path.suffix != ".ckpt" and not of_wandb
+        # Two checkpoints of one step are one file. Checkpoints, also those that a kill left, are never written again.
+        shared = facts.st_nlink > 1 and ".ckpt" not in path.suffixes and not of_wandb
         return "has a second name, perhaps outside of this folder" if shared else ""
     return "" if stat.S_ISDIR(facts.st_mode) else "is no regular file"
 

@@ -4,6 +4,7 @@ Every message, log record and traceback passes `safe`, so what a file or a run o
 terminal, and no password reaches a file.
 """
 
+import io
 import logging
 import os
 import re
@@ -82,6 +83,9 @@ def make_output_safe() -> None:
     sys.excepthook = print_traceback
     for name in ("stdout", "stderr"):
         if not isinstance(stream := getattr(sys, name), _MaskedStream):
+            # A terminal of another encoding shows what it has no character for as an escape.
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="backslashreplace")
             setattr(sys, name, _MaskedStream(stream))
 
 

@@ -79,12 +79,10 @@ class TrialRunner:
         self.gpus = [gpu for gpu in gpus.split(",") if gpu] if torch.cuda.device_count() else []
         self.is_local = hasattr(plugin, "gpus_per_trial")
         self.gpus_per_trial = getattr(plugin, "gpus_per_trial", 1)
-        self.parallel = getattr(plugin, "parallel", 1) or max(1, len(self.gpus) // max(1, self.gpus_per_trial))
-        if self.parallel < 1:
-            raise ConfigError(f"hydra.launcher.parallel={self.parallel}: must be above 0; null: one trial per GPU")
-        if self.gpus and not 1 <= self.gpus_per_trial <= len(self.gpus):
+        self.parallel = getattr(plugin, "parallel", 1) or max(1, len(self.gpus) // self.gpus_per_trial)
+        if self.gpus and self.gpus_per_trial > len(self.gpus):
             raise ConfigError(
-                f"hydra.launcher.gpus_per_trial={self.gpus_per_trial}: must be 1 to {len(self.gpus)}, the number of "
+                f"hydra.launcher.gpus_per_trial={self.gpus_per_trial}: must be at most {len(self.gpus)}, the number of "
                 "visible GPUs"
             )
         self.prepared: list[Any] = []

@@ -5,15 +5,15 @@ import shlex
 import signal
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 from uuid import uuid4
 
-from kikitori.config.composition import typed_again
 from kikitori.config.names import translate
 from kikitori.config.overrides import config_folders, short_number, split_words
 from kikitori.runs.results import FINISHED, PROGRESS, RESULTS, SWEEP, best_cer, read_results, read_sweep
+from kikitori.runs.resume import typed_again
 from kikitori.runtime.errors import DataError, SweepError, describe_error
 from kikitori.runtime.files import read_json, write_json
 
@@ -129,11 +129,9 @@ class Sweep:
 def open_sweep(folder: Path, command: list[str], resume: str | None) -> Sweep:
     """Starts a sweep in this folder, or reopens the one to resume.
 
-    Raises SweepError if the folder already holds a sweep, or none to resume.
+    Raises SweepError if a new sweep would replace one, DataError if the one to resume cannot be read.
     """
     path = folder / SWEEP
-    if resume and not path.exists():
-        raise SweepError(f"resume_sweep={resume} holds no {SWEEP}; give the folder of a sweep, or leave it out")
     if not resume:
         if path.exists():
             hint = Sweep(folder, command).resume_command
@@ -142,16 +140,14 @@ def open_sweep(folder: Path, command: list[str], resume: str | None) -> Sweep:
             )
         return Sweep(folder, command)
     facts = read_sweep(folder)
-    try:
-        own = config_folders(facts.get("command", []))
-        trials = [_read_trial(trial, own) for trial in facts["trials"]]
-        return Sweep(folder, command, trials, facts["started"], facts["id"])
-    except (KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{path} is no record of a sweep ({error}); start a sweep in another folder") from error
+    own = config_folders(facts.get("command", []))
+    trials = [_read_trial(trial, own) for trial in facts["trials"]]
+    return Sweep(folder, command, trials, **{key: facts[key] for key in ("started", "id") if key in facts})
 
 
-def _read_trial(facts: Mapping[str, Any], own: Sequence[Path]) -> Trial:
+def _read_trial(recorded: Mapping[str, Any], own: Sequence[Path]) -> Trial:
     """A trial from sweep.json, with the names of this version. own: the user's configuration folders."""
+    facts = {known.name: recorded[known.name] for known in fields(Trial) if known.name in recorded}
     swept = dict(translate(f"{key}={value}", own).split("=", 1) for key, value in facts["swept"].items())
     return Trial(**{**facts, "overrides": [translate(text, own) for text in facts["overrides"]], "swept": swept})
 

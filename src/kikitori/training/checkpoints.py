@@ -17,7 +17,7 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from kikitori.runtime.errors import DataError, TrainingError, one_line
 from kikitori.runtime.files import (
-    ANY,
+    OBJECT,
     atomic_write,
     check_extent,
     is_regular,
@@ -43,12 +43,12 @@ def _are_weights(value: Any) -> bool:
 CHECKPOINT = {
     "global_step": lambda step: type(step) is int and step >= 0,
     "state_dict": _are_weights,
-    "optimizer_states": [{str: ANY}],
-    "callbacks": {str: {str: ANY}},
-    "hyper_parameters": {str: ANY},
+    "optimizer_states": [OBJECT],
+    "callbacks": {str: OBJECT},
+    "hyper_parameters": OBJECT,
 }
 PATHS = ("best_model_path", "kth_best_model_path", "last_model_path")
-KEPT = {**{f"{key}!": str for key in PATHS}, "best_k_models!": {str: ANY}}
+KEPT = {**{f"{key}!": str for key in PATHS}, "best_k_models!": OBJECT}
 
 
 class CheckpointFiles(CheckpointIO):

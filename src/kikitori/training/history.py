@@ -203,7 +203,8 @@ class MetricsFile(Logger):
         if self.path.exists():
             with open_regular(self.path, MAX_BYTES_OF_LINES) as file:
                 text = file.read().decode("utf-8", "replace")
-        reader = csv.DictReader(text[: text.rfind("\n") + 1].splitlines())
+        lines = text[: text.rfind("\n") + 1].splitlines()
+        reader = csv.DictReader(line for line in lines if len(line) <= csv.field_size_limit())
         # An earlier version counted steps from 0 and wrote epochs.
         shift = int("epoch" in (reader.fieldnames or []))
         self.columns = [name for name in reader.fieldnames or ["step"] if name != "epoch"]
