@@ -132,6 +132,22 @@ def test_a_checkpoint_is_not_larger_than_its_file(tmp_path: Path, how: str) -> N
         read_checkpoint(bomb)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+@pytest.mark.parametrize("place", ["optimizer_states", "state_dict"])
+def test_tensors_of_a_checkpoint_are_not_larger_than_its_file(tmp_path: Path, place: str, dtype: torch.dtype) -> None:
+    tensors = {"a": torch.zeros(1, dtype=dtype).expand(10**12), "b": torch.zeros(4)}
+    values = {"global_step": 1, place: tensors if place == "state_dict" else [{"state": {0: {"exp_avg": tensors}}}]}
+    write(values, tmp_path / "a.ckpt")
+    with pytest.raises(DataError, match="its tensors are larger than the file"):
+        read_checkpoint(tmp_path / "a.ckpt")
+
+
+def test_a_checkpoint_may_hold_tied_weights(tmp_path: Path) -> None:
+    weight = torch.zeros(10_000)
+    write({"global_step": 1, "state_dict": {"in": weight, "out": weight}}, tmp_path / "a.ckpt")
+    assert read_checkpoint(tmp_path / "a.ckpt")["state_dict"].keys() == {"in", "out"}
+
+
 def test_values_that_refer_to_each_other_are_counted_as_often(tmp_path: Path) -> None:
     node: Any = [0]
     for _ in range(30):

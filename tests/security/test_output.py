@@ -177,6 +177,10 @@ def test_other_texts_are_shown_as_they_are() -> None:
     assert [formats.csv_cell(value) for value in (None, -1, 0.5, True, "-1")] == [None, -1, 0.5, True, "'-1"]
 
 
+def test_a_semicolon_which_begins_a_cell_in_some_countries_begins_no_formula() -> None:
+    assert formats.csv_cell("a; =1+1;b-c") == "a;' =1+1;b-c"
+
+
 def test_json_keeps_its_values() -> None:
     for text in SEQUENCES:
         assert json.loads(as_json([text, {"text": text}], indent=2)) == [text, {"text": text}]

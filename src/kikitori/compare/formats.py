@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -16,8 +17,9 @@ from kikitori.runtime.text import printable_line
 SEPARATE = (
     "These runs were scored on different clips or in different ways; their rates must not be compared across tables."
 )
-# Spreadsheets take a cell that begins with one of these for a formula, the wide forms in Japanese ones.
-FORMULA = tuple("=+-@＝＋－＠")
+# Spreadsheets take a cell that begins so for a formula, the wide forms in Japanese ones. In some countries a semicolon
+# begins a cell.
+FORMULA = re.compile(r"(^|;)(?=[\s\"']*[=+\-@＝＋－＠])")
 # With more keys than this, a row is named by its run.
 MAX_KEYS = 5
 
@@ -204,8 +206,7 @@ def csv_cell(value: Any) -> Any:
     """A number as it is, and any other value as a text that no spreadsheet calculates."""
     if value is None or isinstance(value, int | float):
         return value
-    text = printable_line(str(value))
-    return f"'{text}" if text.lstrip().startswith(FORMULA) else text
+    return FORMULA.sub(r"\1'", printable_line(str(value)))
 
 
 def _line(run: Run, choices: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,9 +6,9 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from itertools import chain
+from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, AnyStr
 
 from kikitori.runtime.errors import DataError
 
@@ -18,6 +18,8 @@ SEPARATORS = (",", ";", "\t", "|")
 # Encodings that a table in Japanese may have. Text has hiragana or katakana only if it is decoded by the right one.
 JAPANESE = {"Shift_JIS": "cp932", "EUC-JP": "euc_jp"}
 KANA = range(0x3041, 0x3100)
+# Characters of a line, and of a .json, whose one array may be a single line: a line is read as a whole.
+MAX_LINE, MAX_JSON = 2**24, 2**30
 # Lines by which an encoding is guessed.
 GUESSED_LINES = 100
 
@@ -76,7 +78,7 @@ def open_table(table: Path, **dialect: Any) -> Iterator["csv.DictReader[str]"]:
     line = 0
     try:
         with table.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-            reader = csv.DictReader(file, **dialect)
+            reader = csv.DictReader(_lines(file, table), **dialect)
             try:
                 yield reader
             finally:
@@ -107,8 +109,9 @@ def _other_encoding(table: Path) -> str | None:
             return "UTF-16"
         file.seek(0)
         lines = foreign = 0
-        sample, header = b"", file.readline()
-        for line in chain([header], file):
+        sample, header = b"", b""
+        for line in _lines(file, table):
+            header = header or line
             if not line.isascii():
                 lines += 1
                 try:
@@ -144,16 +147,31 @@ def _separator(table: Path, needed: Sequence[str]) -> str:
 def _json(table: Path) -> Iterator[Row]:
     """Yields the objects of a file with one per line, or of one array."""
     with table.open(encoding="utf-8-sig", errors="surrogateescape") as file:
-        first = next((line for line in file if line.strip()), "")
+        first = next((line for line in _lines(file, table) if line.strip()), "")
         file.seek(0)
         if first.lstrip().startswith("["):
-            whole = _parsed(file.read(), table, "")
+            text = file.read(MAX_JSON + 1)
+            if len(text) > MAX_JSON:
+                raise DataError(f"{table} has over {MAX_JSON:,} characters; write one object per line")
+            whole = _parsed(text, table, "")
             yield from ((i, _object(row, table, f" item {i}")) for i, row in enumerate(whole, 1))
             return
-        for number, line in enumerate(file, 1):
+        for number, line in enumerate(_lines(file, table), 1):
             if line.strip():
                 place = f" line {number}"
                 yield number, _object(_parsed(line, table, place), table, place)
+
+
+def _lines(file: IO[AnyStr], table: Path) -> Iterator[AnyStr]:
+    """Yields the lines of a table. Raises DataError for one that would fill the memory."""
+    most = MAX_JSON if table.suffix.lower() == ".json" else MAX_LINE
+    for number in count(1):
+        line = file.readline(most)
+        if len(line) == most:
+            raise DataError(f"{table} line {number} has over {most:,} characters; correct the table there")
+        if not line:
+            return
+        yield line
 
 
 def _parsed(text: str, table: Path, place: str) -> Any:

@@ -1,11 +1,11 @@
 """Checkpoints: written atomically with a checksum, and verified before use."""
 
 import logging
+import math
 import os
 import zipfile
 from collections.abc import Collection
 from hashlib import sha256
-from math import inf
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -187,15 +187,26 @@ def read_checkpoint(path: Path, verify: bool = True, mmap: bool = True) -> dict[
     try:
         with open_regular(path) as file, zipfile.ZipFile(file) as entries:
             # torch stores them as they are. Compressed, or named several times, they could fill the memory.
-            sizes = [inf if entry.compress_type else entry.file_size for entry in entries.infolist()]
+            sizes = [math.inf if entry.compress_type else entry.file_size for entry in entries.infolist()]
             if sum(sizes) > path.stat().st_size:
                 raise ValueError("its parts are larger than the file")
         values = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
         check_extent(values)
+        # Tied weights share their memory, and are two tensors. One may also claim any shape over a single number.
+        if _bytes_of_tensors(values) > 2 * path.stat().st_size:
+            raise ValueError("its tensors are larger than the file")
         return parse(values, CHECKPOINT, "the checkpoint")
     except Exception as error:  # torch raises many kinds for a damaged or hostile file
         reason = error if isinstance(error, ValueError) else type(error).__name__
         raise DataError(f"{path} {NOT_PLAIN} ({reason}); use another checkpoint") from error
+
+
+def _bytes_of_tensors(value: Any) -> int:
+    """Returns what the tensors among plain values take if each is copied."""
+    if torch.is_tensor(value):
+        return math.prod(value.shape) * value.element_size()
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    return sum(map(_bytes_of_tensors, items))
 
 
 def matches_checksum(path: Path) -> bool:
