@@ -15,6 +15,8 @@ CONF = next(folder for folder in (HERE / "conf", HERE.parents[1] / "conf") if fo
 DEMO = HERE / "corpora" / "demo" / "common-voice-ja"
 # W&B links to the files of its last start, and writes into none of an earlier one.
 WANDB = "wandb"
+# Each start of W&B has a new folder with a link to its log in W&B's own cache.
+WANDB_CORE_LOG = f"{WANDB}/*run-*/logs/debug-core.log"
 
 
 def cache_folder() -> Path:
@@ -44,8 +46,9 @@ def check_owner(path: Path) -> None:
 def check_run_folder(folder: Path, key: str) -> None:
     """Raises ConfigError if writing a run or a sweep into an existing folder could change a file outside of it.
 
-    So it may hold regular files and folders of this user alone, and links that stay in it. Loggers, Lightning and
-    transformers open files of the folder by their names. key: the configuration key that names the folder.
+    So it may hold regular files and folders of this user alone, links that stay in it, and W&B's link to its log.
+    Loggers, Lightning and transformers open files of the folder by their names. key: the configuration key that names
+    the folder.
     """
     root = os.path.realpath(folder)
     for place, folders, files in os.walk(root):
@@ -67,7 +70,7 @@ def _fault(path: Path, root: str) -> str:
     of_wandb = WANDB in path.relative_to(root).parts[:-1]
     if stat.S_ISLNK(facts.st_mode):
         stays = Path(os.path.realpath(path)).is_relative_to(root) and (of_wandb or path.exists())
-        return "" if stays else "is a link out of this folder"
+        return "" if stays or path.relative_to(root).match(WANDB_CORE_LOG) else "is a link out of this folder"
     if stat.S_ISREG(facts.st_mode):
         # Two checkpoints of one step are one file, and are replaced rather than written.
         shared = facts.st_nlink > 1 and path.suffix != ".ckpt" and not of_wandb
