@@ -199,13 +199,14 @@ def test_a_run_with_too_many_transcripts_has_none(tmp_path: Path, monkeypatch: p
 
 LINKED = ["train.log", "results.json", ".results.json.partial", "results.md", "metrics.csv", "model/README.md"]
 LINKED += ["model/config.json", ".hydra/config.yaml", "predictions", "checkpoints", "wandb", "tensorboard/version_0"]
+LINKED += ["wandb/run-1/logs", "wandb/run-1/logs/debug.log"]
 
 
 @pytest.mark.parametrize("name", LINKED)
 def test_a_run_folder_with_a_link_out_of_it_is_not_written_into(tmp_path: Path, victim: Path, name: str) -> None:
     folder = good_run(tmp_path / "run")
     path = folder / name
-    path.parent.mkdir(exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     path.symlink_to(victim / "thesis.txt" if path.suffix else victim)
     with pytest.raises(KikitoriError, match=r"is a link out of this folder; to go on .* cp -rL"):
@@ -244,5 +245,7 @@ def test_a_run_folder_as_kikitori_leaves_it_is_written_into(tmp_path: Path) -> N
         os.link(folder / "checkpoints" / "step-1.ckpt", folder / "checkpoints" / name)
     (folder / "wandb" / "run-1").mkdir(parents=True)
     (folder / "wandb" / "latest-run").symlink_to("run-1")
+    (folder / "wandb" / "run-1" / "logs").mkdir()
+    (folder / "wandb" / "run-1" / "logs" / "debug-core.log").symlink_to(tmp_path / "cache" / "core-debug.log")
     check_run_folder(folder, "hydra.run.dir")
     check_run_folder(tmp_path / "new", "hydra.run.dir")

@@ -18,6 +18,8 @@ DEMO = HERE / "corpora" / "demo" / "common-voice-ja"
 WANDB = "wandb"
 # Folders within each other in a run's folder.
 DEEPEST = 32
+# Each start of W&B has a new folder with a link to its log in W&B's own cache.
+WANDB_CORE_LOG = f"{WANDB}/*run-*/logs/debug-core.log"
 
 
 def cache_folder() -> Path:
@@ -59,8 +61,9 @@ def _owners(folder: Path) -> set[int]:
 def check_run_folder(folder: Path, key: str) -> None:
     """Raises ConfigError if writing a run or a sweep into an existing folder could change a file outside of it.
 
-    So it may hold regular files and folders of this user alone, and links that stay in it. Loggers, Lightning and
-    transformers open files of the folder by their names. key: the configuration key that names the folder.
+    So it may hold regular files and folders of this user alone, links that stay in it, and W&B's link to its log.
+    Loggers, Lightning and transformers open files of the folder by their names. key: the configuration key that names
+    the folder.
     """
     root = Path(os.path.realpath(folder))
     if not root.is_dir():
@@ -87,7 +90,7 @@ def _fault(path: Path, root: Path, owners: set[int]) -> str:
     of_wandb = WANDB in parts[:-1]
     if stat.S_ISLNK(facts.st_mode):
         stays = Path(os.path.realpath(path)).is_relative_to(root) and (of_wandb or path.exists())
-        return "" if stays else "is a link out of this folder"
+        return "" if stays or path.relative_to(root).match(WANDB_CORE_LOG) else "is a link out of this folder"
     if stat.S_ISREG(facts.st_mode):
         # Two checkpoints of one step are one file. Checkpoints, also those that a kill left, are never written again.
         shared = facts.st_nlink > 1 and ".ckpt" not in path.suffixes and not of_wandb
