@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
+from kikitori.config import overrides
 from kikitori.config.overrides import PATHS, absolute_paths, override, quote_value, settle, value_of
 from kikitori.config.suggestions import as_text, explain, wrong_words
 from kikitori.config.validation import check_config
@@ -222,3 +223,7 @@ def test_settings_of_a_training_are_refused_by_an_evaluation() -> None:
     assert list(wrong_words("evaluate", ["trainer.max_epochs=3", "trainer.precision=32"])) == [
         "trainer.max_epochs: belongs to kikitori train; an evaluation takes no steps"
     ]
+
+
+def test_a_glob_over_a_group_sets_its_key() -> None:
+    assert [key for key, _ in overrides.settings("callbacks=glob(*)")] == ["callbacks"]

@@ -359,7 +359,7 @@ def test_parts_of_a_recording_are_clips_of_their_own(
     ]
     decoded = []
     decode_one = Decoders.__call__
-    monkeypatch.setattr(Decoders, "__call__", lambda self, source: decoded.append(source) or decode_one(self, source))
+    monkeypatch.setattr(Decoders, "__call__", lambda self, *of: decoded.append(of[0]) or decode_one(self, *of))
     data = Manifest(
         str(write_csv(tmp_path / "all.csv", rows)),
         **{**LOADING, "max_reject_rate": 1, "processor": micro.processor},

@@ -64,6 +64,13 @@ def test_no_other_options_are_taken_from_a_record(tmp_path: Path, options: Any) 
         expand_resume("train", [f"resume={folder}"])
 
 
+@pytest.mark.parametrize("words", [["--experimental-rerun=x"], ["--exp", "x"], ["-m"], ["--config-dir=/x"], ["--"]])
+def test_no_options_are_taken_from_the_overrides_of_a_record(tmp_path: Path, words: list[str]) -> None:
+    folder = run(tmp_path / "a", "seed=1", *words)
+    with pytest.raises(DataError, match="among its overrides"):
+        expand_resume("train", [f"resume={folder}"])
+
+
 @pytest.mark.parametrize("word", ["hydra.mode=MULTIRUN", "hydra/launcher=slurm", "+hydra={a: 1}"])
 def test_a_run_records_nothing_for_hydra(tmp_path: Path, word: str) -> None:
     folder = run(tmp_path / "a", "seed=1", word)

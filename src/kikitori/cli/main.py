@@ -86,9 +86,6 @@ def _main() -> None:
     arguments = sys.argv[1:]
     if arguments[:1] == ["help"]:
         arguments = [*arguments[1:2], "--help"]
-    # argparse accepts abbreviated options.
-    if any(len(a) > 2 and "--experimental-rerun".startswith(a.partition("=")[0]) for a in arguments):
-        sys.exit("kikitori: --experimental-rerun would load a pickle, which can run any code; pass the overrides again")
     if arguments[:1] == ["-sc"]:
         _complete()
     elif "--version" in arguments:
@@ -146,7 +143,10 @@ def _refuse_names(command: str, words: list[str]) -> None:
 
 
 def _refuse(arguments: list[str]) -> None:
-    """Exits before Hydra writes anything if a command line contradicts itself."""
+    """Exits before Hydra writes anything if a command line, with all that it stands for, cannot be run."""
+    # argparse accepts abbreviated options.
+    if any(len(a) > 2 and "--experimental-rerun".startswith(a.partition("=")[0]) for a in arguments):
+        sys.exit("kikitori: --experimental-rerun would load a pickle, which can run any code; pass the overrides again")
     given = {key_of(word): value_of(word) for word in arguments}
     # A choice of `sweep` sets the mode.
     sweeps = "-m" in given or "--multirun" in given or given.get("hydra.mode") == "MULTIRUN" or "sweep" in given

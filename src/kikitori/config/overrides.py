@@ -216,7 +216,8 @@ def settings(word: str) -> Iterator[tuple[str, Any]]:
     if read is None:
         yield key, word.partition("=")[2]
     elif not read.is_delete():
-        for value in read.value().list if read.is_choice_sweep() else [read.value()]:
+        # A glob chooses among the files of a group, and has no list.
+        for value in getattr(read.value(), "list", [read.value()]) if read.is_choice_sweep() else [read.value()]:
             yield key, value
             yield from leaves(value if isinstance(value, dict) else {}, key)
 

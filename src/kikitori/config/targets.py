@@ -151,7 +151,7 @@ def _unsuitable(target: str) -> str | None:
 def _argument_fault(target: str, name: str, value: Any) -> str | None:
     """What is wrong with an argument of a class in the table; None for other classes."""
     rules = ARGUMENTS.get(target)
-    if rules is None or name.startswith("_") or value == "???":
+    if rules is None or name in OF_NODES or value == "???":
         return None
     if name not in rules and name in OF_OTHER_TOOLS:
         return f"set {OF_OTHER_TOOLS[name]}"

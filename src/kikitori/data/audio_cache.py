@@ -194,7 +194,8 @@ def _samples(clip: Clip) -> slice:
 
 
 def _row(clip: Clip, pcm: NDArray[np.int16], error: str = "") -> dict:
-    audio = pcm.view(np.uint8).data
+    # Not a view: pyarrow would never free it.
+    audio = pcm.tobytes()
     return {
         "name": clip.name,
         "pcm": audio,

@@ -275,6 +275,8 @@ def _recorded_words(
         value = "" if "=" in word or word in others else next(remaining, "-")
         if value.startswith("-") or not (word in others or chooses_configuration([word])):
             raise DataError(f"{path} holds the option {word}, which is not taken over; start again in another folder")
+    if options_among := split_words(overrides)[0]:
+        raise DataError(f"{path} has the option {options_among[0]} among its overrides; start again in another folder")
     own = config_folders([*options, *overrides])
     words = [translate(word, own) for word in overrides]
     given = set(map(key_of, now))
