@@ -11,6 +11,8 @@ pytestmark = pytest.mark.slow
 # Only in `make chaos`: they wait, start several processes that import everything, or are covered by faster tests
 # (training/test_interrupted_training.py, training/test_checkpoint_files.py, data/test_audio_cache.py).
 LONG = {
+    "damaged_checkpoint",
+    "killed_in_a_save",
     "forked_like_plain",
     "clock_set_back",
     "folder_moved",

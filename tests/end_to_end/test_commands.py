@@ -224,6 +224,7 @@ def test_transcribe_uses_the_windows_of_the_model(bucketed: Path, cache: Path) -
     assert texts == {Path(clip).name: text for clip, text in expected.items()}
 
 
+@pytest.mark.long
 def test_a_frozen_encoder_encodes_each_clip_once_and_the_scores_are_the_same(cache: Path) -> None:
     """Two processes write the cache together, and train as one process that encodes each clip in every step."""
     window = ["data.window=bucketed", "data.window_edges_s=[1.5,2,2.5]", "data.window_margin_s=0.2"]

@@ -119,6 +119,7 @@ def assert_same(one: Path, other: Path) -> None:
         assert (one / "predictions" / name).read_text() == (other / "predictions" / name).read_text(), name
 
 
+@pytest.mark.long
 def test_two_processes_give_the_scores_and_losses_of_one(alone: Path, cache: Path) -> None:
     code, errors = train(*TWO, "hydra.run.dir=two", cache=cache)
     assert code == 0, errors

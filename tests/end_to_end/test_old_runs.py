@@ -66,6 +66,7 @@ def test_an_old_model_gives_its_old_transcripts(old: Path, checkpoint: str) -> N
     assert before.items() <= rates.items()
 
 
+@pytest.mark.long
 def test_an_old_sweep_resumes_with_its_missing_trial(old: Path) -> None:
     expected = results(old / "sweep/1-seed-1")
     kept = (old / "sweep/0-seed-0/results.json").read_bytes()
