@@ -6,6 +6,7 @@ Their cases are fixed, so count and seed are ignored: each row counts all cases 
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -13,63 +14,7 @@ from xml.etree import ElementTree
 TESTS = Path(__file__).parents[1]
 
 
-def archives(count: int, seed: int, folder: Path) -> dict[str, Any]:
-    """Links, devices, pipes, paths that lead outside, archive bombs, look-alike names, truncated downloads."""
-    fault = "hostile archives: nothing is written outside the folder or without limit"
-    return _row(fault, folder, "corpora/test_archive.py")
-
-
-def paths_of_tables(count: int, seed: int, folder: Path) -> dict[str, Any]:
-    """Paths in a table that are not recordings in its folder."""
-    fault = "hostile paths in a table: only files in clips/ are read, none blocks, each is counted"
-    return _row(fault, folder, "security/test_hostile_paths.py")
-
-
-def targets(count: int, seed: int, folder: Path) -> dict[str, Any]:
-    """Callables in a configuration, from the command line and from files."""
-    fault = "foreign `_target_` values and other calls through Hydra: refused, not called"
-    generated = ("security/test_hostile_configurations.py", "cli/test_limits.py")
-    return _row(fault, folder, "security/test_targets.py", *generated)
-
-
-def pickles(count: int, seed: int, folder: Path) -> dict[str, Any]:
-    """Pickles and modules in place of every file that kikitori reads."""
-    fault = "pickles in place of input files: not executed, but reported or skipped"
-    return _row(fault, folder, "security/test_untrusted_files.py", "security/test_hostile.py")
-
-
-def secrets(count: int, seed: int, folder: Path) -> dict[str, Any]:
-    """Canaries in the environment, and the speakers of the corpus."""
-    fault = "secrets and speakers: in no file and no output of runs, resumed or failing runs and comparisons"
-    return _row(fault, folder, "security/test_secrets.py")
-
-
-def outputs(count: int, seed: int, folder: Path) -> dict[str, Any]:
-    """Escape sequences, formulas and markup in the texts of runs, corpora and file names."""
-    fault = "hostile texts: terminal, log, JSON, CSV, Markdown and plots show them as text"
-    return _row(fault, folder, "security/test_output.py")
-
-
-def networks(count: int, seed: int, folder: Path) -> dict[str, Any]:
-    """What the processes of a run open to others."""
-    fault = "a run of two processes: no socket beyond the loopback interface, no pickle between them"
-    return _row(fault, folder, "security/test_network.py")
-
-
-def models(count: int, seed: int, folder: Path) -> dict[str, Any]:
-    """Changed files of a model."""
-    fault = "changed configurations of a model: an error or a model that works, and nothing is written"
-    return _row(fault, folder, "model/test_limits.py")
-
-
-def run_folders(count: int, seed: int, folder: Path) -> dict[str, Any]:
-    """Changed, linked and planted files of run folders, sweeps and checkpoints."""
-    fault = "hostile run folders and checkpoints: unreadable or refused, nothing outside of them written or deleted"
-    own = ("security/test_hostile_runs.py", "security/test_hostile_checkpoints.py", "runtime/test_files.py")
-    return _row(fault, folder, *own)
-
-
-def _row(fault: str, folder: Path, *files: str) -> dict[str, Any]:
+def _count(fault: str, folder: Path, *files: str) -> dict[str, Any]:
     """Run the tests of some files in a separate process, and count them."""
     folder.mkdir(parents=True, exist_ok=True)
     report = folder / "report.xml"
@@ -85,3 +30,50 @@ def _row(fault: str, folder: Path, *files: str) -> dict[str, Any]:
     notes = [f"{skipped} skipped"] * bool(skipped) + [f"missed: {name}" for name in bad]
     runs = len(cases) - skipped
     return {"fault": fault, "runs": runs, "good": runs - len(bad), "notes": "; ".join(notes)}
+
+
+def _row(fault: str, *files: str) -> Callable[[int, int, Path], dict[str, Any]]:
+    """The row that counts the tests of some files."""
+
+    def row(count: int, seed: int, folder: Path) -> dict[str, Any]:
+        return _count(fault, folder, *files)
+
+    return row
+
+
+archives = _row(
+    "hostile archives: nothing is written outside the folder or without limit",
+    "corpora/test_archive.py",
+)
+paths_of_tables = _row(
+    "hostile paths in a table: only files in clips/ are read, none blocks, each is counted",
+    "security/test_hostile_paths.py",
+)
+targets = _row(
+    "foreign `_target_` values and other calls through Hydra: refused, not called",
+    *("security/test_targets.py", "security/test_hostile_configurations.py", "cli/test_limits.py"),
+)
+pickles = _row(
+    "pickles in place of input files: not executed, but reported or skipped",
+    *("security/test_untrusted_files.py", "security/test_hostile.py"),
+)
+secrets = _row(
+    "secrets and speakers: in no file and no output of runs, resumed or failing runs and comparisons",
+    "security/test_secrets.py",
+)
+outputs = _row(
+    "hostile texts: terminal, log, JSON, CSV, Markdown and plots show them as text",
+    "security/test_output.py",
+)
+networks = _row(
+    "a run of two processes: no socket beyond the loopback interface, no pickle between them",
+    "security/test_network.py",
+)
+models = _row(
+    "changed configurations of a model: an error or a model that works, and nothing is written",
+    "model/test_limits.py",
+)
+run_folders = _row(
+    "hostile run folders and checkpoints: unreadable or refused, nothing outside of them written or deleted",
+    *("security/test_hostile_runs.py", "security/test_hostile_checkpoints.py", "runtime/test_files.py"),
+)
