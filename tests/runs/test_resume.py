@@ -85,6 +85,8 @@ def test_a_run_records_nothing_for_hydra(tmp_path: Path, word: str) -> None:
         ("++data={roots: [/mnt]}", "++data={roots: [/mnt]}"),
         ("data.roots@_global_=[/mnt]", "data.roots@_global_=[/mnt]"),
         ("logger.tensorboard.save_dir=/mnt", "logger.tensorboard.save_dir=runs"),
+        # Relative to a working folder that the record names.
+        ("logger.tensorboard.save_dir=runs", "logger.tensorboard.save_dir=runs"),
     ],
 )
 def test_what_only_a_person_may_set_is_typed_again(tmp_path: Path, word: str, again: str) -> None:

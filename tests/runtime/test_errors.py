@@ -78,6 +78,14 @@ def test_the_user_of_an_address_is_masked(text: str, masked: str, monkeypatch: p
     assert bool(secret_fault(text)) == ("://" in text)
 
 
+@pytest.mark.parametrize(
+    "name", ["DESKTOP_SESSION", "KEYBOARD_LAYOUT", "PIN_MEMORY", "XDG_SESSION_DESKTOP", "WINDOWPATH"]
+)
+def test_other_variables_are_no_secrets(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, "ubuntu-wayland")
+    assert secret_fault("ubuntu-wayland") is None
+
+
 @pytest.mark.parametrize("text", ["https://host:80/a@b", "12:30 a@b.c", "optim.lr=1e-5", "data.release=/a/b@c.tar.gz"])
 def test_other_texts_stay(text: str) -> None:
     assert mask(text) == text

@@ -1,5 +1,6 @@
 """No configuration, on the command line or in a file, can call a forbidden target: it is refused with its key."""
 
+import json
 import logging
 import os
 import sys
@@ -373,6 +374,21 @@ def test_only_the_command_line_may_open_folders_outside_of_a_corpus() -> None:
         composition.check(cfg, ["data=demo"])
     cfg.data.roots = None
     composition.check(cfg, ["data=demo"])
+
+
+def test_a_file_names_a_folder_of_the_run_only_when_it_is_resumed(tmp_path: Path) -> None:
+    """Its record names the working folder and the file."""
+    write_experiment(tmp_path, "logger.x", calls("pytorch_lightning.loggers.CSVLogger", save_dir="models"))
+    record = {"command": "train", "status": "failed", "cwd": str(tmp_path), "scores": {}, "config": {}}
+    record |= {"options": ["--config-dir", "stranger"], "overrides": ["data=demo", "experiment=evil"]}
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "results.json").write_text(json.dumps(record), encoding="utf-8")
+    hydra_app.guard_hydra()
+    os.environ["HYDRA_FULL_ERROR"] = ""
+    sys.argv[:] = ["kikitori", "train", "resume=theirs", "hydra/job_logging=none"]
+    with pytest.raises(SystemExit, match=r"logger\.x\.save_dir: must be a folder of the run that is resumed"):
+        main.main()
+    assert not Path("models").exists()
 
 
 @pytest.mark.parametrize("key", ["run", "sweep"])

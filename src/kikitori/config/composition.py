@@ -75,6 +75,11 @@ def _stays_inside(value: Any) -> bool:
     return not re.search(r"^[/~]|\$\{|://|::|(^|/)\.\.(/|$)", path)
 
 
+def _stays_in_the_run(value: Any) -> bool:
+    in_the_run = not value or str(value).startswith(("${hydra.runtime.output_dir}", "${hydra.sweep.dir}"))
+    return in_the_run and _stays_inside(value)
+
+
 UNSET = Rule(lambda value: value in (None, [], "???"), f"resumes what is in a folder; {TYPE_IT}")
 ROOTS = Rule(lambda value: value is None, f"opens folders outside of the corpus, which no file may do; {TYPE_IT}")
 COMMANDS = Rule(
@@ -96,6 +101,12 @@ RESERVED: dict[str, Rule] = {
     **dict.fromkeys(("hydra.run.dir", "hydra.sweep.dir", "hydra.sweeper.study"), FOLDER),
     **dict.fromkeys(("hydra.launcher.submitit_folder", "logger.*.save_dir", "logger.*.folder"), FOLDER),
     **dict.fromkeys(("callbacks.*.dirpath", "callbacks.*.study"), FOLDER),
+}
+# The same when a run or sweep is resumed: its record decides the working folder, too, and which files are read.
+IN_THE_RUN = Rule(_stays_in_the_run, f"must be a folder of the run that is resumed; or {TYPE_IT}")
+OF_RECORDS = {
+    key: IN_THE_RUN if rule is FOLDER and key not in ("hydra.run.dir", "hydra.sweep.dir") else rule
+    for key, rule in RESERVED.items()
 }
 
 
@@ -123,8 +134,9 @@ def _faults(cfg: DictConfig, words: Sequence[str]) -> Iterator[tuple[str, str]]:
         if rule is None or not rule.accepts(value):
             yield ".".join(("hydra", *path)), rule.fault(value) if rule else _unknown(path)
     given = {key for word in words for key, _ in settings(word)}
+    table = OF_RECORDS if {"resume", "resume_sweep"} & given else RESERVED
     for path, value in _paths(written):
-        if ".".join(path) not in given and (fault := _reserved(path, value)):
+        if ".".join(path) not in given and (fault := _reserved(path, value, table)):
             yield ".".join(path), fault
     for node in ("launcher", "sweeper"):
         try:
@@ -141,19 +153,21 @@ def _faults(cfg: DictConfig, words: Sequence[str]) -> Iterator[tuple[str, str]]:
         # The axes of a sweep become words on the command lines of its trials.
         params = (built or {}).get("params")
         axes = [f"{key}={value}" for key, value in (params if isinstance(params, Mapping) else {}).items()]
-        yield from ((f"hydra.{node}.params.{key}", fault) for key, fault in reserved_settings(axes) if key not in given)
+        yield from (
+            (f"hydra.{node}.params.{key}", fault) for key, fault in reserved_settings(axes, table) if key not in given
+        )
 
 
-def reserved_settings(words: Iterable[str]) -> Iterator[tuple[str, str]]:
-    """Yields (key, fault) for what overrides set although only a person may type it."""
+def reserved_settings(words: Iterable[str], table: Mapping[str, Rule] = RESERVED) -> Iterator[tuple[str, str]]:
+    """Yields (key, fault) for what overrides set although only a person may type it. table: RESERVED or OF_RECORDS."""
     for word in words:
         for key, value in settings(word):
-            if fault := _reserved(tuple(key.split(".")), value):
+            if fault := _reserved(tuple(key.split(".")), value, table):
                 yield key, fault
 
 
-def _reserved(path: Path, value: Any) -> str | None:
-    if rule := _rule(path, RESERVED):
+def _reserved(path: Path, value: Any, table: Mapping[str, Rule]) -> str | None:
+    if rule := _rule(path, table):
         return None if rule.accepts(value) else rule.fault(value)
     is_interpolation = isinstance(value, str) and "${" in value
     if is_interpolation and any(_matches(path, _names(pattern)[: len(path)]) for pattern in RESERVED):

@@ -10,7 +10,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from kikitori.config.composition import reserved_settings
+from kikitori.config.composition import OF_RECORDS, reserved_settings
 from kikitori.config.documentation import used_files
 from kikitori.config.names import translate
 from kikitori.config.overrides import (
@@ -60,7 +60,7 @@ def typed_again(words: Iterable[str]) -> list[str]:
     return [
         word
         for word in words
-        if key_of(word) not in (*START_KEYS, *SWEEP_START_KEYS) and any(reserved_settings([word]))
+        if key_of(word) not in (*START_KEYS, *SWEEP_START_KEYS) and any(reserved_settings([word], OF_RECORDS))
     ]
 
 
@@ -284,6 +284,6 @@ def _recorded_words(
     left_out = tuple(f"{entry}." for entry in _left_out(now))
     taken = {*given, *alternatives, *start_keys}
     words = [word for word in words if key_of(word) not in taken and not key_of(word).startswith(left_out)]
-    for key, fault in reserved_settings(words):
+    for key, fault in reserved_settings(words, OF_RECORDS):
         raise ConfigError(f"{path} sets {key}: {fault}")
     return words

@@ -18,8 +18,8 @@ from typing import Any
 CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 # Variables of the environment that hold secrets have a part of this form in their names.
 SECRET_NAME = re.compile(
-    r"TOKEN|KEY|SECRET|PASS|CREDENTIAL|COOKIE|WEBHOOK|BEARER"
-    r"|(?<![A-Z])(O?AUTH|PAT|PWD?|PSWD|CREDS?|DSN|SAS|JWT|OTP|PIN|CONNECTION|SESSION|SIGNATURE|PRIVATE)(?![A-Z])",
+    r"TOKEN|KEYS?(?![A-Z])|SECRET|PASS|CREDENTIAL|COOKIE|WEBHOOK|BEARER|PIN$"
+    r"|(?<![A-Z])(O?AUTH|PAT|PWD?|PSWD|CREDS?|DSN|SAS|JWT|OTP|CONNECTION|SESSION_?ID|SIGNATURE|PRIVATE)(?![A-Z])",
     re.IGNORECASE,
 )
 # Shorter values are switches rather than secrets, and would be found in any text.
