@@ -20,8 +20,8 @@ from watching import only_in, state, within
 
 from kikitori.model.loading import build_whisper, load_whisper
 from kikitori.pipelines.evaluate import load_checkpoint
-from kikitori.runtime.errors import DataError, KikitoriError
-from kikitori.training.checkpoints import CheckpointFiles, latest_valid, read_checkpoint
+from kikitori.runtime.errors import DataError, KikitoriError, TrainingError
+from kikitori.training.checkpoints import CheckpointFiles, latest_valid, read_checkpoint, resumed
 from kikitori.training.history import TrainingHistory
 
 
@@ -57,7 +57,8 @@ def fit(folder: Path, steps: int, checkpoint: Path | None = None) -> pl.Trainer:
         max_steps=steps, callbacks=[History("a"), best], plugins=[CheckpointFiles("a")], val_check_interval=1, **quiet
     )
     data = torch.utils.data.DataLoader([0], num_workers=0)
-    trainer.fit(Tiny(), data, data, ckpt_path=checkpoint, weights_only=True)
+    with resumed(trainer, checkpoint):
+        trainer.fit(Tiny(), data, data, ckpt_path=checkpoint, weights_only=True)
     return trainer
 
 
@@ -105,6 +106,40 @@ def test_a_checkpoint_makes_lightning_delete_nothing_outside(tmp_path: Path, vic
         trainer = fit(folder, 3, last)
     assert trainer.global_step == 3
     assert Path(trainer.checkpoint_callback.best_model_path).parent == folder  # type: ignore[union-attr]
+
+
+ADAM = {"step": torch.tensor(1.0), "exp_avg": torch.zeros(1), "exp_avg_sq": torch.zeros(1)}
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        {"optimizer_states": [{}]},
+        {"optimizer_states": [{"state": 3, "param_groups": []}]},
+        {"optimizer_states": [{"state": {0: {**ADAM, "exp_avg": torch.zeros(5)}}, "param_groups": "as saved"}]},
+        {"optimizer_states": [{"state": {0: {**ADAM, "step": "1"}}, "param_groups": "as saved"}]},
+        {"optimizer_states": [{"state": {0: {"exp_avg": torch.zeros(1)}}, "param_groups": "as saved"}]},
+        {"state_dict": {"v": torch.zeros(1)}},
+        {"state_dict": {"w": torch.zeros(2)}},
+        {"loops": {"fit_loop": {"state_dict": 7}}},
+        {"loops": {}},
+        {"pytorch-lightning_version": "<evil>"},
+        {"pytorch-lightning_version": 7},
+    ],
+    ids=str,
+)
+def test_a_state_that_cannot_be_restored_is_an_error_that_names_the_checkpoint(
+    tmp_path: Path, place: dict[str, Any]
+) -> None:
+    fit(tmp_path, 1)
+    (last,) = tmp_path.glob("*.ckpt")
+    values = read_checkpoint(last, mmap=False)
+    for saved in place.get("optimizer_states", []):
+        if saved.get("param_groups"):
+            saved["param_groups"] = values["optimizer_states"][0]["param_groups"]
+    write({**values, **place}, last)
+    with pytest.raises(TrainingError, match=f"training does not continue from {last}: .*delete it and resume again"):
+        fit(tmp_path, 3, last)
 
 
 def test_a_run_that_was_moved_keeps_its_best_checkpoint(tmp_path: Path) -> None:

@@ -63,7 +63,9 @@ CONFIG: dict[str, Rule] = {
     **dict.fromkeys(("encoder_ffn_dim", "decoder_ffn_dim"), whole(1, 65_536)),
     **dict.fromkeys(("d_model", "max_target_positions"), whole(1, 16_384)),
     **dict.fromkeys(("num_mel_bins", "median_filter_width"), whole(1, 1_024)),
-    **dict.fromkeys(("max_source_positions", "mask_time_length", "mask_feature_length"), whole(1, 100_000)),
+    # Of 20 ms: a minute. Whisper has 30 s.
+    "max_source_positions": whole(1, 3_000),
+    **dict.fromkeys(("mask_time_length", "mask_feature_length"), whole(1, 100_000)),
     **dict.fromkeys(("mask_time_min_masks", "mask_feature_min_masks"), whole(0, 100_000)),
     **dict.fromkeys(("dropout", "attention_dropout", "activation_dropout", "encoder_layerdrop"), SHARE),
     **dict.fromkeys(("decoder_layerdrop", "mask_time_prob", "mask_feature_prob"), SHARE),

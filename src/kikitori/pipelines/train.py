@@ -39,6 +39,7 @@ from kikitori.training.checkpoints import (
     check_best,
     latest_valid,
     load_best_weights,
+    resumed,
     saved_step,
 )
 from kikitori.training.history import MetricsFile, TrainingHistory, resume_loggers
@@ -184,7 +185,8 @@ def fit(
         # So that a run that is killed leaves them, too.
         trainer.callbacks.append(LambdaCallback(on_validation_end=save_progress))  # type: ignore[attr-defined]
         try:
-            trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+            with resumed(trainer, checkpoint):
+                trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
         finally:
             measure()
     check_best(trainer, history.history)

@@ -24,6 +24,7 @@ from kikitori.metrics.normalizer import text_rules
 from kikitori.runs.results import RESULTS, SWEEP, predictions_file, read_predictions, read_results, read_sweep
 from kikitori.runtime.errors import DataError, one_line
 from kikitori.runtime.files import UNREADABLE, check_extent, parse, read_text
+from kikitori.runtime.paths import DEEPEST
 from kikitori.runtime.processes import is_locked
 
 # Keys in which two runs of one configuration may differ: the seed, and where things are written.
@@ -41,8 +42,6 @@ NOT_OF_A_CHECKPOINT = re.compile(rf"model(?!\.(language|task)$)\b.*|{NOT_OF_AN_E
 # Records of a run that do not describe the pretrained model that it began with.
 NOT_OF_A_BASE = ("config", "cost", "history", "overrides", "options")
 ENDED = ("completed", "failed", "pruned")
-# Folders within each other in which runs are looked for.
-DEEPEST = 32
 # Bytes of a file of overrides.
 MAX_OVERRIDES = 2**16
 USAGE = "give run folders, sweep folders or a quoted glob, such as 'outputs/train/*/*'"

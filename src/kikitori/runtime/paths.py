@@ -16,7 +16,7 @@ CONF = next(folder for folder in (HERE / "conf", HERE.parents[1] / "conf") if fo
 DEMO = HERE / "corpora" / "demo" / "common-voice-ja"
 # W&B links to the files of its last start, and writes into none of an earlier one.
 WANDB = "wandb"
-# Folders within each other in a run's folder.
+# Folders within each other in which runs are looked for, and in a run that is resumed.
 DEEPEST = 32
 # Each start of W&B has a new folder with a link to its log in W&B's own cache.
 WANDB_CORE_LOG = f"{WANDB}/*run-*/logs/debug-core.log"

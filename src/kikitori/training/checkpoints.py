@@ -4,18 +4,19 @@ import logging
 import math
 import os
 import zipfile
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.callbacks import LambdaCallback, ModelCheckpoint
 from pytorch_lightning.plugins.io import CheckpointIO
 from pytorch_lightning.utilities import rank_zero_only
 
-from kikitori.runtime.errors import DataError, TrainingError, one_line
+from kikitori.runtime.errors import DataError, KikitoriError, TrainingError, one_line
 from kikitori.runtime.files import (
     OBJECT,
     atomic_write,
@@ -168,6 +169,26 @@ def latest_valid(folder: Path) -> Path | None:
     if any(folder.glob("*.ckpt")):
         log.warning("no usable checkpoint in %s: training starts from step 0", folder)
     return None
+
+
+@contextmanager
+def resumed(trainer: pl.Trainer, path: Path | None) -> Iterator[None]:
+    """Names the checkpoint in an error that ends a training before its first step.
+
+    Its states of optimizer, schedule and callbacks are checked by nobody but their owners, each with errors of its own.
+    """
+    steps: list[Any] = []
+    trainer.callbacks.append(LambdaCallback(on_train_batch_end=lambda *_: steps.append(1)))  # type: ignore[attr-defined]
+    try:
+        yield
+    except Exception as error:
+        if path is None or steps or isinstance(error, KikitoriError):
+            raise
+        log.debug("traceback:", exc_info=True)
+        raise TrainingError(
+            f"training does not continue from {path}: {type(error).__name__}: {one_line(error)}; if this checkpoint is "
+            "damaged, delete it and resume again, from an earlier one"
+        ) from error
 
 
 def saved_step(path: Path) -> int:
