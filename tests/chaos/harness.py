@@ -37,7 +37,14 @@ STEPS, EVERY = 25, 5
 # The smallest training with all parts: several checkpoints, a best one that changes, dropout, a warm-up, an epoch that
 # is not a whole number of steps, and scores of all three splits.
 SMALL = [
-    *("experiment=demo", "model.d_model=16", "model.encoder_layers=1", "model.decoder_layers=1", "model.dropout=0.1"),
+    *(
+        "experiment=demo",
+        "guard.clips=0",
+        "model.d_model=16",
+        "model.encoder_layers=1",
+        "model.decoder_layers=1",
+        "model.dropout=0.1",
+    ),
     *("data.limit={train: 7, validation: 3, test: 2}", "data.global_batch_size=4", "data.window_edges_s=[1.6,2,2.5]"),
     *("optim.lr=3e-3", "optim.warmup_steps=4", f"trainer.max_steps={STEPS}", f"validation.every_steps={EVERY}"),
     *("generation.max_new_tokens=6", "score.train_clips=2", "score.full_window_clips=2", "logger=none"),

@@ -17,7 +17,14 @@ pytestmark = pytest.mark.slow
 
 # Odd numbers of clips, and an epoch that is not a whole number of steps.
 SMALL = [
-    *("experiment=demo", "model.d_model=32", "model.encoder_layers=1", "model.decoder_layers=1", "optim.lr=3e-3"),
+    *(
+        "experiment=demo",
+        "guard.clips=0",
+        "model.d_model=32",
+        "model.encoder_layers=1",
+        "model.decoder_layers=1",
+        "optim.lr=3e-3",
+    ),
     *("data.limit={train: 11, validation: 5, test: 3}", "validation.every_steps=20", "generation.max_new_tokens=20"),
     *("logger=none", "score.train_clips=3", "optim.warmup_steps=1", "trainer.max_steps=60"),
     # Steps over several windows, every fourth in the full one.

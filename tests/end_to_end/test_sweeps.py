@@ -20,7 +20,14 @@ from kikitori.sweeps.optuna_study import open_storage
 pytestmark = pytest.mark.slow
 
 TINY = [
-    *("experiment=demo", "model.d_model=32", "model.encoder_layers=1", "model.decoder_layers=1", "logger=none"),
+    *(
+        "experiment=demo",
+        "guard.clips=0",
+        "model.d_model=32",
+        "model.encoder_layers=1",
+        "model.decoder_layers=1",
+        "logger=none",
+    ),
     *("data.limit={train: 20, validation: 5, test: 5}", "generation.max_new_tokens=8", "score.train_clips=5"),
     *("optim.warmup_steps=2", "optim.lr=3e-3", "hydra.launcher.parallel=2"),
 ]

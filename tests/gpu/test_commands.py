@@ -15,7 +15,14 @@ from safetensors.torch import load_file
 
 # Dropout draws from the GPU's own random numbers, so they must be in the checkpoint.
 TRAIN = [
-    *("train", "experiment=demo", "trainer=auto", "trainer.accelerator=auto", "trainer.precision=16-mixed"),
+    *(
+        "train",
+        "experiment=demo",
+        "guard.clips=0",
+        "trainer=auto",
+        "trainer.accelerator=auto",
+        "trainer.precision=16-mixed",
+    ),
     *("data.limit={train: 64, validation: 8, test: 8}", "score.train_clips=3", "logger=none", "model.dropout=0.1"),
     *("trainer.max_steps=200", "validation.every_steps=40", "generation.max_new_tokens=12"),
 ]

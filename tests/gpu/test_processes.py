@@ -55,7 +55,14 @@ def test_each_process_opens_a_context_on_its_own_card_only(tmp_path: Path, recor
     """On a single card it shows no more than that none is opened before a process has chosen its card."""
     count = min(CARDS, 2)
     settings = [
-        *("train", "experiment=demo", "trainer=ddp", "trainer.accelerator=gpu", f"trainer.devices={count}"),
+        *(
+            "train",
+            "experiment=demo",
+            "guard.clips=0",
+            "trainer=ddp",
+            "trainer.accelerator=gpu",
+            f"trainer.devices={count}",
+        ),
         *("model.d_model=32", "model.encoder_layers=1", "model.decoder_layers=1", "trainer.max_steps=4"),
         *("data.limit={train: 12, validation: 4, test: 5}", "validation.every_steps=2", "generation.max_new_tokens=12"),
         *("score.train_clips=3", "logger=none", "hydra.run.dir=run"),

@@ -6,7 +6,14 @@ import sys
 from pathlib import Path
 
 SMALL = [
-    *("experiment=demo", "model.d_model=32", "model.encoder_layers=1", "model.decoder_layers=1", "trainer.max_steps=4"),
+    *(
+        "experiment=demo",
+        "guard.clips=0",
+        "model.d_model=32",
+        "model.encoder_layers=1",
+        "model.decoder_layers=1",
+        "trainer.max_steps=4",
+    ),
     *("data.limit={train: 12, validation: 4, test: 5}", "validation.every_steps=2", "generation.max_new_tokens=12"),
     "score.train_clips=3",
 ]

@@ -12,7 +12,14 @@ from kikitori.pipelines.train import train
 from kikitori.runtime.paths import CONF
 
 SMALL = [
-    *("experiment=demo", "logger=none", "model.d_model=32", "model.encoder_layers=1", "model.decoder_layers=1"),
+    *(
+        "experiment=demo",
+        "guard.clips=0",
+        "logger=none",
+        "model.d_model=32",
+        "model.encoder_layers=1",
+        "model.decoder_layers=1",
+    ),
     *("model.dropout=0.1", "generation.max_new_tokens=6", "trainer.max_steps=4", "optim.warmup_steps=0"),
     "data.limit={train: 16, validation: 4, test: 4}",
 ]

@@ -18,7 +18,14 @@ from kikitori.training import checkpoints
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
 SMALL = [
-    *("experiment=demo", "logger=none", "model.d_model=32", "model.encoder_layers=1", "model.decoder_layers=1"),
+    *(
+        "experiment=demo",
+        "guard.clips=0",
+        "logger=none",
+        "model.d_model=32",
+        "model.encoder_layers=1",
+        "model.decoder_layers=1",
+    ),
     *("model.dropout=0.1", "generation.max_new_tokens=6", "validation.every_steps=3", "score.train_clips=3"),
     *("data.limit={train: 24, validation: 6, test: 4}", "callbacks.checkpoint.monitor=val/loss"),
     *("optim.schedule=constant", "optim.warmup_steps=0"),

@@ -18,7 +18,14 @@ from kikitori.runtime.paths import DEMO
 pytestmark = pytest.mark.long
 
 SMALL = [
-    *("experiment=demo", "model.d_model=32", "model.encoder_layers=1", "model.decoder_layers=1", "trainer.max_steps=2"),
+    *(
+        "experiment=demo",
+        "guard.clips=0",
+        "model.d_model=32",
+        "model.encoder_layers=1",
+        "model.decoder_layers=1",
+        "trainer.max_steps=2",
+    ),
     *("data.limit={train: 8, validation: 2, test: 2}", "validation.every_steps=2", "generation.max_new_tokens=4"),
     *("score.train_clips=2", "logger=none"),
 ]

@@ -15,7 +15,14 @@ from kikitori.runtime import distributed
 from kikitori.training.trainer import Ddp, ddp, resolve_trainer_settings
 
 SMALL = [
-    *("experiment=demo", "model.d_model=32", "model.encoder_layers=1", "model.decoder_layers=1", "logger=none"),
+    *(
+        "experiment=demo",
+        "guard.clips=0",
+        "model.d_model=32",
+        "model.encoder_layers=1",
+        "model.decoder_layers=1",
+        "logger=none",
+    ),
     *("data.limit={train: 8, validation: 2, test: 2}", "score.train_clips=2", "generation.max_new_tokens=4"),
     *("trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu", "trainer.max_steps=2", "validation.every_steps=2"),
 ]

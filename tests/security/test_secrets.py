@@ -27,7 +27,7 @@ SPEAKERS = {
 }
 FORBIDDEN = re.compile("|".join(map(re.escape, [*CANARIES.values(), *SPEAKERS])).encode())
 SMALL = [
-    *("experiment=demo", "model.d_model=32", "model.encoder_layers=1", "model.decoder_layers=1"),
+    *("experiment=demo", "guard.clips=0", "model.d_model=32", "model.encoder_layers=1", "model.decoder_layers=1"),
     *("data.limit={train: 12, validation: 4, test: 5}", "validation.every_steps=2", "generation.max_new_tokens=12"),
     *("score.train_clips=3", "data.global_batch_size=4", "logger=both"),
 ]

@@ -88,7 +88,7 @@ COMMANDS = Rule(
 FOLDER = Rule(_stays_inside, f"must be a folder below the working folder where a file names it; or {TYPE_IT}")
 # What a file may not set, or not to every value: each key is obeyed only from the command line.
 RESERVED: dict[str, Rule] = {
-    "data.roots": ROOTS,
+    **dict.fromkeys(("data.roots", "guard.sets.*.roots"), ROOTS),
     **dict.fromkeys(("resume", "resume_accept", "resume_sweep"), UNSET),
     **{
         f"hydra.launcher.{key}.**": COMMANDS

@@ -19,7 +19,7 @@ REMOVABLE = ("callbacks.", "logger.", "hydra.sweeper.params.", "sweep", "experim
 # The arguments of library classes, by node, of which conf/ has only some.
 OF_LIBRARIES = {"trainer": TRAINER, "callbacks.checkpoint": CHECKPOINT, "callbacks.early_stopping": EARLY_STOPPING}
 # The key that a path without one is most likely meant for.
-TAKES_A_PATH = {"train": "data.release", "evaluate": "checkpoint", "prepare": "data.release"}
+TAKES_A_PATH = {"train": "data.release", "evaluate": "checkpoint", "prepare": "data.release", "guard": "checkpoint"}
 # What a path is the value of that was given as a choice of a group.
 PLACES = {
     "model": "a folder, or a name on the Hugging Face Hub, is given as model.name={0}",
@@ -35,8 +35,8 @@ def wrong_words(command: str, words: Sequence[str]) -> Iterator[str]:
         choices = ", ".join(sorted(path.stem for path in (CONF / group).glob("*.yaml"))) if group else ""
         if not equals and command in TAKES_A_PATH and os.path.exists(word):
             yield f"{word}: no key; a path is given as {TAKES_A_PATH[command]}={word}"
-        elif command == "evaluate" and key in OF_TRAINING:
-            yield f"{key}: belongs to kikitori train; an evaluation takes no steps"
+        elif command in ("evaluate", "guard") and key in OF_TRAINING:
+            yield f"{key}: belongs to kikitori train; {command} takes no steps"
         elif not key.strip():
             yield f"{word}: no key; settings are given as key=value without spaces, such as optim.lr=3e-5"
         elif not word.isprintable() and not is_utf8(word):

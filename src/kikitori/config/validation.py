@@ -41,7 +41,7 @@ ABOVE_ZERO = {
 }
 NOT_NEGATIVE = {
     *("optim.weight_decay", "optim.warmup_steps", "seed"),
-    *("data.num_workers", "data.min_duration_s", "data.window_margin_s"),
+    *("guard.clips", "data.num_workers", "data.min_duration_s", "data.window_margin_s"),
 }
 # inf: no limit.
 UNLIMITED = {"generation.max_tokens_per_s", "data.max_duration_s"}
@@ -63,7 +63,9 @@ TYPES: dict[str, Any] = {
     ),
     **dict.fromkeys(("data.limit.train", "data.limit.validation", "data.limit.test"), int | None),
     "data.limit.sample": bool | int,
-    "checkpoint": str | None,
+    "guard.clips": int,
+    "guard.fail_if_worse": bool,
+    **dict.fromkeys(("checkpoint", "against"), str | None),
     "splits": list[str] | None,
     "resume": Literal["auto"] | None,
     "resume_accept": list[str],
@@ -160,7 +162,12 @@ def _unknown_keys(values: Mapping[str, Any]) -> Iterator[str]:
 
 def _command(values: Mapping[str, Any]) -> str:
     return next(
-        (name for name, key in (("evaluate", "checkpoint"), ("train", "callbacks")) if key in values), "prepare"
+        (
+            name
+            for name, key in (("guard", "against"), ("evaluate", "checkpoint"), ("train", "callbacks"))
+            if key in values
+        ),
+        "prepare",
     )
 
 
@@ -184,7 +191,7 @@ def _node_faults(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         if parent and not isinstance(_select(values, parent), Mapping):
             choices = ", ".join(sorted(path.stem for path in (CONF / parent).glob("*.yaml")))
             yield parent, f"must be a mapping{f'; choose {parent}=... from {choices}' * bool(choices)}"
-    for group in ("callbacks", "logger"):
+    for group in ("callbacks", "logger", "guard.sets"):
         for name, node in (_select(values, group) or {}).items():
             if not isinstance(node, Mapping) or "_target_" not in node:
                 yield f"{group}.{name}", f"must be a mapping with a _target_, got {node!r}"
@@ -234,7 +241,9 @@ def _length_faults(flat: Mapping[str, Any], wrong_type: Mapping[str, str]) -> It
 def _missing_files(flat: Mapping[str, Any]) -> Iterator[str]:
     """Reports a model or checkpoint whose path does not exist; corpora are read soon after."""
     checkpoint, model = flat.get("checkpoint"), flat.get("model.name")
-    if isinstance(checkpoint, str) and checkpoint and not Path(checkpoint).expanduser().exists():
+    # The models of a guard may be names on the Hub.
+    may_be_name = "against" in flat and isinstance(checkpoint, str) and not is_path(checkpoint)
+    if isinstance(checkpoint, str) and checkpoint and not Path(checkpoint).expanduser().exists() and not may_be_name:
         yield f"checkpoint: {checkpoint} does not exist; give a run folder, a model folder, or a .ckpt file"
     elif isinstance(model, str) and not checkpoint and is_path(model) and not Path(model).expanduser().exists():
         yield (

@@ -52,12 +52,8 @@ class Scorer:
         sample = {"train": self.run.config["score"]["train_clips"], **(sample or {})}
         scores: Scores = {}
         rates = self.run.results["scores"][stage] = {}
-        callbacks: list[pl.Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
         for split in splits or self.data.splits:
-            title = f"scoring {describe_stage(split, stage)}"
-            log.info("%s", title, extra={IN_BAR: True})
-            for report in (callback for callback in callbacks if isinstance(callback, ProgressReport)):
-                report.title = title
+            announce_scoring(self.trainer, f"scoring {describe_stage(split, stage)}")
             began = time.monotonic()
             scores[split], cut = self._score_split(stage, split, sample.get(split), window)
             rates[split] = {**summarise(scores[split]), "cut": cut}
@@ -98,6 +94,14 @@ class Scorer:
             rows = ({**row, "cut": was_cut} for row, was_cut in zip(predictions, cut, strict=True))
             write_lines(predictions_file(self.run.folder, split, stage), rows)
         return scores, sum(cut)
+
+
+def announce_scoring(trainer: pl.Trainer, title: str) -> None:
+    """Logs what is read next, and names it in the reports of progress."""
+    log.info("%s", title, extra={IN_BAR: True})
+    callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    for report in (callback for callback in callbacks if isinstance(callback, ProgressReport)):
+        report.title = title
 
 
 def describe_stage(split: Split, stage: str) -> str:

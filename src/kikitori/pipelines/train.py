@@ -2,6 +2,7 @@
 
 import logging
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from kikitori.model.whisper import Whisper
 from kikitori.model.window import FULL, Window
 from kikitori.pipelines.announcements import announce, announce_best
 from kikitori.pipelines.builders import build_data, build_model, configure_model, prepare_data
+from kikitori.pipelines.guard import BASE, TUNED, fail_if_worse, make_guard
 from kikitori.pipelines.length import Length, check_warmup, training_length
 from kikitori.pipelines.scoring import Scorer, Scores, is_scored, read_scores
 from kikitori.pipelines.session import Session, session
@@ -59,11 +61,21 @@ def train(cfg: DictConfig | dict[str, Any], folder: Path) -> Results:
         trainer = make_trainer(run, data, length, history)
         module = make_module(run, trainer, data, whisper)
         scorer = Scorer(run, trainer, module, data)
+        guard = make_guard(run, trainer, data, whisper.processor)
         before = score_before(scorer, pretrained_window)
+        base = guard.read(BASE, with_window(whisper, pretrained_window)) if guard else None
         fit(run, trainer, module, data, history, checkpoint)
         after = score_after(scorer)
+        if guard and base:
+            guard.compare(base, guard.read(TUNED, whisper))
         publish(run, trainer, whisper, data, before, after)
+    fail_if_worse(run)
     return run.results
+
+
+def with_window(whisper: Whisper, window: Window) -> Whisper:
+    """The same model, which reads in other windows."""
+    return replace(whisper, processor=replace(whisper.processor, window=window))
 
 
 def load_data_and_model(run: Session) -> tuple[SpeechDataModule, Whisper, Window]:

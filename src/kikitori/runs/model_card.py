@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from kikitori.runs.guard_table import guard_rows
 from kikitori.runs.results import FULL_WINDOW
 from kikitori.runs.summary import full_window_rates, percent, plain_text, rate_cell
 
@@ -33,7 +34,7 @@ Rates are all edits divided by all lengths, on normalised text, with 95 % bootst
 
 **Windows.** Trained and scored with each clip padded to {model["window"]}.{_full_window_share(results)}
 {_stock_pipeline(results)}
-
+{_guard(results)}
 **Training.** {_training(results)}
 
 ```python
@@ -74,6 +75,20 @@ def _full_window_share(results: Mapping[str, Any]) -> str:
     share = results["config"]["data"]["full_window_share"]
     trained_shorter = full_window_rates(results)
     return f" {percent(share)} % of the training steps used the full window." if share and trained_shorter else ""
+
+
+def _guard(results: Mapping[str, Any]) -> str:
+    """What the training cost elsewhere, as a table; empty for a run without a guard."""
+    if not (rows := guard_rows(results.get("guard", []))):
+        return ""
+    header, *body = rows
+    lines = [header, ["---"] * len(header), *([*map(plain_text, cells)] for cells in body)]
+    table = "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+    return f"""
+**Guard.** The model next to its base on what its corpus does not show, with paired 95 % intervals over the recordings.
+
+{table}
+"""
 
 
 def _stock_pipeline(results: Mapping[str, Any]) -> str:

@@ -29,7 +29,7 @@ from kikitori.runtime.processes import is_locked
 
 # Keys in which two runs of one configuration may differ: the seed, and where things are written.
 NOT_IDENTITY = re.compile(
-    r"seed|keep|resume|(resume_)?accept|resume_sweep|logger\b.*|sweep\b.*|hydra\b.*|callbacks\.pruning\b.*"
+    r"seed|keep|guard\b.*|resume|(resume_)?accept|resume_sweep|logger\b.*|sweep\b.*|hydra\b.*|callbacks\.pruning\b.*"
     r"|.*\.dirpath|.*\.default_root_dir|trainer\.deterministic"
 )
 # Settings of a training, which say nothing about an evaluation.

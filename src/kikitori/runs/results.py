@@ -84,7 +84,14 @@ def is_interval(value: Any) -> bool:
 RATES = {"cer!": is_rate, **dict.fromkeys(("wer", "cer_raw", "wer_raw", "cer_reading"), is_rate)}
 RATES |= {"cer_ci95": is_interval, "wer_ci95": is_interval, "clips": is_count, "cut": is_count}
 SPLIT = {"clips!": is_count, "seconds": is_amount, "clips_over_window": is_count, "store": is_store, "digest": str}
-STEPS = ("prepare_s", "encode_s", "fit_s", "evaluate_s", "train_clips_per_s", "peak_memory_gb")
+# A figure of the guard, for a model and its base.
+FIGURE = {
+    **dict.fromkeys(("set!", "reading!", "measure!", "verdict!"), str),
+    "recordings!": is_count,
+    **dict.fromkeys(("base!", "tuned!", "change!"), is_rate),
+    "change_ci95!": is_interval,
+}
+STEPS = ("prepare_s", "encode_s", "fit_s", "evaluate_s", "guard_s", "train_clips_per_s", "peak_memory_gb")
 VALIDATION = {"step!": is_count, "train/loss": float, "val/loss": float, "val/cer": is_rate, "val/wer": is_rate}
 CONFIGURATION = {
     "model": dict.fromkeys(("name", "language", "task"), (str, None)),
@@ -97,7 +104,7 @@ RECORD = {
     **dict.fromkeys(("cwd", "error", "error_type", "started", "finished"), str),
     "precision": (str, int),
     "status": ("running", *FINISHED, "failed").__contains__,
-    "command": ("train", "evaluate", "prepare").__contains__,
+    "command": ("train", "evaluate", "prepare", "guard").__contains__,
     "overrides": is_command,
     "options": is_command,
     "config": CONFIGURATION,
@@ -105,6 +112,7 @@ RECORD = {
     "scored": {str: {str: str}},
     "scoring": dict.fromkeys(("language", "normaliser", "segmenter"), str),
     "history": [VALIDATION],
+    "guard": [FIGURE],
     "checkpoint": {"steps": is_count, "best": str, "best_step": is_count, "monitor": str, "value": float},
     "cost": {**dict.fromkeys(STEPS, is_amount), "devices": is_count, "device": str},
     "data": {"corpus": str, "language": str, "splits": {str: SPLIT}, "rejects": {str: is_count}},
@@ -133,6 +141,14 @@ SWEEP_RECORD = {"trials!": [TRIAL], "command": is_command, "cwd": str, "started"
 PREDICTION = {
     **dict.fromkeys(("clip!", "reference!", "hypothesis!"), str),
     **dict.fromkeys(("cer_edits!", "cer_length!"), is_count),
+}
+# What a model read of a recording of the guard.
+GUARD_ROW = {
+    **dict.fromkeys(("set!", "recording!", "reading!", "language!", "reference!", "hypothesis!"), str),
+    "detected": str,
+    "seconds!": is_amount,
+    "stamps": [is_amount],
+    "joints": [is_amount],
 }
 
 
@@ -168,6 +184,11 @@ def predictions_file(folder: Path, split: str, stage: str) -> Path:
     return folder / "predictions" / f"{split}_{stage}.jsonl"
 
 
+def guard_file(folder: Path, model: str) -> Path:
+    """The file of what a model, base or tuned, read of the guard's recordings."""
+    return folder / "predictions" / f"guard_{model}.jsonl"
+
+
 def ended_before_scoring(folder: Path) -> bool:
     """Whether the run in a folder failed before it had scores or a checkpoint, so that another run may replace it."""
     try:
@@ -178,13 +199,18 @@ def ended_before_scoring(folder: Path) -> bool:
     return results.get("status") == "failed" and not results.get("scores") and not has_checkpoint
 
 
+def folder_of_run(place: Path) -> Path | None:
+    """The folder of the run that a folder, its model's folder or a checkpoint belongs to; None if there is none."""
+    path = place.expanduser().resolve()
+    return next((folder for folder in (path, *path.parents[:2]) if (folder / RESULTS).is_file()), None)
+
+
 def scored_precision(checkpoint: Path, accelerator: str) -> str | None:
     """The precision in which the run of a checkpoint scored it on such an accelerator; None if that is unknown.
 
     checkpoint: the run's folder, its model's folder, or one of its .ckpt files.
     """
-    place = checkpoint.expanduser().resolve()
-    folder = next((folder for folder in (place, *place.parents[:2]) if (folder / RESULTS).is_file()), None)
+    folder = folder_of_run(checkpoint)
     try:
         results = read_results(folder) if folder else {}
     except DataError:

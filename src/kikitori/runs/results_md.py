@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from kikitori.runs.guard_table import guard_rows
 from kikitori.runs.results import command_line, predictions_file, read_predictions
 from kikitori.runs.summary import (
     cost_line,
@@ -25,10 +26,14 @@ LONGEST = 160
 
 def markdown(results: Mapping[str, Any], folder: Path | None = None) -> str:
     """The page. folder: of the run, whose transcripts it gives examples of."""
-    parts = [f"# {plain_text(title(results))}", _table(rows(results))]
+    parts = [f"# {plain_text(title(results))}"]
+    if results["scores"]:
+        parts += [_table(rows(results))]
     if curve := learning_curve(results):
         parts += ["## Validations", _table(curve)]
-    if folder and (found := examples_table(results, folder)):
+    if figures := guard_rows(results.get("guard", [])):
+        parts += ["## Guard", _table(figures)]
+    if folder and results["scores"] and (found := examples_table(results, folder)):
         parts += ["## Examples", found]
     parts += [
         "## Run",

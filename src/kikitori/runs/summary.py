@@ -11,6 +11,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
+from kikitori.runs.guard_table import guard_lines, guard_rows
 from kikitori.runs.results import FULL_WINDOW
 from kikitori.runtime.console import Terminal, duration
 from kikitori.runtime.paths import shown_path
@@ -47,7 +48,7 @@ def title(results: Mapping[str, Any]) -> str:
 
 def cost_line(cost: Mapping[str, Any]) -> str:
     """What a run cost, in words: preparation 2 s, training 4 min, scoring 42 s, 33.3 clips/s, ..."""
-    steps = {"prepare_s": "preparation", "fit_s": "training", "evaluate_s": "scoring"}
+    steps = {"prepare_s": "preparation", "fit_s": "training", "evaluate_s": "scoring", "guard_s": "guard"}
     parts = [f"{name} {duration(cost[key])}" for key, name in steps.items() if cost.get(key) is not None]
     if cost.get("train_clips_per_s") is not None:
         parts.append(f"{cost['train_clips_per_s']:.1f} training clips/s")
@@ -78,12 +79,18 @@ def print_results(results: Mapping[str, Any], folder: Path) -> None:
     """Prints the table of a run and its folder."""
     console = terminal()
     console.print(Text(title(results)), soft_wrap=True)
-    header, *body = rows(results)
-    # Where they do not fit next to each other: CER and WER, or rates of normalised and of raw text.
-    groups = [header[2:5], header[5:]] if "CER change" in header else [header[2:4], header[4:]]
-    columns = dict(zip(header, zip(*body, strict=True), strict=True))
-    for table in fit(Grid(header[:2], groups, columns, left=["split"]), console):
-        console.print(table)
+    if results["scores"]:
+        header, *body = rows(results)
+        # Where they do not fit next to each other: CER and WER, or rates of normalised and of raw text.
+        groups = [header[2:5], header[5:]] if "CER change" in header else [header[2:4], header[4:]]
+        columns = dict(zip(header, zip(*body, strict=True), strict=True))
+        for table in fit(Grid(header[:2], groups, columns, left=["split"]), console):
+            console.print(table)
+    elif figures := guard_rows(results.get("guard", [])):
+        header, *body = figures
+        columns = dict(zip(header, zip(*body, strict=True), strict=True))
+        for table in fit(Grid(header[:3], [header[3:6], header[6:]], columns, left=header[:3]), console):
+            console.print(table)
     for line in remarks(results):
         console.print(Text(line))
     for split, facts in results["data"]["splits"].items():
@@ -96,7 +103,10 @@ def print_results(results: Mapping[str, Any], folder: Path) -> None:
 
 def remarks(results: Mapping[str, Any]) -> list[str]:
     """The lines below the table of scores."""
-    return [*reading_lines(results), *full_window_lines(results), *cut_lines(results), *notes_of(results)]
+    if not results["scores"]:
+        return [*guard_lines(results.get("guard", [])), *notes_of(results)]
+    guard = guard_lines(results.get("guard", []))
+    return [*reading_lines(results), *full_window_lines(results), *cut_lines(results), *guard, *notes_of(results)]
 
 
 def full_window_rates(results: Mapping[str, Any]) -> str:

@@ -324,11 +324,16 @@ def most_common_errors(predictions: list[Row], language: str) -> list[list[Any]]
 
 
 def summary(results: Mapping[str, Any]) -> Row:
-    """Scalars for W&B's table of runs: scores before and after with their change for each split, and the costs."""
+    """Scalars for W&B's table of runs: scores before and after, their change, the guard's figures, and the costs."""
     scores = {
         f"{stage}/{split}/{rate}": rates[rate]
         for stage, splits in results["scores"].items()
         for split, rates in splits.items()
         for rate in ("cer", "wer")
     }
-    return {**scores, **{f"cost/{key}": value for key, value in results["cost"].items() if value is not None}}
+    guard = {
+        f"guard/{row['set']}/{row['reading']}/{row['measure']}/{model}": row[model]
+        for row in results.get("guard", [])
+        for model in ("base", "tuned")
+    }
+    return {**scores, **guard, **{f"cost/{key}": value for key, value in results["cost"].items() if value is not None}}

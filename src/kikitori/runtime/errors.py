@@ -52,6 +52,10 @@ class OutOfMemory(TrainingError):  # noqa: N818
     """The smallest part of a step does not fit into the device's memory."""
 
 
+class GuardFailed(KikitoriError):  # noqa: N818
+    """Figures of the guard are worse than the base's, and `guard.fail_if_worse` is set."""
+
+
 class SweepError(KikitoriError):
     """Trials of a sweep failed, or the sweep cannot continue."""
 

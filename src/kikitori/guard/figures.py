@@ -1,0 +1,115 @@
+"""The guard's figures: what a model's readings show, and whether a tuned model is better or worse than its base.
+
+Every figure is a sum over the recordings of a set divided by another, so that two models are compared on the same
+resamples of the recordings, as error rates are.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kikitori.guard.recordings import STAMPS
+from kikitori.inference.checks import without_repetition
+from kikitori.metrics.bootstrap import interval, resampled
+from kikitori.metrics.error_rates import score_clips
+from kikitori.metrics.normalizer import normalise
+
+# Seconds by which a timestamp may miss the pause between two clips.
+NEAR_S = 0.5
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What a figure says. unit: its words. scale: factor of the quotient. lower_is_better: else higher is."""
+
+    unit: str
+    scale: float = 100.0
+    lower_is_better: bool = True
+
+
+INVENTED, LOOPS, CER = "invented", "loops", "cer"
+ENDED, NEAR, DETECTED = "stamped", "near joints", "detected"
+MEASURES = {
+    INVENTED: Measure("characters/min", 60_000.0),  # of milliseconds
+    LOOPS: Measure("% of texts repeat themselves"),
+    CER: Measure("CER %"),
+    ENDED: Measure("% with timestamps", lower_is_better=False),
+    NEAR: Measure(f"% of joints within {NEAR_S:g} s", lower_is_better=False),
+    DETECTED: Measure("% detected", lower_is_better=False),
+}
+BETTER, WORSE, UNCLEAR = "better", "worse", ""
+
+# Numerator and denominator of each recording, by set, reading and measure.
+Counts = dict[tuple[str, str, str], NDArray[np.int64]]
+
+
+def count(rows: Sequence[Mapping[str, Any]]) -> Counts:
+    """The counts of all figures of a model's rows, see `reader.Reader`, in the order of the recordings' names."""
+    found: dict[tuple[str, str, str], list[tuple[int, int]]] = {}
+    for row in sorted(rows, key=lambda row: (row["set"], row["reading"], row["recording"])):
+        for measure, pair in _counts(row):
+            found.setdefault((row["set"], row["reading"], measure), []).append(pair)
+    return {key: np.array(pairs, dtype=np.int64) for key, pairs in found.items()}
+
+
+def _counts(row: Mapping[str, Any]) -> Iterator[tuple[str, tuple[int, int]]]:
+    hypothesis, language = row["hypothesis"], row["language"]
+    if row["set"] == STAMPS:
+        stamps, joints = row["stamps"], row["joints"]
+        yield ENDED, (int(is_stamped(stamps)), 1)
+        yield NEAR, (sum(any(abs(stamp - joint) <= NEAR_S for stamp in stamps) for joint in joints), len(joints))
+        return
+    yield LOOPS, (int(without_repetition(hypothesis) != hypothesis), 1)
+    if not row["reference"]:
+        yield INVENTED, (len(normalise(hypothesis, language)), round(1000 * row["seconds"]))
+        return
+    (score,) = score_clips([row["reference"]], [hypothesis], language)
+    yield CER, (score.cer_edits, score.cer_length)
+    if "detected" in row:
+        yield DETECTED, (int(row["detected"] == language), 1)
+
+
+def is_stamped(stamps: Sequence[float]) -> bool:
+    """Whether a text has its end, besides its start: timestamps that never go back."""
+    return len(stamps) > 1 and stamps[-1] > stamps[0] and list(stamps) == sorted(stamps)
+
+
+def figures(counts: Counts) -> list[dict[str, Any]]:
+    """The value of each figure with its 95 % interval over the recordings."""
+    return [
+        {"set": name, "reading": reading, "measure": measure, "recordings": len(pairs), **_value(measure, pairs)}
+        for (name, reading, measure), pairs in counts.items()
+    ]
+
+
+def _value(measure: str, pairs: NDArray[np.int64]) -> dict[str, Any]:
+    scale = MEASURES[measure].scale
+    return {"value": _quotient(pairs) * scale, "ci95": [scale * v for v in interval(resampled(pairs))]}
+
+
+def compare(base: Counts, tuned: Counts) -> list[dict[str, Any]]:
+    """Each figure of both models, with the paired interval of the change and a verdict.
+
+    A figure is better or worse if the whole interval of its change is on that side of zero.
+    """
+    rows = []
+    for key in (key for key in base if key in tuned and len(base[key]) == len(tuned[key])):
+        name, reading, measure = key
+        scale, lower = MEASURES[measure].scale, MEASURES[measure].lower_is_better
+        change = [scale * v for v in interval(resampled(tuned[key]) - resampled(base[key]))]
+        verdict = UNCLEAR
+        if change[0] > 0 or change[1] < 0:
+            verdict = BETTER if (change[1] < 0) == lower else WORSE
+        values = {"base": _quotient(base[key]) * scale, "tuned": _quotient(tuned[key]) * scale}
+        of_both = {"change": values["tuned"] - values["base"], "change_ci95": change, "verdict": verdict}
+        facts = {"set": name, "reading": reading, "measure": measure, "recordings": len(base[key])}
+        rows.append({**facts, **values, **of_both})
+    return rows
+
+
+def _quotient(pairs: NDArray[np.int64]) -> float:
+    over, under = pairs.sum(axis=0)
+    return float(over / under) if under else 0.0

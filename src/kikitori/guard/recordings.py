@@ -1,0 +1,111 @@
+"""The sets of recordings that the guard reads. None of them needs a download."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate, cycle, islice
+
+from torch import Tensor
+
+from kikitori.audio.waveform import SAMPLE_RATE
+from kikitori.guard import sounds
+
+# Sounds of each set without speech, and seconds of each, if the model's window is as long.
+SOUNDS, SOUND_S = 4, 10.0
+NO_SPEECH: dict[str, sounds.Maker] = {
+    "silence": sounds.silence,
+    "white noise": sounds.white_noise,
+    "pink noise": sounds.pink_noise,
+    "tone": sounds.tone,
+}
+REVERSED = "reversed speech"
+# Sets of the corpus.
+CLIPS, TELEPHONE, NOISY, STAMPS = "clips", "8 kHz", "noise 10 dB", "timestamps"
+SNR_DB = 10.0
+# Seconds of silence between joined clips.
+PAUSE_S = 0.5
+# How many recordings are joined, by their length in windows: 60 and 120 s.
+JOINED = {2: 3, 4: 2}
+
+
+@dataclass(frozen=True)
+class Speech:
+    """A clip of a corpus: its name, (samples,) float32 at 16 kHz, its transcript and Whisper's code of its language."""
+
+    name: str
+    samples: Tensor
+    text: str
+    language: str
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A recording to read.
+
+    set: what it belongs to. text: what is said; empty where nothing is. joints_s: seconds in the middle of the pauses
+    between joined clips. is_long: whether it is longer than the model's window.
+    """
+
+    set: str
+    name: str
+    samples: Tensor = field(repr=False)
+    text: str
+    language: str
+    joints_s: tuple[float, ...] = ()
+    is_long: bool = False
+
+    @property
+    def seconds(self) -> float:
+        """The length of the recording."""
+        return len(self.samples) / SAMPLE_RATE
+
+
+def without_speech(window_s: float, language: str) -> Iterator[Recording]:
+    """Silence, noises and tones. window_s: seconds of the model's window."""
+    for name, make in NO_SPEECH.items():
+        for seed in range(SOUNDS):
+            yield Recording(name, f"{name} {seed + 1}", make(min(SOUND_S, window_s), seed), "", language)
+
+
+def of_corpus(clips: Sequence[Speech], window_s: float, separator: str) -> Iterator[Recording]:
+    """Clips as they are, altered, reversed and joined. separator: what stands between the texts of two clips."""
+    for seed, clip in enumerate(clips):
+        yield Recording(CLIPS, clip.name, clip.samples, clip.text, clip.language)
+        yield Recording(TELEPHONE, clip.name, sounds.through_telephone(clip.samples), clip.text, clip.language)
+        yield Recording(NOISY, clip.name, sounds.with_noise(clip.samples, SNR_DB, seed), clip.text, clip.language)
+        yield Recording(REVERSED, clip.name, clip.samples.flip(0), "", clip.language)
+    for windows, count in JOINED.items():
+        endless, seconds = cycle(clips), windows * window_s
+        for number in range(count):
+            parts = _at_least(endless, seconds)
+            yield _joined(f"joined {seconds:g} s", f"{seconds:g} s, {number + 1}", parts, separator, window_s)
+
+
+def for_timestamps(clips: Sequence[Speech], window_s: float, separator: str) -> Iterator[Recording]:
+    """Neighbouring clips joined to what the model's window holds."""
+    rest = list(clips)
+    while rest:
+        lengths = accumulate(len(clip.samples) / SAMPLE_RATE + PAUSE_S for clip in rest)
+        fitting = sum(length <= window_s for length in lengths)
+        if fitting > 1:
+            yield _joined(STAMPS, rest[0].name, rest[:fitting], separator, window_s)
+        rest = rest[max(fitting, 1) :]
+
+
+def of_others(name: str, clips: Sequence[Speech]) -> Iterator[Recording]:
+    """The clips of a set that the user names."""
+    return (Recording(name, clip.name, clip.samples, clip.text, clip.language) for clip in clips)
+
+
+def _at_least(clips: Iterator[Speech], seconds: float) -> list[Speech]:
+    """The next clips, until they are so long together with their pauses."""
+    parts: list[Speech] = []
+    while sum(len(clip.samples) / SAMPLE_RATE + PAUSE_S for clip in parts) - PAUSE_S < seconds:
+        parts += islice(clips, 1)
+    return parts
+
+
+def _joined(set_name: str, name: str, parts: Sequence[Speech], separator: str, window_s: float) -> Recording:
+    samples, joints = sounds.joined([part.samples for part in parts], PAUSE_S)
+    text = separator.join(part.text for part in parts)
+    is_long = len(samples) > window_s * SAMPLE_RATE
+    return Recording(set_name, name, samples, text, parts[0].language, tuple(joints), is_long)

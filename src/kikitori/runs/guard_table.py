@@ -1,0 +1,49 @@
+"""The guard's figures as a table and in words: a tuned model next to its base."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from kikitori.runtime.errors import shortened
+
+HEADER = ["set", "reading", "figure", "recordings", "base", "tuned", "change", ""]
+# Measures that are shown only where one of the models has some, by their words.
+LOOPS = "loops"
+MEASURES = {
+    "invented": "characters/min",
+    LOOPS: "% of texts that repeat themselves",
+    "cer": "CER %",
+    "stamped": "% with timestamps",
+    "near joints": "% of joints within 0.5 s of one",
+    "detected": "% detected as the language",
+}
+
+
+def guard_rows(figures: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """The table, header first; without repetitions where neither model repeats itself. Changes have 95 % intervals."""
+    shown = [row for row in figures if row["measure"] != LOOPS or row["base"] or row["tuned"]]
+    return [HEADER, *map(_cells, shown)] if shown else []
+
+
+def _cells(row: Mapping[str, Any]) -> list[str]:
+    low, high = row["change_ci95"]
+    change = f"{row['change']:+.1f} [{low:+.1f}, {high:+.1f}]"
+    values = [f"{row['base']:.1f}", f"{row['tuned']:.1f}", change, row["verdict"]]
+    return [row["set"], row["reading"], MEASURES.get(row["measure"], row["measure"]), str(row["recordings"]), *values]
+
+
+def guard_lines(figures: Sequence[Mapping[str, Any]]) -> list[str]:
+    """How many figures are worse and better than the base's, and which."""
+    lines = []
+    for verdict in ("worse", "better"):
+        rows = [describe_figure(row) for row in figures if row["verdict"] == verdict]
+        if rows:
+            lines.append(
+                f"guard: {len(rows)} of {len(figures)} figures are {verdict} than the base's: {shortened(rows)}"
+            )
+    return lines or ([f"guard: none of {len(figures)} figures differs clearly from the base's"] if figures else [])
+
+
+def describe_figure(row: Mapping[str, Any]) -> str:
+    """A figure in words: silence, own windows: characters/min 0.0 → 6.0."""
+    words = MEASURES.get(row["measure"], row["measure"])
+    return f"{row['set']}, {row['reading']}: {words} {row['base']:.1f} → {row['tuned']:.1f}"

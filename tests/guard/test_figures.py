@@ -1,0 +1,75 @@
+"""Figures of rows by hand, and the verdict on a change."""
+
+from typing import Any
+
+import pytest
+
+from kikitori.guard.figures import compare, count, is_stamped
+from kikitori.guard.reader import OWN, STOCK
+
+
+def row(name: str, recording: str, hypothesis: str, reference: str = "", **more: Any) -> dict[str, Any]:
+    facts = {"set": name, "recording": recording, "reading": OWN, "language": "ja", "seconds": 10.0}
+    return {**facts, "hypothesis": hypothesis, "reference": reference, **more}
+
+
+def figure(figures: list[dict[str, Any]], measure: str) -> dict[str, Any]:
+    (found,) = (row for row in figures if row["measure"] == measure)
+    return found
+
+
+def test_text_of_silence_is_counted_in_characters_per_minute() -> None:
+    base = count([row("silence", "1", ""), row("silence", "2", "。")])
+    tuned = count([row("silence", "1", "はい。"), row("silence", "2", "ご視聴")])
+    found = figure(compare(base, tuned), "invented")
+    # Punctuation is none: 2 and 3 characters in 20 s.
+    assert (found["base"], found["tuned"], found["change"]) == (0, 15, 15)
+    assert found["change_ci95"] == pytest.approx([12, 18])
+    assert found["verdict"] == "worse"
+
+
+def test_error_rates_are_all_edits_over_all_lengths() -> None:
+    texts = [("1", "あいうえお"), ("2", "かきくけこ")]
+    base = count([row("clips", name, text[:-1] + "ん", text) for name, text in texts])
+    tuned = count([row("clips", name, text, text) for name, text in texts])
+    found = figure(compare(base, tuned), "cer")
+    assert (found["base"], found["tuned"], found["verdict"]) == (20, 0, "better")
+
+
+def test_a_change_whose_interval_holds_zero_has_no_verdict() -> None:
+    base = count([row("silence", str(i), "はい" if i % 2 else "") for i in range(10)])
+    tuned = count([row("silence", str(i), "" if i % 2 else "はい") for i in range(10)])
+    assert figure(compare(base, tuned), "invented")["verdict"] == ""
+
+
+def test_a_higher_share_of_detected_languages_is_better() -> None:
+    base = count([row("clips", str(i), "あ", "あ", detected="zh") for i in range(3)])
+    tuned = count([row("clips", str(i), "あ", "あ", detected="ja") for i in range(3)])
+    found = figure(compare(base, tuned), "detected")
+    assert (found["base"], found["tuned"], found["verdict"]) == (0, 100, "better")
+
+
+def test_repetitions_are_counted() -> None:
+    found = figure(compare(count([row("tone", "1", "")]), count([row("tone", "1", "ん" * 225)])), "loops")
+    assert (found["base"], found["tuned"], found["verdict"]) == (0, 100, "worse")
+
+
+@pytest.mark.parametrize(
+    ("stamps", "expected"),
+    [([], False), ([0.0], False), ([0.0, 0.0], False), ([0.0, 2.5], True), ([0.0, 2.5, 2.0, 4.0], False)],
+)
+def test_a_text_is_stamped_if_it_has_an_end_and_never_goes_back(stamps: list[float], expected: bool) -> None:
+    assert is_stamped(stamps) is expected
+
+
+def test_joints_are_found_within_half_a_second() -> None:
+    base = count([row("timestamps", "1", "あ", "あ", stamps=[0.0, 9.0], joints=[2.0, 5.0])])
+    tuned = count([row("timestamps", "1", "あ", "あ", stamps=[0.0, 1.6, 2.4, 5.5, 9.0], joints=[2.0, 5.0])])
+    found = figure(compare(base, tuned), "near joints")
+    assert (found["base"], found["tuned"]) == (0, 100)
+    assert {row["reading"] for row in compare(base, tuned)} == {OWN}
+
+
+def test_sets_that_only_one_model_read_are_left_out() -> None:
+    base, tuned = count([row("silence", "1", "")]), count([row("silence", "1", "", reading=STOCK)])
+    assert compare(base, tuned) == []

@@ -1,0 +1,79 @@
+"""Both readings of a micro model, and the recordings that are read."""
+
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+
+from kikitori.guard.reader import OWN, STOCK, Job, Jobs, Reader, detect_language, jobs
+from kikitori.guard.recordings import CLIPS, STAMPS, Speech, for_timestamps, of_corpus, without_speech
+from kikitori.inference.generate import generate
+from kikitori.model.whisper import Whisper, encode
+from kikitori.model.window import Window
+
+
+def speech(count: int, seconds: float = 0.6) -> list[Speech]:
+    torch.manual_seed(0)
+    return [Speech(f"clip {i}", 0.1 * torch.randn(int(seconds * 16_000)), f"文{i}", "ja") for i in range(count)]
+
+
+def read(whisper: Whisper, every: list[Job]) -> list[dict[str, Any]]:
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
+    predicted: Any = pl.Trainer(**quiet).predict(Reader(whisper), Jobs(every))
+    return [row for rows in predicted for row in rows]
+
+
+def test_each_recording_is_read_in_both_ways(micro: Whisper) -> None:
+    micro.set_window(Window((0.7,), 0.0))
+    recordings = [*without_speech(1.0, "ja"), *of_corpus(speech(3), 1.0, "")]
+    rows = read(micro, jobs(recordings, micro.processor, 4))
+    names = sorted((recording.set, recording.name) for recording in recordings)
+    for reading in (OWN, STOCK):
+        assert sorted((row["set"], row["recording"]) for row in rows if row["reading"] == reading) == names
+    assert {row["set"] for row in rows if "detected" in row} == {CLIPS}
+    assert {row["seconds"] for row in rows if row["set"].startswith("joined")} == {2.7, 4.9}
+
+
+def test_a_clip_is_read_as_in_an_evaluation(micro: Whisper) -> None:
+    (clip,) = speech(1)
+    (recording, *_) = of_corpus([clip], 1.0, "")
+    (row,) = read(micro, [Job(STOCK, [recording])])
+    micro.model.eval()
+    with torch.inference_mode():
+        states = encode(micro.model, micro.processor.log_mel(clip.samples, full_window=True)[None])
+        micro.max_tokens_per_s = float("inf")
+        (expected,) = generate(micro, states, [0.6])
+        assert detect_language(micro, states) == [row["detected"]]
+    assert row["hypothesis"] == expected.text
+
+
+def test_the_detected_language_is_that_of_transformers(micro: Whisper) -> None:
+    features = torch.stack([micro.processor.log_mel(clip.samples, full_window=True) for clip in speech(3)])
+    micro.model.eval()
+    with torch.inference_mode():
+        states = encode(micro.model, features)
+        ids = micro.model.detect_language(features)
+        expected = [token.strip("<|>") for token in micro.processor.tokenizer.convert_ids_to_tokens(ids)]
+        assert detect_language(micro, states) == expected
+
+
+def test_batches_hold_one_window_and_long_recordings_are_alone(micro: Whisper) -> None:
+    recordings = [*without_speech(1.0, "ja"), *of_corpus(speech(5), 1.0, "")]
+    for job in jobs(recordings, micro.processor, 3):
+        assert len(job.recordings) == 1 if job.recordings[0].is_long else len(job.recordings) <= 3
+        assert len({recording.is_long for recording in job.recordings}) == 1
+
+
+@pytest.mark.parametrize("seconds", [0.1, 0.2, 0.4, 0.9])
+def test_clips_with_timestamps_fill_the_window_and_no_more(seconds: float) -> None:
+    made = list(for_timestamps(speech(6, seconds), 2.0, ""))
+    assert all(recording.seconds <= 2.0 for recording in made)
+    assert all(recording.set == STAMPS and len(recording.joints_s) > 0 for recording in made)
+    # Three of 0.1, 0.2 s, two of 0.4 s; two of 0.9 s do not fit with their pause.
+    assert [len(recording.joints_s) + 1 for recording in made] == {
+        0.1: [3, 3],
+        0.2: [2, 2, 2],
+        0.4: [2, 2, 2],
+        0.9: [],
+    }[seconds]
