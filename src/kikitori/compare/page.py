@@ -5,7 +5,7 @@ import math
 import os
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
@@ -20,6 +20,7 @@ from kikitori.compare.leaderboard import ALIKE, BEST, Leaderboard, Row
 from kikitori.compare.plots import figures
 from kikitori.compare.search_plots import search_figures
 from kikitori.config.overrides import override
+from kikitori.runs.guard_table import guard_rows
 from kikitori.runs.reader import Run
 from kikitori.runs.results import SWEEP
 from kikitori.runtime.errors import DataError
@@ -211,7 +212,15 @@ def _run(run: Run, rank: int) -> dict[str, Any]:
         "started": str(run.results.get("started", ""))[:16].replace("T", " "),
         "device": run.results.get("cost", {}).get("device", ""),
         "command": exact_command(run),
+        "guard": guard_rows(run.results.get("guard", [])),
+        "guard_words": _verdicts(run.results.get("guard", [])),
     }
+
+
+def _verdicts(figures: Sequence[Mapping[str, Any]]) -> str:
+    """How many figures of the guard are worse and better than the base's."""
+    counts = [f"{sum(row['verdict'] == verdict for row in figures)} {verdict}" for verdict in ("worse", "better")]
+    return f"of {len(figures)} figures {' and '.join(counts)} than the base's"
 
 
 def _failure(run: Run) -> dict[str, Any]:

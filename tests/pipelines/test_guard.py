@@ -1,0 +1,133 @@
+"""The guard as a part of a training, and as a command of its own."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+
+from kikitori.compare.leaderboard import leaderboards_of
+from kikitori.compare.page import render
+from kikitori.config.overrides import settle
+from kikitori.pipelines.guard import guard
+from kikitori.pipelines.train import train
+from kikitori.runs.reader import find_runs
+from kikitori.runtime.errors import ConfigError, GuardFailed, ModelError
+from kikitori.runtime.paths import CONF
+
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
+
+SMALL = [
+    *("experiment=demo", "logger=none", "model.d_model=32", "model.encoder_layers=1", "model.decoder_layers=1"),
+    *("generation.max_new_tokens=6", "validation.every_steps=3", "trainer.max_steps=3"),
+    *("data.limit={train: 12, validation: 4, test: 4}", "score.train_clips=3", "guard.clips=3"),
+]
+SETS = {
+    *("silence", "white noise", "pink noise", "tone", "reversed speech"),
+    *("clips", "8 kHz", "noise 10 dB", "joined 6 s", "joined 12 s"),
+}
+
+
+def run(command: str, folder: Path, *words: str) -> dict[str, Any]:
+    given = [*(SMALL if command == "train" else []), *words]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose(command, given)
+    settle(cfg, given)
+    return {"train": train, "guard": guard}[command](cfg, folder)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("guard") / "run"
+    run("train", folder)
+    return folder
+
+
+def test_a_training_ends_with_its_guard(trained: Path) -> None:
+    results = json.loads((trained / "results.json").read_text())
+    figures = results["guard"]
+    assert {row["set"] for row in figures} == SETS
+    assert {row["reading"] for row in figures} == {"own windows", "full window"}
+    # The same clips give the same rate as in the scores, since all are padded to the model's window.
+    before = results["scores"]["before"]["test"]["cer"]
+    (clips,) = (r for r in figures if (r["set"], r["reading"], r["measure"]) == ("clips", "own windows", "cer"))
+    rows = (trained / "predictions" / "guard_base.jsonl").read_text().splitlines()
+    assert clips["recordings"] == 3
+    assert len(rows) == 2 * (4 * 4 + 3 * 4 + 5)
+    assert clips["base"] == pytest.approx(100 * before, rel=0.5)
+    assert "**Guard.**" in (trained / "model" / "README.md").read_text()
+
+
+def test_the_page_has_the_guard(trained: Path) -> None:
+    page = render(leaderboards_of(find_runs(trained)), [], "kikitori compare")
+    assert "Guard of" in page
+    assert "joined 12 s" in page
+
+
+def test_a_resumed_training_reads_with_the_base_only_once(tmp_path: Path) -> None:
+    run("train", tmp_path, "optim.schedule=constant")
+    file = tmp_path / "predictions" / "guard_base.jsonl"
+    before = file.stat().st_mtime_ns
+    words = ["trainer.max_steps=6", "resume_accept=[trainer.max_steps]", "optim.schedule=constant", "resume=auto"]
+    assert {row["set"] for row in run("train", tmp_path, *words)["guard"]} == SETS
+    assert file.stat().st_mtime_ns == before
+    # Other clips are read again.
+    run("train", tmp_path, *words, "guard.clips=2", "resume_accept=[guard,trainer.max_steps]", "trainer.max_steps=9")
+    assert file.stat().st_mtime_ns > before
+
+
+def test_the_command_gives_the_figures_of_the_training(trained: Path, tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    run("train", base, "trainer.max_steps=1", "validation.every_steps=1", "optim.lr=1e-12")
+    found = run("guard", tmp_path / "out", f"checkpoint={trained}", f"against={base}", "guard.clips=3")
+    recorded = json.loads((trained / "results.json").read_text())["guard"]
+    for row, other in zip(found["guard"], recorded, strict=True):
+        assert row["tuned"] == pytest.approx(other["tuned"]), row
+        assert row["base"] == pytest.approx(other["base"], abs=1e-3), row
+    assert "## Guard" in (tmp_path / "out" / "results.md").read_text()
+
+
+def test_a_worse_figure_is_an_error_if_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from kikitori.pipelines import guard as module
+
+    monkeypatch.setattr(module, "compare", lambda base, tuned: [WORSE])
+    with pytest.raises(GuardFailed, match=r"1 figures? (are|is) worse than the base's: silence, own windows"):
+        run("train", tmp_path / "run", "guard.fail_if_worse=true")
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["status"] == "completed"
+    assert (tmp_path / "run" / "model" / "model.safetensors").exists()
+
+
+WORSE = {"set": "silence", "reading": "own windows", "measure": "invented", "recordings": 4, "base": 0.0, "tuned": 6.0}
+WORSE |= {"change": 6.0, "change_ci95": [2.0, 8.0], "verdict": "worse"}
+
+
+def test_what_is_missing_is_named_with_its_remedy(trained: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="checkpoint: not set; pass the tuned model: kikitori guard"):
+        run("guard", tmp_path / "a")
+    with pytest.raises(ConfigError, match="does not name its base; pass --against with a model"):
+        run("guard", tmp_path / "a", f"checkpoint={trained}")
+    shutil.copytree(trained / "model", tmp_path / "model")
+    with pytest.raises(ConfigError, match="is no run that would name its corpus; pass data="):
+        run("guard", tmp_path / "a", f"checkpoint={tmp_path / 'model'}", f"against={trained}")
+    with pytest.raises(ConfigError, match=r"guard\.clips: must not be below 0"):
+        run("guard", tmp_path / "a", f"checkpoint={trained}", f"against={trained}", "guard.clips=-1")
+    with pytest.raises(ConfigError, match=r"guard\.sets\.german: must be a mapping with a _target_"):
+        run("guard", tmp_path / "a", f"checkpoint={trained}", f"against={trained}", "+guard.sets.german.name=x")
+
+
+def test_models_that_do_not_read_the_same_are_refused(trained: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    run("train", other, "model.window_s=4", "guard.clips=0")
+    with pytest.raises(ModelError, match=r"checkpoint has a window of 3 s .* against a window of 4 s"):
+        run("guard", tmp_path / "out", f"checkpoint={trained}", f"against={other}", "guard.clips=1")
+
+
+def test_a_set_of_the_users_is_read_in_its_language(trained: Path, tmp_path: Path) -> None:
+    words = ["+data@guard.sets.demo=demo", "+guard.sets.demo.language=ja", "guard.clips=2"]
+    found = run("guard", tmp_path / "out", f"checkpoint={trained}", f"against={trained}", *words)
+    sets = {row["set"]: row for row in found["guard"] if row["measure"] == "cer"}
+    assert sets["demo"]["recordings"] == 2
+    assert all(row["change"] == 0 and row["verdict"] == "" for row in found["guard"])
