@@ -19,9 +19,9 @@ from kikitori.data.datamodule import SpeechDataModule
 from kikitori.metrics.error_rates import score_clips
 from kikitori.model.processor import make_processor
 from kikitori.model.whisper import encode
-from kikitori.pipelines import builders
 from kikitori.runtime.console import quiet_libraries
 from kikitori.runtime.paths import CONF, cache_folder
+from kikitori.steps import builders
 from kikitori.training import trainer as trainers
 from kikitori.training.batch_size_finder import find_micro_batch_sizes
 from kikitori.training.callbacks import Progress, ThroughputMonitor

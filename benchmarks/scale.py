@@ -29,11 +29,11 @@ from transformers import WhisperConfig
 from kikitori.corpora import common_voice
 from kikitori.data.datamodule import SpeechDataModule
 from kikitori.model.processor import make_processor
-from kikitori.pipelines.builders import build_data
 from kikitori.runs.record import git_state
 from kikitori.runtime.console import quiet_libraries
 from kikitori.runtime.files import write_json
 from kikitori.runtime.paths import CONF, DEMO, cache_folder
+from kikitori.steps.builders import build_data
 
 SIZES = (100, 1_000, 10_000)
 LARGEST = 100_000

@@ -14,7 +14,9 @@ SOURCE = Path(kikitori.__file__).parent
 LAYERS = (
     ("cli", "sweeps"),
     ("compare", "pipelines"),
-    ("runs", "training"),
+    ("steps",),
+    ("runs",),
+    ("guard", "training"),
     ("config", "data", "inference"),
     ("corpora", "model"),
     ("audio", "metrics", "runtime"),

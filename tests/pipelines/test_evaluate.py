@@ -8,9 +8,8 @@ import torch
 
 from kikitori.model.loading import build_whisper
 from kikitori.model.whisper import Whisper
-from kikitori.pipelines.builders import build_model
-from kikitori.pipelines.evaluate import load_checkpoint
 from kikitori.runtime.errors import ConfigError, ModelError
+from kikitori.steps.builders import build_model, load_checkpoint
 
 
 def load(checkpoint: Path, language: str | None = None, task: str | None = None, corpus: str = "ja") -> Whisper:

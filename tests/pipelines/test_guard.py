@@ -90,7 +90,7 @@ def test_the_command_gives_the_figures_of_the_training(trained: Path, tmp_path: 
 
 
 def test_a_worse_figure_is_an_error_if_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from kikitori.pipelines import guard as module
+    from kikitori.steps import guarding as module
 
     monkeypatch.setattr(module, "compare", lambda base, tuned: [WORSE])
     with pytest.raises(GuardFailed, match=r"1 figures? (are|is) worse than the base's: silence, own windows"):

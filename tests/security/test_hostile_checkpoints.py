@@ -19,8 +19,8 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from watching import only_in, state, within
 
 from kikitori.model.loading import build_whisper, load_whisper
-from kikitori.pipelines.evaluate import load_checkpoint
 from kikitori.runtime.errors import DataError, KikitoriError, TrainingError
+from kikitori.steps.builders import load_checkpoint
 from kikitori.training.checkpoints import CheckpointFiles, latest_valid, read_checkpoint, resumed
 from kikitori.training.history import TrainingHistory
 

@@ -35,10 +35,10 @@ from kikitori.data.audio_cache import AudioCache
 from kikitori.data.encoder_cache import EncoderCache
 from kikitori.model import loading
 from kikitori.model.whisper import Whisper
-from kikitori.pipelines.evaluate import load_checkpoint
 from kikitori.runs import reader
 from kikitori.runtime.errors import ConfigError, DataError, KikitoriError, ModelError, SweepError
 from kikitori.runtime.files import read_json
+from kikitori.steps.builders import load_checkpoint
 from kikitori.sweeps import optuna_study
 from kikitori.sweeps.pruning import OptunaPruning
 from kikitori.sweeps.trials import open_sweep

@@ -20,7 +20,7 @@ from kikitori.compare.leaderboard import ALIKE, BEST, Leaderboard, Row
 from kikitori.compare.plots import figures
 from kikitori.compare.search_plots import search_figures
 from kikitori.config.overrides import override
-from kikitori.runs.guard_table import guard_rows
+from kikitori.guard.table import guard_rows
 from kikitori.runs.reader import Run
 from kikitori.runs.results import SWEEP
 from kikitori.runtime.errors import DataError

@@ -7,8 +7,8 @@ from omegaconf import DictConfig
 
 from kikitori.config.validation import check_config
 from kikitori.data.datamodule import SpeechDataModule
-from kikitori.pipelines.builders import build_data, prepare_data
 from kikitori.runtime.console import quiet_libraries
+from kikitori.steps.builders import build_data, prepare_data
 
 
 def prepare(cfg: DictConfig | dict[str, Any], folder: Path) -> SpeechDataModule:

@@ -18,12 +18,6 @@ from kikitori.data.datamodule import SpeechDataModule
 from kikitori.metrics.error_rates import change
 from kikitori.model.whisper import Whisper
 from kikitori.model.window import FULL, Window
-from kikitori.pipelines.announcements import announce, announce_best
-from kikitori.pipelines.builders import build_data, build_model, configure_model, prepare_data
-from kikitori.pipelines.guard import BASE, TUNED, fail_if_worse, make_guard
-from kikitori.pipelines.length import Length, check_warmup, training_length
-from kikitori.pipelines.scoring import Scorer, Scores, is_scored, read_scores
-from kikitori.pipelines.session import Session, session
 from kikitori.runs.model_card import model_card
 from kikitori.runs.record import save, timed
 from kikitori.runs.results import Results
@@ -32,6 +26,12 @@ from kikitori.runs.wandb_logger import WandbRunLogger
 from kikitori.runtime.distributed import is_main
 from kikitori.runtime.errors import ConfigError
 from kikitori.runtime.files import write_text
+from kikitori.steps.announcements import announce, announce_best
+from kikitori.steps.builders import build_data, build_model, configure_model, prepare_data
+from kikitori.steps.guarding import BASE, TUNED, fail_if_worse, make_guard
+from kikitori.steps.length import Length, check_warmup, training_length
+from kikitori.steps.scoring import Scorer, Scores, is_scored, read_scores
+from kikitori.steps.session import Session, session
 from kikitori.training.batch_size_finder import find_micro_batch_sizes
 from kikitori.training.callbacks import Progress, ThroughputMonitor, ValidateEvery
 from kikitori.training.checkpoints import (

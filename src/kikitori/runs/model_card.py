@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from kikitori.runs.guard_table import guard_rows
+from kikitori.guard.table import guard_rows
 from kikitori.runs.results import FULL_WINDOW
 from kikitori.runs.summary import full_window_rates, percent, plain_text, rate_cell
 

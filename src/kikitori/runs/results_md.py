@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from kikitori.runs.guard_table import guard_rows
+from kikitori.guard.table import guard_rows
 from kikitori.runs.results import command_line, predictions_file, read_predictions
 from kikitori.runs.summary import (
     cost_line,

@@ -11,7 +11,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from kikitori.runs.guard_table import guard_lines, guard_rows
+from kikitori.guard.table import guard_lines, guard_rows
 from kikitori.runs.results import FULL_WINDOW
 from kikitori.runtime.console import Terminal, duration
 from kikitori.runtime.paths import shown_path

@@ -24,12 +24,12 @@ from omegaconf import DictConfig, OmegaConf, flag_override, open_dict, read_writ
 
 from kikitori.config.overrides import config_options, override, swept_values
 from kikitori.config.validation import check_config
-from kikitori.pipelines.builders import build_data
 from kikitori.runs.results import PROGRESS
 from kikitori.runtime.console import quiet_libraries
 from kikitori.runtime.errors import ConfigError, KikitoriError, Stopped, SweepError
 from kikitori.runtime.files import remove_if_nothing_else
 from kikitori.runtime.processes import collect_stop_signals, cores, folder_lock
+from kikitori.steps.builders import build_data
 from kikitori.sweeps import live_table
 from kikitori.sweeps.trials import OUTPUT, Sweep, Trial, open_sweep, update_state
 

@@ -16,12 +16,12 @@ from kikitori.metrics.error_rates import change, score_clips, summarise
 from kikitori.model.loading import build_whisper
 from kikitori.model.whisper import Whisper
 from kikitori.model.window import Window
-from kikitori.pipelines.scoring import Scorer, read_scores
-from kikitori.pipelines.session import Session
 from kikitori.runs.results import FULL_WINDOW, RESULTS, predictions_file
 from kikitori.runs.results_md import markdown
 from kikitori.runtime.files import read_json, read_lines, write_json, write_lines
 from kikitori.runtime.signals import Stop
+from kikitori.steps.scoring import Scorer, read_scores
+from kikitori.steps.session import Session
 from kikitori.training.lightning_module import Prediction, WhisperModule
 
 LENGTHS_S = (0.4, 0.9, 0.5, 0.7, 0.8, 0.45)

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from kikitori.pipelines.length import Length, check_warmup, training_length
 from kikitori.runtime.errors import ConfigError
+from kikitori.steps.length import Length, check_warmup, training_length
 
 
 def config(

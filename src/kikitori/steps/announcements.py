@@ -6,9 +6,9 @@ from collections.abc import Mapping
 import pytorch_lightning as pl
 
 from kikitori.model.window import FULL
-from kikitori.pipelines.session import Session
 from kikitori.runs.results import Results
 from kikitori.runtime.console import duration
+from kikitori.steps.session import Session
 from kikitori.training.lightning_module import WhisperModule
 from kikitori.training.trainer import hardware_facts
 

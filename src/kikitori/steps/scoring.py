@@ -14,11 +14,11 @@ from kikitori.corpora.types import Split
 from kikitori.data.datamodule import SpeechDataModule
 from kikitori.metrics.error_rates import ClipScore, prediction, rescored, score_clips, summarise
 from kikitori.model.window import FULL, Window
-from kikitori.pipelines.session import Session
 from kikitori.runs.results import FULL_WINDOW, PREDICTION, predictions_file, read_results
 from kikitori.runtime.console import IN_BAR, duration
 from kikitori.runtime.distributed import all_gather, is_main
 from kikitori.runtime.files import read_lines, write_lines
+from kikitori.steps.session import Session
 from kikitori.training.callbacks import ProgressReport
 from kikitori.training.lightning_module import WhisperModule
 

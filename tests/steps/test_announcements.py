@@ -2,8 +2,8 @@
 
 import pytest
 
-from kikitori.pipelines.announcements import epochs
-from kikitori.pipelines.length import Length
+from kikitori.steps.announcements import epochs
+from kikitori.steps.length import Length
 
 
 @pytest.mark.parametrize(

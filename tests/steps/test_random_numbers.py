@@ -7,9 +7,9 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
-from kikitori.pipelines.scoring import Scorer
 from kikitori.pipelines.train import train
 from kikitori.runtime.paths import CONF
+from kikitori.steps.scoring import Scorer
 
 SMALL = [
     *(

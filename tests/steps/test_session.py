@@ -8,7 +8,7 @@ import pytest
 import torch
 from run_folders import write_run
 
-from kikitori.pipelines.session import _record_environment, _trainer_settings
+from kikitori.steps.session import _record_environment, _trainer_settings
 
 AUTO = {"accelerator": "auto", "devices": 1, "precision": "auto"}
 

@@ -12,16 +12,19 @@ from kikitori.corpora.types import SPLITS
 from kikitori.data.datamodule import SpeechDataModule
 from kikitori.data.filters import doubtful_texts
 from kikitori.metrics.normalizer import text_rules
+from kikitori.model.loading import choose_language_and_task, load_whisper, rebuild_whisper
+from kikitori.model.source import model_folder
 from kikitori.model.whisper import Whisper
 from kikitori.model.window import describe_window
-from kikitori.pipelines.session import Session
 from kikitori.runs.record import timed
 from kikitori.runs.results import Results
 from kikitori.runs.resume import check_data
 from kikitori.runtime.console import duration
 from kikitori.runtime.distributed import is_main
-from kikitori.runtime.errors import DataError
+from kikitori.runtime.errors import ConfigError, DataError, KikitoriError, ModelError, one_line
 from kikitori.runtime.files import write_lines
+from kikitori.steps.session import Session
+from kikitori.training.checkpoints import read_checkpoint
 
 log = logging.getLogger(__name__)
 
@@ -70,6 +73,50 @@ def prepare_data(config: dict[str, Any], data: SpeechDataModule, folder: Path, r
     for what, names in doubtful_texts(chain.from_iterable(data.clips.values())).items():
         summary.setdefault("doubtful_texts", {})[what] = len(names)
         log.info("%d transcripts hold %s, such as that of %s; they are used as they are", len(names), what, names[0])
+
+
+def load_checkpoint(config: dict[str, Any]) -> Whisper:
+    """The model of `checkpoint`: a run folder, a model folder, or a .ckpt file.
+
+    Its language and task are those it was trained with, unless the configuration sets others.
+    """
+    path = Path(config["checkpoint"]).expanduser()
+    given, default = (config["model"]["language"], config["model"]["task"]), config["data"]["language"]
+    if path.is_dir():
+        return load_whisper(str(model_folder(path, f"checkpoint={path}")), *given, default_language=default)
+    if not path.is_file():
+        raise ConfigError(f"checkpoint={path} does not exist; give a run folder, a model folder, or a .ckpt file")
+    try:
+        checkpoint = read_checkpoint(path)
+        recipe = checkpoint["hyper_parameters"]["recipe"]
+        language, task, notes = choose_language_and_task(
+            path.name, given, (recipe["language"], recipe["task"]), default
+        )
+        whisper = rebuild_whisper({**recipe, "language": language, "task": task})
+        whisper.notes[:] = notes
+        state = {key.removeprefix("model."): value for key, value in checkpoint["state_dict"].items()}
+        whisper.model.load_state_dict(state)
+    except KikitoriError:
+        raise
+    except Exception as error:  # a checkpoint of another program may lack or add anything
+        reason = one_line(error)
+        raise ModelError(f"checkpoint={path} was not written by kikitori: {reason}") from error
+    return whisper
+
+
+def load_model(config: dict[str, Any], key: str) -> Whisper:
+    """The model of `checkpoint` or `against`: a folder, a .ckpt file, or a name on the Hub."""
+    name, model = config[key], config["model"]
+    if Path(name).expanduser().exists():
+        whisper = load_checkpoint({**config, "checkpoint": name})
+    else:
+        try:
+            default = config["data"]["language"]
+            whisper = load_whisper(name, model["language"], model["task"], default_language=default)
+        except ModelError as error:
+            raise ModelError(str(error).replace("model.name=", f"{key}=")) from error
+    whisper.configure_generation(**config["generation"])
+    return whisper
 
 
 def configure_model(session: Session, whisper: Whisper) -> None:
