@@ -50,15 +50,19 @@ transcribe  transcribe audio files
     kikitori transcribe talk.mp3 --model outputs/my-run
 guard       compare a tuned model with its base on what the corpus does not show
     kikitori guard outputs/my-run
+average     average tuned models, and mix them with their base
+    kikitori average outputs/my-sweep/0-seed-0 outputs/my-sweep/1-seed-1
 compare     rank runs and sweeps, with intervals; --report writes a page
     kikitori compare outputs/my-sweep --report report.html
 
 kikitori COMMAND --help lists the options of a command. For train, evaluate,
-prepare and guard these are choices and keys of the configuration: model=whisper_base
+prepare, guard and average these are choices and keys of the configuration: model=whisper_base
 optim.lr=3e-5. -m sweeps over comma-separated values, --cfg job prints the
 composed configuration. kikitori --version prints the version.
 Completion: eval "$(kikitori train -sc install=bash)" (or zsh, fish)."""
-HYDRA_COMMANDS = ("train", "evaluate", "prepare", "guard")
+HYDRA_COMMANDS = ("train", "evaluate", "prepare", "guard", "average")
+# The key of the models that a command takes as plain words.
+MODELS = {"guard": "checkpoint", "average": "runs"}
 # Options of Hydra with which a command prints something and does not run.
 PRINTS_ONLY = {"--help", "-h", "--hydra-help", "--cfg", "-c", "--info", "-i"}
 COMMANDS = (*HYDRA_COMMANDS, "transcribe", "compare")
@@ -117,8 +121,8 @@ def _prepare_line(command: str, words: list[str]) -> list[str]:
     for word in words:
         if fault := secret_fault(word):
             sys.exit(f"kikitori: {mask(word.partition('=')[0])} {fault}")
-    if command == "guard":
-        words = _models(words)
+    if command in MODELS:
+        words = _models(MODELS[command], words)
     if command in HYDRA_COMMANDS:
         words = [word if word.startswith("-") else quote_value(word) for word in words]
         _refuse_names(command, words)
@@ -136,19 +140,20 @@ def _prepare_line(command: str, words: list[str]) -> list[str]:
     return [*words, *(override("hydra.sweep.dir", value_of(word)) for word in sweeps)]
 
 
-def _models(words: list[str]) -> list[str]:
-    """The words of `guard MODEL --against BASE` as overrides."""
-    found: list[str] = []
-    rest = iter(words)
+def _models(key: str, words: list[str]) -> list[str]:
+    """The words of `guard MODEL --against BASE` as overrides. key: of the models; `runs` takes several."""
+    found, models, rest = [], [], iter(words)
     for word in rest:
         option, equals, base = word.partition("=")
         if option == "--against":
             found.append(override("against", base if equals else next(rest, "")))
-        elif "=" not in word and not word.startswith(("-", "+", "~")) and not found:
-            found.append(override("checkpoint", word))
-        else:
+        elif "=" in word or word.startswith(("-", "+", "~")):
             found.append(word)
-    return found
+        else:
+            models.append(word)
+    if key == "runs" and models:
+        return [f"{key}=[{','.join(override('', model)[1:] for model in models)}]", *found]
+    return [*(override(key, model) for model in models), *found]
 
 
 def _refuse_names(command: str, words: list[str]) -> None:

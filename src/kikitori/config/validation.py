@@ -66,6 +66,9 @@ TYPES: dict[str, Any] = {
     "guard.clips": int,
     "guard.fail_if_worse": bool,
     **dict.fromkeys(("checkpoint", "against"), str | None),
+    "runs": list[str],
+    "alphas": list[float],
+    "alpha": float | None,
     "splits": list[str] | None,
     "resume": Literal["auto"] | None,
     "resume_accept": list[str],
@@ -74,6 +77,8 @@ TYPES: dict[str, Any] = {
 }
 # Nodes whose keys are arguments of their target, or names of nodes with one.
 GROUPS = ("data", "model", "optim", "trainer", "logger", "callbacks")
+# Keys by which the configuration of a command is recognised, in this order.
+OWN_KEYS = {"average": "alphas", "guard": "against", "evaluate": "checkpoint", "train": "callbacks"}
 CHECKPOINTS = "pytorch_lightning.callbacks.ModelCheckpoint"
 # Arguments that a pipeline passes itself, so that a configured value would be lost.
 PASSED = {
@@ -131,6 +136,8 @@ def _problems(values: Mapping[str, Any]) -> Iterator[str]:
         if key == "seed" and value > MAX_SEED:
             yield f"{key}: must be at most {MAX_SEED}, got {value}"
     yield from _uneven_batch(flat)
+    if not {"alpha", "alphas"} & wrong_type.keys():
+        yield from _alpha_faults(flat)
     if "data.window_edges_s" not in wrong_type:
         yield from _window_faults(flat)
     yield from (f"{key}: {remedy}" for key, remedy in PASSED.items() if key in flat)
@@ -161,14 +168,7 @@ def _unknown_keys(values: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _command(values: Mapping[str, Any]) -> str:
-    return next(
-        (
-            name
-            for name, key in (("guard", "against"), ("evaluate", "checkpoint"), ("train", "callbacks"))
-            if key in values
-        ),
-        "prepare",
-    )
+    return next((name for name, key in OWN_KEYS.items() if key in values), "prepare")
 
 
 @cache
@@ -261,6 +261,17 @@ def _uneven_batch(flat: Mapping[str, Any]) -> Iterator[str]:
     # An evaluation takes no steps.
     if known and "validation.every_steps" in flat and batch % (parts := prod(numbers)):
         yield f"data.global_batch_size: must be a multiple of {parts} ({' x '.join(keys)}), got {batch}"
+
+
+def _alpha_faults(flat: Mapping[str, Any]) -> Iterator[str]:
+    """Reports shares of weights that are none, or whose curve has no base or lacks what is to be saved."""
+    alphas, alpha = flat.get("alphas", [0]), flat.get("alpha")
+    if wrong := [value for value in (*alphas, alpha or 0) if not 0 <= value <= 1]:
+        yield f"alphas: must be from 0 (the base) to 1 (the tuned models), got {wrong[0]}"
+    if not alphas or len(set(alphas)) < len(alphas):
+        yield f"alphas: must be different numbers, at least one, got {alphas}"
+    elif alpha is not None and alpha not in alphas:
+        yield f"alpha: must be one of alphas={alphas}, got {alpha}"
 
 
 def _window_faults(flat: Mapping[str, Any]) -> Iterator[str]:

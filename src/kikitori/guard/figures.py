@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kikitori.guard.recordings import STAMPS
+from kikitori.guard.recordings import CLIPS, JOINED_WORD, NO_SPEECH, NOISY, REVERSED, STAMPS, TELEPHONE
 from kikitori.inference.checks import without_repetition
 from kikitori.metrics.bootstrap import interval, resampled
 from kikitori.metrics.error_rates import score_clips
@@ -47,12 +47,19 @@ Counts = dict[tuple[str, str, str], NDArray[np.int64]]
 
 
 def count(rows: Sequence[Mapping[str, Any]]) -> Counts:
-    """The counts of all figures of a model's rows, see `reader.Reader`, in the order of the recordings' names."""
+    """The counts of all figures of a model's rows, see `reader.Reader`; those of a set by the recordings' names."""
     found: dict[tuple[str, str, str], list[tuple[int, int]]] = {}
-    for row in sorted(rows, key=lambda row: (row["set"], row["reading"], row["recording"])):
+    for row in sorted(rows, key=lambda row: (*place(row["set"]), row["reading"], row["recording"])):
         for measure, pair in _counts(row):
             found.setdefault((row["set"], row["reading"], measure), []).append(pair)
     return {key: np.array(pairs, dtype=np.int64) for key, pairs in found.items()}
+
+
+def place(name: str) -> tuple[int, str]:
+    """A sort key of sets: the corpus first, what is joined, what is no speech, and the user's own."""
+    known = (CLIPS, TELEPHONE, NOISY, JOINED_WORD, STAMPS, *NO_SPEECH, REVERSED)
+    kind = JOINED_WORD if name.startswith(JOINED_WORD) else name
+    return known.index(kind) if kind in known else len(known), name
 
 
 def _counts(row: Mapping[str, Any]) -> Iterator[tuple[str, tuple[int, int]]]:

@@ -9,6 +9,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
+from transformers import WhisperForConditionalGeneration
 
 from kikitori.guard.recordings import CLIPS, STAMPS, Recording
 from kikitori.inference.generate import generate
@@ -20,7 +21,6 @@ from kikitori.model.window import FULL, Window
 
 # The two ways to read.
 OWN, STOCK = READINGS = ("own windows", "full window")
-FIRST_STAMP = "<|0.00|>"
 # Seconds between two timestamps that follow each other in the vocabulary.
 STAMP_S = 0.02
 
@@ -125,7 +125,7 @@ class Reader(pl.LightningModule):
     def _sequential(self, whisper: Whisper, recording: Recording) -> str:
         """The text by transformers' long-form decoding, or window by window for a vocabulary without timestamps."""
         processor = whisper.processor
-        if not has_stamps(processor):
+        if not has_stamps(whisper):
             pieces = recording.samples.split(processor.frames * HOP_LENGTH)
             parts = [replace(recording, samples=piece, is_long=False) for piece in pieces]
             rows = self._short(whisper, Job(STOCK, parts))
@@ -138,7 +138,7 @@ class Reader(pl.LightningModule):
     def _stamps(self, whisper: Whisper, job: Job) -> Iterator[dict[str, Any]]:
         processor = whisper.processor
         tokens = self._with_stamps(processor, self._features(whisper, job).cpu())
-        first = processor.tokenizer.convert_tokens_to_ids(FIRST_STAMP)
+        first = first_stamp(self.model)
         for text, row in zip(processor.decode(tokens), tokens.tolist(), strict=True):
             stamps = [round((token - first) * STAMP_S, 2) for token in row if token >= first]
             yield {"hypothesis": text, "stamps": stamps}
@@ -152,9 +152,15 @@ class Reader(pl.LightningModule):
         return features.to(self.device, self.model.dtype)
 
 
-def has_stamps(processor: Processor) -> bool:
-    """Whether the vocabulary has timestamps; that of a model with random weights has none."""
-    return FIRST_STAMP in processor.tokenizer.get_vocab()
+def has_stamps(whisper: Whisper) -> bool:
+    """Whether the model can write timestamps; one with random weights has none in its vocabulary."""
+    stamps = round(whisper.processor.window_s / STAMP_S) + 1
+    return first_stamp(whisper.model) + stamps <= whisper.model.config.vocab_size
+
+
+def first_stamp(model: WhisperForConditionalGeneration) -> int:
+    """The id of <|0.00|>. The tokenizer need not know it: the timestamps follow the token that switches them off."""
+    return int(model.generation_config.no_timestamps_token_id) + 1
 
 
 def detect_language(whisper: Whisper, states: Tensor) -> list[str]:

@@ -20,6 +20,7 @@ NO_SPEECH: dict[str, sounds.Maker] = {
 REVERSED = "reversed speech"
 # Sets of the corpus.
 CLIPS, TELEPHONE, NOISY, STAMPS = "clips", "8 kHz", "noise 10 dB", "timestamps"
+JOINED_WORD = "joined"
 SNR_DB = 10.0
 # Seconds of silence between joined clips.
 PAUSE_S = 0.5
@@ -77,7 +78,7 @@ def of_corpus(clips: Sequence[Speech], window_s: float, separator: str) -> Itera
         endless, seconds = cycle(clips), windows * window_s
         for number in range(count):
             parts = _at_least(endless, seconds)
-            yield _joined(f"joined {seconds:g} s", f"{seconds:g} s, {number + 1}", parts, separator, window_s)
+            yield _joined(f"{JOINED_WORD} {seconds:g} s", f"{seconds:g} s, {number + 1}", parts, separator, window_s)
 
 
 def for_timestamps(clips: Sequence[Speech], window_s: float, separator: str) -> Iterator[Recording]:

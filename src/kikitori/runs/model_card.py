@@ -48,7 +48,7 @@ print(kikitori.transcribe(whisper, "talk.mp3"))
 
 def _base_model(results: Mapping[str, Any]) -> str:
     """The metadata line of the pretrained model, if its name is one of the Hugging Face Hub: owner/model."""
-    name = results["config"]["model"].get("name") or ""
+    name = results["config"]["model"].get("name") or results["config"].get("against") or ""
     return (
         f"base_model: {json.dumps(name)}\n" if re.fullmatch(r"[\w-]+/[\w.-]+", name) and not Path(name).exists() else ""
     )
@@ -57,6 +57,10 @@ def _base_model(results: Mapping[str, Any]) -> str:
 def _training(results: Mapping[str, Any]) -> str:
     """The settings that matter most, in one sentence, and the versions that it was made with."""
     config, versions = results["config"], results["versions"]
+    tools = ", ".join(f"{name} {versions[name]}" for name in ("kikitori", "torch", "transformers") if name in versions)
+    if averaged := results.get("averaged"):
+        mixture = f"{averaged['alpha']:g} of it and {1 - averaged['alpha']:g} of their base"
+        return f"The mean of {averaged['runs']} fine-tuned models, mixed: {mixture}. Made with {tools}."
     settings = {
         "steps": results.get("checkpoint", {}).get("steps"),
         "clips per step": config["data"].get("global_batch_size"),
@@ -67,7 +71,6 @@ def _training(results: Mapping[str, Any]) -> str:
         "seed": config.get("seed"),
     }
     listed = ", ".join(f"{name} {value}" for name, value in settings.items() if value is not None)
-    tools = ", ".join(f"{name} {versions[name]}" for name in ("kikitori", "torch", "transformers") if name in versions)
     return f"{listed[:1].upper()}{listed[1:]}. Made with {tools}."
 
 

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from kikitori.guard.curve import curve_rows
 from kikitori.guard.table import guard_rows
 from kikitori.runs.results import command_line, predictions_file, read_predictions
 from kikitori.runs.summary import (
@@ -31,6 +32,8 @@ def markdown(results: Mapping[str, Any], folder: Path | None = None) -> str:
         parts += [_table(rows(results))]
     if curve := learning_curve(results):
         parts += ["## Validations", _table(curve)]
+    if curve := curve_rows(results.get("curve", []), results.get("averaged", {}).get("alpha")):
+        parts += ["## Mixtures of the base (alpha 0) and the tuned models (alpha 1)", _table(curve)]
     if figures := guard_rows(results.get("guard", [])):
         parts += ["## Guard", _table(figures)]
     if folder and results["scores"] and (found := examples_table(results, folder)):

@@ -139,7 +139,8 @@ def configure_model(session: Session, whisper: Whisper) -> None:
 
 def model_name(config: dict[str, Any]) -> str:
     """The model's name in tables: the last part of its Hub name or folder, or a checkpoint's run and file."""
-    path = Path(config.get("checkpoint") or config["model"].get("name", "micro")).resolve()
+    own = config.get("checkpoint") or next(iter(config.get("runs") or ()), None)
+    path = Path(own or config["model"].get("name", "micro")).resolve()
     if path.suffix == ".ckpt":
         return f"{path.parents[1].name}/{path.name}"
     # A run saves its model in a folder called `model`; the run's own name is more informative.

@@ -82,16 +82,16 @@ def fail_if_worse(run: Session) -> None:
         )
 
 
-def make_guard(run: Session, trainer: pl.Trainer, data: SpeechDataModule, processor: Processor) -> Guard | None:
+def make_guard(run: Session, trainer: pl.Trainer, data: SpeechDataModule, whisper: Whisper) -> Guard | None:
     """The guard of a run's configuration; None if it reads no clips."""
-    settings = run.config["guard"]
+    settings, processor = run.config["guard"], whisper.processor
     if not settings["clips"]:
         return None
     split: Split = "test" if "test" in data.splits else "validation"
     clips = speech_of(data, split, settings["clips"], processor.language)
     separator, window_s = word_separator(processor.text_language), processor.window_s
     found = [*without_speech(window_s, processor.language), *of_corpus(clips, window_s, separator)]
-    if has_stamps(processor):
+    if has_stamps(whisper):
         found += for_timestamps(clips, window_s, separator)
     for name, node in settings["sets"].items():
         found += of_others(name, others(name, node, settings["clips"], processor))

@@ -1,0 +1,46 @@
+"""Where a tuned model comes from: the corpus and the base of its run, for commands that are given only its folder."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from kikitori.config.overrides import key_of, overrides, to_plain
+from kikitori.config.targets import TARGET
+from kikitori.runs.results import folder_of_run, read_results
+from kikitori.runtime.errors import ConfigError
+
+
+def with_origin(cfg: DictConfig | Mapping[str, Any], place: str) -> dict[str, Any]:
+    """The configuration, in which `data` and `against` are those of a model's run where none is chosen.
+
+    place: the model. Raises ConfigError for one that belongs to no run, or began with random weights.
+    """
+    values: Any = to_plain(cfg) if isinstance(cfg, DictConfig) else dict(cfg)
+    folder = folder_of_run(Path(place))
+    run = read_results(folder) if folder else {}
+    config, start = run.get("config", {}), Path(run.get("cwd", "."))
+    if TARGET not in values["data"]:
+        if typed := [word for word in overrides() if key_of(word).startswith("data.")]:
+            choices = "data=common_voice, manifest, hub or demo"
+            raise ConfigError(f"{typed[0]}: belongs to a corpus; choose it as well: {choices}")
+        if TARGET not in config.get("data", {}):
+            raise ConfigError(f"data: not chosen, and {place} is no run that would name its corpus; pass data=...")
+        # Folders outside of the corpus are typed, never read from a file.
+        values["data"] = {**config["data"], "roots": None}
+        for key in ("release", "manifest", "name"):
+            if key in values["data"]:
+                values["data"][key] = _from(start, values["data"][key])
+    base = config.get("model", {}).get("name")
+    if not values["against"] and not base:
+        raise ConfigError(f"against: not set, and {place} does not name its base; pass --against with a model")
+    values["against"] = values["against"] or _from(start, base)
+    return dict(values)
+
+
+def _from(start: Path, value: Any) -> Any:
+    """A path of a run, or several by split, absolute if it exists in the folder in which the run was started."""
+    if isinstance(value, Mapping):
+        return {key: _from(start, path) for key, path in value.items()}
+    return str(start / value) if (start / Path(value).expanduser()).exists() else value

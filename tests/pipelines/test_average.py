@@ -1,0 +1,97 @@
+"""Averages of trained models and their mixtures with a base."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from safetensors.torch import load_file
+
+from kikitori.config.overrides import settle
+from kikitori.pipelines.average import average
+from kikitori.pipelines.train import train
+from kikitori.runtime.errors import ConfigError, ModelError
+from kikitori.runtime.paths import CONF
+
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
+
+SMALL = [
+    *(
+        "experiment=demo",
+        "logger=none",
+        "generation.max_new_tokens=6",
+        "validation.every_steps=1",
+        "trainer.max_steps=1",
+        "score.train_clips=3",
+    ),
+    *("data.limit={train: 12, validation: 4, test: 4}", "guard.clips=0", "optim.warmup_steps=0"),
+]
+SIZES = ["model.d_model=32", "model.encoder_layers=1", "model.decoder_layers=1"]
+
+
+def run(command: str, folder: Path, *words: str) -> dict[str, Any]:
+    given = [*(SMALL if command == "train" else []), *words]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose(command, given)
+    settle(cfg, given)
+    return {"train": train, "average": average}[command](cfg, folder)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """A base and two models that were trained from it."""
+    folder = tmp_path_factory.mktemp("average")
+    run("train", folder / "base", "optim.lr=1e-12", *SIZES)
+    for seed in (1, 2):
+        run("train", folder / f"{seed}", "model=whisper_base", f"model.name={folder / 'base'}", f"seed={seed}")
+    return [folder / name for name in ("base", "1", "2")]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model" / "model.safetensors")
+
+
+def test_the_curve_goes_from_the_base_to_the_mean_of_the_models(runs: list[Path], tmp_path: Path) -> None:
+    base, one, two = runs
+    results = run("average", tmp_path / "out", f"runs=[{one},{two}]", "guard.clips=2", "alphas=[0,0.5,1]", "alpha=0.5")
+    assert [row["alpha"] for row in results["curve"]] == [0, 0.5, 1]
+    assert results["averaged"] == {"runs": 2, "alpha": 0.5}
+    for name, value in weights(tmp_path / "out").items():
+        mean = (weights(one)[name].double() + weights(two)[name]) / 2
+        torch.testing.assert_close(value, ((weights(base)[name] + mean) / 2).float(), rtol=1e-6, atol=1e-8)
+    page = (tmp_path / "out" / "curve.html").read_text()
+    assert "pink noise: characters" in page
+    assert "<script src" not in page
+    table = (tmp_path / "out" / "results.md").read_text()
+    assert "| 0.5 |" in table
+    assert "mean of 2 fine-tuned models" in (tmp_path / "out" / "model" / "README.md").read_text()
+
+
+def test_the_base_and_the_tuned_model_are_the_ends(runs: list[Path], tmp_path: Path) -> None:
+    base, one, _ = runs
+    for alpha, end in ((0, base), (1, one)):
+        run("average", tmp_path / str(alpha), f"runs=[{one}]", "guard.clips=0", "alphas=[0,1]", f"alpha={alpha}")
+        assert all(torch.equal(value, weights(end)[name]) for name, value in weights(tmp_path / str(alpha)).items())
+
+
+def test_what_cannot_be_averaged_is_named(runs: list[Path], tmp_path: Path) -> None:
+    base, one, _ = runs
+    run("train", tmp_path / "wide", *SIZES[1:], "model.d_model=64")
+    out = tmp_path / "out"
+    with pytest.raises(ModelError, match=r"wide has a .* of shape \(.*64.*\), .* one of \(.*32.*\); average models"):
+        run("average", out, f"runs=[{one},{tmp_path / 'wide'}]", "guard.clips=0")
+    with pytest.raises(ConfigError, match="runs: not set; pass tuned models"):
+        run("average", out)
+    with pytest.raises(ConfigError, match=r"alphas: must be from 0 .* got 1\.5"):
+        run("average", out, f"runs=[{one}]", "alphas=[0,1.5]")
+    with pytest.raises(ConfigError, match=r"alphas: must be different numbers"):
+        run("average", out, f"runs=[{one}]", "alphas=[0,0]")
+    with pytest.raises(ConfigError, match=r"alpha: must be one of alphas=\[0, 1\], got 0\.3"):
+        run("average", out, f"runs=[{one}]", "alphas=[0,1]", "alpha=0.3")
+    with pytest.raises(ConfigError, match="does not name its base"):
+        run("average", out, f"runs=[{base}]")
+    shutil.copytree(one / "model", tmp_path / "model")
+    with pytest.raises(ConfigError, match="is no run that would name its corpus"):
+        run("average", out, f"runs=[{tmp_path / 'model'}]", f"against={base}")
