@@ -19,6 +19,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
 import kikitori
+from kikitori.cli import main
 from kikitori.runtime.paths import CONF
 
 ROOT = Path(__file__).parents[1]
@@ -29,7 +30,7 @@ DOCUMENTS = sorted(
     for path in ROOT.glob(pattern)
 )
 ENGLISH, JAPANESE = ROOT / "README.md", ROOT / "README.ja.md"
-HYDRA_COMMANDS = ("train", "evaluate", "prepare")
+HYDRA_COMMANDS = ("train", "evaluate", "prepare", "guard", "average")
 # Choices that add keys; a key in a sentence has to exist with one of them.
 CONTEXTS = (
     ("train", []),
@@ -38,6 +39,8 @@ CONTEXTS = (
     ("train", ["trainer=ddp", "callbacks=early_stopping"]),
     ("train", ["hydra/launcher=slurm"]),
     ("train", ["hydra/sweeper=optuna"]),
+    ("guard", []),
+    ("average", []),
     ("evaluate", []),
 )
 
@@ -178,6 +181,8 @@ def test_the_documents_name_many_commands() -> None:
 @pytest.mark.parametrize(("document", "words"), [c for c in commands() if c[1][:1] and c[1][0] in HYDRA_COMMANDS])
 def test_the_keys_of_every_command_exist(document: str, words: list[str]) -> None:
     command, *rest = words
+    if command in main.MODELS:
+        rest = main._models(main.MODELS[command], rest)
     options = [word for word in rest if word.startswith("-")]
     assert set(options) <= {"-m", "--help"}, words
     overrides = [word for word in rest if "=" in word and not word.startswith("-")]
