@@ -9,8 +9,8 @@ from omegaconf import DictConfig
 from kikitori.guard.curve import curve_page
 from kikitori.guard.figures import Counts, figures
 from kikitori.metrics.error_rates import change
-from kikitori.pipelines.mixing import Weights, check_alike, mean, mix, weights_of
 from kikitori.model.whisper import Whisper
+from kikitori.pipelines.mixing import Weights, check_alike, mean, mix, weights_of
 from kikitori.runs.model_card import model_card
 from kikitori.runs.results import Results
 from kikitori.runtime.distributed import is_main
