@@ -5,6 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
 import huggingface_hub
 import pytest
 from commands import kikitori
@@ -205,6 +207,32 @@ def test_speaker_zero_is_a_speaker(tmp_path: Path) -> None:
     assert [c.speaker for c in corpus.clips[:2]] == ["0", "1"]
 
 
+def refuse_connections(monkeypatch: pytest.MonkeyPatch) -> None:
+    def connect(*_: object) -> None:
+        raise AssertionError("a connection was opened")
+
+    monkeypatch.setattr("socket.socket.connect", connect)
+
+
+@pytest.mark.parametrize("column", ["sentence", "speaker"])
+def test_texts_and_speakers_are_not_opened_as_images(
+    tmp_path: Path, column: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refuse_connections(monkeypatch)
+    elsewhere = {"bytes": None, "path": "http://127.0.0.1:9/x.png"}
+    values = {"audio": [elsewhere], "sentence": ["零"], "speaker": ["a"], column: [elsewhere]}
+    text = datasets.Value("string")
+    features = datasets.Features({"audio": datasets.Audio(), "sentence": text, "speaker": text, column: datasets.Image()})
+    table = pa.table(values).cast(features.arrow_schema)
+    (tmp_path / "own").mkdir()
+    pq.write_table(table, tmp_path / "own" / "train.parquet")
+    splits = {"train": "train", "validation": None, "test": None}
+    if column == "sentence":
+        assert "holds dict, not text" in message(tmp_path / "own", "sentence", splits=splits)
+    else:
+        assert reading(tmp_path / "own", "sentence", splits=splits, speaker_column="speaker").clips[0].text == "零"
+
+
 @pytest.mark.parametrize(
     "setting",
     [
@@ -222,10 +250,7 @@ def test_speaker_zero_is_a_speaker(tmp_path: Path) -> None:
 def test_a_readme_names_no_files_outside_of_its_dataset(
     tmp_path: Path, setting: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def connect(*_: object) -> None:
-        raise AssertionError("a connection was opened")
-
-    monkeypatch.setattr("socket.socket.connect", connect)
+    refuse_connections(monkeypatch)
     write_csv(tmp_path / "outside.csv", [{"file_name": "0.wav", "transcription": "secret"}])
     write_clip(tmp_path / "own" / "0.wav")
     (tmp_path / "own" / "link.csv").symlink_to(tmp_path / "outside.csv")
