@@ -75,11 +75,22 @@ def test_an_address_with_a_password_is_refused(monkeypatch: pytest.MonkeyPatch, 
     assert "canary" not in str(caught.value)
 
 
-def test_the_address_comes_from_the_environment_and_no_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    (tmp_path / "wandb").mkdir()
-    (tmp_path / "wandb" / "settings").write_text("[default]\nbase_url = https://evil.example\n")
-    (tmp_path / "wandb" / "run-id").write_text("../../x")
+@pytest.mark.parametrize("folder", ["wandb", ".wandb"])
+def test_settings_of_the_working_folder_are_refused(
+    folder: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / folder).mkdir()
+    (tmp_path / folder / "settings").write_text("[default]\nhttps_proxy = http://127.0.0.1:9\n")
     monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match="W&B would obey it; delete it"):
+        WandbRunLogger(str(tmp_path))
+
+
+def test_the_address_comes_from_the_environment_and_no_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path))
+    (tmp_path / "settings").write_text("[default]\nbase_url = https://evil.example\n")
+    (tmp_path / "wandb").mkdir()
+    (tmp_path / "wandb" / "run-id").write_text("../../x")
     logger = WandbRunLogger(str(tmp_path))
     assert logger._wandb_init["settings"]["base_url"] == "https://api.wandb.ai"
     assert logger._run_id() != "../../x"

@@ -96,6 +96,13 @@ class WandbRunLogger(WandbLogger):
                 "WANDB_BASE_URL holds a user or password, which W&B would write to its files; leave these out, and log "
                 "in with wandb login --host=..."
             )
+        for path in (Path("wandb", "settings"), Path(".wandb", "settings")):
+            # W&B would obey it: proxies, addresses that even an offline run asks for metrics, names of folders.
+            if path.exists():
+                raise ConfigError(
+                    f"{path.absolute()} may be a stranger's, and W&B would obey it; delete it, or if it is yours, move "
+                    "it to ~/.config/wandb/settings"
+                )
         os.environ.setdefault("WANDB_SILENT", "true")
         mode = os.environ.get("WANDB_MODE") or ("online" if has_credentials() else "offline")
         self.folder = Path(folder)
@@ -116,7 +123,7 @@ class WandbRunLogger(WandbLogger):
             job_type=job_type,
             tags=list(tags),
             notes=notes,
-            # Not that of a file `wandb/settings` in the working folder, which may be a stranger's.
+            # The address that is checked below, whatever ~/.config/wandb/settings holds.
             settings=PRIVACY_SETTINGS | patience | {"base_url": server()},
         )
         # Lightning passes an argument that W&B has removed and warns about.
