@@ -5,9 +5,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import datasets
+import huggingface_hub
 import pyarrow as pa
 import pyarrow.parquet as pq
-import huggingface_hub
 import pytest
 from commands import kikitori
 from recordings import encoded, tone, write_clip, write_csv, write_tar
@@ -221,9 +221,8 @@ def test_texts_and_speakers_are_not_opened_as_images(
     refuse_connections(monkeypatch)
     elsewhere = {"bytes": None, "path": "http://127.0.0.1:9/x.png"}
     values = {"audio": [elsewhere], "sentence": ["零"], "speaker": ["a"], column: [elsewhere]}
-    text = datasets.Value("string")
-    features = datasets.Features({"audio": datasets.Audio(), "sentence": text, "speaker": text, column: datasets.Image()})
-    table = pa.table(values).cast(features.arrow_schema)
+    kinds = dict.fromkeys(values, datasets.Value("string")) | {"audio": datasets.Audio(), column: datasets.Image()}
+    table = pa.table(values).cast(datasets.Features(kinds).arrow_schema)
     (tmp_path / "own").mkdir()
     pq.write_table(table, tmp_path / "own" / "train.parquet")
     splits = {"train": "train", "validation": None, "test": None}
