@@ -55,8 +55,9 @@ def _secrets(environment: tuple[tuple[bytes, bytes], ...]) -> dict[str, str]:
 
 def _forms(secret: str) -> set[str]:
     """A secret as it is, and as errors, JSON and addresses write it."""
-    quoted = {quote(secret, safe=""), quote(secret), quote_plus(secret), unquote(secret)}
-    return {secret, repr(secret)[1:-1], repr(os.fsencode(secret))[2:-1], json.dumps(secret)[1:-1], *quoted}
+    written = os.fsencode(secret)  # a secret need not be UTF-8
+    quoted = {quote(written), quote(written, safe=""), quote_plus(written), unquote(secret)}
+    return {secret, repr(secret)[1:-1], repr(written)[2:-1], json.dumps(secret)[1:-1], *quoted}
 
 
 def secret_fault(text: str) -> str | None:
