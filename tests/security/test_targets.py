@@ -391,6 +391,13 @@ def test_a_file_names_a_folder_of_the_run_only_when_it_is_resumed(tmp_path: Path
     assert not Path("models").exists()
 
 
+@pytest.mark.parametrize("logger", ["wandb", "tensorboard", "both"])
+@pytest.mark.parametrize("sweeper", ["basic", "optuna"])
+def test_our_own_choices_of_folders_are_resumed(logger: str, sweeper: str) -> None:
+    words = ["data=demo", f"logger={logger}", f"hydra/sweeper={sweeper}", "resume=auto"]
+    composition.check(composed(*words[1:]), words)
+
+
 @pytest.mark.parametrize("key", ["run", "sweep"])
 @pytest.mark.parametrize(
     "path",
