@@ -75,6 +75,15 @@ def test_an_address_with_a_password_is_refused(monkeypatch: pytest.MonkeyPatch, 
     assert "canary" not in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["WANDB_DEBUG", "WANDB_CORE_DEBUG"])
+def test_logs_with_the_api_key_are_refused(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv(name, "false")
+    WandbRunLogger(str(tmp_path))
+    monkeypatch.setenv(name, "true")
+    with pytest.raises(ConfigError, match=f"{name}.* makes W&B write the API key to its logs; unset"):
+        WandbRunLogger(str(tmp_path))
+
+
 @pytest.mark.parametrize("folder", ["wandb", ".wandb"])
 def test_settings_of_the_working_folder_are_refused(
     folder: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path

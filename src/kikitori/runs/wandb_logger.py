@@ -91,18 +91,7 @@ class WandbRunLogger(WandbLogger):
         log_model: bool = False,
         aliases: Sequence[str] = ("best",),
     ) -> None:
-        if USER_OF_ADDRESS.search(server()):
-            raise ConfigError(
-                "WANDB_BASE_URL holds a user or password, which W&B would write to its files; leave these out, and log "
-                "in with wandb login --host=..."
-            )
-        for path in (Path("wandb", "settings"), Path(".wandb", "settings")):
-            # W&B would obey it: proxies, addresses that even an offline run asks for metrics, names of folders.
-            if path.exists():
-                raise ConfigError(
-                    f"{path.absolute()} may be a stranger's, and W&B would obey it; delete it, or if it is yours, move "
-                    "it to ~/.config/wandb/settings"
-                )
+        _check_surroundings()
         os.environ.setdefault("WANDB_SILENT", "true")
         mode = os.environ.get("WANDB_MODE") or ("online" if has_credentials() else "offline")
         self.folder = Path(folder)
@@ -234,6 +223,26 @@ class WandbRunLogger(WandbLogger):
         # The folder does not change, so W&B need not copy it first.
         artifact.add_dir(str(self.folder / "model"), policy="immutable")
         self.experiment.log_artifact(artifact, aliases=self.aliases)
+
+
+def _check_surroundings() -> None:
+    """Raises ConfigError if W&B would write a secret to its files, or obey a file of the working folder."""
+    from wandb.env import core_debug
+
+    if USER_OF_ADDRESS.search(server()):
+        raise ConfigError(
+            "WANDB_BASE_URL holds a user or password, which W&B would write to its files; leave these out, and log in "
+            "with wandb login --host=..."
+        )
+    if core_debug(default="False"):
+        raise ConfigError("WANDB_DEBUG or WANDB_CORE_DEBUG makes W&B write the API key to its logs; unset both")
+    for path in (Path("wandb", "settings"), Path(".wandb", "settings")):
+        # It may name proxies, addresses that even an offline run asks for metrics, and folders.
+        if path.exists():
+            raise ConfigError(
+                f"{path.absolute()} may be a stranger's, and W&B would obey it; delete it, or if it is yours, move it "
+                "to ~/.config/wandb/settings"
+            )
 
 
 def has_credentials() -> bool:
