@@ -455,6 +455,11 @@ def test_an_interpolation_cannot_read_a_secret(key: str, monkeypatch: pytest.Mon
     assert not list(Path().rglob("*canary*"))
 
 
+def test_a_typed_secret_with_an_equals_sign_is_not_printed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_TOKEN", "canary-0123456789==")
+    assert refusal("canary-0123456789==").startswith("kikitori: *** holds the value of MY_TOKEN")
+
+
 @pytest.mark.parametrize("key", ["data.name", "hydra.sweep.subdir", "nowhere.deep"])
 def test_a_secret_in_a_file_is_refused_before_it_is_written_elsewhere(
     tmp_path: Path, key: str, monkeypatch: pytest.MonkeyPatch
