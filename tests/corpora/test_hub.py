@@ -256,3 +256,12 @@ def test_a_readme_names_no_files_outside_of_its_dataset(
     readme = f"---\nconfigs:\n- config_name: default\n  {setting}\n---\n"
     (tmp_path / "own" / "README.md").write_text(readme)
     assert "is not a file of the dataset" in message(tmp_path / "own")
+
+
+@pytest.mark.parametrize(
+    "pattern", ["hf://datasets/owner/data/x::http://127.0.0.1:9/x", "hf://datasets/owner/other/x", "zip://x::hf://x"]
+)
+def test_a_readme_on_the_hub_names_no_other_files(pattern: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    refuse_connections(monkeypatch)
+    with hub._own_files_only("owner/data", []), pytest.raises(DataError, match="is not a file of the dataset"):
+        datasets.data_files.resolve_pattern(pattern, "hf://datasets/owner/data@main")

@@ -141,7 +141,7 @@ def _own_files_only(name: str, roots: Sequence[Path | str]) -> Iterator[None]:
 
     def is_own(place: str) -> bool:
         on_the_hub = not Path(name).is_dir() and re.match(rf"hf://datasets/{re.escape(name)}([@/]|$)", place)
-        return bool(on_the_hub or ("://" not in place and "::" not in place and is_inside(place, roots)))
+        return "::" not in place and bool(on_the_hub or ("://" not in place and is_inside(place, roots)))
 
     def resolve_pattern(pattern: str, base_path: str, *settings: Any, **more: Any) -> list[str]:
         is_absolute = pattern.startswith("/") or "://" in pattern or "::" in pattern
