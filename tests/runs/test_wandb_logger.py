@@ -164,6 +164,18 @@ def test_credentials_are_found_where_wandb_looks(monkeypatch: pytest.MonkeyPatch
     assert has_credentials()
 
 
+def test_a_run_that_cannot_start_is_one_warning(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    logger = WandbRunLogger(str(tmp_path), project="a/b")
+    logger.start({})
+    _ = logger.experiment  # as Lightning does
+    logger.log_metrics({"val/cer": 1.0}, 1)
+    assert [record.getMessage().partition(":")[0] for record in caplog.records] == ["Weights & Biases"]
+    assert "Invalid project name 'a/b'" in caplog.text
+
+
 def test_a_silent_server_is_given_up_after_the_timeout() -> None:
     begun = time.monotonic()
     with silent_server(after_the_start=False) as address, pytest.raises(TimeoutError, match="does not answer"):

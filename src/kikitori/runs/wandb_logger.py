@@ -23,6 +23,7 @@ from urllib.request import urlopen
 import numpy as np
 from numpy.typing import NDArray
 from pytorch_lightning.loggers import WandbLogger
+from pytorch_lightning.loggers.logger import DummyExperiment
 from pytorch_lightning.utilities import rank_zero_only
 
 from kikitori.audio.waveform import SAMPLE_RATE
@@ -117,6 +118,11 @@ class WandbRunLogger(WandbLogger):
         )
         # Lightning passes an argument that W&B has removed and warns about.
         self._wandb_init.pop("anonymous", None)
+
+    @property
+    def experiment(self) -> Any:
+        """The W&B run, which Lightning asks for when it starts; after a failure one that takes anything."""
+        return DummyExperiment() if self.has_failed else super().experiment
 
     def _run_id(self) -> str | None:
         """The id of the resumed run, or the one in the environment, or a new one. Trials share their environment."""
