@@ -114,7 +114,7 @@ def _prepare_line(command: str, words: list[str]) -> list[str]:
     # First, since every other message may print a word. Words of a record are checked with the configuration.
     for word in words:
         if fault := secret_fault(word):
-            sys.exit(f"kikitori: {mask(word.partition('=')[0])} {fault}")
+            sys.exit(f"kikitori: {mask(word).partition('=')[0]} {fault}")
     if command in HYDRA_COMMANDS:
         words = [word if word.startswith("-") else quote_value(word) for word in words]
         _refuse_names(command, words)
