@@ -391,6 +391,13 @@ def test_a_file_names_a_folder_of_the_run_only_when_it_is_resumed(tmp_path: Path
     assert not Path("models").exists()
 
 
+@pytest.mark.parametrize("logger", ["wandb", "tensorboard", "both"])
+@pytest.mark.parametrize("sweeper", ["basic", "optuna"])
+def test_our_own_choices_of_folders_are_resumed(logger: str, sweeper: str) -> None:
+    words = ["data=demo", f"logger={logger}", f"hydra/sweeper={sweeper}", "resume=auto"]
+    composition.check(composed(*words[1:]), words)
+
+
 @pytest.mark.parametrize("key", ["run", "sweep"])
 @pytest.mark.parametrize(
     "path",
@@ -446,6 +453,11 @@ def test_an_interpolation_cannot_read_a_secret(key: str, monkeypatch: pytest.Mon
     assert "holds the value of MY_TOKEN" in message
     assert "canary" not in message
     assert not list(Path().rglob("*canary*"))
+
+
+def test_a_typed_secret_with_an_equals_sign_is_not_printed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_TOKEN", "canary-0123456789==")
+    assert refusal("canary-0123456789==").startswith("kikitori: *** holds the value of MY_TOKEN")
 
 
 @pytest.mark.parametrize("key", ["data.name", "hydra.sweep.subdir", "nowhere.deep"])

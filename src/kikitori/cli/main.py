@@ -120,7 +120,7 @@ def _prepare_line(command: str, words: list[str]) -> list[str]:
     # First, since every other message may print a word. Words of a record are checked with the configuration.
     for word in words:
         if fault := secret_fault(word):
-            sys.exit(f"kikitori: {mask(word.partition('=')[0])} {fault}")
+            sys.exit(f"kikitori: {mask(word).partition('=')[0]} {fault}")
     if command in MODELS:
         words = _models(MODELS[command], words)
     if command in HYDRA_COMMANDS:
