@@ -5,6 +5,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import wraps
 from pathlib import Path
+from secrets import token_hex
 from typing import Any, TypeVar
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
@@ -82,7 +83,11 @@ def guard_hydra() -> None:
         return help_cfg.template if is_ours else get_help(self, help_cfg, *args, **kwargs)
 
     def built(self: Any, config: DictConfig) -> Any:
-        return instantiate(to_plain(config), config._get_full_key(None))
+        node = to_plain(config)
+        if node.get("submitit_folder"):
+            # submitit loads pickles from there. Into a folder of a new name nobody else can have put any.
+            node["submitit_folder"] += f"/{token_hex(8)}"
+        return instantiate(node, config._get_full_key(None))
 
     ConfigLoaderImpl.load_configuration = checked
     ConfigRepository.initialize_sources = opened
