@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable
 from contextlib import suppress
-from functools import wraps
+from functools import cache, wraps
 from pathlib import Path
 from secrets import token_hex
 from typing import Any, TypeVar
@@ -41,6 +41,7 @@ def guard_hydra() -> None:
     whole process.
     """
     limit_reading()
+    check_folder = cache(check_run_folder)  # a sweep composes a configuration for each of its trials
     compose = ConfigLoaderImpl.load_configuration
     if hasattr(compose, "__wrapped__"):
         return
@@ -59,7 +60,7 @@ def guard_hydra() -> None:
         with suppress(OmegaConfBaseException):  # composed outside of a command, where the default folder has no name
             node = "sweep" if cfg.hydra.mode is RunMode.MULTIRUN else "run"
             folder = Path(str(cfg.hydra[node].dir))
-            check_run_folder(folder, f"hydra.{node}.dir")
+            check_folder(folder.absolute(), f"hydra.{node}.dir")
             keep_changed_defaults(cfg, overrides, folder)
         return cfg
 
