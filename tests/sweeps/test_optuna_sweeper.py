@@ -1,6 +1,7 @@
 import json
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,7 +11,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.pruners import SuccessiveHalvingPruner
-from optuna.samplers import GridSampler, RandomSampler, TPESampler
+from optuna.samplers import CmaEsSampler, GridSampler, RandomSampler, TPESampler
 
 from kikitori.runtime.errors import ConfigError, SweepError
 from kikitori.sweeps.optuna_study import (
@@ -121,6 +122,19 @@ def test_a_grid_tries_every_combination_once(tmp_path: Path) -> None:
         drawn.append((trial.params["model"], trial.params["seed"]))
         study.tell(trial, 1.0)
     assert sorted(drawn) == [(m, s) for m in "ab" for s in (0, 2, 4)]
+
+
+@pytest.mark.parametrize("more", [{}, {"use_separable_cma": True}, {"with_margin": True}])
+def test_cma_es_learns_and_goes_on_with_what_earlier_starts_learned(tmp_path: Path, more: dict[str, Any]) -> None:
+    space = {"optim.lr": FloatDistribution(0, 1), "optim.weight_decay": FloatDistribution(0, 1)}
+    chosen = []
+    for _ in range(2):
+        study = open_study(plugin(tmp_path, sampler=partial(CmaEsSampler, seed=0, **more)), space, tmp_path)
+        for _ in range(50):
+            trial = study.ask(space)
+            chosen.append(max(abs(value - 0.8) for value in trial.params.values()))
+            study.tell(trial, sum((value - 0.8) ** 2 for value in trial.params.values()))
+    assert fmean(chosen[-20:]) < fmean(chosen[:20]) / 2
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,9 @@
 
 import json
 import math
+import pickle
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from optuna.distributions import (
     distribution_to_json,
     json_to_distribution,
 )
-from optuna.samplers import GridSampler
+from optuna.samplers import CmaEsSampler, GridSampler
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
@@ -148,6 +150,7 @@ def make_sampler(make: Any, space: Mapping[str, BaseDistribution], earlier: int)
             )
         return Grid({key: values_of(d) for key, d in space.items()}, seed=make.keywords.get("seed"))
     seed = make.keywords.get("seed")
+    make = partial(CmaEs, **make.keywords) if make.func is CmaEsSampler else make
     return make(seed=None if seed is None else seed + earlier)
 
 
@@ -156,6 +159,22 @@ class Grid(GridSampler):
 
     def after_trial(self, *_: Any) -> None:
         """Do nothing: `Search` counts the trials."""
+
+
+class CmaEs(CmaEsSampler):
+    """Optuna's CMA-ES with its state in this process: the original loads it from the study's file, as a pickle.
+
+    A later start learns from the trials in the file again, one generation with each trial that it asks for.
+    """
+
+    _state: str | None = None
+
+    def _split_optimizer_str(self, optimizer_str: str) -> dict[str, str]:
+        self._state = optimizer_str
+        return {}  # attributes of the trial, for the file
+
+    def _restore_optimizer(self, completed_trials: list[optuna.trial.FrozenTrial]) -> Any:
+        return pickle.loads(bytes.fromhex(self._state)) if self._state else None
 
 
 def values_of(values: BaseDistribution) -> list[Any]:
