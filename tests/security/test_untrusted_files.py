@@ -231,7 +231,7 @@ BUILDS = "${oc.create:{_target_: os.mkdir, path: executed}}"
     ],
 )
 def test_a_study_names_a_pruner_and_nothing_else(pruner: dict[str, Any]) -> None:
-    study = optuna.create_study(storage=optuna_study.open_storage(Path("study.journal")), study_name="kikitori")
+    study = optuna.create_study(storage=optuna_study.Journal(Path("study.journal")), study_name="kikitori")
     study.ask()
     study.set_user_attr("pruner", pruner)
     trainer: Any = SimpleNamespace(is_global_zero=True, global_step=1, callback_metrics={"val/cer": torch.tensor(0.5)})
@@ -244,7 +244,7 @@ def test_a_study_holds_no_state_of_a_sampler() -> None:
     space = {"optim.lr": FloatDistribution(0, 1), "optim.weight_decay": FloatDistribution(0, 1)}
     make = partial(optuna.samplers.CmaEsSampler, n_startup_trials=1)
     study = optuna.create_study(
-        storage=optuna_study.open_storage(Path("study.journal")), sampler=optuna_study.make_sampler(make, space, 0)
+        storage=optuna_study.Journal(Path("study.journal")), sampler=optuna_study.make_sampler(make, space, 0)
     )
     for kind in ("cma", "sepcma", "cmawm"):
         trial = study.ask(space)

@@ -1,4 +1,5 @@
 import json
+import os
 from functools import partial
 from pathlib import Path
 from statistics import fmean
@@ -12,13 +13,14 @@ from omegaconf import OmegaConf
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.pruners import SuccessiveHalvingPruner
 from optuna.samplers import CmaEsSampler, GridSampler, RandomSampler, TPESampler
+from optuna.storages.journal import JournalFileOpenLock
 
 from kikitori.runtime.errors import ConfigError, SweepError
 from kikitori.sweeps.optuna_study import (
+    Journal,
     distribution,
     make_sampler,
     named_now,
-    open_storage,
     open_study,
     split_space,
 )
@@ -90,6 +92,13 @@ def test_a_study_with_another_search_space_is_refused(tmp_path: Path) -> None:
         open_study(plugin(tmp_path), other, tmp_path)
 
 
+@pytest.mark.parametrize("space", [None, 1, [], {"optim.lr": 1}, {"optim.lr": {"name": "x", "attributes": []}}])
+def test_a_study_with_no_search_space_is_refused(tmp_path: Path, space: Any) -> None:
+    open_study(plugin(tmp_path), SPACE, tmp_path).set_user_attr("space", space)
+    with pytest.raises(SweepError, match=r"study\.journal is no Optuna study"):
+        open_study(plugin(tmp_path), SPACE, tmp_path)
+
+
 def test_a_file_that_is_no_study_is_refused(tmp_path: Path) -> None:
     (tmp_path / "study.journal").write_text("not a\njournal\n")
     with pytest.raises(SweepError, match=r"study\.journal is no Optuna study"):
@@ -101,16 +110,17 @@ def test_a_file_that_is_no_study_is_refused(tmp_path: Path) -> None:
     [
         {"data.roots": "[/mnt]"},
         {"optim.lr": "1e-5 hydra.launcher.setup=[touch x]"},
+        {"optim.lr": 1e30},
+        {"optim.lr": True},
         {"optim.lr": 1e-5, "+callbacks.x": "{_target_: evil.call}"},
         {"model": "${oc.create:{_target_: os.mkdir}}"},
     ],
 )
-def test_parameters_that_a_search_cannot_have_chosen_become_no_words(tmp_path: Path, params: dict[str, Any]) -> None:
+def test_parameters_that_a_search_cannot_have_chosen_become_no_words(params: dict[str, Any]) -> None:
     space = {**SPACE, "model": CategoricalDistribution(["a", "b"])}
-    study = open_study(plugin(tmp_path), space, tmp_path)
-    assert named_now({"optim.lr": 2e-5, "model": "b"}, study, space) == {"optim.lr": 2e-5, "model": "b"}
+    assert named_now({"optim.lr": 2e-5, "model": "b"}, space, space) == {"optim.lr": 2e-5, "model": "b"}
     with pytest.raises(SweepError, match="which is outside of the search space"):
-        named_now(params, study, space)
+        named_now(params, space, space)
 
 
 def test_a_grid_tries_every_combination_once(tmp_path: Path) -> None:
@@ -148,6 +158,60 @@ def test_cma_es_learns_and_goes_on_with_what_earlier_starts_learned(tmp_path: Pa
 def test_a_searched_key_without_values_is_named(override: str, why: str) -> None:
     with pytest.raises(ConfigError, match=why):
         distribution(OverridesParser.create().parse_override(override))
+
+
+STARTED = "2026-01-01T00:00:00+00:00"
+TRIAL = {"op_code": 4, "worker_id": "", "study_id": 0, "datetime_start": STARTED, "state": 0}
+ENDED = {**TRIAL, "datetime_complete": STARTED, "state": 1}
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        [],
+        {"op_code": 99},
+        {**TRIAL, "state": 4, "system_attrs": {"fixed_params": {"model": "[/mnt]"}}},
+        {**TRIAL, "user_attrs": {"sweep": "a", "number": 10**9}},
+        {**TRIAL, "user_attrs": {"sweep": "a", "number": "../x"}},
+        {**TRIAL, "user_attrs": []},
+        {**TRIAL, "distributions": {"model": "{}"}},
+        {**TRIAL, "intermediate_values": {"1": "x"}},
+        {**TRIAL, "system_attrs": {"constraints": "x"}},
+        {**ENDED, "value": "x"},
+        {**ENDED, "value": None},
+        {**ENDED, "value": None, "values": [1.0, 2.0]},
+    ],
+)
+@pytest.mark.parametrize("when", ["before", "during"])
+def test_what_no_search_writes_into_a_study_ends_the_search_with_a_message(
+    tmp_path: Path, record: Any, when: str
+) -> None:
+    journal = tmp_path / "study.journal"
+    search = searching(tmp_path, "a", 9)
+    trials = search.trials()
+    next(trials)
+    with journal.open("a") as file:
+        file.write(json.dumps(record) + "\n")
+    with pytest.raises(SweepError, match=r"study\.journal (is no Optuna study|has another search space)"):
+        list(searching(tmp_path, "a", 9).trials() if when == "before" else trials)
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo, lambda path: path.symlink_to("victim")])
+def test_a_study_is_no_link_folder_or_pipe(tmp_path: Path, make: Any) -> None:
+    make(tmp_path / "study.journal")
+    with pytest.raises(SweepError, match=r"study\.journal is a link, a folder or a pipe; give a file"):
+        open_study(plugin(tmp_path), SPACE, tmp_path)
+    assert not (tmp_path / "victim").exists()
+
+
+def test_a_search_goes_on_where_one_was_killed_that_held_the_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    open_study(plugin(Path("sweep")), SPACE, Path("sweep"))
+    monkeypatch.setattr(JournalFileOpenLock.__init__, "__defaults__", (3,))  # seconds, instead of 30
+    JournalFileOpenLock("sweep/study.journal").acquire()
+    open_study(plugin(Path("sweep")), SPACE, Path("sweep"))
 
 
 class IdleRunner:
@@ -231,6 +295,6 @@ def test_the_pruner_is_stored_in_the_study_for_the_trials(tmp_path: Path) -> Non
     node = {"_target_": "optuna.pruners.SuccessiveHalvingPruner", "min_resource": 5}
     config = OmegaConf.create({"hydra": {"sweeper": {"pruner": node}}})
     open_study(plugin(tmp_path, config=config, pruner=SuccessiveHalvingPruner()), SPACE, tmp_path)
-    study = optuna.load_study(study_name="kikitori", storage=open_storage(tmp_path / "study.journal"))
+    study = optuna.load_study(study_name="kikitori", storage=Journal(tmp_path / "study.journal"))
     assert study.user_attrs["pruner"] == node
     assert json.loads(json.dumps(study.user_attrs["space"])).keys() == {"optim.lr"}
