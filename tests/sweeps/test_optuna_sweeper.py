@@ -198,9 +198,14 @@ def test_what_no_search_writes_into_a_study_ends_the_search_with_a_message(
 
 @pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo, lambda path: path.symlink_to("victim")])
 def test_a_study_is_no_link_folder_or_pipe(tmp_path: Path, make: Any) -> None:
-    make(tmp_path / "study.journal")
-    with pytest.raises(SweepError, match=r"study\.journal is a link, a folder or a pipe; give a file"):
-        open_study(plugin(tmp_path), SPACE, tmp_path)
+    journal = tmp_path / "study.journal"
+    trials = searching(tmp_path, "a", 9).trials()
+    next(trials)
+    journal.unlink()
+    make(journal)
+    for search in (lambda: next(trials), lambda: searching(tmp_path, "b", 9)):
+        with pytest.raises(SweepError, match=r"study\.journal is a link, a folder or a pipe"):
+            search()
     assert not (tmp_path / "victim").exists()
 
 

@@ -2,9 +2,9 @@
 
 import json
 import math
-import os
 import pickle
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -42,14 +42,20 @@ class Journal(JournalStorage):
     """
 
     def __init__(self, path: Path) -> None:
-        if os.path.lexists(path) and not is_regular(path):
-            raise SweepError(f"hydra.sweeper.study={path} is a link, a folder or a pipe; give a file")
         self.path = path
+        with suppress(FileExistsError):
+            path.open("xb").close()
+        self._check_file()  # before Optuna opens it, which follows a link
         self._checked: dict[int, FrozenTrial] = {}
         # The lock is a file: Optuna's other one is a link, which leads nowhere if the path is relative.
         super().__init__(JournalFileBackend(str(path), JournalFileOpenLock(str(path))))
 
+    def _check_file(self) -> None:
+        if not is_regular(self.path):
+            raise SweepError(f"hydra.sweeper.study={self.path} is a link, a folder or a pipe, or is gone; give a file")
+
     def _sync_with_backend(self) -> None:
+        self._check_file()
         try:
             super()._sync_with_backend()
             for number, trial in self._replay_result._trials.items():
