@@ -240,6 +240,16 @@ def searching(folder: Path, sweep: str, n_trials: int, **changes: Any) -> Search
     return Search(given, runner, open_study(given, space, folder), fixed, space)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("name", ["日本", "a\\", "a'b\"c", "}], x={", "${oc.env:HOME}", '\\",_target_:evil.call'])
+def test_a_trial_reads_the_name_of_its_study_as_it_is(tmp_path: Path, name: str) -> None:
+    search = searching(tmp_path, "a", 1, study_name=name)
+    search.plugin.pruner = SuccessiveHalvingPruner()
+    (trial,) = search.trials()
+    read = OverridesParser.create().parse_override(trial.overrides[-1]).value()
+    assert str(read["name"]).replace("\\${", "${") == name
+    assert read.keys() == {"_target_", "study", "name", "trial"}
+
+
 def test_a_grid_starts_no_combination_twice_while_others_still_run(tmp_path: Path) -> None:
     started = list(searching(tmp_path, "a", 20, sampler=partial(GridSampler, seed=0)).trials())
     assert sorted(trial.overrides[0] for trial in started) == ["model=a", "model=b", "model=c", "model=d"]

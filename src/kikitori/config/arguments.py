@@ -295,7 +295,8 @@ PRUNERS: dict[str, dict[str, Rule]] = {
     "SuccessiveHalving": {
         "min_resource": RESOURCE,
         "reduction_factor": at_least(2),
-        "min_early_stopping_rate": at_least(0),
+        # The reduction factor is raised to its power.
+        "min_early_stopping_rate": Rule(lambda value: fits(value, int) and 0 <= value <= 20, "must be 0 to 20"),
         "bootstrap_count": at_least(0),
     },
 }

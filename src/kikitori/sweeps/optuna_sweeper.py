@@ -1,6 +1,5 @@
 """`hydra/sweeper=optuna`: an Optuna study chooses each trial's values from the results of earlier trials."""
 
-import json
 import logging
 import math
 import time
@@ -14,6 +13,7 @@ from optuna.distributions import BaseDistribution
 from optuna.samplers import GridSampler, RandomSampler
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from kikitori.config.overrides import quote
 from kikitori.runs.results import RESULTS
 from kikitori.runtime.errors import SweepError
 from kikitori.sweeps.launcher import TrialRunner
@@ -123,8 +123,8 @@ class Search:
         self.numbers[number] = chosen.number
         overrides = with_values(self.fixed, named_now(chosen.params, self.space, self.given))
         if self.plugin.pruner is not None:
-            path = json.dumps(str(Path(self.plugin.study).resolve()), ensure_ascii=False)
-            pruning = f"study:{path},name:{json.dumps(self.plugin.study_name)},trial:{chosen.number}"
+            path, name = quote(Path(self.plugin.study).resolve()), quote(self.plugin.study_name)
+            pruning = f"study:{path},name:{name},trial:{chosen.number}"
             overrides.append(f"+callbacks.pruning={{_target_:kikitori.OptunaPruning,{pruning}}}")
         trial, cfg = self.runner.compose(number, overrides)
         self.runner.prepare([cfg])
