@@ -160,6 +160,19 @@ def test_a_class_of_ones_own_is_not_searched_where_a_record_points(
         targets.locate("strange.Callback", "callbacks")
 
 
+def test_no_process_that_a_command_starts_imports_from_the_working_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A Slurm job is started by submitit as python -m, in a folder that a record may name."""
+    (tmp_path / "strange.py").touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["kikitori", "--version"])
+    line = [sys.executable, "-m", "strange"]
+    assert subprocess.run(line).returncode == 0
+    main.main()
+    assert subprocess.run(line, stderr=subprocess.DEVNULL).returncode == 1
+
+
 def test_a_sweep_that_is_resumed_from_elsewhere_runs_where_it_was_started(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

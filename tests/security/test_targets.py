@@ -13,6 +13,7 @@ import yaml
 from hydra import compose, initialize_config_dir
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.config_repository import ConfigRepository
+from hydra.core.plugins import Plugins
 from omegaconf import open_dict
 
 from kikitori.cli import hydra_app, main
@@ -358,12 +359,23 @@ def test_only_the_command_line_may_set_what_a_slurm_job_runs(word: str, message:
 
 
 @pytest.mark.parametrize("key", ["partition", "name", "qos", "exclusive", "submitit_folder", "mail_user"])
-def test_a_setting_of_a_slurm_job_is_one_line(key: str) -> None:
+@pytest.mark.parametrize("value", ["a\ntouch called", """a\\' " --export=ALL,LD_PRELOAD=x.so #""", "a\0"])
+def test_a_setting_of_a_slurm_job_is_one_line(key: str, value: str) -> None:
+    """sbatch reads a backslash as an escape also where a shell does not, and would take what follows for options."""
     cfg = composed("hydra/launcher=slurm")
     with open_dict(cfg):
-        cfg.hydra.launcher[key] = "a\ntouch called"
+        cfg.hydra.launcher[key] = value
     with pytest.raises(ConfigError, match=rf"hydra\.launcher\.{key}: must be a text of one line"):
         composition.check(cfg, [*cfg.hydra.overrides.task, *cfg.hydra.overrides.hydra])
+
+
+def test_what_a_sweeps_folder_holds_is_not_taken_for_the_result_of_a_slurm_job() -> None:
+    """submitit loads results of jobs as pickles, by the number of the job, which can be guessed."""
+    hydra_app.guard_hydra()
+    nodes = [composed("hydra/launcher=slurm", "hydra.sweep.dir=sweep").hydra.launcher for _ in range(2)]
+    folders = {Path(Plugins.instance()._instantiate(node).params["submitit_folder"]) for node in nodes}
+    assert len(folders) == 2
+    assert {folder.parent for folder in folders} == {Path("sweep/.submitit/%j")}
 
 
 def test_only_the_command_line_may_open_folders_outside_of_a_corpus() -> None:
