@@ -296,6 +296,32 @@ def test_a_node_that_would_be_ignored_or_break_later_is_named(words: list[str], 
     assert fault in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("target", "fault"),
+    [
+        ("own_pack.sub.Mein", "AttributeError: module 'own_pack.sub' has no attribute 'Mein'; did you mean Mine?"),
+        ("own_pack.subs.Mine", "AttributeError: module 'own_pack' has no attribute 'subs'; did you mean sub?"),
+        ("own_pac.sub.Mine", "there is no module own_pac in {folder}, where the command was typed, nor an installed"),
+        ("own_pack.broken.Mine", "ModuleNotFoundError: No module named 'nonesuch'"),
+        ("own_pack.wrong.Mine", "ZeroDivisionError: division by zero"),
+    ],
+)
+def test_why_a_class_of_the_users_own_cannot_be_imported_is_said(
+    target: str, fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own_pack").mkdir()
+    texts = {"__init__": "", "sub": "class Mine: pass", "broken": "import nonesuch", "wrong": "1 / 0"}
+    for name, text in texts.items():
+        (tmp_path / "own_pack" / f"{name}.py").write_text(f"{text}\n")
+    monkeypatch.setenv("KIKITORI_TARGETS", f"a.B, {target}")
+    monkeypatch.delenv("KIKITORI_FOLDER", raising=False)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", list(sys.path))
+    with pytest.raises(ConfigError) as caught:
+        check_config(composed("train", "data=demo", f"+callbacks.mine._target_={target}"))
+    assert f"cannot be imported: {target} ({fault.format(folder=tmp_path)}" in str(caught.value)
+
+
 def test_an_argument_that_a_class_of_the_users_own_needs_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

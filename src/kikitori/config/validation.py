@@ -20,7 +20,7 @@ from kikitori.config.arguments import ARGUMENTS, describe, fits
 from kikitori.config.documentation import read_file
 from kikitori.config.overrides import ALTERNATIVES, leaves
 from kikitori.config.suggestions import unknown_key
-from kikitori.config.targets import allowed, faults, locate
+from kikitori.config.targets import allowed, faults, import_fault, locate
 from kikitori.corpora.types import SPLITS
 from kikitori.model.source import is_path
 from kikitori.runtime.errors import one_line, raise_problems
@@ -278,7 +278,7 @@ def _type_faults(node: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
     try:
         parameters, required, open_ended = _parameters(locate(target, prefix))
     except Exception as error:  # importing a user's module can raise anything
-        yield f"{prefix}._target_", f"cannot be imported: {node['_target_']} ({error})"
+        yield f"{prefix}._target_", f"cannot be imported: {target} ({import_fault(target, error)})"
         return
     yield from ((f"{prefix}.{key}", f"not set; {target} has no default for it") for key in required - node.keys())
     for key, value in node.items():
