@@ -301,7 +301,10 @@ def test_a_node_that_would_be_ignored_or_break_later_is_named(words: list[str], 
     [
         ("own_pack.sub.Mein", "AttributeError: module 'own_pack.sub' has no attribute 'Mein'; did you mean Mine?"),
         ("own_pack.subs.Mine", "AttributeError: module 'own_pack' has no attribute 'subs'; did you mean sub?"),
-        ("own_pac.sub.Mine", "there is no module own_pac in {folder}, where the command was typed, nor an installed"),
+        (
+            "own_pac.sub.Mine",
+            "own_pac is not installed, nor in {folder}; type the command in the folder that holds it",
+        ),
         ("own_pack.broken.Mine", "ModuleNotFoundError: No module named 'nonesuch'"),
         ("own_pack.wrong.Mine", "ZeroDivisionError: division by zero"),
     ],

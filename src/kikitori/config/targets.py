@@ -104,16 +104,15 @@ def get_object(target: str) -> Any:
     found: Any = import_module(place)
     for name in rest:
         place += f".{name}"
-        if hasattr(found, "__path__") and not hasattr(found, name) and find_spec(place):
-            import_module(place)
-        found = getattr(found, name)
+        is_module = hasattr(found, "__path__") and not hasattr(found, name) and find_spec(place)
+        found = import_module(place) if is_module else getattr(found, name)
     return found
 
 
 def import_fault(target: str, error: Exception) -> str:
     """Why a class cannot be imported."""
     if isinstance(error, ModuleNotFoundError) and error.name == target.partition(".")[0]:
-        return f"there is no module {error.name} in {_folder()}, where the command was typed, nor an installed one"
+        return f"{error.name} is not installed, nor in {_folder()}; type the command in the folder that holds it"
     hint = did_you_mean(error.name, dir(error.obj)) if isinstance(error, AttributeError) and error.name else ""
     return f"{type(error).__name__}: {one_line(error)}{hint}"
 
