@@ -106,6 +106,9 @@ def _problems(values: Mapping[str, Any]) -> Iterator[str]:
         if fault := secret_fault(str(value)):
             yield f"{key}: {fault}"
             return  # other problems would print it
+    if odd := list(_odd_names(values)):
+        yield from odd
+        return
     yield from (f"{key}: was renamed to {names.RENAMED_KEYS[key]}" for key in flat if key in names.RENAMED_KEYS)
     yield from _unknown_keys(values)
     wrong_type = dict(_node_faults(values)) | dict(_type_faults(values))
@@ -140,6 +143,18 @@ def _problems(values: Mapping[str, Any]) -> Iterator[str]:
             yield f"splits: must be among {', '.join(SPLITS)}, got {split}"
 
 
+def _odd_names(node: Any, at: str = "") -> Iterator[str]:
+    """Reports keys that are no texts, as in optim={1:x}."""
+    if isinstance(node, list):
+        for index, item in enumerate(node):
+            yield from _odd_names(item, f"{at}[{index}]")
+    for name, value in node.items() if isinstance(node, Mapping) else ():
+        key = f"{at}.{name}".lstrip(".")
+        if not isinstance(name, str):
+            yield f"{key}: the key {name!r} is not a text; give it another name"
+        yield from _odd_names(value, key)
+
+
 def _missing(cfg: DictConfig) -> Iterator[str]:
     # An interpolation that fails is reported when it is resolved.
     with suppress(OmegaConfBaseException):
@@ -154,7 +169,9 @@ def _unknown_keys(values: Mapping[str, Any]) -> Iterator[str]:
         node = _select(values, parent)
         for name in node if isinstance(node, Mapping) else ():
             key = f"{parent}.{name}".lstrip(".")
-            if name not in known and key not in names.RENAMED_KEYS:
+            if not parent and "." in name:
+                yield f"{key}: in a file, keys are nested: {key.replace('.', ': {')}: ...{'}' * key.count('.')}"
+            elif name not in known and key not in names.RENAMED_KEYS:
                 yield unknown_key(key, command, [])
 
 
@@ -181,9 +198,11 @@ def _node_faults(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Reports nodes that are missing or no mappings, as after trainer=null."""
     command = _command(values)
     for parent in (*_fixed_keys(command), *(group for group in GROUPS if group in _fixed_keys(command)[""])):
-        if parent and not isinstance(_select(values, parent), Mapping):
+        node, needs_target = _select(values, parent), parent in GROUPS and parent not in ("logger", "callbacks")
+        if parent and not (isinstance(node, Mapping) and ("_target_" in node or not needs_target)):
             choices = ", ".join(sorted(path.stem for path in (CONF / parent).glob("*.yaml")))
-            yield parent, f"must be a mapping{f'; choose {parent}=... from {choices}' * bool(choices)}"
+            must_be = "must be a mapping" + " with a _target_" * needs_target
+            yield parent, f"{must_be}{f'; choose {parent}=... from {choices}' * bool(choices)}"
     for group in ("callbacks", "logger"):
         for name, node in (_select(values, group) or {}).items():
             if not isinstance(node, Mapping) or "_target_" not in node:
