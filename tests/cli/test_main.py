@@ -102,6 +102,11 @@ def test_a_value_in_japanese_needs_no_quotes(tmp_path: Path) -> None:
     assert main._prepare_line("train", words) == [f"data.manifest='{tmp_path}/録音 1/一覧.csv'", *words[1:]]
 
 
+def test_a_number_of_too_many_digits_is_a_text() -> None:
+    digits = "9" * 5000
+    assert main._prepare_line("train", [f"seed={digits}"]) == [f"seed='{digits}'"]
+
+
 def test_options_may_stand_between_overrides(tmp_path: Path) -> None:
     line = ["data=demo", "-m", "seed=0,1", "--config-dir", str(tmp_path), "optim.lr=1"]
     read = get_args_parser().parse_args(main._prepare_line("train", line))

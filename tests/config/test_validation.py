@@ -157,6 +157,9 @@ def test_an_unknown_choice_or_key_is_refused_when_composing(override: str) -> No
     [
         ("optim.schedule=cosine", "optim.schedule: must be one of linear, constant, got 'cosine'"),
         ("optim.lr=abc", "optim.lr: must be a number, got 'abc'"),
+        ("seed={a:1}", "seed: must be a whole number, got {'a': 1}"),
+        ("generation.num_beams={}", "generation.num_beams: must be a whole number or null, got {}"),
+        ("data.window_edges_s=[5,inf]", "data.window_edges_s: must be ascending, finite and above 0, got [5, inf]"),
         ("optim.betas=[0.9]", "optim.betas: must be a list of 2, got [0.9]"),
         ("+optim.eps=1e-6", "optim.eps: kikitori.adamw has no such argument"),
         ("+optim._partial_=true", "optim._partial_: is not supported here; leave it out"),
@@ -178,7 +181,7 @@ def test_an_unknown_choice_or_key_is_refused_when_composing(override: str) -> No
             "trainer.gradient_clip_algorithm: gradients are clipped by their norm",
         ),
         ("data.window=short", "data.window: must be one of full, bucketed or null, got 'short'"),
-        ("data.window_edges_s=[5,3]", "data.window_edges_s: must be ascending and above 0, got [5, 3]"),
+        ("data.window_edges_s=[5,3]", "data.window_edges_s: must be ascending, finite and above 0, got [5, 3]"),
         ("data.window_edges_s=[2,a]", "data.window_edges_s: must be "),
         ("data.window_edges_s=[]", "data.window_edges_s: data.window=bucketed needs at least one"),
         ("data.window_margin_s=-1", "data.window_margin_s: must not be below 0, got -1"),

@@ -113,10 +113,11 @@ def _problems(values: Mapping[str, Any]) -> Iterator[str]:
     yield from _unknown_keys(values)
     wrong_type = dict(_node_faults(values)) | dict(_type_faults(values))
     wrong_type |= dict(faults(values))
+    typed = ((key, hint, _select(values, key)) for key, hint in TYPES.items())
     wrong_type |= {
-        key: _wrong_type(key, hint, flat[key])
-        for key, hint in TYPES.items()
-        if key in flat and not fits(flat[key], hint)
+        key: _wrong_type(key, hint, value)
+        for key, hint, value in typed
+        if (value is not None or key in flat) and not fits(value, hint)
     }
     yield from (f"{key}: {fault}" for key, fault in wrong_type.items())
     numbers = {key: v for key, v in flat.items() if key not in wrong_type and isinstance(v, int | float)}
@@ -276,8 +277,8 @@ def _uneven_batch(flat: Mapping[str, Any]) -> Iterator[str]:
 def _window_faults(flat: Mapping[str, Any]) -> Iterator[str]:
     """Reports settings of windows that are impossible or without effect."""
     edges, window = flat.get("data.window_edges_s", []), flat.get("data.window")
-    if edges != sorted(set(edges)) or not all(edge > 0 for edge in edges):
-        yield f"data.window_edges_s: must be ascending and above 0, got {edges}"
+    if edges != sorted(set(edges)) or not all(0 < edge < inf for edge in edges):
+        yield f"data.window_edges_s: must be ascending, finite and above 0, got {edges}"
     if window == "bucketed" and not edges:
         yield "data.window_edges_s: data.window=bucketed needs at least one, such as [5,10]"
     if flat.get("data.cache_encoder_outputs") is True and flat.get("model.freeze") != "encoder":
