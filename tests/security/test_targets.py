@@ -372,6 +372,17 @@ def test_a_file_that_is_no_configuration_is_named(tmp_path: Path, text: bytes, m
     assert re.search(message, refusal("--config-dir", "stranger", "experiment=evil"))
 
 
+@pytest.mark.parametrize("node", ["launcher", "sweeper"])
+def test_a_sweep_needs_its_launcher_and_sweeper(node: str) -> None:
+    assert f"hydra.{node}: must be a mapping with a _target_" in refusal("-m", f"hydra.{node}=null", "seed=0,1")
+
+
+@pytest.mark.parametrize("params", [{"a b": "1,2"}, {"seed": "9" * 5000 + ",1"}, {"seed": "{"}])
+def test_an_axis_of_a_file_that_cannot_be_read_is_named(tmp_path: Path, params: dict[str, str]) -> None:
+    write_experiment(tmp_path, "hydra", {"mode": "MULTIRUN", "sweeper": {"params": params}})
+    assert "cannot be read" in refusal("--config-dir", "stranger", "experiment=evil")
+
+
 @pytest.mark.parametrize("word", ["+optim={1:x}", "+data.limit={true:1}", "data.window_edges_s=[{1.5:x}]"])
 def test_a_key_of_the_command_line_that_is_no_text_is_named(word: str) -> None:
     assert "is not a text; give it another name" in refusal(word)
