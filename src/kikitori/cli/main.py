@@ -131,7 +131,10 @@ def _prepare_line(command: str, words: list[str]) -> list[str]:
     os.environ[LINE] = json.dumps(words)
     # A resumed sweep runs in its own folder.
     sweeps = [word for word in words if key_of(word) == "resume_sweep" and value_of(word)]
-    return [*words, *(override("hydra.sweep.dir", value_of(word)) for word in sweeps)]
+    words = [*words, *(override("hydra.sweep.dir", value_of(word)) for word in sweeps)]
+    # argparse takes no override after an option that follows one.
+    options, overrides = split_words(words)
+    return [*overrides, *options] if command in HYDRA_COMMANDS else words
 
 
 def _refuse_names(command: str, words: list[str]) -> None:
