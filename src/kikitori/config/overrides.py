@@ -30,7 +30,7 @@ CONFIG = (*CONFIG_FOLDER, "--config-name", "-cn")
 # All that take a value.
 WITH_VALUE = (*CONFIG, "--cfg", "-c", "--package", "-p", "--info", "-i", "--experimental-rerun")
 # Keys whose value is a file or folder, and those that take a name on the Hugging Face Hub as well.
-FILES = ("data.release", "data.manifest", "checkpoint")
+FILES = ("data.release", "data.manifest", "checkpoint", "augment.noise_folder", "augment.room_folder")
 PATHS = (*FILES, "data.name", "model.name", "hydra.run.dir", "hydra.sweep.dir", "resume", "resume_sweep")
 # A part of a list or mapping, and of a call: a quoted text, or one without quotes and brackets.
 QUOTED = r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|"""
