@@ -171,7 +171,7 @@ def test_a_clip_that_is_longer_than_the_window_is_not_made_longer() -> None:
         ({"mp3_prob": -0.1}, "mp3_prob: must be a probability between 0 and 1, got -0.1"),
         ({"gain_prob": float("nan")}, "gain_prob: must be a probability between 0 and 1, got nan"),
         ({"speed_prob": True}, "speed_prob: must be a probability between 0 and 1, got True"),
-        ({"snr_db": "loud"}, "snr_db: must be two numbers, a lower and an upper one, such as [10,30], got 'loud'"),
+        ({"snr_db": "loud"}, "snr_db: must be two numbers, a lower and an upper one, such as [10, 30], got 'loud'"),
         ({"snr_db": ["5", "10"]}, "snr_db: must be two numbers"),
         ({"snr_db": 10}, "snr_db: must be two numbers"),
         ({"snr_db": [0, 10, 20]}, "snr_db: must be two numbers"),

@@ -85,13 +85,16 @@ def test_a_run_records_nothing_for_hydra(tmp_path: Path, word: str) -> None:
         ("++data={roots: [/mnt]}", "++data={roots: [/mnt]}"),
         ("data.roots@_global_=[/mnt]", "data.roots@_global_=[/mnt]"),
         ("logger.tensorboard.save_dir=/mnt", "logger.tensorboard.save_dir=runs"),
+        ("augment.noise_folder=/mnt", "augment.noise_folder=/mnt"),
         # Relative to a working folder that the record names.
         ("logger.tensorboard.save_dir=runs", "logger.tensorboard.save_dir=runs"),
     ],
 )
 def test_what_only_a_person_may_set_is_typed_again(tmp_path: Path, word: str, again: str) -> None:
     folder = run(tmp_path / "a", "seed=1", word)
-    with pytest.raises(ConfigError, match=r"a/results\.json sets (data\.roots|logger).*give it on the command line"):
+    with pytest.raises(
+        ConfigError, match=r"a/results\.json sets (data\.roots|logger|augment).*give it on the command line"
+    ):
         expand_resume("train", [f"resume={folder}"])
     assert again in expand_resume("train", [again, f"resume={folder}"])
 

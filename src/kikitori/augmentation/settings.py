@@ -104,8 +104,8 @@ def _range_fault(key: str, value: Any) -> str | None:
     """What is wrong with a range of numbers."""
     low, high = RANGES[key]
     if not (isinstance(value, list | tuple) and len(value) == 2 and all(map(_is_number, value))):
-        example = ",".join(map(str, Augmentation.__dataclass_fields__[key].default))
-        return f"must be two numbers, a lower and an upper one, such as [{example}], got {value!r}"
+        default: Any = Augmentation.__dataclass_fields__[key].default
+        return f"must be two numbers, a lower and an upper one, such as {list(default)}, got {value!r}"
     if value[0] > value[1]:
         return f"must have the lower number first: [{value[1]},{value[0]}], got {list(value)}"
     if not low <= value[0] <= value[1] <= high:
