@@ -279,6 +279,16 @@ def test_a_key_that_a_later_version_has_added_is_no_change() -> None:
     assert changes(old, stopping) == {"callbacks.early_stopping.patience": "was null, is now 1"}
 
 
+def test_an_augmentation_is_a_change_if_it_changes_clips() -> None:
+    """Runs of earlier versions have none."""
+    off, on = ({"augment": {"noise_prob": prob, "snr_db": [0, 9]}, "seed": 1} for prob in (0.0, 0.3))
+    assert changes({"seed": 1}, off) == {}
+    assert changes(off, {"seed": 1}) == {}
+    assert changes(off, {**off, "augment": {"noise_prob": 0, "snr_db": [5, 9]}}) == {}
+    assert changes({"seed": 1}, on)["augment.noise_prob"] == "was null, is now 0.3"
+    assert changes(on, off)["augment.noise_prob"] == "was 0.3, is now null"
+
+
 def test_a_path_written_in_another_way_is_no_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     old, new = {"data": {"manifest": "a/b.csv"}}, {"data": {"manifest": f"{tmp_path}/a/b.csv"}}

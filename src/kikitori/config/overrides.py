@@ -291,9 +291,13 @@ def to_plain(node: Any) -> Any:
 
 
 def flatten(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Yields dotted key and value of each leaf of a configuration, with names of earlier versions translated."""
+    """Yields dotted key and value of each leaf of a configuration, with names of earlier versions translated.
+
+    Without an augmentation that changes no clip, which earlier versions did not have.
+    """
+    augments = any(value for key, value in leaves(config.get("augment")) if key.endswith("_prob"))
     for key, value in leaves(config):
-        if not names.DROPPED_KEYS.fullmatch(key):
+        if not names.DROPPED_KEYS.fullmatch(key) and (augments or not key.startswith("augment.")):
             name = key.rpartition(".")[2]
             value = names.RENAMED_TARGETS.get(str(value), value) if name == "_target_" else value
             yield names.RENAMED_KEYS.get(key, key), value
