@@ -31,6 +31,8 @@ MP3_MIN_KBPS, MP3_MAX_KBPS = 8, 160
 # Samples that an mp3 begins with besides its audio: 576 of the encoder's and 529 of the decoder's delay. Decoders cut
 # them off where the first frame states them, for which it is too small below 40 kbit/s.
 MP3_DELAY = 576 + 529
+# Fourier transforms have a multiple of this size, which takes a fifth of the time that any size takes.
+FFT_SIZE = 4_096
 # Of a peak, -60 dB below full scale: what stays below it is taken for silence.
 SILENT_PEAK = 1e-3
 
@@ -56,9 +58,20 @@ def reverberate(waveform: Tensor, response: Tensor) -> Tensor:
     The direct sound, the response's largest value, stays where it was; the energy stays the same.
     """
     direct = int(response.abs().argmax())
-    wet = F.fftconvolve(waveform, response)[direct : direct + len(waveform)]
+    wet = _convolve(waveform, response, direct)
     energy = wet.norm()
     return wet * (waveform.norm() / energy) if energy > 0 else waveform
+
+
+def _convolve(waveform: Tensor, kernel: Tensor, delay: int) -> Tensor:
+    """The convolution without its first `delay` samples, as long as the waveform."""
+    size = _fft_size(len(waveform) + len(kernel) - 1)
+    padded = torch.nn.functional.pad(waveform, (0, size - len(waveform) - len(kernel) + 1))
+    return F.fftconvolve(padded, kernel)[delay : delay + len(waveform)]
+
+
+def _fft_size(samples: int) -> int:
+    return -(-samples // FFT_SIZE) * FFT_SIZE
 
 
 def add_noise(waveform: Tensor, noise: Tensor, snr_db: float) -> Tensor:
@@ -78,9 +91,9 @@ def white_noise(samples: int, rng: np.random.Generator) -> Tensor:
 
 def pink_noise(samples: int, rng: np.random.Generator) -> Tensor:
     """Noise whose power halves with each octave, (samples,), as that of many rooms and machines."""
-    spectrum = np.fft.rfft(rng.standard_normal(samples))
+    spectrum = np.fft.rfft(rng.standard_normal(_fft_size(samples)))
     spectrum /= np.sqrt(np.maximum(np.arange(len(spectrum)), 1))
-    return torch.from_numpy(np.fft.irfft(spectrum, samples).astype(np.float32))
+    return torch.from_numpy(np.fft.irfft(spectrum)[:samples].astype(np.float32))
 
 
 def stretch_of(recording: NDArray[np.int16], samples: int, place: float) -> Tensor:
@@ -92,7 +105,7 @@ def stretch_of(recording: NDArray[np.int16], samples: int, place: float) -> Tens
     start = int(place * (length - samples + 1 if length >= samples else length))
     part = recording[start : start + samples]
     if length < samples:
-        part = np.take(recording, range(start, start + samples), mode="wrap")
+        part = np.take(recording, np.arange(start, start + samples), mode="wrap")
     return to_float(part)
 
 
@@ -106,7 +119,7 @@ def telephone(waveform: Tensor, with_mu_law: bool = False) -> Tensor:
 
     with_mu_law: whether its samples are also coded in 8 bits, as `mu_law` does.
     """
-    narrow = _resampler(SAMPLE_RATE, TELEPHONE_RATE)(F.fftconvolve(waveform, _telephone_filter(), mode="same"))
+    narrow = _resampler(SAMPLE_RATE, TELEPHONE_RATE)(_convolve(waveform, _telephone_filter(), TAPS // 2))
     if with_mu_law:
         narrow = mu_law(narrow)
     return _resampler(TELEPHONE_RATE, SAMPLE_RATE)(narrow)[: len(waveform)]
