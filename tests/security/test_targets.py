@@ -390,6 +390,13 @@ def test_a_file_names_recordings_below_the_working_folder_only(key: str) -> None
     composition.check(given, ["data=demo", typed])
 
 
+@pytest.mark.parametrize("logger", ["wandb", "tensorboard", "both", "none"])
+def test_a_run_with_each_logger_can_be_resumed(logger: str) -> None:
+    """Our own files write the run's folder as ${hydra:runtime.output_dir}."""
+    typed = [f"logger={logger}", "resume=auto"]
+    composition.check(composed(*typed), ["data=demo", *typed])
+
+
 def test_a_file_names_a_folder_of_the_run_only_when_it_is_resumed(tmp_path: Path) -> None:
     """Its record names the working folder and the file."""
     write_experiment(tmp_path, "logger.x", calls("pytorch_lightning.loggers.CSVLogger", save_dir="models"))

@@ -76,8 +76,8 @@ def _stays_inside(value: Any) -> bool:
 
 
 def _stays_in_the_run(value: Any) -> bool:
-    in_the_run = not value or str(value).startswith(("${hydra.runtime.output_dir}", "${hydra.sweep.dir}"))
-    return in_the_run and _stays_inside(value)
+    in_the_run = not value or re.match(r"\$\{hydra[:.](runtime\.output_dir|sweep\.dir)\}", str(value))
+    return bool(in_the_run) and _stays_inside(value)
 
 
 UNSET = Rule(lambda value: value in (None, [], "???"), f"resumes what is in a folder; {TYPE_IT}")
