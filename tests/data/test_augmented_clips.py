@@ -22,9 +22,9 @@ PROBABILITIES = {f"{name}_prob": 0.5 for name in ("speed", "room", "noise", "gai
 STEPS = 6
 
 
-@pytest.fixture
-def corpus(tmp_path: Path) -> Path:
-    folder = write_common_voice(tmp_path / "ja", {"train": 10, "dev": 2, "test": 2})
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = write_common_voice(tmp_path_factory.mktemp("corpus") / "ja", {"train": 10, "dev": 2, "test": 2})
     for number in range(10):
         write_clip(folder / "clips" / f"clip_{number}.mp3", 200.0 + 40 * number, 0.4 + 0.05 * number)
     return folder
