@@ -1,11 +1,13 @@
 """Augmentation in the loader: the same examples for any number of workers and processes, resumed or not."""
 
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from data_modules import common_voice, trainer_of
 from recordings import encoded, tone, write_clip, write_common_voice
 
@@ -13,6 +15,7 @@ from kikitori.augmentation.settings import Augmentation
 from kikitori.data.collate import Batch
 from kikitori.data.datamodule import CommonVoice
 from kikitori.data.preparation import Sounds, decode_sounds
+from kikitori.data.sampler import SampledClip
 from kikitori.model.whisper import Whisper
 from kikitori.model.window import Window
 from kikitori.runs.resume import check_data
@@ -87,6 +90,13 @@ def test_a_resumed_training_has_the_examples_of_an_uninterrupted_one(
     trainer.global_step = 4
     resumed = augmented(corpus, micro, sounds, trainer=trainer, num_workers=1)
     assert examples(resumed.train_dataloader()) == examples(augmented(corpus, micro, sounds).train_dataloader())[4:]
+
+
+def test_a_spawned_worker_gets_the_same_augmentation(corpus: Path, micro: Whisper, sounds: dict[str, str]) -> None:
+    dataset = augmented(corpus, micro, sounds).dataset("train")
+    copied, sampled = pickle.loads(pickle.dumps(dataset)), SampledClip(3, 1.0, step=7)
+    assert torch.equal(copied[sampled]["input_features"], dataset[sampled]["input_features"])
+    assert not torch.equal(dataset[sampled]["input_features"], dataset[3]["input_features"])
 
 
 def test_a_clip_differs_from_epoch_to_epoch_and_with_the_seed(
