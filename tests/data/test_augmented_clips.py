@@ -120,6 +120,7 @@ def test_only_training_steps_are_augmented(corpus: Path, micro: Whisper, sounds:
     for split in ("train", "validation", "test"):
         before, now = (examples(module.score_dataloader(split)) for module in (plain, data))
         assert before == now
+    assert data.dataset("validation").augmenter is None
     assert step(data.first_batch("train")) == step(plain.first_batch("train"))
     assert examples(data.train_dataloader()) != examples(plain.train_dataloader())
 
