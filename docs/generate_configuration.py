@@ -72,7 +72,7 @@ def _choice(name: str, file: ConfigFile) -> str:
 
 
 def _table(files: Mapping[str, ConfigFile], package: str) -> str:
-    """A table of keys; the same key of several choices makes one row."""
+    """A table of keys; the same key of several choices makes one row, and a choice has the keys of its parents, too."""
     rows: dict[tuple[str, str], dict[str, str]] = {}
     for name, file in files.items():
         for key, entry in file.leaves():
@@ -80,7 +80,8 @@ def _table(files: Mapping[str, ConfigFile], package: str) -> str:
     lines = []
     for (key, comment), values in rows.items():
         value = f"`{next(iter(values.values()))}`" if len(set(values.values())) == 1 else "by choice"
-        only = f" ({', '.join(values)})" if len(values) < len(files) else ""
+        owners = {name for name in files if {name.rpartition("/")[2], *files[name].parents} & values.keys()}
+        only = f" ({', '.join(values)})" if len(owners) < len(files) else ""
         lines.append(f"| `{package}{key}`{only} | {value} | {comment} |")
     return "\n".join(["| key | value | meaning |", "| --- | --- | --- |", *lines]) if lines else ""
 

@@ -6,6 +6,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import augmentation
 import flops
 import full_window_share
 import pytest
@@ -144,6 +145,19 @@ def test_each_share_is_trained_and_read_in_both_windows(tmp_path: Path, monkeypa
             assert {c["clip"] for run in runs if run["share"] == share for c in run["clips"][window]} == clips
     table = (tmp_path / "out/table.md").read_text(encoding="utf-8")
     assert [line.split(" | ")[1] for line in table.splitlines()[2:5]] == ["all", "0", "0.5"]
+
+
+@pytest.mark.long
+def test_the_cost_of_each_augmentation_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    release = write_common_voice(tmp_path / "ja", {"train": 4, "dev": 1, "test": 1})
+    words = ["--release", str(release), "--rounds", "1", "--output", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["augmentation.py", *words])
+    augmentation.main()
+    table = (tmp_path / "augmentation.md").read_text(encoding="utf-8").splitlines()
+    names = [line.split(" | ")[0].removeprefix("| ") for line in table[2:-2]]
+    assert names[:4] == list(augmentation.CHOICES)
+    assert len(names) == 4 + len(augmentation.ALONE)
+    assert table[-1].startswith("- 6 clips, 2 times in each of 1 rounds")
 
 
 @pytest.mark.long

@@ -18,7 +18,7 @@ LAYERS = (
     ("runs",),
     ("guard", "training"),
     ("config", "data", "inference"),
-    ("corpora", "model"),
+    ("augmentation", "corpora", "model"),
     ("audio", "metrics", "runtime"),
 )
 LAYER = {package: depth for depth, packages in enumerate(LAYERS) for package in packages}

@@ -1,8 +1,8 @@
 """kikitori (聞き取り): fine-tune Whisper on speech, Japanese first.
 
 The names below are imported when they are first used, so that `import kikitori` and the command line start fast.
-Models: `load_whisper`, `build_whisper`, `Whisper`. Data: `CommonVoice`, `Demo`, `Manifest`, `Hub`, `SpeechDataModule`.
-Training with Lightning: `WhisperModule`, `adamw`, `ddp`. Results: `transcribe`, `score`, `find_runs`.
+Models: `load_whisper`, `build_whisper`, `Whisper`. Data: `CommonVoice`, `Demo`, `Manifest`, `Hub`, `SpeechDataModule`,
+`Augmentation`. Training with Lightning: `WhisperModule`, `adamw`, `ddp`. Results: `transcribe`, `score`, `find_runs`.
 """
 
 import os
@@ -11,6 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from kikitori.augmentation.settings import Augmentation
     from kikitori.data.datamodule import CommonVoice, Demo, Hub, Manifest, SpeechDataModule
     from kikitori.inference.transcribe import transcribe
     from kikitori.metrics.error_rates import score
@@ -27,6 +28,7 @@ __version__ = "0.1.0"
 
 # Where each public name is defined; configurations name these, so that modules can move without breaking saved runs.
 _EXPORTS = {
+    "Augmentation": "kikitori.augmentation.settings",
     "CommonVoice": "kikitori.data.datamodule",
     "Demo": "kikitori.data.datamodule",
     "Hub": "kikitori.data.datamodule",
@@ -46,6 +48,7 @@ _EXPORTS = {
 }
 
 __all__ = [
+    "Augmentation",
     "CommonVoice",
     "Demo",
     "Hub",

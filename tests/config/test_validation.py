@@ -43,8 +43,35 @@ def composed(root: str, *overrides: str) -> DictConfig:
     return cfg
 
 
+AUGMENTED = [
+    ("augment.noise_prob=1.5", "augment.noise_prob: must be a probability between 0 and 1, got 1.5"),
+    ("augment.noise_prob=often", "augment.noise_prob: must be a probability between 0 and 1, got 'often'"),
+    (
+        "augment.snr_db=loud",
+        "augment.snr_db: must be two numbers, a lower and an upper one, such as [10, 30], got 'loud'",
+    ),
+    ("augment.snr_db=[20,5]", "augment.snr_db: must have the lower number first: [5,20], got [20, 5]"),
+    ("augment.noise_kinds=[brown]", "augment.noise_kinds: must be a list of some of white, pink, babble"),
+    ("augment.noise_folder=/no/such", "augment.noise_folder: /no/such is not a folder"),
+    ("augment.room_prob=0.5", "augment.room_prob: needs a folder of impulse responses"),
+    ("augment.noise_folder=7", "augment.noise_folder: must be a text or null, got 7; to make it a text, quote it"),
+    ("+augment.snr=[1,2]", "augment.snr: kikitori.Augmentation has no such argument; did you mean snr_db?"),
+    ("+data.augment=light", "data.augment: choose augment=light, heavy, telephone or none"),
+    ("data.cache_encoder_outputs=true", "data.cache_encoder_outputs: cannot be used with augmentation"),
+]
+
+
+@pytest.mark.parametrize(("word", "message"), AUGMENTED)
+def test_an_impossible_augmentation_is_named_once(word: str, message: str) -> None:
+    with pytest.raises(ConfigError) as refusal:
+        check_config(composed("train", "data=demo", "model.freeze=encoder", "augment=light", word))
+    lines = str(refusal.value).splitlines()
+    assert lines[0].startswith("1 problem")
+    assert message in lines[1]
+
+
 def test_the_number_of_choices_is_known() -> None:
-    assert len(CHOICES) == 30
+    assert len(CHOICES) == 34
     assert len(OF_HYDRA) == 9
     assert len(list(CONF.glob("*.yaml"))) == len(ROOTS) + 1
     deeper = [path for path in CONF.glob("*/*/*") if path.parts[-3] != "hydra"]

@@ -43,4 +43,13 @@ def test_the_card_has_the_settings_and_the_versions() -> None:
     card = model_card(results("openai/whisper-base"))
     assert "Steps 400, clips per step 16, learning rate 1e-05, schedule linear, warm-up steps 50, frozen none" in card
     assert "Made with kikitori 0.1.0, torch 2.11.0." in card
+    assert "augmentation" not in card
     assert "| after training | test | 5 | 25.0 [20.0, 30.0] | 50.0 [40.0, 60.0] |" in card
+
+
+def test_the_card_names_what_changed_the_training_clips() -> None:
+    augmented = results("openai/whisper-base")
+    augmented["config"]["augment"] = {"speed_prob": 0.3, "speed": [0.9, 1.1], "mu_law_prob": 0.05, "mp3_prob": 0.0}
+    assert "augmentation of the clips (speed 30.0 %, mu-law 5.0 %), seed 3" in model_card(augmented)
+    augmented["config"]["augment"] |= {"speed_prob": 0.0, "mu_law_prob": 0}
+    assert "augmentation" not in model_card(augmented)

@@ -85,13 +85,16 @@ def test_a_run_records_nothing_for_hydra(tmp_path: Path, word: str) -> None:
         ("++data={roots: [/mnt]}", "++data={roots: [/mnt]}"),
         ("data.roots@_global_=[/mnt]", "data.roots@_global_=[/mnt]"),
         ("logger.tensorboard.save_dir=/mnt", "logger.tensorboard.save_dir=runs"),
+        ("augment.noise_folder=/mnt", "augment.noise_folder=/mnt"),
         # Relative to a working folder that the record names.
         ("logger.tensorboard.save_dir=runs", "logger.tensorboard.save_dir=runs"),
     ],
 )
 def test_what_only_a_person_may_set_is_typed_again(tmp_path: Path, word: str, again: str) -> None:
     folder = run(tmp_path / "a", "seed=1", word)
-    with pytest.raises(ConfigError, match=r"a/results\.json sets (data\.roots|logger).*give it on the command line"):
+    with pytest.raises(
+        ConfigError, match=r"a/results\.json sets (data\.roots|logger|augment).*give it on the command line"
+    ):
         expand_resume("train", [f"resume={folder}"])
     assert again in expand_resume("train", [again, f"resume={folder}"])
 
@@ -274,6 +277,16 @@ def test_a_key_that_a_later_version_has_added_is_no_change() -> None:
     # A new node is a change: it can only have been chosen.
     stopping = {**new, "callbacks": {"early_stopping": {"patience": 1}}}
     assert changes(old, stopping) == {"callbacks.early_stopping.patience": "was null, is now 1"}
+
+
+def test_an_augmentation_is_a_change_if_it_changes_clips() -> None:
+    """Runs of earlier versions have none."""
+    off, on = ({"augment": {"noise_prob": prob, "snr_db": [0, 9]}, "seed": 1} for prob in (0.0, 0.3))
+    assert changes({"seed": 1}, off) == {}
+    assert changes(off, {"seed": 1}) == {}
+    assert changes(off, {**off, "augment": {"noise_prob": 0, "snr_db": [5, 9]}}) == {}
+    assert changes({"seed": 1}, on)["augment.noise_prob"] == "was null, is now 0.3"
+    assert changes(on, off)["augment.noise_prob"] == "was 0.3, is now null"
 
 
 def test_a_path_written_in_another_way_is_no_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -451,6 +451,20 @@ def test_only_the_command_line_may_open_folders_outside_of_a_corpus() -> None:
     composition.check(cfg, ["data=demo"])
 
 
+@pytest.mark.parametrize("key", ["noise_folder", "room_folder"])
+def test_a_file_names_recordings_below_the_working_folder_only(key: str) -> None:
+    """Of noise and rooms: what a training reads of this machine, a person decides."""
+    cfg, typed = composed(), f"augment.{key}=/mnt/private"
+    for folder in ("/mnt/private", "~/private", "../private", "a/../../private", "${oc.env:HOME}"):
+        cfg.augment[key] = folder
+        with pytest.raises(ConfigError, match=rf"augment\.{key}: must be a folder below the working folder"):
+            composition.check(cfg, ["data=demo"])
+    cfg.augment[key] = "sounds/here"
+    composition.check(cfg, ["data=demo"])
+    given = composed(typed)
+    composition.check(given, ["data=demo", typed])
+
+
 def test_a_file_names_a_folder_of_the_run_only_when_it_is_resumed(tmp_path: Path) -> None:
     """Its record names the working folder and the file."""
     write_experiment(tmp_path, "logger.x", calls("pytorch_lightning.loggers.CSVLogger", save_dir="models"))

@@ -101,6 +101,7 @@ RESERVED: dict[str, Rule] = {
     **dict.fromkeys(("hydra.run.dir", "hydra.sweep.dir", "hydra.sweeper.study"), FOLDER),
     **dict.fromkeys(("hydra.launcher.submitit_folder", "logger.*.save_dir", "logger.*.folder"), FOLDER),
     **dict.fromkeys(("callbacks.*.dirpath", "callbacks.*.study"), FOLDER),
+    **dict.fromkeys(("augment.noise_folder", "augment.room_folder"), FOLDER),
 }
 # The same when a run or sweep is resumed: its record decides the working folder, too, and which files are read.
 IN_THE_RUN = Rule(_stays_in_the_run, f"must be a folder of the run that is resumed; or {TYPE_IT}")

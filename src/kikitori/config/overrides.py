@@ -30,7 +30,7 @@ CONFIG = (*CONFIG_FOLDER, "--config-name", "-cn")
 # All that take a value.
 WITH_VALUE = (*CONFIG, "--cfg", "-c", "--package", "-p", "--info", "-i", "--experimental-rerun")
 # Keys whose value is a file or folder, and those that take a name on the Hugging Face Hub as well.
-FILES = ("data.release", "data.manifest", "checkpoint")
+FILES = ("data.release", "data.manifest", "checkpoint", "augment.noise_folder", "augment.room_folder")
 PATHS = (*FILES, "data.name", "model.name", "hydra.run.dir", "hydra.sweep.dir", "resume", "resume_sweep")
 # A part of a list or mapping, and of a call: a quoted text, or one without quotes and brackets.
 QUOTED = r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|"""
@@ -291,9 +291,13 @@ def to_plain(node: Any) -> Any:
 
 
 def flatten(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Yields dotted key and value of each leaf of a configuration, with names of earlier versions translated."""
+    """Yields dotted key and value of each leaf of a configuration, with names of earlier versions translated.
+
+    Without an augmentation that changes no clip, which earlier versions did not have.
+    """
+    augments = any(value for key, value in leaves(config.get("augment")) if key.endswith("_prob"))
     for key, value in leaves(config):
-        if not names.DROPPED_KEYS.fullmatch(key):
+        if not names.DROPPED_KEYS.fullmatch(key) and (augments or not key.startswith("augment.")):
             name = key.rpartition(".")[2]
             value = names.RENAMED_TARGETS.get(str(value), value) if name == "_target_" else value
             yield names.RENAMED_KEYS.get(key, key), value

@@ -23,6 +23,7 @@ TARGETS: dict[str, tuple[str, ...]] = {
     "data": tuple(f"kikitori.{name}" for name in ("CommonVoice", "Demo", "Hub", "Manifest")),
     "model": ("kikitori.build_whisper", "kikitori.load_whisper"),
     "guard.sets": tuple(f"kikitori.{name}" for name in ("CommonVoice", "Demo", "Hub", "Manifest")),
+    "augment": ("kikitori.Augmentation",),
     "optim": ("kikitori.adamw",),
     "trainer": ("pytorch_lightning.Trainer",),
     "trainer.strategy": ("kikitori.ddp",),

@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from transformers import WhisperConfig
 
+from kikitori.augmentation.settings import NOT_CACHEABLE, PROBABILITIES, setting_faults
 from kikitori.config import names
 from kikitori.config.arguments import ARGUMENTS, describe, fits
 from kikitori.config.documentation import read_file
@@ -76,12 +77,13 @@ TYPES: dict[str, Any] = {
     "keep": Literal["all", "model", "scores"],
 }
 # Nodes whose keys are arguments of their target, or names of nodes with one.
-GROUPS = ("data", "model", "optim", "trainer", "logger", "callbacks")
+GROUPS = ("data", "augment", "model", "optim", "trainer", "logger", "callbacks")
 # Keys by which the configuration of a command is recognised, in this order.
 OWN_KEYS = {"average": "alphas", "guard": "against", "evaluate": "checkpoint", "train": "callbacks"}
 CHECKPOINTS = "pytorch_lightning.callbacks.ModelCheckpoint"
 # Arguments that a pipeline passes itself, so that a configured value would be lost.
 PASSED = {
+    "data.augment": "choose augment=light, heavy, telephone or none",
     "data.load_splits": "kikitori evaluate has splits for this; the other commands read all",
     "data.processor": "it follows from model",
     "data.seed": "set seed",
@@ -126,6 +128,8 @@ def _problems(values: Mapping[str, Any]) -> Iterator[str]:
         for key, hint, value in typed
         if (value is not None or key in flat) and not fits(value, hint)
     }
+    if isinstance(augment := values.get("augment"), Mapping):
+        wrong_type |= {f"augment.{key}": fault for key, fault in setting_faults(augment)}
     yield from (f"{key}: {fault}" for key, fault in wrong_type.items())
     numbers = {key: v for key, v in flat.items() if key not in wrong_type and isinstance(v, int | float)}
     for key, value in numbers.items():
@@ -303,6 +307,8 @@ def _window_faults(flat: Mapping[str, Any]) -> Iterator[str]:
         yield "data.window_edges_s: data.window=bucketed needs at least one, such as [5,10]"
     if flat.get("data.cache_encoder_outputs") is True and flat.get("model.freeze") != "encoder":
         yield "data.cache_encoder_outputs: needs a frozen encoder; add model.freeze=encoder (kikitori train only)"
+    if flat.get("data.cache_encoder_outputs") is True and any(flat.get(f"augment.{key}") for key in PROBABILITIES):
+        yield f"data.cache_encoder_outputs: {NOT_CACHEABLE}"
 
 
 def _type_faults(node: Any, prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -13,6 +13,8 @@ import torch
 from torch.utils.data import DataLoader, Sampler
 from transformers import WhisperForConditionalGeneration
 
+from kikitori.augmentation.augmenter import Augmenter
+from kikitori.augmentation.settings import FOLDERS, NOT_CACHEABLE, Augmentation
 from kikitori.corpora import common_voice, manifest
 from kikitori.corpora.manifest import Columns
 from kikitori.corpora.splits import hold_out, present_splits
@@ -21,8 +23,18 @@ from kikitori.data.collate import Batch, collate
 from kikitori.data.dataset import ExampleLists, SpeechDataset
 from kikitori.data.encoder_cache import EncoderCache, build_encoder_caches, check_cacheable, key
 from kikitori.data.filters import FilterRules, check_limit
-from kikitori.data.preparation import PreparedData, check_usable, decode, prepare, unreadable_rows
+from kikitori.data.preparation import (
+    PreparedData,
+    Sounds,
+    check_usable,
+    decode,
+    decode_sounds,
+    prepare,
+    sound_files,
+    unreadable_rows,
+)
 from kikitori.data.sampler import ScoringBatches, StepSampler
+from kikitori.model.features import FRAMES_PER_SECOND, HOP_LENGTH
 from kikitori.model.processor import Processor
 from kikitori.model.window import FULL, Window, make_window
 from kikitori.runtime.errors import ConfigError, DataError, check_above_zero, check_fraction, check_not_negative
@@ -52,7 +64,9 @@ class SpeechDataModule(pl.LightningDataModule):
     limit: clips to keep of each split (default: all), see `kikitori.data.filters.take_subset`.
     held_out: share of the training clips that becomes validation, and test, where the corpus has no such split; see
     `kikitori.corpora.splits`. roots: folders outside of the corpus in which its recordings may lie.
-    seed: of the order of the training clips. load_splits: the splits to read; None for those that the corpus has.
+    augment: changes of the waveforms of training clips, see `kikitori.augmentation`; None for none.
+    seed: of the order of the training clips, and of these changes.
+    load_splits: the splits to read; None for those that the corpus has.
     trainer: whose processes share the clips, until Lightning attaches one.
     Other arguments: see `kikitori.data.filters.FilterRules`.
     """
@@ -80,6 +94,7 @@ class SpeechDataModule(pl.LightningDataModule):
         max_reject_rate: float = 0.05,
         allow_shared_speakers: bool = False,
         allow_shared_clips: bool = False,
+        augment: Augmentation | None = None,
         seed: int = 0,
         load_splits: Sequence[Split] | None = SPLITS,
         trainer: pl.Trainer | None = None,
@@ -120,6 +135,9 @@ class SpeechDataModule(pl.LightningDataModule):
             allow_shared_speakers=allow_shared_speakers,
             allow_shared_clips=allow_shared_clips,
         )
+        self.augment = augment or Augmentation()
+        if cache_encoder_outputs and self.augment.is_on:
+            raise ConfigError(f"data.cache_encoder_outputs: {NOT_CACHEABLE}")
         self.seed = seed
         # The splits that are served; those of `load_splits=None` are known when the corpus is read.
         self.splits = list(SPLITS if load_splits is None else load_splits)
@@ -128,6 +146,7 @@ class SpeechDataModule(pl.LightningDataModule):
         self.rejects: Sequence[Reject] = []
         self._corpus: Corpus | None = None
         self._prepared: PreparedData | None = None
+        self._sounds: dict[str, Sounds] = {}
         self._encoder_caches: dict[Split, dict[Window, EncoderCache]] = {}
         # A hash of the weights and the precision that the encoder caches were built for.
         self._encoder: str | None = None
@@ -148,6 +167,8 @@ class SpeechDataModule(pl.LightningDataModule):
             if self.held_out:
                 corpus = hold_out(corpus, self.held_out)
             self.splits = present_splits(corpus, None if self._all_present else self.splits)
+            for name, folder in self.augment.folders.items():
+                sound_files(folder, name)
             self._corpus = corpus
         return self._corpus
 
@@ -176,6 +197,8 @@ class SpeechDataModule(pl.LightningDataModule):
             prepared = prepare(corpus, self.splits, self.limit, self.rules, self.processor)
             self.rejects = prepared.rejects
             check_usable(prepared, self.rules)
+            for name, folder in self.augment.folders.items():
+                self._sounds[name] = decode_sounds(folder, name, self.roots, self.rules.max_reject_rate)
             self._prepared = prepared
 
     @property
@@ -192,7 +215,8 @@ class SpeechDataModule(pl.LightningDataModule):
 
     def summary(self) -> dict[str, Any]:
         """The `data` of results.json."""
-        return self.prepared.summary(self.language)
+        folders = {name: sounds.summary() for name, sounds in self._sounds.items()}
+        return self.prepared.summary(self.language) | ({"augmentation": folders} if folders else {})
 
     def reject_rows(self) -> list[dict[str, str]]:
         """The rows of rejects.jsonl."""
@@ -212,7 +236,13 @@ class SpeechDataModule(pl.LightningDataModule):
         if window is not None:
             processor = replace(processor, window=window)
         encoder_caches = self._encoder_caches.get(split) if self.cache_encoder_outputs else None
-        return SpeechDataset(clips, self.prepared.audio_caches[split], processor, encoder_caches)
+        augmenter = self._augmenter() if split == "train" and self.augment.is_on else None
+        return SpeechDataset(clips, self.prepared.audio_caches[split], processor, encoder_caches, augmenter)
+
+    def _augmenter(self) -> Augmenter:
+        voices = Sounds(self.prepared.audio_caches["train"], [clip.name for clip in self.clips["train"]])
+        noises, rooms = (self._sounds.get(name, ()) for name in FOLDERS)
+        return Augmenter(self.augment, self.seed, voices, noises, rooms)
 
     def model_processor(self) -> Processor:
         """The model's processor, with the windows of this module. Raises ConfigError if there is none."""
@@ -223,7 +253,11 @@ class SpeechDataModule(pl.LightningDataModule):
 
     def window_frames(self) -> set[int]:
         """The windows, in log-Mel frames, that occur in training."""
-        return {*self.dataset("train").windows(), self.model_processor().frames}
+        dataset, processor = self.dataset("train"), self.model_processor()
+        found = {*dataset.windows(), processor.frames}
+        for samples in {round(seconds * FRAMES_PER_SECOND) * HOP_LENGTH for seconds in dataset.durations_s()}:
+            found |= {processor.window_frames(round(samples / speed)) for speed in self.augment.speeds()}
+        return found
 
     @property
     def steps_per_epoch(self) -> int:

@@ -7,9 +7,11 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from kikitori.audio.waveform import SAMPLE_RATE, to_float
+from kikitori.augmentation.augmenter import Augmenter
 from kikitori.corpora.types import Clip
 from kikitori.data.audio_cache import AudioCache
 from kikitori.data.sampler import SampledClip
+from kikitori.model.features import HOP_LENGTH
 from kikitori.model.processor import Processor
 from kikitori.model.window import FULL, Window
 from kikitori.runtime.errors import DataError
@@ -26,6 +28,7 @@ class SpeechDataset(Dataset[dict[str, Any]]):
 
     An example is read by its index, or in training by a `SampledClip`, which adds its weight and window.
     encoder_caches: outputs of a frozen encoder by window; examples of these windows hold them instead of log-Mels.
+    augmenter: what changes the clips of a training step.
     """
 
     def __init__(
@@ -34,24 +37,32 @@ class SpeechDataset(Dataset[dict[str, Any]]):
         audio: AudioCache,
         processor: Processor,
         encoder_caches: Mapping[Window, StatesByClip] | None = None,
+        augmenter: Augmenter | None = None,
     ) -> None:
         self.clips = clips
         self.audio = audio
         self.processor = processor
         self.encoder_caches = encoder_caches or {}
+        self.augmenter = augmenter
 
     def __len__(self) -> int:
         return len(self.clips)
 
     def __getitem__(self, key: int | SampledClip) -> dict[str, Any]:
-        index, weight, full_window, step_clips = key if isinstance(key, SampledClip) else (key, None, False, None)
+        sampled = key if isinstance(key, SampledClip) else (key, None, False, None, None)
+        index, weight, full_window, step_clips, step = sampled
         clip = self.clips[index]
         window = FULL if full_window else self.processor.window
+        samples = self.audio.decoded[clip.name].samples
         inputs: dict[str, Any]
         if window in self.encoder_caches:
             inputs = {"encoder_states": self.encoder_caches[window][clip.name]}
         else:
-            inputs = {"input_features": self.processor.log_mel(to_float(self.audio.pcm(clip.name)), full_window)}
+            waveform = to_float(self.audio.pcm(clip.name))
+            if self.augmenter and step is not None:
+                waveform = self.augmenter(waveform, step, clip.name, index, self.processor.frames * HOP_LENGTH)
+            samples = len(waveform)
+            inputs = {"input_features": self.processor.log_mel(waveform, full_window)}
         tokens = self.processor.encode(clip.text)
         if fault := self.processor.label_fault(tokens):
             raise DataError(f"{clip.name}: {fault}")
@@ -60,7 +71,7 @@ class SpeechDataset(Dataset[dict[str, Any]]):
             "tokens": tokens,
             "clip": clip.name,
             "text": clip.text,
-            "seconds": self.audio.decoded[clip.name].samples / SAMPLE_RATE,
+            "seconds": samples / SAMPLE_RATE,
             "weight": weight,
             "step_clips": step_clips,
         }

@@ -1,16 +1,26 @@
-"""Prepares a corpus: decodes its audio into the audio cache, filters the clips, and reports those left out."""
+"""Prepares a corpus: decodes its audio into the audio cache, filters the clips, and reports those left out.
 
+Folders of noise and rooms, for augmentation, are decoded into caches of the same kind.
+"""
+
+import logging
+import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import sha256
+from pathlib import Path
 from statistics import median
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from kikitori.audio.formats import SUFFIXES, UNREADABLE_SUFFIXES
 from kikitori.audio.waveform import SAMPLE_RATE
-from kikitori.corpora.types import Clip, Corpus, Reject, Split
+from kikitori.augmentation.operations import SILENT_PEAK
+from kikitori.corpora.audio_files import AudioFiles
+from kikitori.corpora.types import Clip, Corpus, Decoded, Reject, Split
 from kikitori.data.audio_cache import AudioCache, build_audio_cache
 from kikitori.data.filters import (
     FilterRules,
@@ -24,8 +34,12 @@ from kikitori.data.filters import (
 from kikitori.metrics.speech_rate import fastest_s
 from kikitori.model.processor import Processor
 from kikitori.runtime.console import progress_bar
-from kikitori.runtime.errors import DataError
+from kikitori.runtime.errors import DataError, shortened
 from kikitori.runtime.paths import cache_folder
+
+# Seconds: a longer recording is no impulse response.
+MAX_ROOM_S = 10
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -156,3 +170,75 @@ def listed_clips(corpus: Corpus, splits: Sequence[Split]) -> list[Clip]:
 def unreadable_rows(corpus: Corpus, splits: Sequence[Split]) -> list[Reject]:
     """The rows of these splits that were rejected when the corpus was read."""
     return [reject for reject in corpus.rejects if reject.split in splits]
+
+
+@dataclass(frozen=True)
+class Sounds:
+    """Recordings of an audio cache by their index, (samples,) int16 each. left_out: the faults of others, by name."""
+
+    cache: AudioCache
+    names: Sequence[str]
+    left_out: Mapping[str, str] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int, /) -> NDArray[np.int16]:
+        return self.cache.pcm(self.names[index])
+
+    def summary(self) -> dict[str, Any]:
+        """For results.json: how many there are, and a hash of their names and audio."""
+        used = [self.cache.decoded[name] for name in self.names]
+        rows = "".join(f"{name}\t{facts.digest}\n" for name, facts in zip(self.names, used, strict=True))
+        return {
+            "recordings": len(used),
+            "seconds": round(sum(facts.samples for facts in used) / SAMPLE_RATE, 2),
+            "digest": sha256(rows.encode()).hexdigest()[:16],
+            "left_out": dict(self.left_out),
+        }
+
+
+def sound_files(folder: Path, key: str) -> list[str]:
+    """The names of the recordings in a folder, at any depth. Raises DataError if there are none.
+
+    key: the setting that names the folder. Links to folders are not followed.
+    """
+    suffixes = (*SUFFIXES, *UNREADABLE_SUFFIXES)
+    paths = (Path(place, name) for place, _, names in os.walk(folder) for name in names)
+    found = sorted(path.relative_to(folder).as_posix() for path in paths if path.suffix.lower() in suffixes)
+    if not found:
+        raise DataError(f"augment.{key}={folder}: holds no recordings ({', '.join(SUFFIXES[:5])} and others)")
+    return found
+
+
+def decode_sounds(folder: Path, key: str, roots: Sequence[str], max_reject_rate: float) -> Sounds:
+    """Decodes a folder of noise or rooms into the audio cache, unless it is there already.
+
+    Recordings that cannot be used are left out, and the log names them. Raises DataError with their names if there are
+    more of them than `max_reject_rate` allows, as for clips. roots: as of AudioFiles.
+    """
+    files, names = AudioFiles(folder, roots), sound_files(folder, key)
+    found = [files.clip(name, "train", "", None) for name in names]
+    clips = [clip for clip in found if isinstance(clip, Clip)]
+    faults = {reject.name: reject.detail for reject in found if isinstance(reject, Reject)}
+    with progress_bar() as progress:
+        cache = build_audio_cache(clips, cache_folder() / "store", progress)
+    faults |= {clip.name: fault for clip in clips if (fault := _sound_fault(cache.decoded[clip.name], key))}
+    if faults:
+        lines = shortened([f"{name} ({fault})" for name, fault in sorted(faults.items())])
+        message = f"augment.{key}: {len(faults)} of {len(names)} recordings cannot be used: {lines}"
+        if len(faults) > max_reject_rate * len(names) or len(faults) == len(names):
+            raise DataError(f"{message}; remove or repair them, or raise data.max_reject_rate={max_reject_rate:g}")
+        log.warning("%s; augmentation leaves them out", message)
+    return Sounds(cache, [clip.name for clip in clips if clip.name not in faults], faults)
+
+
+def _sound_fault(decoded: Decoded, key: str) -> str | None:
+    """Why a recording cannot be noise or an impulse response; None if it can."""
+    if decoded.error:
+        return decoded.error
+    if decoded.peak < SILENT_PEAK:
+        return "is silent"
+    if key == "room_folder" and decoded.samples > MAX_ROOM_S * SAMPLE_RATE:
+        return f"is longer than {MAX_ROOM_S} s: no impulse response"
+    return None

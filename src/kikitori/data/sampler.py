@@ -22,13 +22,15 @@ class SampledClip(NamedTuple):
     """A clip of a training batch, by its index.
 
     weight: factor of its summed token losses; 0 for a clip that only fills up a batch. full_window: whether it is
-    padded to the model's full window instead of its own. step_clips: clips of the step, over all processes.
+    padded to the model's full window instead of its own. step_clips: clips of the step, over all processes. step: the
+    number of steps before it, on which its augmentation depends; without one it has none.
     """
 
     clip_index: int
     weight: float
     full_window: bool = False
     step_clips: int | None = None
+    step: int | None = None
 
 
 def epoch_batches(
@@ -129,7 +131,7 @@ class StepSampler(DistributedSampler[list[SampledClip]]):
             full_window = int((step + 1) * self.full_window_share) > int(step * self.full_window_share)
             # DDP averages over the processes.
             weight = self.world_size / sum(self.tokens[i] for i in clips)
-            rest = (full_window, len(clips))
+            rest = (full_window, len(clips), step)
             own = [SampledClip(i, weight, *rest) for i in clips[self.rank :: self.world_size]]
             size = -(-len(clips) // self.world_size)
             yield own + [SampledClip(clips[0], 0.0, *rest)] * (size - len(own))

@@ -68,10 +68,18 @@ def _training(results: Mapping[str, Any]) -> str:
         "schedule": config["optim"].get("schedule"),
         "warm-up steps": config["optim"].get("warmup_steps"),
         "frozen": config["model"].get("freeze"),
+        "augmentation": _augmentation(config.get("augment") or {}),
         "seed": config.get("seed"),
     }
     listed = ", ".join(f"{name} {value}" for name, value in settings.items() if value is not None)
     return f"{listed[:1].upper()}{listed[1:]}. Made with {tools}."
+
+
+def _augmentation(settings: Mapping[str, Any]) -> str | None:
+    """The changes of the training clips with their probabilities; None if there were none."""
+    probs = {key.removesuffix("_prob"): value for key, value in settings.items() if key.endswith("_prob") and value}
+    changes = [f"{name.replace('_', '-')} {percent(prob)} %" for name, prob in probs.items()]
+    return f"of the clips ({', '.join(changes)})" if changes else None
 
 
 def _full_window_share(results: Mapping[str, Any]) -> str:

@@ -210,12 +210,14 @@ def _patience(config: Mapping[str, Any]) -> float:
 
 def check_data(results: Results, summary: Mapping[str, Any], accepted: Sequence[str], folder: Path) -> None:
     """Raises ConfigError if a resumed run finds other clips than it began with."""
-    before = results.get("data", {}).get("splits", {})
+    before = results.get("data", {})
     found = {}
-    for split, facts in summary["splits"].items():
-        if split in before and before[split]["digest"] != facts["digest"]:
-            counts = f"{before[split]['clips']} clips then, {facts['clips']} now"
-            found[f"data ({split})"] = f"audio or transcripts have changed: {counts}"
+    for part, what, unit in (("splits", "audio or transcripts", "clips"), ("augmentation", "recordings", "recordings")):
+        for name, facts in summary.get(part, {}).items():
+            earlier = before.get(part, {}).get(name, facts)
+            if earlier["digest"] != facts["digest"]:
+                counts = f"{earlier[unit]} {unit} then, {facts[unit]} now"
+                found[f"data ({name})"] = f"{what} have changed: {counts}"
     refuse_changes(found, accepted, folder)
 
 

@@ -1,0 +1,1 @@
+"""Augmentation of training clips: changes of a waveform, and which of them a clip gets in a step."""
