@@ -16,6 +16,7 @@ LAYERS = (
     ("compare", "pipelines"),
     ("runs", "training"),
     ("config", "data", "inference"),
+    ("joining",),
     ("corpora", "model"),
     ("audio", "metrics", "runtime"),
 )

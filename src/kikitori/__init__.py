@@ -1,7 +1,8 @@
 """kikitori (聞き取り): fine-tune Whisper on speech, Japanese first.
 
 The names below are imported when they are first used, so that `import kikitori` and the command line start fast.
-Models: `load_whisper`, `build_whisper`, `Whisper`. Data: `CommonVoice`, `Demo`, `Manifest`, `Hub`, `SpeechDataModule`.
+Models: `load_whisper`, `build_whisper`, `Whisper`. Data: `CommonVoice`, `Demo`, `Manifest`, `Hub`, `SpeechDataModule`,
+`Joining`.
 Training with Lightning: `WhisperModule`, `adamw`, `ddp`. Results: `transcribe`, `score`, `find_runs`.
 """
 
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from kikitori.data.datamodule import CommonVoice, Demo, Hub, Manifest, SpeechDataModule
     from kikitori.inference.transcribe import transcribe
+    from kikitori.joining.settings import Joining
     from kikitori.metrics.error_rates import score
     from kikitori.model.loading import build_whisper, load_whisper
     from kikitori.model.whisper import Whisper
@@ -30,6 +32,7 @@ _EXPORTS = {
     "CommonVoice": "kikitori.data.datamodule",
     "Demo": "kikitori.data.datamodule",
     "Hub": "kikitori.data.datamodule",
+    "Joining": "kikitori.joining.settings",
     "Manifest": "kikitori.data.datamodule",
     "SpeechDataModule": "kikitori.data.datamodule",
     "Whisper": "kikitori.model.whisper",
@@ -49,6 +52,7 @@ __all__ = [
     "CommonVoice",
     "Demo",
     "Hub",
+    "Joining",
     "Manifest",
     "OptunaPruning",
     "SpeechDataModule",

@@ -22,7 +22,9 @@ from kikitori.data.dataset import ExampleLists, SpeechDataset
 from kikitori.data.encoder_cache import EncoderCache, build_encoder_caches, check_cacheable, key
 from kikitori.data.filters import FilterRules, check_limit
 from kikitori.data.preparation import PreparedData, check_usable, decode, prepare, unreadable_rows
-from kikitori.data.sampler import ScoringBatches, StepSampler
+from kikitori.data.sampler import SampledClip, ScoringBatches, StepSampler
+from kikitori.joining.plan import Planner
+from kikitori.joining.settings import Joining
 from kikitori.model.processor import Processor
 from kikitori.model.window import FULL, Window, make_window
 from kikitori.runtime.errors import ConfigError, DataError, check_above_zero, check_fraction, check_not_negative
@@ -52,7 +54,8 @@ class SpeechDataModule(pl.LightningDataModule):
     limit: clips to keep of each split (default: all), see `kikitori.data.filters.take_subset`.
     held_out: share of the training clips that becomes validation, and test, where the corpus has no such split; see
     `kikitori.corpora.splits`. roots: folders outside of the corpus in which its recordings may lie.
-    seed: of the order of the training clips. load_splits: the splits to read; None for those that the corpus has.
+    joining: how training clips are joined into windows with timestamps and previous text, see
+    `kikitori.joining.settings`; None for clips alone. seed: of the order of the training clips. load_splits: the splits to read; None for those that the corpus has.
     trainer: whose processes share the clips, until Lightning attaches one.
     Other arguments: see `kikitori.data.filters.FilterRules`.
     """
@@ -80,6 +83,7 @@ class SpeechDataModule(pl.LightningDataModule):
         max_reject_rate: float = 0.05,
         allow_shared_speakers: bool = False,
         allow_shared_clips: bool = False,
+        joining: Joining | None = None,
         seed: int = 0,
         load_splits: Sequence[Split] | None = SPLITS,
         trainer: pl.Trainer | None = None,
@@ -120,6 +124,11 @@ class SpeechDataModule(pl.LightningDataModule):
             allow_shared_speakers=allow_shared_speakers,
             allow_shared_clips=allow_shared_clips,
         )
+        self.joining = joining if joining and joining.changes_training else None
+        if self.joining and cache_encoder_outputs:
+            raise ConfigError(
+                "data.cache_encoder_outputs=true keeps the outputs of single clips; set it to false, or joining=none"
+            )
         self.seed = seed
         # The splits that are served; those of `load_splits=None` are known when the corpus is read.
         self.splits = list(SPLITS if load_splits is None else load_splits)
@@ -128,6 +137,7 @@ class SpeechDataModule(pl.LightningDataModule):
         self.rejects: Sequence[Reject] = []
         self._corpus: Corpus | None = None
         self._prepared: PreparedData | None = None
+        self._planner: Planner | None = None
         self._encoder_caches: dict[Split, dict[Window, EncoderCache]] = {}
         # A hash of the weights and the precision that the encoder caches were built for.
         self._encoder: str | None = None
@@ -155,7 +165,7 @@ class SpeechDataModule(pl.LightningDataModule):
         """A copy for a model's processor. The corpus is not read again."""
         other = copy.copy(self)
         other.processor = other._with_own_window(processor)
-        other._prepared, other._encoder_caches, other._encoder = None, {}, None
+        other._prepared, other._planner, other._encoder_caches, other._encoder = None, None, {}, None
         return other
 
     def _with_own_window(self, processor: Processor | None) -> Processor | None:
@@ -176,6 +186,8 @@ class SpeechDataModule(pl.LightningDataModule):
             prepared = prepare(corpus, self.splits, self.limit, self.rules, self.processor)
             self.rejects = prepared.rejects
             check_usable(prepared, self.rules)
+            if self.joining and self.processor and "train" in self.splits:
+                self._planner = prepared.planner(self.joining, self.seed)
             self._prepared = prepared
 
     @property
@@ -226,8 +238,25 @@ class SpeechDataModule(pl.LightningDataModule):
         return {*self.dataset("train").windows(), self.model_processor().frames}
 
     @property
+    def planner(self) -> Planner | None:
+        """Plans the training examples; None if each of them is one clip."""
+        self.setup()
+        return self._planner
+
+    def trained_on(self) -> dict[str, float]:
+        """What `Whisper.trained_on` keeps of a training with this data."""
+        return self.prepared.trained_on(self.planner)
+
+    @property
+    def most_train_tokens(self) -> int:
+        """The supervised tokens of the longest training example, at most."""
+        return self.model_processor().max_label_tokens if self.planner else max(self.prepared.train_tokens)
+
+    @property
     def steps_per_epoch(self) -> int:
-        """Optimizer steps of one epoch: those that read each training clip once, or fewer for limit_train_batches."""
+        """Optimizer steps of one epoch: those in which each training clip, or the example that begins with it, is read
+        once; fewer for limit_train_batches.
+        """
         steps = -(-len(self.clips["train"]) // self.global_batch_size)
         limit = self.trainer.limit_train_batches if self.trainer else None
         return min(limit, steps) if isinstance(limit, int) else int((limit or 1.0) * steps)
@@ -262,6 +291,7 @@ class SpeechDataModule(pl.LightningDataModule):
             self.rank,
             global_step=lambda: self.trainer.global_step if self.trainer else 0,
             steps_per_epoch=self.steps_per_epoch,
+            plan=self.planner,
         )
         return self._loader(dataset, sampler, persistent_workers=self.num_workers > 0)
 
@@ -273,9 +303,15 @@ class SpeechDataModule(pl.LightningDataModule):
         return trainer.max_steps if trainer.max_steps > 0 else None
 
     def first_batch(self, split: Split) -> Batch:
-        """The first clips of a split as a batch, without the workers and the pinned memory of a loader."""
-        dataset = self.dataset(split)
-        return collate([dataset[i] for i in range(min(len(dataset), self.global_batch_size))])
+        """The first clips of a split as a batch, without the workers and the pinned memory of a loader.
+
+        If training clips are joined, the examples of the first step that begin with them.
+        """
+        dataset, planner = self.dataset(split), self.planner if split == "train" else None
+        first: list[Any] = list(range(min(len(dataset), self.global_batch_size)))
+        if planner:
+            first = [SampledClip(i, 1.0, example=planner(0, i)) for i in first]
+        return collate([dataset[key] for key in first])
 
     def val_dataloader(self) -> DataLoader[Batch]:
         """This process's share of the validation clips."""

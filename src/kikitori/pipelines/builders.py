@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 def build_data(config: dict[str, Any], trainer: pl.Trainer | None = None) -> SpeechDataModule:
     """The configured data module, whose corpus is not read yet."""
     more = {"seed": config["seed"], "load_splits": config.get("splits", SPLITS), "trainer": trainer}
+    if "joining" in config:  # in training
+        more["joining"] = instantiate(config["joining"], "joining")
     data: SpeechDataModule = instantiate(config["data"], "data", **more)
     return data
 

@@ -34,7 +34,7 @@ Rates are all edits divided by all lengths, on normalised text, with 95 % bootst
 **Windows.** Trained and scored with each clip padded to {model["window"]}.{_full_window_share(results)}
 {_stock_pipeline(results)}
 
-**Training.** {_training(results)}
+**Training.** {_training(results)}{_joined(results)}
 
 ```python
 import kikitori
@@ -68,6 +68,20 @@ def _training(results: Mapping[str, Any]) -> str:
     listed = ", ".join(f"{name} {value}" for name, value in settings.items() if value is not None)
     tools = ", ".join(f"{name} {versions[name]}" for name in ("kikitori", "torch", "transformers") if name in versions)
     return f"{listed[:1].upper()}{listed[1:]}. Made with {tools}."
+
+
+def _joined(results: Mapping[str, Any]) -> str:
+    """How clips were joined into windows, and with what in their labels; nothing if none were."""
+    joining, facts = results["config"].get("joining") or {}, results.get("training", {}).get("joined")
+    if not facts:
+        return ""
+    share, stamps, previous = (percent(joining.get(key, 0)) for key in ("share", "timestamps", "previous_text"))
+    labels = f", {stamps} % of the examples had timestamps and {previous} % previous text" if joining["share"] else ""
+    return (
+        f" {share} % of the examples were clips joined into windows of {results['model']['window_s']:g} s"
+        f" ({facts['clips_per_example']:g} clips per example on average){labels};"
+        f" {percent(joining.get('non_speech', 0))} % were silence or noise without text."
+    )
 
 
 def _full_window_share(results: Mapping[str, Any]) -> str:
