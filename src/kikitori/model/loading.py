@@ -21,6 +21,7 @@ from kikitori.model.processor import (
     TASKS,
     WINDOW_KEY,
     Processor,
+    add_timestamps,
     byte_tokenizer,
     make_processor,
     whisper_code,
@@ -65,6 +66,7 @@ def load_whisper(
         saved_config = _config(name, values | config)
         saved = _saved_generation(name, place, safely, saved_config)
         check_tokenizer(name, tokenizer, saved_config, saved)
+        _add_timestamps(tokenizer, saved_config)
         chosen = choose_language_and_task(
             name, (language, task), (getattr(saved, "language", None), getattr(saved, "task", None)), default_language
         )
@@ -227,6 +229,13 @@ def _config(name: str, values: Mapping[str, Any]) -> WhisperConfig:
     if values.get(TRAINED_ON_KEY):
         setattr(config, TRAINED_ON_KEY, trained_on(values[TRAINED_ON_KEY], f"{where}{TRAINED_ON_KEY} with "))
     return config
+
+
+def _add_timestamps(tokenizer: WhisperTokenizer, config: WhisperConfig) -> None:
+    """Adds the timestamps of the model's window where the vocabulary ends with them and the tokenizer before them."""
+    first, count = tokenizer.convert_tokens_to_ids("<|notimestamps|>") + 1, config.max_source_positions + 1
+    if config.vocab_size == first + count:
+        add_timestamps(tokenizer, first, count)
 
 
 def _check_size(name: str, folder: Path, config: WhisperConfig) -> None:

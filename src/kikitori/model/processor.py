@@ -223,9 +223,18 @@ def byte_tokenizer(timestamps_s: int = 0) -> WhisperTokenizer:
     tokenizer = WhisperTokenizer(vocab={**vocabulary, END: len(vocabulary)}, merges=[], pad_token=END)
     tokenizer.add_special_tokens({"extra_special_tokens": SPECIAL_TOKENS})
     if timestamps_s:
-        stamps = [AddedToken(timestamp(i), normalized=False, special=False) for i in range(50 * timestamps_s + 1)]
-        tokenizer.add_tokens(stamps)
+        add_timestamps(tokenizer, len(tokenizer), timestamps_s * features.FRAMES_PER_SECOND // FRAMES_PER_POSITION + 1)
     return tokenizer
+
+
+def add_timestamps(tokenizer: WhisperTokenizer, first: int, count: int) -> None:
+    """Adds `count` timestamps to a tokenizer, if `first` is the id that its next token gets.
+
+    The tokenizers of some stock models lack them, although their vocabularies have a place for each.
+    """
+    if len(tokenizer) == first and timestamp(0) not in tokenizer.get_vocab():
+        # No special tokens, as in stock tokenizers: a stock tokenizer removes special ones from what it decodes.
+        tokenizer.add_tokens([AddedToken(timestamp(i), normalized=False, special=False) for i in range(count)])
 
 
 def control_token_in(text: str, processor: Processor | None = None) -> str | None:
