@@ -51,8 +51,8 @@ def main() -> None:
         "--segments",
         choices=("pauses", "timestamps"),
         default="pauses",
-        help="pauses: cuts a recording at its pauses; timestamps: reads window after window, and divides the text by the "
-        "model's own timestamps, of a stock model or one trained with joining=windows (default: pauses)",
+        help="pauses: cuts a recording at its pauses; timestamps: reads window after window, and divides the text by "
+        "the model's own timestamps, of a stock model or one trained with joining=windows (default: pauses)",
     )
     parser.add_argument(
         "--previous-text",
@@ -188,8 +188,9 @@ def transcribe_files(
                 continue
             seconds = len(samples) / SAMPLE_RATE
             progress = Progress(f"{number} of {len(files)}: {path.name}", seconds)
-            how = {"segments": segments, "previous_text": previous_text}
-            pieces = transcribe_pieces(whisper, samples, advance=progress.advance, **how)
+            pieces = transcribe_pieces(
+                whisper, samples, advance=progress.advance, segments=segments, previous_text=previous_text
+            )
             progress.close()
             yield path, round(seconds, 2), joined(whisper, pieces), pieces, ""
 

@@ -23,10 +23,10 @@ class Batch(TypedDict):
     input_features: (clips, mels, frames) float32 for each window in the batch, usually one; or, if they are cached,
     encoder_states: (clips, positions, d_model). labels: (batch, tokens) int64. decoder_input_ids: what the decoder
     reads, (batch, tokens) int64; None if it follows from the labels, because no clip has a prompt. num_tokens: how many
-    labels are supervised, by clip. clips: names. texts: references. seconds: durations, 0 of a clip that only fills up a training
-    batch. weights: (batch,) float32, factors of the clips' summed token losses; None outside training, or for a sampler
-    that gives none. step_clips: clips of the training step over all processes, if the sampler counts them. What the CPU
-    reads is in lists: for a tensor, it would wait for the GPU.
+    labels are supervised, by clip. clips: names. texts: references. seconds: durations, 0 of a clip that only fills up
+    a training batch. weights: (batch,) float32, factors of the clips' summed token losses; None outside training, or
+    for a sampler that gives none. step_clips: clips of the training step over all processes, if the sampler counts
+    them. What the CPU reads is in lists: for a tensor, it would wait for the GPU.
     """
 
     input_features: list[Tensor]
@@ -93,8 +93,8 @@ def check_label_contract(batch: Batch, processor: Processor) -> None:
     """Raises DataError unless a batch fits the model: the contract between processor, labels and decoder.
 
     The decoder's input has one start token, after the prompt if there is one, followed by language and task; all labels
-    from there to the end token are supervised, and none before; all padding is masked; the features fill their window. Checked before the first step; `SpeechDataset` checks the token
-    ids of every clip of every batch.
+    from there to the end token are supervised, and none before; all padding is masked; the features fill their window.
+    Checked before the first step; `SpeechDataset` checks the token ids of every clip of every batch.
     """
     features, labels = batch["input_features"], batch["labels"]
     start = processor.prefix[0]

@@ -54,8 +54,8 @@ class SpeechDataModule(pl.LightningDataModule):
     limit: clips to keep of each split (default: all), see `kikitori.data.filters.take_subset`.
     held_out: share of the training clips that becomes validation, and test, where the corpus has no such split; see
     `kikitori.corpora.splits`. roots: folders outside of the corpus in which its recordings may lie.
-    joining: how training clips are joined into windows with timestamps and previous text, see
-    `kikitori.joining.settings`; None for clips alone. seed: of the order of the training clips. load_splits: the splits to read; None for those that the corpus has.
+    joining: how training clips are joined into windows, see `kikitori.joining.settings`; None for clips alone.
+    seed: of the order of the training clips. load_splits: the splits to read; None for those that the corpus has.
     trainer: whose processes share the clips, until Lightning attaches one.
     Other arguments: see `kikitori.data.filters.FilterRules`.
     """

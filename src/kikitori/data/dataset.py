@@ -79,15 +79,15 @@ class SpeechDataset(Dataset[dict[str, Any]]):
         processor = self.processor
         samples = example_samples(example, self._pcm, round(processor.window_s * SAMPLE_RATE))
         texts = [self.clips[placed.clip].text for placed in example.sentences]
-        names = [self.clips[placed.clip].name for placed in example.sentences] or [str(example.noise and example.noise.kind)]
+        name = "+".join(self.clips[placed.clip].name for placed in example.sentences)
         labels = self._labels(example, texts)
         if fault := label_fault(processor, labels.tokens):
-            raise DataError(f"{'+'.join(names)}: {fault}")
+            raise DataError(f"{name}: {fault}")
         return {
             "input_features": processor.log_mel(samples, full_window or example.joined),
             "tokens": labels.tokens,
             "prompt": labels.prompt,
-            "clip": "+".join(names),
+            "clip": example.noise.kind if example.noise else name,
             "text": processor.separator.join(texts),
             "seconds": len(samples) / SAMPLE_RATE,
         }

@@ -77,8 +77,8 @@ class StepSampler(DistributedSampler[list[SampledClip]]):
     that read each clip once, and fewer for a Trainer with limit_train_batches. full_window_share: share of the steps
     whose clips are padded to the full window. global_step: returns the number of steps done, from which an iteration
     continues. plan: returns the example that begins with a clip in a step, with which its tokens count in place of
-    `tokens`; None if each example is one clip. A global batch that the processes cannot share evenly, such as an epoch's last, is filled up with clips
-    of weight 0, so that all processes have the same number of clips.
+    `tokens`; None if each example is one clip. A global batch that the processes cannot share evenly, such as an
+    epoch's last, is filled up with clips of weight 0, so that all processes have the same number of clips.
 
     As a DistributedSampler, it keeps Lightning from sharing the clips among the processes a second time.
     """

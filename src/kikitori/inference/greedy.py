@@ -47,10 +47,11 @@ def greedy(
 ) -> list[Row]:
     """Generates the tokens of each row.
 
-    model: in eval mode. Only suppress_tokens, begin_suppress_tokens, eos_token_id (one) and no_timestamps_token_id, before
-    which the no-speech token is in the vocabulary, of its generation config are used. encoder_states: (batch, positions,
-    d_model), any number of positions. prefix: the first tokens of every row, with the start token. rule: called for each
-    token with the tokens of the rows that have not ended and their logits (rows, vocabulary), which it may lower in place.
+    model: in eval mode. Only suppress_tokens, begin_suppress_tokens, eos_token_id (one) and no_timestamps_token_id,
+    before which the no-speech token is in the vocabulary, of its generation config are used. encoder_states: (batch,
+    positions, d_model), any number of positions. prefix: the first tokens of every row, with the start token. rule:
+    called for each token with the tokens of the rows that have not ended and their logits (rows, vocabulary), which it
+    may lower in place.
     A row is cut off after max_new_tokens, which count the end token as generate does and are limited by the decoder's
     context, or once its tokens take more than its `seconds`, by `token_s`, or with `stop_loops` once it repeats itself.
 

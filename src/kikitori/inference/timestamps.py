@@ -176,7 +176,8 @@ class _WindowReader:
         states = encode(model, features.to(model.device, model.dtype))
         prefix, limit = [*prompt, *processor.prefix[:-1]], model.generation_config.max_new_tokens
         available_s = [(place.stop - place.start) / SAMPLE_RATE + MARGIN_S]
-        return greedy(model, states, prefix, limit, self.whisper.token_s, available_s, stop_loops=True, rule=self.rule)[0]
+        rows = greedy(model, states, prefix, limit, self.whisper.token_s, available_s, stop_loops=True, rule=self.rule)
+        return rows[0]
 
     def _doubt(self, row: Row, segments: Sequence[Segment], samples: Tensor) -> str:
         """What speaks against the text of a window. That it was cut off does not, after complete sentences."""

@@ -65,8 +65,8 @@ def transcribe_pieces(
     Silent pieces get no text. A piece whose text repeats itself, was cut off by a limit, or is too short for its speech
     is read again in two halves, and these likewise; the halves are taken if less of their time is doubtful.
     advance: called with the seconds of audio that were read. Samples that exceed full scale are scaled to it.
-    segments: timestamps for whole windows one after the other instead, whose timestamps by the model are the pieces, see
-    `kikitori.inference.timestamps`; previous_text: whether each is then read with the text before it as a prompt.
+    segments: timestamps reads whole windows instead, one after the other, and a piece is a sentence between the model's
+    timestamps, see `kikitori.inference.timestamps`. previous_text: whether each is read with the text before it.
     Raises ValueError for samples of another shape or type, not finite or 100 times over full scale, and ModelError for
     timestamps of a model whose tokenizer has none.
     """

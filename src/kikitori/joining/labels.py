@@ -3,8 +3,8 @@
     [<|startofprev|> previous] <|startoftranscript|> <|ja|> <|transcribe|> BODY <|endoftext|>
 
 BODY is `<|notimestamps|>` and the texts, or `<|t0|> text <|t1|><|t2|> text <|t3|>` and so on: the start and end of each
-sentence. A sentence that the end of the window cuts off leaves its start alone; a window with nothing else is empty. The
-decoder reads the prompt, but there is no loss on it. Source: Radford et al. 2022, sec. 2.3.
+sentence. A sentence that the end of the window cuts off leaves its start alone; a window with nothing else is empty.
+The decoder reads the prompt, but there is no loss on it. Source: Radford et al. 2022, sec. 2.3.
 """
 
 from collections.abc import Sequence
@@ -36,8 +36,8 @@ def label_ids(
     """The labels of a window.
 
     texts: token ids of each sentence. spans: the samples where each begins and ends; None for labels without
-    timestamps. crossing: where a sentence begins that the window's end cuts off. previous: token ids of the text before;
-    of more than fit, the last are kept: half of the decoder's context, or what the sentences leave.
+    timestamps. crossing: where a sentence begins that the window's end cuts off. previous: token ids of the text
+    before; of more than fit, the last are kept: half of the decoder's context, or what the sentences leave.
     """
     start, end = processor.prefix[0], processor.tokenizer.eos_token_id
     if spans is None:

@@ -111,7 +111,8 @@ def build_whisper(
 
     It has the special tokens of the pretrained models, so that all other code treats it the same. The defaults are
     those of `model=micro`: 1.1 M parameters, for clips of at most 3 s. timestamps: whether it has the tokens <|0.00|>,
-    <|0.02|> and so on to the end of its window, too; they change its random weights. Other arguments: see `load_whisper`.
+    <|0.02|> and so on to the end of its window, too; they change its random weights. Other arguments: see
+    `load_whisper`.
     """
     language, task = language or "ja", task or "transcribe"
     _check_fields(build_whisper, config)
