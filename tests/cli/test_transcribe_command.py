@@ -242,7 +242,9 @@ def test_timestamps_of_a_model_without_any_and_previous_text_of_pauses_are_refus
 ) -> None:
     micro.save(tmp_path)
     message = refusal(monkeypatch, "--model", str(tmp_path), "--segments", "timestamps")
-    assert message.startswith("ModelError: the model's tokenizer has no timestamps; read its recordings by their pauses")
+    assert message.startswith(
+        "ModelError: the model's tokenizer has no timestamps; read its recordings by their pauses"
+    )
     refusal(monkeypatch, "--model", str(tmp_path), "--previous-text")
     assert "--previous-text: pieces between pauses are read without it; add --segments timestamps" in (
         capsys.readouterr().err

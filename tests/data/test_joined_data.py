@@ -47,7 +47,9 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def module(corpus: Path, whisper: Whisper, first: int = 0, processes: tuple[int, int] = (1, 0), **changes: Any) -> CommonVoice:
+def module(
+    corpus: Path, whisper: Whisper, first: int = 0, processes: tuple[int, int] = (1, 0), **changes: Any
+) -> CommonVoice:
     trainer = trainer_of(STEPS, *processes)
     trainer.global_step = first
     return common_voice(corpus, whisper, **{"trainer": trainer, "joining": JOINING, **changes})
@@ -204,14 +206,18 @@ def test_labels_with_a_fault_name_their_clips(corpus: Path, whisper: Whisper) ->
     first, second = (dataset.audio.decoded[f"clip_{n}.mp3"].samples for n in range(2))
     sentences = (Placed(0, 16_000, 16_000 + first), Placed(1, 0, second), Placed(0, 30_000, 30_000 + first))
     broken = Example(sentences, joined=True, stamped=True)
-    with pytest.raises(DataError, match=r"clip_0.mp3\+clip_1.mp3\+clip_0.mp3: the timestamps of the labels do not ascend"):
+    with pytest.raises(
+        DataError, match=r"clip_0.mp3\+clip_1.mp3\+clip_0.mp3: the timestamps of the labels do not ascend"
+    ):
         dataset[SampledClip(0, 1.0, example=broken)]
 
 
 def test_training_takes_steps_with_prompts_and_logs_the_clips(corpus: Path, whisper: Whisper, tmp_path: Path) -> None:
     data = common_voice(corpus, whisper, joining=JOINING)
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
-    trainer = pl.Trainer(default_root_dir=tmp_path, max_steps=4, limit_val_batches=0, enable_checkpointing=False, **quiet)
+    trainer = pl.Trainer(
+        default_root_dir=tmp_path, max_steps=4, limit_val_batches=0, enable_checkpointing=False, **quiet
+    )
     before = {name: p.clone() for name, p in whisper.model.named_parameters()}
     trainer.fit(WhisperModule(whisper, adamw(lr=1e-3)), datamodule=data)
     assert trainer.global_step == 4

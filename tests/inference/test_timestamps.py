@@ -136,7 +136,13 @@ class Script:
         self.prompts.append(self.whisper.processor.decode([list(previous)])[0])
         written = self.windows[len(self.starts) - 1]
         ids = self.whisper.processor.tokenizer(written.removesuffix("…"), add_special_tokens=False)["input_ids"]
-        return Row(0.9 if written.startswith("~") else 0.1, ids, not written.endswith("…"), 1.0, -3.0 * len(ids) * written.startswith("~"))
+        return Row(
+            0.9 if written.startswith("~") else 0.1,
+            ids,
+            not written.endswith("…"),
+            1.0,
+            -3.0 * len(ids) * written.startswith("~"),
+        )
 
 
 @pytest.fixture
@@ -147,7 +153,11 @@ def read(whisper: Whisper, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tup
         samples = torch.randn(round(seconds * SAMPLE_RATE)) * 0.1
 
         def by_pauses(place: slice) -> list[Piece]:
-            start, end, middle = place.start / SAMPLE_RATE, place.stop / SAMPLE_RATE, (place.start + place.stop) / 2 / SAMPLE_RATE
+            start, end, middle = (
+                place.start / SAMPLE_RATE,
+                place.stop / SAMPLE_RATE,
+                (place.start + place.stop) / 2 / SAMPLE_RATE,
+            )
             return [Piece(start, middle, "前", ""), Piece(middle, end, "後", "")]
 
         pieces = read_by_timestamps(whisper, samples, by_pauses, previous_text)
@@ -158,7 +168,10 @@ def read(whisper: Whisper, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tup
 
 
 # As much as people say in a window.
-LONG = "今日はとても良い天気ですから散歩に行きましょうと母が言いましたが、父は家で本を読みたいと答えたので妹だけが出かけました。"
+LONG = (
+    "今日はとても良い天気ですから散歩に行きましょうと母が言いましたが、"
+    "父は家で本を読みたいと答えたので妹だけが出かけました。"
+)
 
 
 def test_the_next_window_begins_at_the_last_complete_timestamp(read: Any) -> None:
@@ -254,7 +267,7 @@ def test_random_weights_read_a_recording_to_its_end(whisper: Whisper) -> None:
 def test_unknown_segments_and_a_model_without_timestamps_are_refused(micro: Whisper) -> None:
     with pytest.raises(ValueError, match="must be pauses or timestamps"):
         transcribe_pieces(micro, torch.zeros(100), segments="words")  # type: ignore[arg-type]
-    with pytest.raises(ModelError, match="has no timestamps.*--segments pauses"):
+    with pytest.raises(ModelError, match=r"has no timestamps.*--segments pauses"):
         transcribe_pieces(micro, torch.zeros(100), segments="timestamps")
 
 

@@ -55,7 +55,10 @@ def test_the_choice_is_what_its_comments_say() -> None:
         ("joining.silence_s=[1]", "joining.silence_s: must be two numbers of at least 0, the lower one first"),
         ("joining.silence_s=[2,1]", "joining.silence_s: must be two numbers of at least 0, the lower one first"),
         ("joining.silence_s=[0,.inf]", "joining.silence_s: must be "),
-        ("joining.noise_dbfs=[-20,-60]", "joining.noise_dbfs: must be two numbers from -100 to -3, the lower one first"),
+        (
+            "joining.noise_dbfs=[-20,-60]",
+            "joining.noise_dbfs: must be two numbers from -100 to -3, the lower one first",
+        ),
         ("joining.noise_dbfs=[-60,0]", "joining.noise_dbfs: must be two numbers from -100 to -3"),
         ("joining.sahre=1", "joining.sahre: kikitori.Joining has no such argument; did you mean share?"),
         ("joining=null", "joining: must be a mapping; choose joining=... from none, windows"),

@@ -1,5 +1,6 @@
 """What examples hold: properties of all plans, and what is drawn how often."""
 
+import itertools
 from collections import Counter
 from dataclasses import replace
 from typing import Any
@@ -51,7 +52,7 @@ def test_a_window_is_never_overfull_and_its_clips_do_not_overlap(seconds, tokens
         assert example.sentences[0].clip == clip
         every = [*example.sentences, *([example.crossing] if example.crossing else [])]
         assert all(placed.end - placed.start == plan.samples[placed.clip] for placed in example.sentences)
-        assert all(before.end <= after.start for before, after in zip(every, every[1:], strict=False))
+        assert all(before.end <= after.start for before, after in itertools.pairwise(every))
         assert every[-1].end <= WINDOW
         assert len({placed.clip for placed in every} | set(example.previous)) == len(every) + len(example.previous)
         assert example.joined or len(every) == 1
@@ -178,7 +179,11 @@ def test_a_tokenizer_without_timestamps_is_refused_with_what_to_do() -> None:
 @pytest.mark.parametrize(
     "wrong",
     [
-        *({name: value} for name in ("share", "same_speaker", "timestamps", "non_speech") for value in (-0.1, 1.1, True)),
+        *(
+            {name: value}
+            for name in ("share", "same_speaker", "timestamps", "non_speech")
+            for value in (-0.1, 1.1, True)
+        ),
         *({"silence_s": value} for value in ([], [1], [1, 0.5], [-1, 1], [0, float("inf")], ["a", "b"])),
         *({"noise_dbfs": value} for value in ([-20, -60], [-120, -20], [-60, 0])),
     ],

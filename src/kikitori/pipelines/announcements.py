@@ -25,8 +25,9 @@ def announce(run: Session, trainer: pl.Trainer, module: WhisperModule, step: int
         )
     if step < length["steps"]:
         log.info(
-            "training: steps %d to %d of %d clips each (%s), a validation every %d steps; precision %s on %s%s",
-            *(step + 1, length["steps"], batch, epochs(length, step), length["every_steps"]),
+            "training: steps %d to %d of %d %s each (%s), a validation every %d steps; precision %s on %s%s",
+            *(step + 1, length["steps"], batch, "examples" if joined else "clips"),
+            *(epochs(length, step), length["every_steps"]),
             *(run.trainer_settings["precision"], hardware_facts(trainer)["device"]),
             "" if run.results.get("extended_from") else scoring_afterwards(run, module),
         )
