@@ -171,6 +171,10 @@ def test_what_is_trained_on_is_what_the_examples_hold(corpus: Path, whisper: Whi
     assert plain.keys() == {"longest_s", "p95_s", "density"}
     assert (joined["longest_s"], joined["non_speech"], joined["timestamps"]) == (3.0, 0.2, 0.5)
     assert joined["density"] == plain["density"]
+    # Noise is no clip whose length a model learns to read.
+    noisy = module(corpus, whisper, joining=Joining(non_speech=0.9)).trained_on()
+    assert noisy["longest_s"] == plain["longest_s"]
+    assert noisy["p95_s"] <= plain["longest_s"]
 
 
 def test_a_model_trained_on_silence_may_write_nothing(corpus: Path, whisper: Whisper, tmp_path: Path) -> None:

@@ -97,11 +97,11 @@ class PreparedData:
         """What `Whisper.trained_on` keeps of a training with these clips, or with the examples of a plan."""
         seconds = self.durations_s("train")
         density = [fastest_s(clip.text) / s for clip, s in zip(self.clips["train"], seconds, strict=True)]
-        more: dict[str, float] = {}
+        longest_s, more = max(seconds), dict[str, float]()
         if planner:
-            seconds = planner.durations_s()
+            seconds = planner.speech_s() or seconds
             more = {"non_speech": planner.joining.non_speech, "timestamps": planner.timestamps}
-        facts = {"longest_s": max(seconds), "p95_s": float(np.quantile(seconds, 0.95)), "density": median(density)}
+        facts = {"longest_s": max(longest_s, *seconds), "p95_s": float(np.quantile(seconds, 0.95)), "density": median(density)}
         return {name: round(value, 3) for name, value in (facts | more).items()}
 
 

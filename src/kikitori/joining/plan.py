@@ -116,14 +116,16 @@ class Planner:
         """Examples as a training has them, of at most SAMPLE clips."""
         return [self(0, clip) for clip in range(0, len(self.samples), -(-len(self.samples) // SAMPLE))]
 
-    def durations_s(self) -> list[float]:
-        """Seconds of the examples in the sample."""
-        return [example.samples(self.window) / SAMPLE_RATE for example in self.sample()]
+    def speech_s(self) -> list[float]:
+        """Seconds of the examples in the sample that hold speech; none if all of them are noise."""
+        return [example.samples(self.window) / SAMPLE_RATE for example in self.sample() if not example.noise]
 
     def facts(self) -> dict[str, float]:
         """Means over the sample: the clips whose texts an example holds, and its seconds; for results and the log."""
-        clips = [len(example.sentences) for example in self.sample()]
-        return {"clips_per_example": round(mean(clips), 2), "seconds_per_example": round(mean(self.durations_s()), 2)}
+        sample = self.sample()
+        seconds = mean(example.samples(self.window) for example in sample) / SAMPLE_RATE
+        clips = mean(len(example.sentences) for example in sample)
+        return {"clips_per_example": round(clips, 2), "seconds_per_example": round(seconds, 2)}
 
     def _fill(self, rng: np.random.Generator, example: Example) -> Example:
         """Puts clips one after the other until the window is full, or no further text fits into the labels."""
