@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from kikitori.model.whisper import Whisper
+from kikitori.runtime.errors import ConfigError
 from kikitori.training.optimizer import adamw, lr_factor, parameter_groups, reconfigure
 
 
@@ -82,3 +83,9 @@ def test_a_changed_setting_applies_after_a_restore() -> None:
         never_stopped = make(lr, max_steps)
         assert optimizer.param_groups[0]["lr"] == advanced(*never_stopped, 4)
         assert advanced(optimizer, scheduler, 3) == advanced(*never_stopped, 3)
+
+
+@pytest.mark.parametrize("betas", [(0.9, 1.0), (-0.1, 0.98), (float("nan"), 0.98)])
+def test_betas_are_from_0_to_below_1(betas: tuple[float, float]) -> None:
+    with pytest.raises(ConfigError, match=r"optim\.betas=.*: must be two numbers from 0 to below 1"):
+        adamw(betas=betas)

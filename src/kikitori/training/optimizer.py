@@ -36,6 +36,8 @@ def adamw(
         raise ConfigError(f"optim.schedule={schedule}: must be linear or constant")
     check_above_zero("optim", {"lr": lr})
     check_not_negative("optim", {"weight_decay": weight_decay})
+    if not all(0 <= beta < 1 for beta in betas):
+        raise ConfigError(f"optim.betas={betas}: must be two numbers from 0 to below 1")
     if warmup_steps is not None:
         check_not_negative("optim", {"warmup_steps": warmup_steps}, whole=True)
     return partial(_adamw, lr=lr, weight_decay=weight_decay, betas=betas, warmup_steps=warmup_steps, schedule=schedule)
