@@ -38,6 +38,7 @@ CONTEXTS = (
     ("train", ["trainer=ddp", "callbacks=early_stopping"]),
     ("train", ["hydra/launcher=slurm"]),
     ("train", ["hydra/sweeper=optuna"]),
+    ("train", ["model=micro", "model.timestamps=true", "joining=windows"]),
     ("evaluate", []),
 )
 

@@ -61,7 +61,7 @@ def test_the_choice_is_what_its_comments_say() -> None:
         ),
         ("joining.noise_dbfs=[-60,0]", "joining.noise_dbfs: must be two numbers from -100 to -3"),
         ("joining.sahre=1", "joining.sahre: kikitori.Joining has no such argument; did you mean share?"),
-        ("joining=null", "joining: must be a mapping; choose joining=... from none, windows"),
+        ("joining=null", "joining: must be a mapping with a _target_; choose joining=... from none, windows"),
         ("joining._target_=os.system", "joining._target_: may be kikitori.Joining"),
         ("data.joining=1", "data.joining: choose joining=windows"),
         ("data.cache_encoder_outputs=true", "data.cache_encoder_outputs: keeps the outputs of single clips"),

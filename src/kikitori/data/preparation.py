@@ -101,7 +101,11 @@ class PreparedData:
         if planner:
             seconds = planner.speech_s() or seconds
             more = {"non_speech": planner.joining.non_speech, "timestamps": planner.timestamps}
-        facts = {"longest_s": max(longest_s, *seconds), "p95_s": float(np.quantile(seconds, 0.95)), "density": median(density)}
+        facts = {
+            "longest_s": max(longest_s, *seconds),
+            "p95_s": float(np.quantile(seconds, 0.95)),
+            "density": median(density),
+        }
         return {name: round(value, 3) for name, value in (facts | more).items()}
 
 
