@@ -194,6 +194,15 @@ def test_a_model_trained_on_silence_may_write_nothing(corpus: Path, whisper: Whi
     assert config.begin_suppress_tokens == before
 
 
+def test_the_windows_that_occur_are_known_for_their_batch_sizes(corpus: Path, whisper: Whisper) -> None:
+    data = module(corpus, whisper, window="bucketed", joining=Joining(share=0.3, non_speech=0.5))
+    found = {part.shape[2] for batch in data.train_dataloader() for part in batch["input_features"]}
+    assert found <= data.window_frames() == {50, 80, 300}
+    edges = range(0, 60_000, 40)
+    window = data.model_processor().window
+    assert window.all_frames(300) == {window.frames(samples, 300) for samples in edges}
+
+
 def test_clips_that_cannot_be_joined_are_refused(corpus: Path, whisper: Whisper) -> None:
     short = build_whisper(d_model=16, encoder_layers=1, decoder_layers=1, max_label_tokens=128, window_s=1)
     with pytest.raises(ConfigError, match="no timestamps"):

@@ -235,7 +235,10 @@ class SpeechDataModule(pl.LightningDataModule):
 
     def window_frames(self) -> set[int]:
         """The windows, in log-Mel frames, that occur in training."""
-        return {*self.dataset("train").windows(), self.model_processor().frames}
+        processor = self.model_processor()
+        if self.joining and self.joining.non_speech:  # of any length
+            return processor.window.all_frames(processor.frames)
+        return {*self.dataset("train").windows(), processor.frames}
 
     @property
     def planner(self) -> Planner | None:
