@@ -18,6 +18,7 @@ LAYERS = (
     ("runs",),
     ("guard", "training"),
     ("config", "data", "inference"),
+    ("joining",),
     ("augmentation", "corpora", "model"),
     ("audio", "metrics", "runtime"),
 )

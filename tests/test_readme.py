@@ -41,6 +41,7 @@ CONTEXTS = (
     ("train", ["hydra/sweeper=optuna"]),
     ("guard", []),
     ("average", []),
+    ("train", ["model=micro", "model.timestamps=true", "joining=windows"]),
     ("evaluate", []),
 )
 

@@ -2,7 +2,8 @@
 
 The names below are imported when they are first used, so that `import kikitori` and the command line start fast.
 Models: `load_whisper`, `build_whisper`, `Whisper`. Data: `CommonVoice`, `Demo`, `Manifest`, `Hub`, `SpeechDataModule`,
-`Augmentation`. Training with Lightning: `WhisperModule`, `adamw`, `ddp`. Results: `transcribe`, `score`, `find_runs`.
+`Augmentation`, `Joining`. Training with Lightning: `WhisperModule`, `adamw`, `ddp`. Results: `transcribe`, `score`,
+`find_runs`.
 """
 
 import os
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from kikitori.augmentation.settings import Augmentation
     from kikitori.data.datamodule import CommonVoice, Demo, Hub, Manifest, SpeechDataModule
     from kikitori.inference.transcribe import transcribe
+    from kikitori.joining.settings import Joining
     from kikitori.metrics.error_rates import score
     from kikitori.model.loading import build_whisper, load_whisper
     from kikitori.model.whisper import Whisper
@@ -32,6 +34,7 @@ _EXPORTS = {
     "CommonVoice": "kikitori.data.datamodule",
     "Demo": "kikitori.data.datamodule",
     "Hub": "kikitori.data.datamodule",
+    "Joining": "kikitori.joining.settings",
     "Manifest": "kikitori.data.datamodule",
     "SpeechDataModule": "kikitori.data.datamodule",
     "Whisper": "kikitori.model.whisper",
@@ -52,6 +55,7 @@ __all__ = [
     "CommonVoice",
     "Demo",
     "Hub",
+    "Joining",
     "Manifest",
     "OptunaPruning",
     "SpeechDataModule",

@@ -215,3 +215,39 @@ def test_a_narrow_terminal_changes_no_line(micro: Whisper, tmp_path: Path) -> No
     lines = run_in_terminal(command, columns=30)
     rows = [json.loads(line[line.index("{") :]) for line in lines if "{" in line]
     assert [row["file"] for row in rows] == clips
+
+
+def test_segments_by_timestamps_have_the_models_times(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whisper = build_whisper(d_model=16, encoder_layers=1, decoder_layers=1, timestamps=True)
+    whisper.set_trained_on({"longest_s": 3.0, "p95_s": 3.0, "density": 0.3})
+    whisper.configure_generation(max_new_tokens=20, num_beams=1)
+    whisper.save(tmp_path)
+    words = ("--model", str(tmp_path), "--format", "jsonl", "--segments", "timestamps")
+    monkeypatch.setattr("sys.argv", ["kikitori", str(CLIP), *words, "--previous-text"])
+    transcribe.main()
+    found = capsys.readouterr()
+    pieces = json.loads(found.out)["pieces"]
+    assert all(piece["start_s"] <= piece["end_s"] for piece in pieces)
+    assert "was trained without timestamps, so its times may be wrong; see --segments pauses" in found.err
+    whisper.set_trained_on({"longest_s": 3.0, "p95_s": 3.0, "density": 0.3, "timestamps": 0.5})
+    whisper.save(tmp_path)
+    transcribe.main()
+    assert "without timestamps" not in capsys.readouterr().err
+
+
+def test_timestamps_of_a_model_without_any_and_previous_text_of_pauses_are_refused(
+    micro: Whisper, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    micro.save(tmp_path)
+    message = refusal(monkeypatch, "--model", str(tmp_path), "--segments", "timestamps")
+    assert message.startswith(
+        "ModelError: the model's tokenizer has no timestamps; read its recordings by their pauses"
+    )
+    refusal(monkeypatch, "--model", str(tmp_path), "--previous-text")
+    assert "--previous-text: pieces between pauses are read without it; add --segments timestamps" in (
+        capsys.readouterr().err
+    )
+    refusal(monkeypatch, "--model", str(tmp_path), "--segments", "words")
+    assert "invalid choice: 'words'" in capsys.readouterr().err

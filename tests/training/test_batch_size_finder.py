@@ -75,7 +75,7 @@ def test_a_search_draws_no_random_numbers_and_is_repeated_if_the_gpu_has_other_m
 
     monkeypatch.setattr(batch_size_finder, "make_memory_probe", probe)
     data: Any = SimpleNamespace(micro_batch_size="auto", window_frames=lambda: {100}, global_batch_size=4)
-    data.prepared = SimpleNamespace(train_tokens=[9])
+    data.most_train_tokens = 9
     free = [0.97]
     trainer = gpu(monkeypatch, free, tmp_path)
     torch.manual_seed(0)

@@ -55,17 +55,19 @@ class Augmenter:
         if self.settings.noise_prob and "babble" in self.settings.noise_kinds and len(self.voices) < 2:
             raise ConfigError("augment.noise_kinds: babble is made of other training clips, and there is only one clip")
 
-    def __call__(self, waveform: Tensor, step: int, clip: str, index: int, max_samples: int) -> Tensor:
+    def __call__(
+        self, waveform: Tensor, step: int, clip: str, index: int, max_samples: int, changes_speed: bool = True
+    ) -> Tensor:
         """Changes a clip, (samples,) float32 in [-1, 1], to another of at most `max_samples` or as many as it had.
 
-        clip, index: its name, and its place in `voices`. The result is in [-1, 1]: a clip that is too loud after a
-        change is scaled to a peak of 1, not clipped.
+        clip, index: its name, and its place in `voices`. changes_speed: whether its length may change. The result is in
+        [-1, 1]: a clip that is too loud after a change is scaled to a peak of 1, not clipped.
         """
         chosen, rng = self.settings, generator(self.seed, step, clip)
         # A generator for each change, so that its values are the same whatever other changes there are.
         speed, room, noise, gain, telephone, mu_law, mp3 = rng.spawn(7)
         with _one_thread():
-            if speed.random() < chosen.speed_prob:
+            if changes_speed and speed.random() < chosen.speed_prob:
                 waveform = operations.change_speed(waveform, speed.uniform(*chosen.speed), max_samples)
             if room.random() < chosen.room_prob:
                 response = to_float(self.rooms[int(room.integers(len(self.rooms)))])

@@ -20,7 +20,8 @@ from kikitori.runtime.errors import DataError, KikitoriError, ModelError, descri
 from kikitori.runtime.text import printable_line
 
 if TYPE_CHECKING:
-    from kikitori.inference.transcribe import Piece
+    from kikitori.inference.segments import Piece
+    from kikitori.inference.transcribe import Segments
 
 # Doubtful pieces of a file that are named on stderr.
 NAMED = 5
@@ -46,16 +47,35 @@ def main() -> None:
         help="txt: the text, after the file's name and a tab if there are several files; jsonl: file, seconds, text "
         "and its pieces, with their times and what speaks against their text (default: txt)",
     )
+    parser.add_argument(
+        "--segments",
+        choices=("pauses", "timestamps"),
+        default="pauses",
+        help="pauses: cuts a recording at its pauses; timestamps: reads window after window, and divides the text by "
+        "the model's own timestamps, of a stock model or one trained with joining=windows (default: pauses)",
+    )
+    parser.add_argument(
+        "--previous-text",
+        action="store_true",
+        help="with --segments timestamps: reads each window with the text before it (default: without)",
+    )
     if wrong := [word for word in sys.argv[1:] if word.startswith(("model=", "language=", "format="))]:
         parser.error(f"{wrong[0]}: options are given as --{wrong[0].replace('=', ' ', 1)}")
     arguments = parser.parse_args()
+    if arguments.previous_text and arguments.segments == "pauses":
+        parser.error("--previous-text: pieces between pauses are read without it; add --segments timestamps")
     from kikitori.runtime.console import as_json
 
     try:
         files = find_audio(arguments.paths)
         failed = 0
         for path, seconds, text, pieces, error in transcribe_files(
-            files, arguments.model, arguments.language, arguments.task
+            files,
+            arguments.model,
+            arguments.language,
+            arguments.task,
+            arguments.segments,
+            arguments.previous_text,
         ):
             failed += bool(error)
             doubtful = [piece for piece in pieces if piece.doubt]
@@ -128,7 +148,12 @@ def describe(doubtful: "Sequence[Piece]") -> str:
 
 
 def transcribe_files(
-    files: list[Path], model: str, language: str | None, task: str | None
+    files: list[Path],
+    model: str,
+    language: str | None,
+    task: str | None,
+    segments: "Segments" = "pauses",
+    previous_text: bool = False,
 ) -> "Iterator[tuple[Path, float, str, list[Piece], str]]":
     """Yields file, seconds, text, pieces and error of each file. Raises ModelError if the model cannot be loaded."""
     import torch
@@ -137,6 +162,7 @@ def transcribe_files(
     from kikitori.audio.decoder_pool import Decoders
     from kikitori.audio.formats import AudioError
     from kikitori.audio.waveform import SAMPLE_RATE
+    from kikitori.inference.timestamps import timestamp_rule
     from kikitori.inference.transcribe import joined, read_recording, transcribe_pieces
     from kikitori.model.loading import load_whisper
 
@@ -148,6 +174,10 @@ def transcribe_files(
             "once the run has completed; kikitori evaluate checkpoint=FILE scores any checkpoint"
         )
     whisper = load_whisper(model, language, task)
+    if segments == "timestamps":
+        timestamp_rule(whisper)  # before the first file is decoded
+        if whisper.trained_on and not whisper.trained_on.get("timestamps"):
+            report(f"{model} was trained without timestamps, so its times may be wrong; see --segments pauses")
     whisper.model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
     with Decoders(1) as decoders:
         for number, path in enumerate(files, 1):
@@ -158,7 +188,9 @@ def transcribe_files(
                 continue
             seconds = len(samples) / SAMPLE_RATE
             progress = Progress(f"{number} of {len(files)}: {path.name}", seconds)
-            pieces = transcribe_pieces(whisper, samples, advance=progress.advance)
+            pieces = transcribe_pieces(
+                whisper, samples, advance=progress.advance, segments=segments, previous_text=previous_text
+            )
             progress.close()
             yield path, round(seconds, 2), joined(whisper, pieces), pieces, ""
 

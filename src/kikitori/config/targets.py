@@ -21,6 +21,7 @@ _SUBMITIT = "hydra_plugins.hydra_submitit_launcher.submitit_launcher"
 # The targets in conf/ and in Hydra's own choices, by the node that may contain them.
 TARGETS: dict[str, tuple[str, ...]] = {
     "data": tuple(f"kikitori.{name}" for name in ("CommonVoice", "Demo", "Hub", "Manifest")),
+    "joining": ("kikitori.Joining",),
     "model": ("kikitori.build_whisper", "kikitori.load_whisper"),
     "guard.sets": tuple(f"kikitori.{name}" for name in ("CommonVoice", "Demo", "Hub", "Manifest")),
     "augment": ("kikitori.Augmentation",),

@@ -23,6 +23,7 @@ from kikitori.config.overrides import ALTERNATIVES, leaves
 from kikitori.config.suggestions import unknown_key
 from kikitori.config.targets import allowed, faults, import_fault, locate
 from kikitori.corpora.types import SPLITS
+from kikitori.joining.settings import range_faults
 from kikitori.model.source import is_path
 from kikitori.runtime.errors import one_line, raise_problems
 from kikitori.runtime.paths import CONF
@@ -51,6 +52,7 @@ MAX_SEED = 2**32 - 1
 FRACTIONS = {
     *("model.dropout", "model.attention_dropout", "model.activation_dropout"),
     *("model.mask_time_prob", "model.mask_feature_prob", "data.max_reject_rate", "data.full_window_share"),
+    *("joining.share", "joining.same_speaker", "joining.timestamps", "joining.previous_text", "joining.non_speech"),
 }
 # Types of keys that are not arguments of one of our functions.
 TYPES: dict[str, Any] = {
@@ -77,13 +79,14 @@ TYPES: dict[str, Any] = {
     "keep": Literal["all", "model", "scores"],
 }
 # Nodes whose keys are arguments of their target, or names of nodes with one.
-GROUPS = ("data", "augment", "model", "optim", "trainer", "logger", "callbacks")
+GROUPS = ("data", "augment", "joining", "model", "optim", "trainer", "logger", "callbacks")
 # Keys by which the configuration of a command is recognised, in this order.
 OWN_KEYS = {"average": "alphas", "guard": "against", "evaluate": "checkpoint", "train": "callbacks"}
 CHECKPOINTS = "pytorch_lightning.callbacks.ModelCheckpoint"
 # Arguments that a pipeline passes itself, so that a configured value would be lost.
 PASSED = {
     "data.augment": "choose augment=light, heavy, telephone or none",
+    "data.joining": "choose joining=windows",
     "data.load_splits": "kikitori evaluate has splits for this; the other commands read all",
     "data.processor": "it follows from model",
     "data.seed": "set seed",
@@ -148,6 +151,7 @@ def _problems(values: Mapping[str, Any]) -> Iterator[str]:
         yield from _alpha_faults(flat)
     if "data.window_edges_s" not in wrong_type:
         yield from _window_faults(flat)
+    yield from _joining_faults(values.get("joining"), flat, wrong_type)
     yield from (f"{key}: {remedy}" for key, remedy in PASSED.items() if key in flat)
     yield from _length_faults(flat, wrong_type)
     yield from _missing_files(flat)
@@ -309,6 +313,22 @@ def _window_faults(flat: Mapping[str, Any]) -> Iterator[str]:
         yield "data.cache_encoder_outputs: needs a frozen encoder; add model.freeze=encoder (kikitori train only)"
     if flat.get("data.cache_encoder_outputs") is True and any(flat.get(f"augment.{key}") for key in PROBABILITIES):
         yield f"data.cache_encoder_outputs: {NOT_CACHEABLE}"
+
+
+def _joining_faults(joining: Any, flat: Mapping[str, Any], wrong_type: Mapping[str, str]) -> Iterator[str]:
+    """Reports ranges of joined windows that are impossible, and settings that contradict them."""
+    if not isinstance(joining, Mapping) or any(key.startswith("joining.") for key in wrong_type):
+        return
+    yield from (f"joining.{key}: {fault}, got {joining[key]}" for key, fault in range_faults(dict(joining)))
+    changes_training = joining.get("share") or joining.get("non_speech")
+    if changes_training and flat.get("data.cache_encoder_outputs") is True:
+        yield "data.cache_encoder_outputs: keeps the outputs of single clips; set it to false, or choose joining=none"
+    is_micro = flat.get("model._target_") == "kikitori.build_whisper"
+    if is_micro and joining.get("share") and joining.get("timestamps") and not flat.get("model.timestamps"):
+        yield (
+            f"joining.timestamps: is {joining['timestamps']}, but the model's tokenizer has no timestamps; pass "
+            "model.timestamps=true, or joining.timestamps=0"
+        )
 
 
 def _type_faults(node: Any, prefix: str = "") -> Iterator[tuple[str, str]]:

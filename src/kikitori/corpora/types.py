@@ -52,7 +52,8 @@ class Clip:
     name: unique in its corpus (a file's path within it, and the part). identity: changes with the audio (a file's size
     and time, and the part). source: a file, or a function that returns a file or the bytes of one. part: start and end
     in seconds, the end None for that of the recording; None for a whole recording. speaker: only for keeping the
-    speakers of splits apart; it is written nowhere. duration_s: as the corpus lists it.
+    speakers of splits apart, and for joining clips of one speaker in training; it is written nowhere. duration_s: as
+    the corpus lists it.
     """
 
     name: str

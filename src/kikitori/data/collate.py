@@ -9,6 +9,7 @@ from torch.utils.data import default_collate
 from transformers.models.whisper.modeling_whisper import shift_tokens_right
 
 from kikitori.audio.waveform import SAMPLE_RATE
+from kikitori.joining.labels import label_fault
 from kikitori.model.processor import Processor
 from kikitori.runtime.errors import DataError
 
@@ -20,16 +21,18 @@ class Batch(TypedDict):
     """Clips sorted by window.
 
     input_features: (clips, mels, frames) float32 for each window in the batch, usually one; or, if they are cached,
-    encoder_states: (clips, positions, d_model). labels: (batch, tokens) int64. num_tokens: how many of them are
-    supervised, by clip. clips: names. texts: references. seconds: durations, 0 of a clip that only fills up a training
-    batch. weights: (batch,) float32, factors of the clips' summed token losses; None outside training, or for a sampler
-    that gives none. step_clips: clips of the training step over all processes, if the sampler counts them. What the CPU
-    reads is in lists: for a tensor, it would wait for the GPU.
+    encoder_states: (clips, positions, d_model). labels: (batch, tokens) int64. decoder_input_ids: what the decoder
+    reads, (batch, tokens) int64; None if it follows from the labels, because no clip has a prompt. num_tokens: how many
+    labels are supervised, by clip. clips: names. texts: references. seconds: durations, 0 of a clip that only fills up
+    a training batch. weights: (batch,) float32, factors of the clips' summed token losses; None outside training, or
+    for a sampler that gives none. step_clips: clips of the training step over all processes, if the sampler counts
+    them. What the CPU reads is in lists: for a tensor, it would wait for the GPU.
     """
 
     input_features: list[Tensor]
     encoder_states: list[Tensor]
     labels: Tensor
+    decoder_input_ids: Tensor | None
     num_tokens: list[int]
     clips: list[str]
     texts: list[str]
@@ -43,22 +46,32 @@ def collate(examples: list[dict[str, Any]]) -> Batch:
 
     The start token is removed from the labels, because the model itself shifts the labels right and inserts it: with
     both, the decoder would be trained on two start tokens. Padding is masked by position, not by value: the end token
-    has the same id as padding and must stay supervised.
+    has the same id as padding and must stay supervised. A prompt, and the start token after it, have no loss.
     """
     examples = sorted(examples, key=_window)
     weights = [e.get("weight") for e in examples]
-    sequences = [torch.tensor(e["tokens"][1:], dtype=torch.int64) for e in examples]
+    prompts = [e.get("prompt", 0) for e in examples]
+    supervised = [e["tokens"][prompt + 1 :] for e, prompt in zip(examples, prompts, strict=True)]
+    labels = [[IGNORE_INDEX] * prompt + tokens for prompt, tokens in zip(prompts, supervised, strict=True)]
+    inputs = [e["tokens"][:-1] for e in examples] if any(prompts) else None
     return Batch(
         input_features=_stacked(examples, "input_features"),
         encoder_states=_stacked(examples, "encoder_states"),
-        labels=torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True, padding_value=IGNORE_INDEX),
-        num_tokens=[len(sequence) for sequence in sequences],
+        labels=_padded(labels, IGNORE_INDEX),
+        # The end token pads, as in the model's own shift; nothing is computed from what follows the last label.
+        decoder_input_ids=None if inputs is None else _padded(inputs, examples[0]["tokens"][-1]),
+        num_tokens=[len(tokens) for tokens in supervised],
         clips=[e["clip"] for e in examples],
         texts=[e["text"] for e in examples],
         seconds=[0.0 if e.get("weight") == 0 else e["seconds"] for e in examples],
         weights=None if weights[0] is None else torch.tensor(weights),
         step_clips=examples[0].get("step_clips"),
     )
+
+
+def _padded(rows: list[list[int]], value: int) -> Tensor:
+    sequences = [torch.tensor(row, dtype=torch.int64) for row in rows]
+    return torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True, padding_value=value)
 
 
 def _window(example: dict[str, Any]) -> int:
@@ -79,13 +92,15 @@ def _stacked(examples: list[dict[str, Any]], key: str) -> list[Tensor]:
 def check_label_contract(batch: Batch, processor: Processor) -> None:
     """Raises DataError unless a batch fits the model: the contract between processor, labels and decoder.
 
-    The decoder's input has one start token, followed by the language and task prefix; the end token is supervised; all
-    padding is masked; the features fill their window. Checked before the first step; `SpeechDataset` checks the token
-    ids of every clip of every batch.
+    The decoder's input has one start token, after the prompt if there is one, followed by language and task; all labels
+    from there to the end token are supervised, and none before; all padding is masked; the features fill their window.
+    Checked before the first step; `SpeechDataset` checks the token ids of every clip of every batch.
     """
     features, labels = batch["input_features"], batch["labels"]
     start = processor.prefix[0]
-    decoder_input_ids = shift_tokens_right(labels, processor.tokenizer.eos_token_id, start)
+    decoder_input_ids = batch["decoder_input_ids"]
+    if decoder_input_ids is None:
+        decoder_input_ids = shift_tokens_right(labels, processor.tokenizer.eos_token_id, start)
     wrong = []
     for part in features:
         _, mels, frames = part.shape
@@ -96,9 +111,13 @@ def check_label_contract(batch: Batch, processor: Processor) -> None:
         supervised = [token for token in row if token != IGNORE_INDEX]
         if inputs.count(start) != 1:
             wrong.append(f"{clip}: {inputs.count(start)} start tokens in the decoder's input, must be 1")
-        if fault := processor.label_fault([start, *supervised]):
+            continue
+        prompt = inputs.index(start)
+        if fault := label_fault(processor, [*inputs[: prompt + 1], *supervised]):
             wrong.append(f"{clip}: {fault}")
-        if row[: len(supervised)] != supervised:
+        if row[prompt : prompt + len(supervised)] != supervised:
             wrong.append(f"{clip}: a masked label precedes a supervised one")
+        elif inputs[prompt + 1 : prompt + len(supervised)] != supervised[:-1]:
+            wrong.append(f"{clip}: the decoder's input is not the labels, one place later")
     if wrong:
         raise DataError("the first batch breaks the label contract:\n  " + "\n  ".join(wrong))

@@ -33,7 +33,9 @@ from kikitori.data.preparation import (
     sound_files,
     unreadable_rows,
 )
-from kikitori.data.sampler import ScoringBatches, StepSampler
+from kikitori.data.sampler import SampledClip, ScoringBatches, StepSampler
+from kikitori.joining.plan import Planner
+from kikitori.joining.settings import Joining
 from kikitori.model.features import FRAMES_PER_SECOND, HOP_LENGTH
 from kikitori.model.processor import Processor
 from kikitori.model.window import FULL, Window, make_window
@@ -65,7 +67,8 @@ class SpeechDataModule(pl.LightningDataModule):
     held_out: share of the training clips that becomes validation, and test, where the corpus has no such split; see
     `kikitori.corpora.splits`. roots: folders outside of the corpus in which its recordings may lie.
     augment: changes of the waveforms of training clips, see `kikitori.augmentation`; None for none.
-    seed: of the order of the training clips, and of these changes.
+    joining: how training clips are joined into windows, see `kikitori.joining.settings`; None for clips alone.
+    seed: of the order of the training clips, of their changes, and of what is joined.
     load_splits: the splits to read; None for those that the corpus has.
     trainer: whose processes share the clips, until Lightning attaches one.
     Other arguments: see `kikitori.data.filters.FilterRules`.
@@ -95,6 +98,7 @@ class SpeechDataModule(pl.LightningDataModule):
         allow_shared_speakers: bool = False,
         allow_shared_clips: bool = False,
         augment: Augmentation | None = None,
+        joining: Joining | None = None,
         seed: int = 0,
         load_splits: Sequence[Split] | None = SPLITS,
         trainer: pl.Trainer | None = None,
@@ -138,6 +142,11 @@ class SpeechDataModule(pl.LightningDataModule):
         self.augment = augment or Augmentation()
         if cache_encoder_outputs and self.augment.is_on:
             raise ConfigError(f"data.cache_encoder_outputs: {NOT_CACHEABLE}")
+        self.joining = joining if joining and joining.changes_training else None
+        if self.joining and cache_encoder_outputs:
+            raise ConfigError(
+                "data.cache_encoder_outputs=true keeps the outputs of single clips; set it to false, or joining=none"
+            )
         self.seed = seed
         # The splits that are served; those of `load_splits=None` are known when the corpus is read.
         self.splits = list(SPLITS if load_splits is None else load_splits)
@@ -147,6 +156,7 @@ class SpeechDataModule(pl.LightningDataModule):
         self._corpus: Corpus | None = None
         self._prepared: PreparedData | None = None
         self._sounds: dict[str, Sounds] = {}
+        self._planner: Planner | None = None
         self._encoder_caches: dict[Split, dict[Window, EncoderCache]] = {}
         # A hash of the weights and the precision that the encoder caches were built for.
         self._encoder: str | None = None
@@ -176,7 +186,7 @@ class SpeechDataModule(pl.LightningDataModule):
         """A copy for a model's processor. The corpus is not read again."""
         other = copy.copy(self)
         other.processor = other._with_own_window(processor)
-        other._prepared, other._encoder_caches, other._encoder = None, {}, None
+        other._prepared, other._planner, other._encoder_caches, other._encoder = None, None, {}, None
         return other
 
     def _with_own_window(self, processor: Processor | None) -> Processor | None:
@@ -199,6 +209,8 @@ class SpeechDataModule(pl.LightningDataModule):
             check_usable(prepared, self.rules)
             for name, folder in self.augment.folders.items():
                 self._sounds[name] = decode_sounds(folder, name, self.roots, self.rules.max_reject_rate)
+            if self.joining and self.processor and "train" in self.splits:
+                self._planner = prepared.planner(self.joining, self.seed)
             self._prepared = prepared
 
     @property
@@ -254,14 +266,33 @@ class SpeechDataModule(pl.LightningDataModule):
     def window_frames(self) -> set[int]:
         """The windows, in log-Mel frames, that occur in training."""
         dataset, processor = self.dataset("train"), self.model_processor()
+        if self.joining and self.joining.non_speech:  # of any length
+            return processor.window.all_frames(processor.frames)
         found = {*dataset.windows(), processor.frames}
         for samples in {round(seconds * FRAMES_PER_SECOND) * HOP_LENGTH for seconds in dataset.durations_s()}:
             found |= {processor.window_frames(round(samples / speed)) for speed in self.augment.speeds()}
         return found
 
     @property
+    def planner(self) -> Planner | None:
+        """Plans the training examples; None if each of them is one clip."""
+        self.setup()
+        return self._planner
+
+    def trained_on(self) -> dict[str, float]:
+        """What `Whisper.trained_on` keeps of a training with this data."""
+        return self.prepared.trained_on(self.planner)
+
+    @property
+    def most_train_tokens(self) -> int:
+        """The supervised tokens of the longest training example, at most."""
+        return self.model_processor().max_label_tokens if self.planner else max(self.prepared.train_tokens)
+
+    @property
     def steps_per_epoch(self) -> int:
-        """Optimizer steps of one epoch: those that read each training clip once, or fewer for limit_train_batches."""
+        """Optimizer steps of one epoch: those in which each training clip, or the example that begins with it, is read
+        once; fewer for limit_train_batches.
+        """
         steps = -(-len(self.clips["train"]) // self.global_batch_size)
         limit = self.trainer.limit_train_batches if self.trainer else None
         return min(limit, steps) if isinstance(limit, int) else int((limit or 1.0) * steps)
@@ -296,6 +327,7 @@ class SpeechDataModule(pl.LightningDataModule):
             self.rank,
             global_step=lambda: self.trainer.global_step if self.trainer else 0,
             steps_per_epoch=self.steps_per_epoch,
+            plan=self.planner,
         )
         return self._loader(dataset, sampler, persistent_workers=self.num_workers > 0)
 
@@ -307,9 +339,15 @@ class SpeechDataModule(pl.LightningDataModule):
         return trainer.max_steps if trainer.max_steps > 0 else None
 
     def first_batch(self, split: Split) -> Batch:
-        """The first clips of a split as a batch, without the workers and the pinned memory of a loader."""
-        dataset = self.dataset(split)
-        return collate([dataset[i] for i in range(min(len(dataset), self.global_batch_size))])
+        """The first clips of a split as a batch, without the workers and the pinned memory of a loader.
+
+        If training clips are joined, the examples of the first step that begin with them.
+        """
+        dataset, planner = self.dataset(split), self.planner if split == "train" else None
+        first: list[Any] = list(range(min(len(dataset), self.global_batch_size)))
+        if planner:
+            first = [SampledClip(i, 1.0, example=planner(0, i)) for i in first]
+        return collate([dataset[key] for key in first])
 
     def val_dataloader(self) -> DataLoader[Batch]:
         """This process's share of the validation clips."""

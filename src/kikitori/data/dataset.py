@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -11,6 +13,9 @@ from kikitori.augmentation.augmenter import Augmenter
 from kikitori.corpora.types import Clip
 from kikitori.data.audio_cache import AudioCache
 from kikitori.data.sampler import SampledClip
+from kikitori.joining.labels import Labels, label_fault, label_ids
+from kikitori.joining.plan import Example
+from kikitori.joining.sound import example_samples
 from kikitori.model.features import HOP_LENGTH
 from kikitori.model.processor import Processor
 from kikitori.model.window import FULL, Window
@@ -49,8 +54,10 @@ class SpeechDataset(Dataset[dict[str, Any]]):
         return len(self.clips)
 
     def __getitem__(self, key: int | SampledClip) -> dict[str, Any]:
-        sampled = key if isinstance(key, SampledClip) else (key, None, False, None, None)
-        index, weight, full_window, step_clips, step = sampled
+        sampled = key if isinstance(key, SampledClip) else (key, None, False, None, None, None)
+        index, weight, full_window, step_clips, step, example = sampled
+        if example:
+            return {**self._example(example, full_window, step), "weight": weight, "step_clips": step_clips}
         clip = self.clips[index]
         window = FULL if full_window else self.processor.window
         samples = self.audio.decoded[clip.name].samples
@@ -75,6 +82,40 @@ class SpeechDataset(Dataset[dict[str, Any]]):
             "weight": weight,
             "step_clips": step_clips,
         }
+
+    def _example(self, example: Example, full_window: bool, step: int | None) -> dict[str, Any]:
+        """What a planned example adds to `__getitem__`: `prompt`, the number of tokens before the start token."""
+        processor = self.processor
+        samples = example_samples(example, self._pcm, round(processor.window_s * SAMPLE_RATE))
+        texts = [self.clips[placed.clip].text for placed in example.sentences]
+        name = "+".join(self.clips[placed.clip].name for placed in example.sentences)
+        if self.augmenter and step is not None and example.sentences:
+            first = example.sentences[0].clip
+            # At its own speed, since its labels have times.
+            samples = self.augmenter(samples, step, name, first, len(samples), changes_speed=False)
+        labels = self._labels(example, texts)
+        if fault := label_fault(processor, labels.tokens):
+            raise DataError(f"{name}: {fault}")
+        return {
+            "input_features": processor.log_mel(samples, full_window or example.joined),
+            "tokens": labels.tokens,
+            "prompt": labels.prompt,
+            "clip": example.noise.kind if example.noise else name,
+            "text": processor.separator.join(texts),
+            "seconds": len(samples) / SAMPLE_RATE,
+        }
+
+    def _labels(self, example: Example, texts: Sequence[str]) -> Labels:
+        separator = self.processor.separator
+        before = separator.join(self.clips[clip].text for clip in example.previous)
+        after = [text if i == 0 else separator + text for i, text in enumerate(texts)]
+        previous, *sentences = self.processor.encode_texts([before, *after])
+        spans = [(placed.start, placed.end) for placed in example.sentences] if example.stamped else None
+        crossing = example.crossing.start if example.crossing else None
+        return label_ids(self.processor, sentences, spans, crossing, previous)
+
+    def _pcm(self, index: int) -> NDArray[np.int16]:
+        return self.audio.pcm(self.clips[index].name)
 
     def durations_s(self) -> list[float]:
         """Seconds of each clip."""

@@ -31,6 +31,8 @@ from kikitori.data.filters import (
     take_subset,
     with_true_durations,
 )
+from kikitori.joining.plan import Planner, check_joinable
+from kikitori.joining.settings import Joining
 from kikitori.metrics.speech_rate import fastest_s
 from kikitori.model.processor import Processor
 from kikitori.runtime.console import progress_bar
@@ -90,12 +92,35 @@ class PreparedData:
         assert self.processor is not None
         return [count - 1 for count in self.processor.count_tokens([clip.text for clip in self.clips["train"]])]
 
-    def trained_on(self) -> dict[str, float]:
-        """What `Whisper.trained_on` keeps of a training with these clips."""
+    def planner(self, joining: Joining, seed: int) -> Planner:
+        """Plans the training examples. Raises ConfigError if the clips cannot be joined as the settings ask for."""
+        processor, clips = self.processor, self.clips["train"]
+        assert processor is not None
+        decoded, around = self.audio_caches["train"].decoded, len(processor.prefix)
+        first = [count - around for count in self.train_tokens]  # start and end: one is in the prefix, one not counted
+        next_tokens = first
+        if processor.separator:
+            texts = [processor.separator + clip.text for clip in clips]
+            next_tokens = [count - around - 1 for count in processor.count_tokens(texts)]
+        samples, speakers = [decoded[clip.name].samples for clip in clips], [clip.speaker for clip in clips]
+        planner = Planner(joining, processor, seed, samples, first, next_tokens, speakers)
+        check_joinable(planner)
+        return planner
+
+    def trained_on(self, planner: Planner | None = None) -> dict[str, float]:
+        """What `Whisper.trained_on` keeps of a training with these clips, or with the examples of a plan."""
         seconds = self.durations_s("train")
         density = [fastest_s(clip.text) / s for clip, s in zip(self.clips["train"], seconds, strict=True)]
-        facts = {"longest_s": max(seconds), "p95_s": float(np.quantile(seconds, 0.95)), "density": median(density)}
-        return {name: round(value, 3) for name, value in facts.items()}
+        longest_s, more = max(seconds), dict[str, float]()
+        if planner:
+            seconds = planner.speech_s() or seconds
+            more = {"non_speech": planner.joining.non_speech, "timestamps": planner.timestamps}
+        facts = {
+            "longest_s": max(longest_s, *seconds),
+            "p95_s": float(np.quantile(seconds, 0.95)),
+            "density": median(density),
+        }
+        return {name: round(value, 3) for name, value in (facts | more).items()}
 
 
 def prepare(

@@ -13,6 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import DistributedSampler
 
+from kikitori.joining.plan import Example
+
 # Clips are sorted by length within this many batches, or a quarter of the epoch: the clips of a batch are of similar
 # length, while the order of the batches stays random.
 MEGABATCH = 50
@@ -23,7 +25,8 @@ class SampledClip(NamedTuple):
 
     weight: factor of its summed token losses; 0 for a clip that only fills up a batch. full_window: whether it is
     padded to the model's full window instead of its own. step_clips: clips of the step, over all processes. step: the
-    number of steps before it, on which its augmentation depends; without one it has none.
+    number of steps before it, on which its augmentation depends; without one it has none. example: what is read in
+    place of the clip alone, if clips are joined.
     """
 
     clip_index: int
@@ -31,6 +34,7 @@ class SampledClip(NamedTuple):
     full_window: bool = False
     step_clips: int | None = None
     step: int | None = None
+    example: Example | None = None
 
 
 def epoch_batches(
@@ -74,8 +78,9 @@ class StepSampler(DistributedSampler[list[SampledClip]]):
     each. steps: of the whole training, in one iteration; None for iterations of `steps_per_epoch`, by default those
     that read each clip once, and fewer for a Trainer with limit_train_batches. full_window_share: share of the steps
     whose clips are padded to the full window. global_step: returns the number of steps done, from which an iteration
-    continues. A global batch that the processes cannot share evenly, such as an epoch's last, is filled up with clips
-    of weight 0, so that all processes have the same number of clips.
+    continues. plan: returns the example that begins with a clip in a step, with which its tokens count in place of
+    `tokens`; None if each example is one clip. A global batch that the processes cannot share evenly, such as an
+    epoch's last, is filled up with clips of weight 0, so that all processes have the same number of clips.
 
     As a DistributedSampler, it keeps Lightning from sharing the clips among the processes a second time.
     """
@@ -94,6 +99,7 @@ class StepSampler(DistributedSampler[list[SampledClip]]):
         rank: int = 0,
         global_step: Callable[[], int] = lambda: 0,
         steps_per_epoch: int | None = None,
+        plan: Callable[[int, int], Example] | None = None,
     ) -> None:
         super().__init__(cast(Any, lengths), world_size, rank, shuffle=False)
         self.lengths = lengths
@@ -109,6 +115,7 @@ class StepSampler(DistributedSampler[list[SampledClip]]):
         self.global_step = global_step
         self.batches_per_pass = -(-len(lengths) // global_batch_size)
         self.steps_per_epoch = steps_per_epoch or self.batches_per_pass
+        self.plan = plan
 
     def __len__(self) -> int:
         """Batches of the whole training or of an epoch, including those done: Lightning continues its count.
@@ -129,10 +136,13 @@ class StepSampler(DistributedSampler[list[SampledClip]]):
             clips = batches[index]
             # Spread evenly over the steps: with a share of 0.25, every fourth.
             full_window = int((step + 1) * self.full_window_share) > int(step * self.full_window_share)
+            examples = [self.plan(step, i) if self.plan else None for i in clips]
+            tokens = (e.num_tokens if e else self.tokens[i] for i, e in zip(clips, examples, strict=True))
             # DDP averages over the processes.
-            weight = self.world_size / sum(self.tokens[i] for i in clips)
-            rest = (full_window, len(clips), step)
-            own = [SampledClip(i, weight, *rest) for i in clips[self.rank :: self.world_size]]
+            weight = self.world_size / sum(tokens)
+            rest = (full_window, sum(len(e.sentences) if e else 1 for e in examples), step)
+            share = zip(clips[self.rank :: self.world_size], examples[self.rank :: self.world_size], strict=True)
+            own = [SampledClip(i, weight, *rest, example) for i, example in share]
             size = -(-len(clips) // self.world_size)
             yield own + [SampledClip(clips[0], 0.0, *rest)] * (size - len(own))
 

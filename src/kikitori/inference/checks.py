@@ -1,5 +1,6 @@
 """Finds text that does not fit its audio: text of silence, repetitions, texts that were cut off or are too short."""
 
+from collections.abc import Mapping
 from itertools import groupby
 from operator import eq
 
@@ -29,6 +30,11 @@ MIN_DENSITY, SHORT_SPEECH_S = 0.12, 1.5
 
 # Doubts about the text of a piece.
 NONE, NO_SPEECH_FOUND, CUT, REPEATED, LITTLE = "", "no speech", "cut off", "repeats itself", "little text"
+
+
+def least_density(trained_on: Mapping[str, float] | None) -> float:
+    """Returns the text per second of speech below which there is too little, of a model with these `trained_on`."""
+    return min(MIN_DENSITY, trained_on["density"] / 2) if trained_on else MIN_DENSITY
 
 
 def is_silent(samples: Tensor) -> bool:

@@ -43,12 +43,15 @@ def greedy(
     token_s: Callable[[int], float] = lambda token: 0.0,
     seconds: Sequence[float] | None = None,
     stop_loops: bool = False,
+    rule: Callable[[list[list[int]], Tensor], None] | None = None,
 ) -> list[Row]:
     """Generates the tokens of each row.
 
-    model: in eval mode. Only suppress_tokens, begin_suppress_tokens and eos_token_id (one) of its generation config are
-    used. encoder_states: (batch, positions, d_model), any number of positions. prefix: the first tokens of every row;
-    the last is the one before which the no-speech token is in the vocabulary.
+    model: in eval mode. Only suppress_tokens, begin_suppress_tokens, eos_token_id (one) and no_timestamps_token_id,
+    before which the no-speech token is in the vocabulary, of its generation config are used. encoder_states: (batch,
+    positions, d_model), any number of positions. prefix: the first tokens of every row, with the start token. rule:
+    called for each token with the tokens of the rows that have not ended and their logits (rows, vocabulary), which it
+    may lower in place.
     A row is cut off after max_new_tokens, which count the end token as generate does and are limited by the decoder's
     context, or once its tokens take more than its `seconds`, by `token_s`, or with `stop_loops` once it repeats itself.
 
@@ -69,13 +72,16 @@ def greedy(
         for length in range(1, limit + 1 if active else 1):
             states = decoder(tokens, encoder_hidden_states=encoder_states, past_key_values=cache, use_cache=True)
             if length == 1:
-                at_start = model.proj_out(states.last_hidden_state[:, 0]).float().softmax(dim=1)
-                rows = [Row(p) for p in at_start[:, prefix[-1] - 1].tolist()]
+                start = list(prefix).index(model.config.decoder_start_token_id)
+                at_start = model.proj_out(states.last_hidden_state[:, start]).float().softmax(dim=1)
+                rows = [Row(p) for p in at_start[:, config.no_timestamps_token_id - 1].tolist()]
             # In float32 like in generate, but only of the last position: generate computes the whole prefix.
             logits = model.proj_out(states.last_hidden_state[:, -1]).float()
             logits.index_fill_(1, suppressed, -torch.inf)
             if length == 1:
                 logits.index_fill_(1, suppressed_first, -torch.inf)
+            if rule:
+                rule([rows[index].tokens for index in active], logits)
             tokens = logits.argmax(dim=1, keepdim=True)
             logprobs = logits.log_softmax(dim=1).gather(1, tokens)
             ended = set()

@@ -4,6 +4,7 @@ The stock long-form algorithm relies on timestamps, and a model that was fine-tu
 them.
 """
 
+from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
@@ -27,6 +28,19 @@ QUIET_DBFS = -60.0
 LONG_PAUSE_STEPS, LONG_PAUSE_DB = 14, 6.0
 # Seconds that a piece has at least; a shorter one gives a model too little context.
 SHORTEST_S = 1.0
+
+
+@dataclass(frozen=True)
+class Piece:
+    """The text of a piece of a recording, from start_s to end_s.
+
+    doubt: why it may be wrong, one of `kikitori.inference.checks`; empty if nothing speaks against it.
+    """
+
+    start_s: float
+    end_s: float
+    text: str
+    doubt: str
 
 
 def split_at_pauses(samples: Tensor, longest_s: float, at_long_pauses: bool = False) -> list[slice]:

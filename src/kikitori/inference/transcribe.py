@@ -2,8 +2,10 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -11,9 +13,10 @@ from torch import Tensor
 from kikitori.audio.decoder_pool import Decoders
 from kikitori.audio.formats import AudioError
 from kikitori.audio.waveform import SAMPLE_RATE, to_full_scale
-from kikitori.inference.checks import CUT, LITTLE, MIN_DENSITY, NO_SPEECH_FOUND, NONE, REPEATED, examine, is_silent
+from kikitori.inference.checks import CUT, LITTLE, NO_SPEECH_FOUND, NONE, REPEATED, examine, is_silent, least_density
 from kikitori.inference.generate import Generated, generate
-from kikitori.inference.segments import SHORTEST_S, halves, split_at_pauses
+from kikitori.inference.segments import SHORTEST_S, Piece, halves, split_at_pauses
+from kikitori.inference.timestamps import read_by_timestamps
 from kikitori.metrics.normalizer import word_separator
 from kikitori.model.whisper import Whisper, check_whisper, encode
 
@@ -26,40 +29,46 @@ LEAST_S = 0.02
 LEAST_LIMIT_S = 2.0
 
 
-@dataclass(frozen=True)
-class Piece:
-    """The text of a piece of a recording, from start_s to end_s.
-
-    doubt: why it may be wrong, one of `kikitori.inference.checks`; empty if nothing speaks against it.
-    """
-
-    start_s: float
-    end_s: float
-    text: str
-    doubt: str
+Segments = Literal["pauses", "timestamps"]
 
 
-def transcribe(whisper: Whisper, audio: str | Path | Tensor, batch_size: int = 8) -> str:
+def transcribe(
+    whisper: Whisper,
+    audio: str | Path | Tensor,
+    batch_size: int = 8,
+    segments: Segments = "pauses",
+    previous_text: bool = False,
+) -> str:
     """Transcribes a recording of any length. A long one is split at pauses, see `transcribe_pieces`.
 
     audio: a file (mp3, wav, flac, ogg, opus, aiff, ...), or samples: (samples,) float in [-1, 1] at 16 kHz, mono.
-    batch_size: pieces of the recording that are transcribed at a time.
+    batch_size: pieces of the recording that are transcribed at a time. segments, previous_text: see
+    `transcribe_pieces`.
     Raises AudioError if the file is missing or cannot be decoded, ValueError for samples of another shape or type.
     """
     check_whisper(whisper, "transcribe")
     samples = _read_file(Path(audio).expanduser()) if isinstance(audio, str | Path) else torch.as_tensor(audio)
-    return joined(whisper, transcribe_pieces(whisper, samples, batch_size))
+    pieces = transcribe_pieces(whisper, samples, batch_size, segments=segments, previous_text=previous_text)
+    return joined(whisper, pieces)
 
 
 def transcribe_pieces(
-    whisper: Whisper, samples: Tensor, batch_size: int = 8, advance: Callable[[float], None] = lambda seconds: None
+    whisper: Whisper,
+    samples: Tensor,
+    batch_size: int = 8,
+    advance: Callable[[float], None] = lambda seconds: None,
+    segments: Segments = "pauses",
+    previous_text: bool = False,
 ) -> list[Piece]:
     """Transcribes (samples,) float in [-1, 1] at 16 kHz, in pieces as long as the clips the model was trained on.
 
     Silent pieces get no text. A piece whose text repeats itself, was cut off by a limit, or is too short for its speech
     is read again in two halves, and these likewise; the halves are taken if less of their time is doubtful.
     advance: called with the seconds of audio that were read. Samples that exceed full scale are scaled to it.
-    Raises ValueError for samples of another shape or type, not finite or 100 times over full scale.
+    segments: timestamps reads whole windows instead, one after the other, and a piece is a sentence between the model's
+    timestamps, see `kikitori.inference.timestamps`. previous_text: whether each is read with the text before it.
+    Raises ValueError for samples of another shape or type, not finite or 100 times over full scale, and ModelError for
+    timestamps of a model whose tokenizer has none.
     """
     if samples.ndim != 1:
         raise ValueError(f"audio must be a file, or samples of shape (samples,), got shape {tuple(samples.shape)}")
@@ -71,12 +80,15 @@ def transcribe_pieces(
         samples = to_full_scale(samples.to(torch.float32))
     except AudioError as error:
         raise ValueError(f"audio {error}") from error
-    places = split_at_pauses(samples, piece_limit_s(whisper), at_long_pauses=whisper.trained_on is not None)
-    training = whisper.model.training
+    if segments not in ("pauses", "timestamps"):
+        raise ValueError(f"segments={segments!r}: must be pauses or timestamps")
+    reader, training = _Reader(whisper, samples, batch_size), whisper.model.training
     whisper.model.eval()
     try:
-        found = _Reader(whisper, samples, batch_size).read(places, DEPTH, advance)
-        return [piece for pieces in found for piece in pieces]
+        if segments == "timestamps":
+            by_pauses = partial(reader.read_part, advance=lambda seconds: None)
+            return read_by_timestamps(whisper, samples, by_pauses, previous_text, advance)
+        return reader.read_part(slice(0, len(samples)), advance)
     finally:
         whisper.model.train(training)
 
@@ -102,6 +114,13 @@ class _Reader:
     samples: Tensor
     batch_size: int
 
+    def read_part(self, part: slice, advance: Callable[[float], None]) -> list[Piece]:
+        """Returns the pieces of a part of the recording, cut at its pauses."""
+        at_long_pauses = self.whisper.trained_on is not None
+        cuts = split_at_pauses(self.samples[part], piece_limit_s(self.whisper), at_long_pauses)
+        places = [slice(part.start + cut.start, part.start + cut.stop) for cut in cuts]
+        return [piece for pieces in self.read(places, DEPTH, advance) for piece in pieces]
+
     def read(self, places: Sequence[slice], depth: int, advance: Callable[[float], None]) -> list[list[Piece]]:
         """Returns the pieces at each place: one, or those of its halves if they are better."""
         generated = self._generate(places, advance)
@@ -121,9 +140,7 @@ class _Reader:
         return found
 
     def _piece(self, place: slice, generated: Generated) -> Piece:
-        trained = self.whisper.trained_on
-        min_density = min(MIN_DENSITY, trained["density"] / 2) if trained else MIN_DENSITY
-        text, doubt = examine(generated, self.samples[place], min_density)
+        text, doubt = examine(generated, self.samples[place], least_density(self.whisper.trained_on))
         return Piece(round(place.start / SAMPLE_RATE, 2), round(place.stop / SAMPLE_RATE, 2), text, doubt)
 
     @torch.inference_mode()

@@ -95,6 +95,8 @@ GENERATION: dict[str, Rule] = {
 SECONDS = number(0, 3_600)
 WINDOW = {"edges_s": list_of(SECONDS, 1_000), "margin_s": SECONDS}
 TRAINED_ON = dict.fromkeys(("longest_s", "p95_s"), number(0, 100_000)) | {"density": number(0, 1_000)}
+# Of a training with joined windows only.
+TRAINED_ON_JOINED = dict.fromkeys(("non_speech", "timestamps"), SHARE)
 
 
 def checked(values: Mapping[str, Any], rules: Mapping[str, Rule], where: str) -> dict[str, Any]:
@@ -134,7 +136,7 @@ def generation_config(values: Mapping[str, Any], vocab_size: int, where: str) ->
 
 def trained_on(values: Mapping[str, Any], where: str) -> dict[str, float]:
     """Returns what `Whisper.trained_on` holds. Raises ModelError if something is missing or out of its range."""
-    found = checked(values, TRAINED_ON, where)
+    found = checked(values, TRAINED_ON | TRAINED_ON_JOINED, where)
     if missing := TRAINED_ON.keys() - found.keys():
         raise ModelError(f"{where}no {min(missing)}; use another model")
     return found

@@ -21,12 +21,13 @@ from kikitori.model.processor import (
     TASKS,
     WINDOW_KEY,
     Processor,
+    add_timestamps,
     byte_tokenizer,
     make_processor,
     whisper_code,
 )
 from kikitori.model.source import check_files, check_tokenizer, check_type, locate
-from kikitori.model.whisper import GENERATION_KEYS, TRAINED_ON_KEY, Whisper
+from kikitori.model.whisper import GENERATION_KEYS, TRAINED_ON_KEY, Whisper, allow_empty_text
 from kikitori.model.window import window_from_plain
 from kikitori.runtime.distributed import rank
 from kikitori.runtime.errors import ConfigError, KikitoriError, ModelError, check_above_zero, one_line
@@ -65,6 +66,7 @@ def load_whisper(
         saved_config = _config(name, values | config)
         saved = _saved_generation(name, place, safely, saved_config)
         check_tokenizer(name, tokenizer, saved_config, saved)
+        _add_timestamps(tokenizer, saved_config)
         chosen = choose_language_and_task(
             name, (language, task), (getattr(saved, "language", None), getattr(saved, "task", None)), default_language
         )
@@ -102,12 +104,15 @@ def build_whisper(
     freeze: Literal["encoder", "none"] = "none",
     gradient_checkpointing: bool = False,
     init_std: float = 0.08,
+    timestamps: bool = False,
     **config: Any,
 ) -> Whisper:
     """Builds a Whisper with random weights, its own window of whole seconds, and a byte-level tokenizer.
 
     It has the special tokens of the pretrained models, so that all other code treats it the same. The defaults are
-    those of `model=micro`: 1.1 M parameters, for clips of at most 3 s. Other arguments: see `load_whisper`.
+    those of `model=micro`: 1.1 M parameters, for clips of at most 3 s. timestamps: whether it has the tokens <|0.00|>,
+    <|0.02|> and so on to the end of its window, too; they change its random weights. Other arguments: see
+    `load_whisper`.
     """
     language, task = language or "ja", task or "transcribe"
     _check_fields(build_whisper, config)
@@ -118,8 +123,8 @@ def build_whisper(
         raise ConfigError(
             f"model.d_model={d_model}: must be even, and a multiple of model.attention_heads={attention_heads}"
         )
-    arguments = {"builder": "build", **sizes, "window_s": window_s}
-    tokenizer = byte_tokenizer()
+    arguments = {"builder": "build", **sizes, "window_s": window_s, **({"timestamps": True} if timestamps else {})}
+    tokenizer = byte_tokenizer(window_s if timestamps else 0)
     values = {
         "vocab_size": len(tokenizer),
         "num_mel_bins": num_mel_bins,
@@ -227,6 +232,13 @@ def _config(name: str, values: Mapping[str, Any]) -> WhisperConfig:
     return config
 
 
+def _add_timestamps(tokenizer: WhisperTokenizer, config: WhisperConfig) -> None:
+    """Adds the timestamps of the model's window where the vocabulary ends with them and the tokenizer before them."""
+    first, count = tokenizer.convert_tokens_to_ids("<|notimestamps|>") + 1, config.max_source_positions + 1
+    if config.vocab_size == first + count:
+        add_timestamps(tokenizer, first, count)
+
+
 def _check_size(name: str, folder: Path, config: WhisperConfig) -> None:
     """Raises ModelError if the weights in a folder cannot be all of a model, which takes its memory all the same."""
     weights = sum(file.stat().st_size for file in folder.glob("*.safetensors")) if folder.is_dir() else 0
@@ -278,6 +290,7 @@ def _finish(
     model.train()
     arguments |= {"language": processor.language, "task": processor.task}
     whisper = Whisper(model, processor, arguments, list(notes))
+    allow_empty_text(model, bool((whisper.trained_on or {}).get("non_speech")))
     whisper.configure_generation(_max_new_tokens(saved, processor), saved.num_beams)
     return whisper
 

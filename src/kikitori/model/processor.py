@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import NamedTuple
 
+from tokenizers import AddedToken
 from tokenizers.pre_tokenizers import ByteLevel
 from torch import Tensor
 from transformers import WhisperConfig, WhisperTokenizer
@@ -17,6 +18,7 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 from transformers.models.whisper.tokenization_whisper import LANGUAGES
 
 from kikitori.metrics.languages import closest, language_code
+from kikitori.metrics.normalizer import word_separator
 from kikitori.metrics.speech_rate import BYTE_S
 from kikitori.model import features
 from kikitori.model.window import FULL, Window, window_from_plain
@@ -24,14 +26,17 @@ from kikitori.runtime.errors import ModelError
 
 END = "<|endoftext|>"
 START = "<|startoftranscript|>"
+PREVIOUS = "<|startofprev|>"
 TASKS = ("translate", "transcribe")
 # The order matters: Whisper's tokenizer finds a language's id by its position after the start token.
 SPECIAL_TOKENS = [START, *(f"<|{code}|>" for code in LANGUAGES), "<|translate|>", "<|transcribe|>"]
-SPECIAL_TOKENS += ["<|startoflm|>", "<|startofprev|>", "<|nospeech|>", "<|notimestamps|>"]
+SPECIAL_TOKENS += ["<|startoflm|>", PREVIOUS, "<|nospeech|>", "<|notimestamps|>"]
 # What a control token looks like, timestamps (<|0.00|>) included; those of a tokenizer may look otherwise, too.
 CONTROL_TOKEN = re.compile(r"<\|[^\s|<>]+\|>")
 # Log-Mel frames per encoder position: the encoder's second convolution has a stride of 2.
 FRAMES_PER_POSITION = 2
+# Samples between two timestamps, which are multiples of 0.02 s: one position of the encoder.
+SAMPLES_PER_STAMP = FRAMES_PER_POSITION * features.HOP_LENGTH
 # The key of a model's config.json that holds the window it was trained with.
 WINDOW_KEY = "kikitori_window"
 
@@ -65,6 +70,34 @@ class Processor:
         return self.tokenizer.convert_tokens_to_ids(names)
 
     @cached_property
+    def timestamp_begin(self) -> int | None:
+        """The id of the timestamp <|0.00|>; None for a tokenizer without the timestamps of the model's window."""
+        ids = self.tokenizer.get_vocab()
+        first, last = ids.get(timestamp(0)), ids.get(timestamp(self.num_timestamps - 1))
+        return first if first is not None and last == first + self.num_timestamps - 1 else None
+
+    @property
+    def num_timestamps(self) -> int:
+        """The timestamps of the model's window, from 0.00 to its end: 1501 of 30 s."""
+        return self.frames // FRAMES_PER_POSITION + 1
+
+    @cached_property
+    def previous_id(self) -> int:
+        """The id of the token before the text that precedes a window, its prompt."""
+        found: int = self.tokenizer.convert_tokens_to_ids(PREVIOUS)
+        return found
+
+    @property
+    def max_prompt_tokens(self) -> int:
+        """The most tokens of the text before a window: half of the decoder's context, without its own token."""
+        return self.max_label_tokens // 2 - 1
+
+    @cached_property
+    def separator(self) -> str:
+        """The text between two sentences: a space, or nothing in languages without spaces."""
+        return word_separator(self.text_language)
+
+    @cached_property
     def token_s(self) -> dict[int, float]:
         """The seconds of speech that each token takes at least; special tokens are not listed, they take none."""
         byte_of = {symbol: byte for byte, symbol in bytes_to_unicode().items()}
@@ -83,13 +116,13 @@ class Processor:
 
     def encode(self, text: str) -> list[int]:
         """Returns all token ids of one transcript: prefix, text, end token."""
-        return [*self.prefix, *self._encode_texts([text])[0], self.tokenizer.eos_token_id]
+        return [*self.prefix, *self.encode_texts([text])[0], self.tokenizer.eos_token_id]
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """Returns the length of `encode` of each text, in a fifth of the time."""
-        return [len(self.prefix) + len(ids) + 1 for ids in self._encode_texts(texts)]
+        return [len(self.prefix) + len(ids) + 1 for ids in self.encode_texts(texts)]
 
-    def _encode_texts(self, texts: Sequence[str]) -> list[list[int]]:
+    def encode_texts(self, texts: Sequence[str]) -> list[list[int]]:
         """Returns the ids of each text alone; control tokens in it are text, too."""
         if not texts:
             return []
@@ -176,12 +209,32 @@ def make_processor(
     )
 
 
-def byte_tokenizer() -> WhisperTokenizer:
-    """Makes a Whisper tokenizer whose only tokens are the 256 bytes and the special tokens, without loading a file."""
+def timestamp(number: int) -> str:
+    """The text of a timestamp token, by its number: <|0.02|> is number 1."""
+    return f"<|{number / 50:.2f}|>"
+
+
+def byte_tokenizer(timestamps_s: int = 0) -> WhisperTokenizer:
+    """Makes a Whisper tokenizer whose only tokens are the 256 bytes and the special tokens, without loading a file.
+
+    timestamps_s: the seconds of a window whose timestamps it has as well, as last tokens like in a stock tokenizer.
+    """
     vocabulary = {symbol: i for i, symbol in enumerate(sorted(ByteLevel.alphabet()))}
     tokenizer = WhisperTokenizer(vocab={**vocabulary, END: len(vocabulary)}, merges=[], pad_token=END)
     tokenizer.add_special_tokens({"extra_special_tokens": SPECIAL_TOKENS})
+    if timestamps_s:
+        add_timestamps(tokenizer, len(tokenizer), timestamps_s * features.FRAMES_PER_SECOND // FRAMES_PER_POSITION + 1)
     return tokenizer
+
+
+def add_timestamps(tokenizer: WhisperTokenizer, first: int, count: int) -> None:
+    """Adds `count` timestamps to a tokenizer, if `first` is the id that its next token gets.
+
+    The tokenizers of some stock models lack them, although their vocabularies have a place for each.
+    """
+    if len(tokenizer) == first and timestamp(0) not in tokenizer.get_vocab():
+        # No special tokens, as in stock tokenizers: a stock tokenizer removes special ones from what it decodes.
+        tokenizer.add_tokens([AddedToken(timestamp(i), normalized=False, special=False) for i in range(count)])
 
 
 def control_token_in(text: str, processor: Processor | None = None) -> str | None:

@@ -55,14 +55,16 @@ class Whisper:
 
     @property
     def trained_on(self) -> dict[str, float] | None:
-        """Facts on the clips of its last training, saved in config.json: the seconds of the longest (longest_s) and of
-        the 95th percentile (p95_s), and their text per second (density, see `speech_rate`). None for a stock model.
+        """Facts on the examples of its last training, saved in config.json: the seconds of the longest (longest_s) and
+        of the 95th percentile (p95_s), and their text per second (density, see `speech_rate`); of joined windows also
+        the share without speech (non_speech) and with timestamps (timestamps). None for a stock model.
         """
         return getattr(self.model.config, TRAINED_ON_KEY, None)
 
     def set_trained_on(self, facts: dict[str, float]) -> None:
-        """Changes `trained_on`. Raises ModelError for facts that cannot be."""
+        """Changes `trained_on`, and whether a transcript may be empty. Raises ModelError for facts that cannot be."""
         setattr(self.model.config, TRAINED_ON_KEY, trained_on(facts, "trained_on has "))
+        allow_empty_text(self.model, bool(facts.get("non_speech")))
 
     def configure_generation(
         self,
@@ -96,6 +98,16 @@ class Whisper:
     def save(self, folder: Path) -> None:
         """Writes a folder that transformers and other tools can load, see `kikitori.model.saving`."""
         save_model(self.model, self.processor, folder)
+
+
+def allow_empty_text(model: WhisperForConditionalGeneration, allowed: bool) -> None:
+    """Sets whether a transcript may end where it begins, also for other tools, which read generation_config.json.
+
+    A stock Whisper may not, and writes something in silence; one trained on silence with empty texts should.
+    """
+    config = model.generation_config
+    kept = [token for token in config.begin_suppress_tokens or () if token != config.eos_token_id]
+    config.begin_suppress_tokens = kept if allowed else [*kept, config.eos_token_id]
 
 
 def check_whisper(given: Any, caller: str) -> None:

@@ -37,6 +37,10 @@ class Window:
         # The encoder's convolution halves the frames, so their number must be even.
         return min(edges[index] // 2 * 2, full_frames) if index < len(edges) else full_frames
 
+    def all_frames(self, full_frames: int) -> set[int]:
+        """Returns the log-Mel frames that `frames` may return."""
+        return {min(round(edge * FRAMES_PER_SECOND) // 2 * 2, full_frames) for edge in self.edges_s} | {full_frames}
+
     def longest_s(self, full_s: float) -> float:
         """Returns the most seconds of audio to transcribe at once; longer recordings are split into pieces."""
         return max(self.edges_s[-1] - self.margin_s, self.edges_s[-1] / 2) if self.edges_s else full_s

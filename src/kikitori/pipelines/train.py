@@ -95,6 +95,8 @@ def set_length(run: Session, data: SpeechDataModule) -> Length:
     """The length of the training, which depends on the number of clips if it is configured in epochs."""
     length = training_length(run.config, len(data.clips["train"]))
     run.results["training"] = length.facts()
+    if data.planner:
+        run.results["training"]["joined"] = data.planner.facts()
     return length
 
 

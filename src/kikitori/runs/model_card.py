@@ -35,7 +35,7 @@ Rates are all edits divided by all lengths, on normalised text, with 95 % bootst
 **Windows.** Trained and scored with each clip padded to {model["window"]}.{_full_window_share(results)}
 {_stock_pipeline(results)}
 {_guard(results)}
-**Training.** {_training(results)}
+**Training.** {_training(results)}{_joined(results)}
 
 ```python
 import kikitori
@@ -80,6 +80,20 @@ def _augmentation(settings: Mapping[str, Any]) -> str | None:
     probs = {key.removesuffix("_prob"): value for key, value in settings.items() if key.endswith("_prob") and value}
     changes = [f"{name.replace('_', '-')} {percent(prob)} %" for name, prob in probs.items()]
     return f"of the clips ({', '.join(changes)})" if changes else None
+
+
+def _joined(results: Mapping[str, Any]) -> str:
+    """How clips were joined into windows, and with what in their labels; nothing if none were."""
+    joining, facts = results["config"].get("joining") or {}, results.get("training", {}).get("joined")
+    if not facts:
+        return ""
+    share, stamps, previous = (percent(joining.get(key, 0)) for key in ("share", "timestamps", "previous_text"))
+    labels = f", {stamps} % of the examples had timestamps and {previous} % previous text" if joining["share"] else ""
+    return (
+        f" {share} % of the examples were clips joined into windows of {results['model']['window_s']:g} s"
+        f" ({facts['clips_per_example']:g} clips per example on average){labels};"
+        f" {percent(joining.get('non_speech', 0))} % were silence or noise without text."
+    )
 
 
 def _full_window_share(results: Mapping[str, Any]) -> str:

@@ -18,10 +18,16 @@ log = logging.getLogger(__name__)
 def announce(run: Session, trainer: pl.Trainer, module: WhisperModule, step: int) -> None:
     """Logs what is about to be trained, from `step` on."""
     length, batch = run.results["training"], run.config["data"]["global_batch_size"]
+    if joined := length.get("joined"):
+        log.info(
+            "training examples hold %.3g clips and %.3g s on average: an epoch begins one with each clip",
+            *(joined["clips_per_example"], joined["seconds_per_example"]),
+        )
     if step < length["steps"]:
         log.info(
-            "training: steps %d to %d of %d clips each (%s), a validation every %d steps; precision %s on %s%s",
-            *(step + 1, length["steps"], batch, epochs(length, step), length["every_steps"]),
+            "training: steps %d to %d of %d %s each (%s), a validation every %d steps; precision %s on %s%s",
+            *(step + 1, length["steps"], batch, "examples" if joined else "clips"),
+            *(epochs(length, step), length["every_steps"]),
             *(run.trainer_settings["precision"], hardware_facts(trainer)["device"]),
             "" if run.results.get("extended_from") else scoring_afterwards(run, module),
         )

@@ -34,6 +34,8 @@ def build_data(config: dict[str, Any], trainer: pl.Trainer | None = None) -> Spe
     more = {"seed": config["seed"], "load_splits": config.get("splits", SPLITS), "trainer": trainer}
     if "augment" in config:  # of a training
         more["augment"] = instantiate(config["augment"], "augment")
+    if "joining" in config:  # in training
+        more["joining"] = instantiate(config["joining"], "joining")
     data: SpeechDataModule = instantiate(config["data"], "data", **more)
     return data
 

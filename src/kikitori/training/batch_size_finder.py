@@ -64,7 +64,7 @@ def find_micro_batch_sizes(trainer: pl.Trainer, whisper: Whisper, data: SpeechDa
         return {}
     trainer.strategy.setup_environment()
     share = -(-data.global_batch_size // trainer.world_size)
-    tokens = max(data.prepared.train_tokens)
+    tokens = data.most_train_tokens
     whisper.model.to(device)
     torch.cuda.empty_cache()
     path = cache_folder() / "fitting.json"

@@ -144,7 +144,9 @@ class TrainingHistory(pl.Callback):
 
 def clips_of_step(batch: Batch, world_size: int) -> int:
     """The clips that all processes train on in a step; an estimate for a loader whose sampler does not count them."""
-    return batch["step_clips"] or world_size * sum(seconds > 0 for seconds in batch["seconds"])
+    if batch["step_clips"] is not None:
+        return batch["step_clips"]
+    return world_size * sum(seconds > 0 for seconds in batch["seconds"])
 
 
 def read_later(value: torch.Tensor) -> Callable[[], float]:

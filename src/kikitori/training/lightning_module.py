@@ -117,7 +117,7 @@ class WhisperModule(pl.LightningModule):
             self.processor = self.whisper.processor
             log.info("clips are padded to %s, also when the model transcribes", describe_window(processor.window))
         if stage == "fit":
-            self.whisper.set_trained_on(data.prepared.trained_on())
+            self.whisper.set_trained_on(data.trained_on())
         if stage == "fit" and self.micro_batch_sizes is None:
             self._found_sizes = find_micro_batch_sizes(self.trainer, self.whisper, data)
         if data.cache_encoder_outputs:
@@ -181,7 +181,7 @@ class WhisperModule(pl.LightningModule):
                 last = rows.stop == len(batch["labels"])
                 with nullcontext() if last else self.no_sync():
                     states = self.encoder_states(batch, features)
-                    losses_of = clip_losses(self.model, states, batch["labels"][rows], sum(batch["num_tokens"][rows]))
+                    losses_of = self._losses(batch, states, rows)
                     loss = (losses_of * weights[rows]).sum()
                     self.manual_backward(loss)
                 losses.append(loss.detach())
@@ -205,6 +205,12 @@ class WhisperModule(pl.LightningModule):
             )
             return None
         return torch.stack(losses).sum()
+
+    def _losses(self, batch: Batch, states: Tensor, rows: slice) -> Tensor:
+        """The summed loss of each clip of a micro-batch."""
+        inputs = batch["decoder_input_ids"]
+        own_inputs = None if inputs is None else inputs[rows]
+        return clip_losses(self.model, states, batch["labels"][rows], sum(batch["num_tokens"][rows]), own_inputs)
 
     def no_sync(self) -> AbstractContextManager[Any]:
         """A context without gradient averaging: processes average once per step, in its last micro-batch."""
@@ -232,8 +238,7 @@ class WhisperModule(pl.LightningModule):
         def assess(features: Tensor, rows: slice) -> tuple[Tensor, list[Generated]]:
             # One encoder pass for both.
             states = self.encoder_states(batch, features)
-            loss = clip_losses(self.model, states, batch["labels"][rows], sum(batch["num_tokens"][rows])).sum()
-            return loss, generate(self.whisper, states, batch["seconds"][rows])
+            return self._losses(batch, states, rows).sum(), generate(self.whisper, states, batch["seconds"][rows])
 
         losses, parts = zip(
             *(found for part in micro_batches(batch) for found in split_on_oom(assess, *part)), strict=True

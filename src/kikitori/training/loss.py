@@ -16,16 +16,23 @@ TOKENS_AT_ONCE = 1024
 
 
 def clip_losses(
-    model: WhisperForConditionalGeneration, encoder_states: Tensor, labels: Tensor, num_tokens: int | None = None
+    model: WhisperForConditionalGeneration,
+    encoder_states: Tensor,
+    labels: Tensor,
+    num_tokens: int | None = None,
+    decoder_input_ids: Tensor | None = None,
 ) -> Tensor:
     """(batch,): the summed cross-entropy of each clip's supervised tokens.
 
     encoder_states: (batch, positions, d_model). labels: (batch, tokens), without the start token; -100 is padding.
     num_tokens: the number of supervised ones. Without it they are counted, for which the CPU waits for the GPU.
-    The model's own shift inserts the start token in front of the decoder's input.
+    decoder_input_ids: (batch, tokens), of clips with prompts, which have no loss. Without them, the model's own shift
+    inserts the start token in front of the labels.
     """
     config, supervised = model.config, labels.flatten() != IGNORE_INDEX
-    inputs = shift_tokens_right(labels, config.pad_token_id, config.decoder_start_token_id)
+    inputs = decoder_input_ids
+    if inputs is None:
+        inputs = shift_tokens_right(labels, config.pad_token_id, config.decoder_start_token_id)
     # Without a cache the decoder looks for packed sequences, and the CPU waits for the answer. This one copies nothing.
     # A checkpointed layer, which runs twice, takes none.
     checkpointed = model.model.decoder.layers[0].gradient_checkpointing

@@ -1,0 +1,201 @@
+"""Reads a recording window by window, with the timestamps that the model writes.
+
+Each window is as long as the model's, and the next one begins at the last complete timestamp: the end of the last
+sentence that is in the window as a whole. The rules for timestamps are Whisper's own (Radford et al. 2022, sec. 4.5).
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from kikitori.audio.waveform import SAMPLE_RATE
+from kikitori.inference.checks import NO_SPEECH_FOUND, REPEATED, examine, is_silent, least_density
+from kikitori.inference.generate import MARGIN_S, Generated
+from kikitori.inference.greedy import Row, greedy
+from kikitori.inference.segments import SHORTEST_S, Piece
+from kikitori.model.processor import SAMPLES_PER_STAMP
+from kikitori.model.whisper import Whisper, encode
+from kikitori.runtime.errors import ModelError
+
+
+class Segment(NamedTuple):
+    """A sentence of a window: its first and last timestamps, by number, and the tokens of its text."""
+
+    start: int
+    end: int
+    tokens: list[int]
+
+
+@dataclass(frozen=True)
+class TimestampRule:
+    """Lowers the logits of tokens that may not follow: a rule of `greedy`.
+
+    Timestamps come in pairs around each text, do not descend, and the first is at most `max_initial`. Where all of them
+    together are more probable than any text, one of them follows. end: the end token, before which is all text.
+    """
+
+    first: int
+    no_timestamps: int
+    end: int
+    max_initial: int
+
+    def __call__(self, rows: list[list[int]], logits: Tensor) -> None:
+        logits[:, self.no_timestamps] = -torch.inf
+        for tokens, row in zip(rows, logits, strict=True):
+            self._restrict(tokens, row)
+            log_probs = row.log_softmax(dim=0)
+            if log_probs[self.first :].logsumexp(dim=0) > log_probs[: self.first].max():
+                row[: self.first] = -torch.inf
+
+    def _restrict(self, tokens: Sequence[int], logits: Tensor) -> None:
+        if not tokens:
+            # An empty window may end at once, if the model may write nothing at all.
+            logits[: self.end] = -torch.inf
+            logits[self.end + 1 : self.first] = -torch.inf
+            logits[self.first + self.max_initial + 1 :] = -torch.inf
+            return
+        is_stamp = [token >= self.first for token in tokens[-2:]]
+        after_start = is_stamp[-1] and (len(tokens) < 2 or is_stamp[0])
+        after_end = is_stamp[-1] and not after_start
+        if after_start:
+            logits[self.first :] = -torch.inf
+        elif after_end:
+            logits[: self.end] = -torch.inf
+        last = max((token for token in tokens if token >= self.first), default=self.first)
+        # A sentence takes time; the next one may begin where it ends.
+        logits[self.first : last + (not after_end)] = -torch.inf
+
+
+def timestamp_rule(whisper: Whisper) -> TimestampRule:
+    """The rule for a model. Raises ModelError if its tokenizer has no timestamps."""
+    config, first = whisper.model.generation_config, whisper.processor.timestamp_begin
+    if first is None:
+        raise ModelError(
+            "the model's tokenizer has no timestamps; read its recordings by their pauses (--segments pauses)"
+        )
+    return TimestampRule(first, config.no_timestamps_token_id, config.eos_token_id, config.max_initial_timestamp_index)
+
+
+def segments_of(tokens: Sequence[int], first: int) -> tuple[list[Segment], int | None]:
+    """Returns the complete sentences of a window, and the start of the one that its end cuts off, None without one.
+
+    first: the id of <|0.00|>. A text without an end is not complete.
+    """
+    found: list[Segment] = []
+    start: int | None = None
+    text: list[int] = []
+    for token in tokens:
+        if token < first:
+            text.append(token)
+        elif start is not None and text:
+            found.append(Segment(start, token - first, text))
+            start, text = None, []
+        else:
+            start, text = token - first, []
+    return found, start
+
+
+def read_by_timestamps(
+    whisper: Whisper,
+    samples: Tensor,
+    read_by_pauses: Callable[[slice], list[Piece]],
+    previous_text: bool = False,
+    advance: Callable[[float], None] = lambda seconds: None,
+) -> list[Piece]:
+    """Transcribes (samples,) at 16 kHz, in windows of the model's length; a piece is a sentence between timestamps.
+
+    Greedily, whatever `generation.num_beams` is. A window whose text repeats itself, or that has no complete sentence,
+    is read by `read_by_pauses` instead. previous_text: whether the text before a window is its prompt; not after a
+    doubtful one. advance: called with the seconds of audio that were read.
+    """
+    reader, at = _WindowReader(whisper, samples, timestamp_rule(whisper), read_by_pauses), 0
+    pieces: list[Piece] = []
+    previous: list[int] = []
+    while at < len(samples):
+        found, following, text = reader.read(at, previous if previous_text else [])
+        pieces += found
+        previous = text
+        advance((following - at) / SAMPLE_RATE)
+        at = following
+    return pieces
+
+
+class _Reading(NamedTuple):
+    """What a window held: its pieces, the sample where the next begins, and the tokens of its text if it is sure."""
+
+    pieces: list[Piece]
+    following: int
+    text: list[int]
+
+
+@dataclass(frozen=True)
+class _WindowReader:
+    whisper: Whisper
+    samples: Tensor
+    rule: TimestampRule
+    read_by_pauses: Callable[[slice], list[Piece]]
+
+    def read(self, at: int, previous: Sequence[int]) -> _Reading:
+        """Reads the window that begins at a sample."""
+        window = round(self.whisper.processor.window_s * SAMPLE_RATE)
+        place = slice(at, min(at + window, len(self.samples)))
+        if is_silent(self.samples[place]):
+            return _Reading([], place.stop, [])
+        row = self._generate(place, previous)
+        segments, cut_off = segments_of(row.tokens, self.rule.first)
+        reach = _sample(segments[-1].end) if segments else place.stop - at
+        doubt = self._doubt(row, segments, self.samples[at : at + reach])
+        if doubt == NO_SPEECH_FOUND:
+            return _Reading([Piece(*_times(place), "", doubt)], place.stop, [])
+        if not segments and row.ended and (cut_off or not row.tokens):
+            # Nothing, or the beginning of a sentence alone.
+            return _Reading([], min(at + _sample(cut_off), place.stop) if cut_off else place.stop, [])
+        if doubt == REPEATED or not segments or reach < min(SHORTEST_S * SAMPLE_RATE, place.stop - at):
+            return self._by_pauses(place)
+        is_done = place.stop == len(self.samples) and row.ended and cut_off is None
+        text = [token for segment in segments for token in segment.tokens]
+        following = place.stop if is_done else min(at + reach, place.stop)
+        return _Reading(self._pieces(place, segments, doubt), following, [] if doubt else text)
+
+    def _by_pauses(self, place: slice) -> _Reading:
+        """Reads a window by its pauses, but not the last piece of it, where the next window begins."""
+        pieces, following = self.read_by_pauses(place), place.stop
+        if following < len(self.samples) and len(pieces) > 1:
+            following = round(pieces.pop().start_s * SAMPLE_RATE)
+        return _Reading(pieces, following, [])
+
+    @torch.inference_mode()
+    def _generate(self, place: slice, previous: Sequence[int]) -> Row:
+        """Generates the tokens of one window, after a prompt if there is one."""
+        processor, model = self.whisper.processor, self.whisper.model
+        prompt = [processor.previous_id, *previous[-processor.max_prompt_tokens :]] if previous else []
+        features = processor.log_mel(self.samples[place], full_window=True)[None]
+        states = encode(model, features.to(model.device, model.dtype))
+        prefix, limit = [*prompt, *processor.prefix[:-1]], model.generation_config.max_new_tokens
+        available_s = [(place.stop - place.start) / SAMPLE_RATE + MARGIN_S]
+        rows = greedy(model, states, prefix, limit, self.whisper.token_s, available_s, stop_loops=True, rule=self.rule)
+        return rows[0]
+
+    def _doubt(self, row: Row, segments: Sequence[Segment], samples: Tensor) -> str:
+        """What speaks against the text of a window. That it was cut off does not, after complete sentences."""
+        tokens = [token for segment in segments for token in segment.tokens] or row.tokens
+        text = self.whisper.processor.decode([tokens])[0]
+        generated = Generated(text, not segments and not row.ended, row.no_speech, row.logprob / (len(row.tokens) + 1))
+        return examine(generated, samples, least_density(self.whisper.trained_on))[1]
+
+    def _pieces(self, place: slice, segments: Sequence[Segment], doubt: str) -> list[Piece]:
+        """The sentences of a window with their times in the recording."""
+        texts = self.whisper.processor.decode([segment.tokens for segment in segments])
+        parts = [slice(*(min(place.start + _sample(n), place.stop) for n in segment[:2])) for segment in segments]
+        return [Piece(*_times(part), text, doubt) for part, text in zip(parts, texts, strict=True)]
+
+
+def _sample(stamp: int) -> int:
+    return stamp * SAMPLES_PER_STAMP
+
+
+def _times(place: slice) -> tuple[float, float]:
+    return round(place.start / SAMPLE_RATE, 2), round(place.stop / SAMPLE_RATE, 2)

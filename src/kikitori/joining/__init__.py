@@ -1,0 +1,1 @@
+"""Clips joined into whole windows for training: what a window holds, its labels and its samples."""
