@@ -34,13 +34,15 @@ def build_data(config: dict[str, Any], trainer: pl.Trainer | None = None) -> Spe
 
 
 def build_model(config: dict[str, Any]) -> Whisper:
-    """The configured model. Where no language is set, its own, or else that of the corpus."""
+    """The configured model with its adapter. Where no language is set, its own, or else that of the corpus."""
     settings, language = config["model"], config["data"]["language"]
     if settings["_target_"] == "kikitori.load_whisper":
         more = {"default_language": language}
     else:  # a model that is made here, which has no language of its own
         more = {k: v for k, v in (("language", language), ("task", "transcribe")) if settings.get(k) is None}
     whisper: Whisper = instantiate(settings, "model", **more)
+    if config.get("adapter"):
+        whisper.add_adapter(instantiate(config["adapter"], "adapter"))
     return whisper
 
 
@@ -82,6 +84,7 @@ def configure_model(session: Session, whisper: Whisper) -> None:
         "window": describe_window(whisper.processor.window),
         "language": whisper.processor.language,
         "task": whisper.processor.task,
+        **({"adapter": adapter_facts(whisper)} if whisper.adapter else {}),
         **({"notes": whisper.notes} if whisper.notes else {}),
     }
     rules, earlier = text_rules(whisper.processor.text_language), session.results.get("scoring")
@@ -90,10 +93,17 @@ def configure_model(session: Session, whisper: Whisper) -> None:
     session.results["scoring"] = rules
 
 
+def adapter_facts(whisper: Whisper) -> dict[str, Any]:
+    """The kind of a model's adapter, the number of its layers, and of its weights, which alone are trained."""
+    trained = sum(weight.numel() for weight in whisper.model.parameters() if weight.requires_grad)
+    layers = len(whisper.arguments["adapter"]["modules"])
+    return {"kind": whisper.arguments["adapter"]["kind"], "layers": layers, "parameters": trained}
+
+
 def model_name(config: dict[str, Any]) -> str:
     """The model's name in tables: the last part of its Hub name or folder, or a checkpoint's run and file."""
     path = Path(config.get("checkpoint") or config["model"].get("name", "micro")).resolve()
     if path.suffix == ".ckpt":
         return f"{path.parents[1].name}/{path.name}"
-    # A run saves its model in a folder called `model`; the run's own name is more informative.
-    return path.parent.name if path.name == "model" else path.name
+    # A run saves its model in a folder called `model`, and its adapter in `adapter`; the run's own name says more.
+    return path.parent.name if path.name in ("model", "adapter") else path.name

@@ -5,6 +5,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from kikitori.adapters.folder import is_adapter
 from kikitori.model.loading import choose_language_and_task, load_whisper, rebuild_whisper
 from kikitori.model.source import model_folder
 from kikitori.model.whisper import Whisper
@@ -37,12 +38,14 @@ def evaluate(cfg: DictConfig | dict[str, Any], folder: Path) -> Results:
 
 
 def load_checkpoint(config: dict[str, Any]) -> Whisper:
-    """The model of `checkpoint`: a run folder, a model folder, or a .ckpt file.
+    """The model of `checkpoint`: a run folder, a model folder, an adapter's folder, or a .ckpt file.
 
     Its language and task are those it was trained with, unless the configuration sets others.
     """
     path = Path(config["checkpoint"]).expanduser()
     given, default = (config["model"]["language"], config["model"]["task"]), config["data"]["language"]
+    if path.is_dir() and is_adapter(path):
+        return load_whisper(str(path), *given, base=config["model"].get("base"), default_language=default)
     if path.is_dir():
         return load_whisper(str(model_folder(path, f"checkpoint={path}")), *given, default_language=default)
     if not path.is_file():
