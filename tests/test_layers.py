@@ -17,6 +17,7 @@ LAYERS = (
     ("runs", "training"),
     ("config", "data", "inference"),
     ("corpora", "model"),
+    ("adapters",),
     ("audio", "metrics", "runtime"),
 )
 LAYER = {package: depth for depth, packages in enumerate(LAYERS) for package in packages}

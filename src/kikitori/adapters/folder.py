@@ -51,6 +51,12 @@ USED = {
     **dict.fromkeys(("use_rslora", "use_dora"), bool),
     **dict.fromkeys(("base_model_name_or_path", "revision"), (_is_place, None)),
 }
+# What kikitori.json holds, for `parse`; the model checks the values.
+KEPT = {
+    **dict.fromkeys(("language", "task"), str),
+    "generation": dict.fromkeys(("max_new_tokens!", "num_beams!"), int),
+    **dict.fromkeys(("window", "trained_on"), OBJECT),
+}
 # Fields that change nothing here: of training, of peft, or stated by the tensors as well.
 WITHOUT_EFFECT = {
     *("task_type", "auto_mapping", "peft_version", "inference_mode", "megatron_config", "megatron_core", "eva_config"),
@@ -138,7 +144,7 @@ def read_adapter(folder: Path) -> SavedAdapter:
     """Reads an adapter of kikitori or peft. Raises ModelError if it is damaged, or of a kind that is not supported."""
     try:
         config = read_json(folder / CONFIG, USED)
-        facts = read_json(folder / FACTS, OBJECT) if (folder / FACTS).exists() else {}
+        facts = read_json(folder / FACTS, KEPT) if (folder / FACTS).exists() else {}
         kind = _kind(config)
         rank = config.get("init_r", 12) if kind == "adalora" else config.get("r", 8)
         tensors = _read_tensors(folder / WEIGHTS, kind)

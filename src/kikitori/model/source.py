@@ -77,7 +77,7 @@ def base_of(adapter: SavedAdapter, base: str | None) -> str:
             f"the base {name} of {adapter.folder} is an adapter itself; use model/ of its run, which holds both"
         )
     # What a file names is not followed to the network, nor anywhere but to a model.
-    if base is None and not Path(name).is_dir() and not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+    if base is None and not Path(name).is_dir() and not re.fullmatch(r"\w[\w.-]*/[\w.-]+", name):
         raise ModelError(f"the adapter {adapter.folder} names {name}, which is no model; pass its base as model.base")
     return name
 

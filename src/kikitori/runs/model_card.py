@@ -63,11 +63,22 @@ def _training(results: Mapping[str, Any]) -> str:
         "schedule": config["optim"].get("schedule"),
         "warm-up steps": config["optim"].get("warmup_steps"),
         "frozen": config["model"].get("freeze"),
+        "adapter": _adapter(config.get("adapter") or {}),
         "seed": config.get("seed"),
     }
     listed = ", ".join(f"{name} {value}" for name, value in settings.items() if value is not None)
     tools = ", ".join(f"{name} {versions[name]}" for name in ("kikitori", "torch", "transformers") if name in versions)
     return f"{listed[:1].upper()}{listed[1:]}. Made with {tools}."
+
+
+def _adapter(settings: Mapping[str, Any]) -> str | None:
+    """The adapter that was trained and merged, in words."""
+    if not settings:
+        return None
+    targets = plain_text(" ".join(map(str, settings.get("targets", []))))
+    return (
+        f"{settings.get('kind', 'adalora')} of rank {settings.get('rank')} (alpha {settings.get('alpha')}) on {targets}"
+    )
 
 
 def _full_window_share(results: Mapping[str, Any]) -> str:
