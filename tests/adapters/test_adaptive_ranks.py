@@ -28,12 +28,12 @@ ADAPTER = AdaLora(2, 8, initial_rank=4, targets=["q_proj", "fc1"], dropout=0.1, 
 
 
 class Ranks(pl.Callback):
-    """The ranks that are left after each step, of all layers together."""
+    """The ranks that are left before each step, of all layers together."""
 
     def __init__(self) -> None:
         self.left: list[int] = []
 
-    def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, *_: Any) -> None:
         self.left.append(ranks(pl_module.whisper))
 
 
@@ -60,11 +60,12 @@ def adapted(micro: Whisper) -> Whisper:
 def test_ranks_fall_from_the_initial_one_to_the_mean_that_is_asked_for(adapted: Whisper, tmp_path: Path) -> None:
     seen, layers_adapted = Ranks(), len(adapted.arguments["adapter"]["modules"])
     fit(adapted, tmp_path, seen)
-    # The first step has a learning rate of 0, so that E is still 0. Then six prunings, and the final ranks.
-    assert seen.left[0] == 0
-    assert 2 * layers_adapted < seen.left[1] < 4 * layers_adapted
-    assert seen.left[6:] == [2 * layers_adapted] * 4
-    assert sorted(seen.left[1:], reverse=True) == seen.left[1:]
+    # E begins as 0, and the first step has a learning rate of 0. Then six prunings, and the final ranks.
+    assert seen.left[:2] == [0, 0]
+    assert 2 * layers_adapted < seen.left[2] < 4 * layers_adapted
+    assert seen.left[7:] == [2 * layers_adapted] * 3
+    assert ranks(adapted) == 2 * layers_adapted
+    assert sorted(seen.left[2:], reverse=True) == seen.left[2:]
 
 
 @pytest.mark.parametrize("step", [4, 8])
@@ -95,7 +96,7 @@ def test_a_step_without_gradients_is_not_counted(adapted: Whisper, tmp_path: Pat
 
     seen = Ranks()
     fit(adapted, tmp_path, Skipping(), seen)
-    assert seen.left == [0, *[4 * len(adapted.arguments["adapter"]["modules"])] * (STEPS - 1)]
+    assert seen.left == [0, 0, *[4 * len(adapted.arguments["adapter"]["modules"])] * (STEPS - 2)]
 
 
 def test_the_penalty_is_that_of_peft() -> None:
