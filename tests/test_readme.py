@@ -36,6 +36,7 @@ CONTEXTS = (
     ("train", ["data=manifest"]),
     ("train", ["data=hub", "logger=none"]),
     ("train", ["trainer=ddp", "callbacks=early_stopping"]),
+    ("train", ["adapter=adalora"]),
     ("train", ["hydra/launcher=slurm"]),
     ("train", ["hydra/sweeper=optuna"]),
     ("evaluate", []),
