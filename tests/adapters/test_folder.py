@@ -144,7 +144,7 @@ def test_a_base_that_an_adapter_names_is_not_downloaded(folder: Path, monkeypatc
     monkeypatch.setattr(source, "hub_is_reachable", lambda: pytest.fail("a request was made"))
     write(folder, {"base_model_name_or_path": "stranger/whisper"})
     with pytest.raises(
-        ModelError, match=r"is an adapter of stranger/whisper, .*\n?.*pass model\.base=stranger/whisper"
+        ModelError, match=r"adapter of stranger/whisper, which was not downloaded .* model\.base=stranger/whisper"
     ):
         load_whisper(str(folder))
 
@@ -165,11 +165,11 @@ def test_the_base_of_an_adapter_is_a_model(folder: Path, base: Path) -> None:
 
 def test_an_adapter_of_another_base_is_refused_with_both_names(folder: Path, base: Path, tmp_path: Path) -> None:
     build_whisper(**MICRO | {"d_model": 16}).save(tmp_path / "narrow")
+    both = f"{folder}, which was trained on {base}, does not fit {tmp_path}/narrow: "
     with pytest.raises(
-        ModelError, match=rf"{folder}, which was trained on {base}, does not fit {tmp_path}/narrow"
-    ) as e:
+        ModelError, match=f"{both}its .*q_proj has 32 inputs and 32 outputs, that model's 16 and 16; pass"
+    ):
         load_whisper(str(folder), base=str(tmp_path / "narrow"))
-    assert "q_proj has 32 inputs and 32 outputs, that model's 16 and 16" in str(e.value)
     tensors = load_file(folder / "adapter_model.safetensors")
     write(folder, {}, {name.replace("layers.0", "layers.7"): value for name, value in tensors.items()})
     with pytest.raises(ModelError, match=r"does not fit .*: it changes model\.decoder\.layers\.7\.self_attn\.q_proj"):
@@ -192,6 +192,7 @@ def test_an_adapter_of_another_base_is_refused_with_both_names(folder: Path, bas
         ({"something_new": True}, "something_new=True"),
         ({"use_rslora": True, "use_dora": True}, "both use_rslora and use_dora"),
         ({"base_model_name_or_path": ["a"]}, "base_model_name_or_path"),
+        ({"revision": "../../main"}, "revision"),
         ({"use_dora": True}, "lacks lora_magnitude_vector"),
     ],
 )

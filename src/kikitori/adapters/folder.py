@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from kikitori.adapters.layers import NAME, adapter_tensors, linears
 from kikitori.adapters.merging import MAGNITUDE, A, B, E, merge_into
 from kikitori.adapters.settings import MAX_RANK, Lora, scale_of
-from kikitori.runtime.errors import DataError, ModelError, one_line, shortened
-from kikitori.runtime.files import OBJECT, is_regular, read_json, write_json
+from kikitori.runtime.errors import ModelError, one_line, shortened
+from kikitori.runtime.files import OBJECT, UNREADABLE, is_regular, parse, plain, read_text, write_json
 
 CONFIG, WEIGHTS, FACTS = "adapter_config.json", "adapter_model.safetensors", "kikitori.json"
 # What peft puts before the names of a model's own layers.
@@ -43,13 +43,18 @@ def _is_place(value: Any) -> bool:
     return isinstance(value, str) and 0 < len(value) < 1_000 and value.isprintable()
 
 
+def _is_revision(value: Any) -> bool:
+    return isinstance(value, str) and re.fullmatch(r"\w[\w.-]{0,200}", value) is not None
+
+
 # The fields of adapter_config.json that are used, as kinds for `parse`.
 USED = {
     "peft_type!": ("LORA", "ADALORA").__contains__,
     "lora_alpha!": _is_scale,
     **dict.fromkeys(("r", "init_r"), _is_rank),
     **dict.fromkeys(("use_rslora", "use_dora"), bool),
-    **dict.fromkeys(("base_model_name_or_path", "revision"), (_is_place, None)),
+    "base_model_name_or_path": (_is_place, None),
+    "revision": (_is_revision, None),
 }
 # What kikitori.json holds, for `parse`; the model checks the values.
 KEPT = {
@@ -143,21 +148,25 @@ def _shortest(model: nn.Module, targets: Sequence[str], modules: list[str]) -> l
 def read_adapter(folder: Path) -> SavedAdapter:
     """Reads an adapter of kikitori or peft. Raises ModelError if it is damaged, or of a kind that is not supported."""
     try:
-        config = read_json(folder / CONFIG, USED)
-        facts = read_json(folder / FACTS, KEPT) if (folder / FACTS).exists() else {}
+        config = _read_object(folder / CONFIG, USED)
+        facts = _read_object(folder / FACTS, KEPT) if (folder / FACTS).exists() else {}
         kind = _kind(config)
         rank = config.get("init_r", 12) if kind == "adalora" else config.get("r", 8)
         tensors = _read_tensors(folder / WEIGHTS, kind)
         for name, of in tensors.items():
             _check_shapes(name, of, kind, rank)
-    except DataError as error:
-        raise ModelError(str(error)) from error
-    except (OSError, ValueError) as error:
+    except UNREADABLE as error:
         raise ModelError(f"the adapter {folder} cannot be loaded: {one_line(error)}") from error
     except Exception as error:  # of safetensors
         raise ModelError(f"the adapter {folder}: {WEIGHTS} is damaged: {one_line(error)}") from error
     places = (config.get("base_model_name_or_path"), config.get("revision"))
     return SavedAdapter(folder, kind, scale_of(kind, config["lora_alpha"], rank), *places, tensors, facts)
+
+
+def _read_object(path: Path, kind: dict[str, Any]) -> dict[str, Any]:
+    """Reads plain values of a kind for `parse`. Raises errors of UNREADABLE."""
+    found: dict[str, Any] = parse(plain(read_text(path)), kind, path.name)
+    return found
 
 
 def _kind(config: Mapping[str, Any]) -> str:

@@ -87,18 +87,8 @@ def _load_adapted(
     own = (facts.get("language"), facts.get("task"))
     chosen = choose_language_and_task(name, given, own, default_language) if own != (None, None) else None
     language_and_task = (chosen.language, chosen.task) if chosen else given
-    try:
-        whisper = _load(
-            base_name, language_and_task, revision or (None if base else adapter.revision), default_language,
-            offline=base is None, **rest,
-        )  # fmt: skip
-    except ModelError as error:
-        if base is not None or Path(base_name).is_dir():
-            raise
-        raise ModelError(
-            f"model.name={name} is an adapter of {base_name}, which was not downloaded before; to load it from the "
-            f"Hub, pass model.base={base_name}"
-        ) from error
+    base_revision = revision or (None if base or Path(base_name).is_dir() else adapter.revision)
+    whisper = _load(base_name, language_and_task, base_revision, default_language, offline=base is None, **rest)
     adapter.merge_into(whisper.model, base_name)
     whisper.arguments |= {"name": name, "revision": revision, "base": base}
     whisper.notes += chosen.notes if chosen else []

@@ -76,9 +76,16 @@ def base_of(adapter: SavedAdapter, base: str | None) -> str:
         raise ModelError(
             f"the base {name} of {adapter.folder} is an adapter itself; use model/ of its run, which holds both"
         )
-    # What a file names is not followed to the network, nor anywhere but to a model.
-    if base is None and not Path(name).is_dir() and not re.fullmatch(r"\w[\w.-]*/[\w.-]+", name):
+    if base is not None or Path(name).is_dir():
+        return name
+    # What a file names is not followed to the network.
+    if not re.fullmatch(r"\w[\w.-]*/[\w.-]+", name):
         raise ModelError(f"the adapter {adapter.folder} names {name}, which is no model; pass its base as model.base")
+    if not huggingface_hub.try_to_load_from_cache(name, "config.json", revision=adapter.revision):
+        raise ModelError(
+            f"{adapter.folder} is an adapter of {name}, which was not downloaded before; to load it from the Hub, pass "
+            f"model.base={name}"
+        )
     return name
 
 
