@@ -6,6 +6,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import adapters
 import flops
 import full_window_share
 import pytest
@@ -144,6 +145,22 @@ def test_each_share_is_trained_and_read_in_both_windows(tmp_path: Path, monkeypa
             assert {c["clip"] for run in runs if run["share"] == share for c in run["clips"][window]} == clips
     table = (tmp_path / "out/table.md").read_text(encoding="utf-8")
     assert [line.split(" | ")[1] for line in table.splitlines()[2:5]] == ["all", "0", "0.5"]
+
+
+@pytest.mark.long
+def test_ways_to_train_are_compared_in_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("peft", reason="adapters need the package peft")
+    monkeypatch.setattr(stand_ins, "BASE", {**MICRO, "vocab_size": 51865})
+    words = ["--batch", "2", "--steps", "2", "--precision", "32", "--output", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["adapters.py", *words, "--only", "full", "lora", "adalora"])
+    adapters.main()
+    rounds = json.loads((tmp_path / "adapters.json").read_text(encoding="utf-8"))["rounds"]
+    full, lora = rounds["full"][0], rounds["lora"][0]
+    assert 0 < lora["trained_weights"] < full["trained_weights"]
+    # Two moments of each trained weight, in four bytes.
+    assert lora["optimizer_mb"] == pytest.approx(8e-6 * lora["trained_weights"], rel=0.01)
+    assert lora["checkpoint_mb"] < full["checkpoint_mb"]
+    assert "| full | " in (tmp_path / "adapters.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.long

@@ -44,7 +44,7 @@ def composed(root: str, *overrides: str) -> DictConfig:
 
 
 def test_the_number_of_choices_is_known() -> None:
-    assert len(CHOICES) == 30
+    assert len(CHOICES) == 35
     assert len(OF_HYDRA) == 9
     assert len(list(CONF.glob("*.yaml"))) == len(ROOTS) + 1
     deeper = [path for path in CONF.glob("*/*/*") if path.parts[-3] != "hydra"]
