@@ -11,12 +11,13 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from training_runs import OPTIM, trainer, training
 
 from kikitori.adapters import layers
-from kikitori.adapters.adaptive_ranks import AdaptiveRanks, orthogonality_penalty
+from kikitori.adapters.adaptive_ranks import AVERAGES, AdaptiveRanks, orthogonality_penalty
 from kikitori.adapters.layers import adapter_tensors
 from kikitori.adapters.settings import AdaLora
 from kikitori.model.loading import rebuild_whisper
 from kikitori.model.whisper import Whisper
 from kikitori.runtime.errors import ConfigError
+from kikitori.training.checkpoints import read_checkpoint
 from kikitori.training.lightning_module import WhisperModule
 
 pytestmark = [
@@ -84,6 +85,13 @@ def test_a_resumed_training_prunes_as_an_uninterrupted_one(adapted: Whisper, tmp
     fit(again, tmp_path / "resumed", Seeded(), ckpt_path=checkpoint, weights_only=True)
     for name, value in adapted.model.state_dict().items():
         assert torch.equal(again.model.state_dict()[name], value), name
+    # After two more steps.
+    kept = [read_checkpoint(tmp_path / part / f"step={step + 2}.ckpt") for part in ("whole", "resumed")]
+    whole, resumed = (checkpoint["callbacks"]["AdaptiveRanks"] for checkpoint in kept)
+    assert whole["pattern"] == resumed["pattern"]
+    for average in AVERAGES:
+        assert bool(whole[average]) == (step == 4)
+        assert all(torch.equal(resumed[average][name], value) for name, value in whole[average].items())
 
 
 def test_a_step_without_gradients_is_not_counted(adapted: Whisper, tmp_path: Path) -> None:
