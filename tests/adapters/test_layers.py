@@ -9,9 +9,12 @@ from torch import Tensor
 
 from kikitori.adapters import layers
 from kikitori.adapters.settings import TARGETS, AdaLora, Lora
+from kikitori.audio.waveform import decode
 from kikitori.config.validation import check_config
+from kikitori.inference.greedy import greedy
 from kikitori.model.loading import build_whisper, load_whisper, rebuild_whisper
 from kikitori.model.whisper import Whisper, encode
+from kikitori.model.window import Window
 from kikitori.runtime.errors import ConfigError, ModelError
 from kikitori.training.loss import clip_losses
 from kikitori.training.optimizer import parameter_groups
@@ -162,3 +165,28 @@ def test_without_peft_the_error_names_the_extra(whisper: Whisper, monkeypatch: p
     node = {"_target_": "kikitori.Lora", "rank": 4, "targets": ["q_proj"]}
     with pytest.raises(ConfigError, match=r"adapter: needs the package peft: pip install 'kikitori\[peft\]'"):
         check_config({"callbacks": {}, "adapter": node})
+
+
+@needs_peft
+@pytest.mark.long
+def test_real_whisper_base_writes_the_same_texts_merged_and_unmerged(whisper_base: Whisper, speech: Path) -> None:
+    whisper = load_whisper(whisper_base.arguments["name"], "ja")
+    whisper.add_adapter(Lora(16, targets=EVERY))
+    with torch.no_grad():
+        for tensors in layers.adapter_tensors(whisper.model).values():
+            tensors["lora_B"].normal_(std=0.005)
+    whisper.model.eval()
+    windows = Window((4, 6, 8, 10), 1)
+    whisper.set_window(windows)
+    features = [whisper.processor.log_mel(decode(clip)) for clip in sorted((speech / "clips").iterdir())]
+
+    def texts() -> list[list[int]]:
+        with torch.inference_mode():
+            states = (encode(whisper.model, one[None]) for one in features)
+            return [greedy(whisper.model, one, whisper.processor.prefix, 60)[0].tokens for one in states]
+
+    unmerged = texts()
+    whisper.merge_adapter()
+    assert texts() == unmerged
+    assert len(unmerged) >= 60
+    assert sum(map(bool, unmerged)) > 50

@@ -135,6 +135,7 @@ def test_a_run_that_is_interrupted_and_resumed_equals_a_whole_one(
         assert all(torch.equal(resumed[key], value) for key, value in whole.items())
 
 
+@pytest.mark.long
 def test_cached_outputs_of_a_frozen_encoder_train_adapters_of_the_decoder(base: Path, tmp_path: Path) -> None:
     words = ["model=whisper_base", f"model.name={base}", "model.freeze=encoder", "data.cache_encoder_outputs=true"]
     for number, cached in enumerate((words, words[:-1])):
