@@ -109,6 +109,16 @@ def test_gradients_with_checkpointing_equal_those_without(adapter: Lora) -> None
 
 
 @needs_peft
+@pytest.mark.parametrize("adapter", [Lora(4, dropout=0.5), AdaLora(4, dropout=0.5)], ids=lambda adapter: adapter.kind)
+def test_dropout_acts_in_training_only(whisper: Whisper, adapter: Lora) -> None:
+    whisper.add_adapter(adapter)
+    disturb(whisper)
+    assert not torch.equal(losses(whisper), losses(whisper))
+    whisper.model.eval()
+    assert torch.equal(losses(whisper), losses(whisper))
+
+
+@needs_peft
 def test_the_optimizer_gets_the_adapter_and_nothing_else(whisper: Whisper) -> None:
     whisper.add_adapter(Lora(4, targets=["q_proj"], kind="dora"))
     matrices, vectors = (group["params"] for group in parameter_groups(whisper.model, 0.1))
