@@ -44,6 +44,7 @@ def compose_run(task: Task) -> dict[str, Any]:
         f"generation.max_new_tokens={task.max_new_tokens}",
         f"seed={task.seed}",
         "logger=none",
+        *task.overrides,
     ]
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("train", overrides)
@@ -89,7 +90,7 @@ def train(task: Task) -> dict[str, Any]:
     settings, _ = trainers.resolve_trainer_settings(config["trainer"], torch.cuda.device_count())
     trainer = trainers.build_trainer(settings, task.path, callbacks, [MetricsFile(task.path)], task.all_steps)
     data = build_data(config, trainer)
-    whisper = instantiate(config["model"], "model")
+    whisper = builders.build_model(config)
     whisper.set_window(data.window)
     data = data.with_processor(whisper.processor)
     data.setup()
@@ -98,7 +99,7 @@ def train(task: Task) -> dict[str, Any]:
     clip_norm = config["trainer"]["gradient_clip_val"]
     module = WhisperModule(whisper, instantiate(config["optim"], "optim"), clip_norm, sizes)
     trainer.fit(module, datamodule=data)
-    measured = meter.measured(whisper.model.config, task.precision)
+    measured = meter.measured(whisper.model.config, task.precision) | sizes_of(trainer, whisper.model)
     module.to(DEVICE).train()
     kept = activation_mb(lambda *shape: loss(module, *shape), whisper.model, meter.parts, task.precision)
     score_clips(["一"], ["二"], data.language)  # loads Sudachi's dictionary, once per run
@@ -108,6 +109,14 @@ def train(task: Task) -> dict[str, Any]:
     clips = len(data.clips["validation"])
     evaluated = {"clips": clips, "seconds": seconds, "clips_per_s": clips / seconds, "cer": scores["val/cer"]}
     return {"train": {**measured, "activation_mb_per_clip": kept}, "evaluate": evaluated}
+
+
+def sizes_of(trainer: pl.Trainer, model: torch.nn.Module) -> dict[str, float]:
+    """Returns the number of trained weights, and the MB of the optimizer's state and of all that a checkpoint holds."""
+    state = [value for of in trainer.optimizers[0].state.values() for value in of.values() if torch.is_tensor(value)]
+    optimizer, weights = (sum(t.numel() * t.element_size() for t in of) / 1e6 for of in (state, model.parameters()))
+    trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
+    return {"trained_weights": trained, "optimizer_mb": optimizer, "checkpoint_mb": optimizer + weights}
 
 
 class EndOfStep(pl.Callback):

@@ -25,7 +25,8 @@ class Task:
 
     model: a folder or Hub name. release: a Common Voice language folder. folder: for the contender's files.
     train_clips, eval_clips: number of first clips of the train and dev tables to use. steps: timed steps, after
-    WARMUP_STEPS. precision: as Lightning names it. max_new_tokens: of a transcript, without the prefix.
+    WARMUP_STEPS. precision: as Lightning names it. max_new_tokens: of a transcript, without the prefix. overrides: of
+    kikitori's configuration.
     """
 
     contender: str
@@ -40,6 +41,7 @@ class Task:
     precision: str
     seed: int
     max_new_tokens: int
+    overrides: tuple[str, ...] = ()
 
     @property
     def all_steps(self) -> int:

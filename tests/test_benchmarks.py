@@ -6,6 +6,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import adapters
 import augmentation
 import flops
 import full_window_share
@@ -158,6 +159,21 @@ def test_the_cost_of_each_augmentation_is_measured(tmp_path: Path, monkeypatch: 
     assert names[:4] == list(augmentation.CHOICES)
     assert len(names) == 4 + len(augmentation.ALONE)
     assert table[-1].startswith("- 6 clips, 2 times in each of 1 rounds")
+
+
+def test_ways_to_train_are_compared_in_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("peft", reason="adapters need the package peft")
+    monkeypatch.setattr(stand_ins, "BASE", {**MICRO, "vocab_size": 51865})
+    words = ["--batch", "2", "--steps", "2", "--precision", "32", "--output", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["adapters.py", *words, "--only", "full", "lora", "adalora"])
+    adapters.main()
+    rounds = json.loads((tmp_path / "adapters.json").read_text(encoding="utf-8"))["rounds"]
+    full, lora = rounds["full"][0], rounds["lora"][0]
+    assert 0 < lora["trained_weights"] < full["trained_weights"]
+    # Two moments of each trained weight, in four bytes.
+    assert lora["optimizer_mb"] == pytest.approx(8e-6 * lora["trained_weights"], rel=0.01)
+    assert lora["checkpoint_mb"] < full["checkpoint_mb"]
+    assert "| full | " in (tmp_path / "adapters.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.long

@@ -20,6 +20,7 @@ LAYERS = (
     ("config", "data", "inference"),
     ("joining",),
     ("augmentation", "corpora", "model"),
+    ("adapters",),
     ("audio", "metrics", "runtime"),
 )
 LAYER = {package: depth for depth, packages in enumerate(LAYERS) for package in packages}

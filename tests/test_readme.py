@@ -37,6 +37,7 @@ CONTEXTS = (
     ("train", ["data=manifest"]),
     ("train", ["data=hub", "logger=none"]),
     ("train", ["trainer=ddp", "callbacks=early_stopping"]),
+    ("train", ["adapter=adalora"]),
     ("train", ["hydra/launcher=slurm"]),
     ("train", ["hydra/sweeper=optuna"]),
     ("guard", []),

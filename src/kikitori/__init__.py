@@ -2,8 +2,8 @@
 
 The names below are imported when they are first used, so that `import kikitori` and the command line start fast.
 Models: `load_whisper`, `build_whisper`, `Whisper`. Data: `CommonVoice`, `Demo`, `Manifest`, `Hub`, `SpeechDataModule`,
-`Augmentation`, `Joining`. Training with Lightning: `WhisperModule`, `adamw`, `ddp`. Results: `transcribe`, `score`,
-`find_runs`.
+`Augmentation`, `Joining`. Training with Lightning: `WhisperModule`, `adamw`, `ddp`; adapters: `Lora`, `AdaLora`.
+Results: `transcribe`, `score`, `find_runs`.
 """
 
 import os
@@ -12,6 +12,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from kikitori.adapters.settings import AdaLora, Lora
     from kikitori.augmentation.settings import Augmentation
     from kikitori.data.datamodule import CommonVoice, Demo, Hub, Manifest, SpeechDataModule
     from kikitori.inference.transcribe import transcribe
@@ -31,6 +32,8 @@ __version__ = "0.1.0"
 # Where each public name is defined; configurations name these, so that modules can move without breaking saved runs.
 _EXPORTS = {
     "Augmentation": "kikitori.augmentation.settings",
+    "AdaLora": "kikitori.adapters.settings",
+    "Lora": "kikitori.adapters.settings",
     "CommonVoice": "kikitori.data.datamodule",
     "Demo": "kikitori.data.datamodule",
     "Hub": "kikitori.data.datamodule",
@@ -51,11 +54,13 @@ _EXPORTS = {
 }
 
 __all__ = [
+    "AdaLora",
     "Augmentation",
     "CommonVoice",
     "Demo",
     "Hub",
     "Joining",
+    "Lora",
     "Manifest",
     "OptunaPruning",
     "SpeechDataModule",

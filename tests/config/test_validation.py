@@ -10,6 +10,7 @@ from hydra.errors import HydraException
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from kikitori.adapters import layers
 from kikitori.config.overrides import swept
 from kikitori.config.validation import check_config
 from kikitori.runtime.errors import ConfigError
@@ -79,7 +80,10 @@ def test_the_number_of_choices_is_known() -> None:
 
 
 @pytest.mark.parametrize("choice", CHOICES)
-def test_every_choice_composes_and_its_keys_are_arguments_of_its_target(choice: str) -> None:
+def test_every_choice_composes_and_its_keys_are_arguments_of_its_target(
+    choice: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(layers, "is_available", lambda: True)  # peft is an extra
     group, name = choice.split("/")
     needed = REQUIRED.get(choice, [])
     if group != "data" and choice != "experiment/demo":

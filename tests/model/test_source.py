@@ -47,8 +47,6 @@ def test_a_model_is_found_in_the_folder_of_its_run_and_in_its_own(folder: Path) 
         (["results.json", "train.log"], "a run saves its model when it completes; resume this one with kikitori train"),
         (["small.pt"], "small.pt is in another format"),
         (["model.bin", "vocabulary.json"], "model.bin is in another format"),
-        (["adapter_config.json", "adapter_model.safetensors"], "only an adapter"),
-        (["config.json", "adapter_config.json", "adapter_model.safetensors"], "only an adapter"),
     ],
 )
 def test_a_folder_without_a_model_is_refused_with_what_it_holds(tmp_path: Path, files: list[str], reason: str) -> None:
@@ -67,6 +65,13 @@ def test_a_folder_that_does_not_exist_is_not_looked_up_on_the_hub(
     (tmp_path / "outputs").mkdir()
     monkeypatch.setattr("kikitori.model.source.hub_is_reachable", lambda: pytest.fail("a request was made"))
     assert refusal(name).startswith(f"model.name={name} does not exist; give the folder of a run")
+
+
+@pytest.mark.parametrize("more", [[], ["config.json"]])
+def test_an_adapter_that_is_damaged_is_refused_as_one(tmp_path: Path, more: list[str]) -> None:
+    for file in ("adapter_config.json", "adapter_model.safetensors", *more):
+        (tmp_path / file).write_text("{}")
+    assert refusal(tmp_path) == f"the adapter {tmp_path} cannot be loaded: adapter_config.json lacks peft_type"
 
 
 def test_a_file_is_refused(folder: Path) -> None:

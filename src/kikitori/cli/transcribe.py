@@ -35,7 +35,10 @@ def main() -> None:
         prog="kikitori transcribe", description="Transcribe audio files and folders, to stdout."
     )
     parser.add_argument("paths", nargs="+", type=Path, help="audio files, or folders that are searched for them")
-    parser.add_argument("--model", required=True, help="run folder, model folder, or name on the Hugging Face Hub")
+    parser.add_argument(
+        "--model", required=True, help="folder of a run, a model or an adapter, or name on the Hugging Face Hub"
+    )
+    parser.add_argument("--base", help="where MODEL is an adapter's folder: its base (default: the one that it names)")
     parser.add_argument("--language", help="code or name, such as ja (default: that of the fine-tuned model, else ja)")
     parser.add_argument(
         "--task", help="transcribe or translate (default: that of the fine-tuned model, else transcribe)"
@@ -76,6 +79,7 @@ def main() -> None:
             arguments.task,
             arguments.segments,
             arguments.previous_text,
+            arguments.base,
         ):
             failed += bool(error)
             doubtful = [piece for piece in pieces if piece.doubt]
@@ -92,9 +96,9 @@ def main() -> None:
     except KikitoriError as error:
         # The model, its language and its task are options here, not keys.
         message = describe_error(error)
-        for option in ("name", "language", "task"):
+        for option in ("name", "language", "task", "base"):
             message = message.replace(f"model.{option}", "--model" if option == "name" else f"--{option}")
-        sys.exit(message.replace("--model=", "--model "))
+        sys.exit(message.replace("--model=", "--model ").replace("--base=", "--base "))
     if failed:
         sys.exit(f"{failed} of {len(files)} files could not be read")
 
@@ -154,6 +158,7 @@ def transcribe_files(
     task: str | None,
     segments: "Segments" = "pauses",
     previous_text: bool = False,
+    base: str | None = None,
 ) -> "Iterator[tuple[Path, float, str, list[Piece], str]]":
     """Yields file, seconds, text, pieces and error of each file. Raises ModelError if the model cannot be loaded."""
     import torch
@@ -173,7 +178,7 @@ def transcribe_files(
             f"--model {model} is a checkpoint; give the folder of its run. It holds the model of the best checkpoint "
             "once the run has completed; kikitori evaluate checkpoint=FILE scores any checkpoint"
         )
-    whisper = load_whisper(model, language, task)
+    whisper = load_whisper(model, language, task, base=base)
     if segments == "timestamps":
         timestamp_rule(whisper)  # before the first file is decoded
         if whisper.trained_on and not whisper.trained_on.get("timestamps"):

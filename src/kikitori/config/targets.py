@@ -25,6 +25,7 @@ TARGETS: dict[str, tuple[str, ...]] = {
     "model": ("kikitori.build_whisper", "kikitori.load_whisper"),
     "guard.sets": tuple(f"kikitori.{name}" for name in ("CommonVoice", "Demo", "Hub", "Manifest")),
     "augment": ("kikitori.Augmentation",),
+    "adapter": ("kikitori.AdaLora", "kikitori.Lora"),
     "optim": ("kikitori.adamw",),
     "trainer": ("pytorch_lightning.Trainer",),
     "trainer.strategy": ("kikitori.ddp",),

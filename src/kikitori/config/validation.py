@@ -15,6 +15,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from transformers import WhisperConfig
 
+from kikitori.adapters import layers
+from kikitori.adapters.settings import MAX_RANK, targets_fault
 from kikitori.augmentation.settings import NOT_CACHEABLE, PROBABILITIES, setting_faults
 from kikitori.config import names
 from kikitori.config.arguments import ARGUMENTS, describe, fits
@@ -40,10 +42,11 @@ ABOVE_ZERO = {
     *("generation.max_tokens_per_s", "score.full_window_clips", "model.window_s"),
     *("score.train_clips", "data.limit.train", "data.limit.validation", "data.limit.test"),
     *("data.max_duration_s", "data.micro_batch_size", "data.held_out"),
+    *("adapter.rank", "adapter.alpha", "adapter.initial_rank", "adapter.every_steps"),
 }
 NOT_NEGATIVE = {
     *("optim.weight_decay", "optim.warmup_steps", "seed"),
-    *("guard.clips", "data.num_workers", "data.min_duration_s", "data.window_margin_s"),
+    *("guard.clips", "data.num_workers", "data.min_duration_s", "data.window_margin_s", "adapter.orthogonality"),
 }
 # inf: no limit.
 UNLIMITED = {"generation.max_tokens_per_s", "data.max_duration_s"}
@@ -53,6 +56,7 @@ FRACTIONS = {
     *("model.dropout", "model.attention_dropout", "model.activation_dropout"),
     *("model.mask_time_prob", "model.mask_feature_prob", "data.max_reject_rate", "data.full_window_share"),
     *("joining.share", "joining.same_speaker", "joining.timestamps", "joining.previous_text", "joining.non_speech"),
+    *("adapter.dropout", "adapter.warmup_share", "adapter.final_share"),
 }
 # Types of keys that are not arguments of one of our functions.
 TYPES: dict[str, Any] = {
@@ -79,7 +83,7 @@ TYPES: dict[str, Any] = {
     "keep": Literal["all", "model", "scores"],
 }
 # Nodes whose keys are arguments of their target, or names of nodes with one.
-GROUPS = ("data", "augment", "joining", "model", "optim", "trainer", "logger", "callbacks")
+GROUPS = ("data", "augment", "joining", "model", "adapter", "optim", "trainer", "logger", "callbacks")
 # Keys by which the configuration of a command is recognised, in this order.
 OWN_KEYS = {"average": "alphas", "guard": "against", "evaluate": "checkpoint", "train": "callbacks"}
 CHECKPOINTS = "pytorch_lightning.callbacks.ModelCheckpoint"
@@ -154,6 +158,7 @@ def _problems(values: Mapping[str, Any]) -> Iterator[str]:
     yield from _joining_faults(values.get("joining"), flat, wrong_type)
     yield from (f"{key}: {remedy}" for key, remedy in PASSED.items() if key in flat)
     yield from _length_faults(flat, wrong_type)
+    yield from _adapter_faults(flat, wrong_type)
     yield from _missing_files(flat)
     yield from _second_checkpoint(_select(values, "callbacks") or {})
     for split in (flat.get("splits") or []) if "splits" not in wrong_type else []:
@@ -264,6 +269,22 @@ def _length_faults(flat: Mapping[str, Any], wrong_type: Mapping[str, str]) -> It
             f"optim.warmup_steps: must be below trainer.max_steps={steps}, got {warmup}; null takes a tenth of the "
             "steps, at most 500"
         )
+
+
+def _adapter_faults(flat: Mapping[str, Any], wrong_type: Mapping[str, str]) -> Iterator[str]:
+    """Reports an adapter without its package, and settings of one that is impossible."""
+    if "adapter._target_" not in flat:
+        yield from (f"{key}: belongs to an adapter; choose adapter=lora" for key in flat if key.startswith("adapter."))
+        return
+    if not layers.is_available():
+        yield f"adapter: {layers.EXTRA}"
+    if "adapter.targets" not in wrong_type and (fault := targets_fault(flat.get("adapter.targets"))):
+        yield f"adapter.targets: {fault}"
+    rank, first = flat.get("adapter.rank"), flat.get("adapter.initial_rank")
+    if isinstance(rank, int) and rank > MAX_RANK:
+        yield f"adapter.rank: must be at most {MAX_RANK}, got {rank}"
+    if isinstance(rank, int) and isinstance(first, int) and not rank < first <= MAX_RANK:
+        yield f"adapter.initial_rank: must be above adapter.rank={rank} and at most {MAX_RANK}, got {first}"
 
 
 def _missing_files(flat: Mapping[str, Any]) -> Iterator[str]:

@@ -2,16 +2,24 @@
 
 import inspect
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
-from transformers import GenerationConfig, WhisperConfig, WhisperForConditionalGeneration, WhisperTokenizer
+from transformers import (
+    GenerationConfig,
+    WhisperConfig,
+    WhisperForConditionalGeneration,
+    WhisperTokenizer,
+    modeling_utils,
+)
 from transformers.models.whisper.tokenization_whisper import LANGUAGES
 
+from kikitori.adapters.folder import is_adapter, read_adapter
+from kikitori.adapters.settings import adapter_from_plain
 from kikitori.metrics.languages import language_code
 from kikitori.model.features import FRAMES_PER_SECOND
 from kikitori.model.limits import CONFIG, checked, generation_config, parameters, trained_on, whisper_config
@@ -26,7 +34,7 @@ from kikitori.model.processor import (
     make_processor,
     whisper_code,
 )
-from kikitori.model.source import check_files, check_tokenizer, check_type, locate
+from kikitori.model.source import base_of, check_files, check_tokenizer, check_type, locate
 from kikitori.model.whisper import GENERATION_KEYS, TRAINED_ON_KEY, Whisper, allow_empty_text
 from kikitori.model.window import window_from_plain
 from kikitori.runtime.distributed import rank
@@ -40,6 +48,7 @@ def load_whisper(
     language: str | None = None,
     task: str | None = None,
     revision: str | None = None,
+    base: str | None = None,
     freeze: Literal["encoder", "none"] = "none",
     gradient_checkpointing: bool = False,
     default_language: str = "ja",
@@ -47,15 +56,58 @@ def load_whisper(
 ) -> Whisper:
     """Loads a pretrained Whisper from the Hugging Face Hub or a folder, in fp32. Code in its repository is never run.
 
-    name: on the Hub, or the folder of a model or of a run. language: a code or name, such as ja, zh-CN or Japanese;
-    task: transcribe or translate; None for those that a fine-tuned model was saved with, or else `default_language`
-    and transcribe. revision: a commit, tag or branch on the Hub, None for the main branch. freeze: the part that is
-    not trained. config: fields of `WhisperConfig` to change, such as dropout and SpecAugment.
+    name: on the Hub, or the folder of a model, of a run or of an adapter, which is merged into its base. language: a
+    code or name, such as ja, zh-CN or Japanese; task: transcribe or translate; None for those that a fine-tuned model
+    was saved with, or else `default_language` and transcribe. revision: a commit, tag or branch on the Hub, None for
+    the main branch. base: of an adapter, a name on the Hub or a folder; None for the one that the adapter names, which
+    is not downloaded. freeze: the part that is not trained. config: fields of `WhisperConfig` to change, such as
+    dropout and SpecAugment.
     Raises ModelError if the model cannot be loaded or does not support the language.
     """
     _check_fields(load_whisper, config)
     checked(config, CONFIG, "model.")
-    place, safely = locate(name, revision)
+    rest: dict[str, Any] = {"freeze": freeze, "gradient_checkpointing": gradient_checkpointing, **config}
+    if is_adapter(Path(name).expanduser()):
+        return _load_adapted(name, (language, task), revision, base, default_language, rest)
+    if base is not None:
+        raise ModelError(f"model.base={base} is for an adapter, and model.name={name} is none; leave it out")
+    return _load(name, (language, task), revision, default_language, **rest)
+
+
+def _load_adapted(
+    name: str,
+    given: tuple[str | None, str | None],
+    revision: str | None,
+    base: str | None,
+    default_language: str,
+    rest: dict[str, Any],
+) -> Whisper:
+    """Loads the base of an adapter and merges the adapter into it. given: language and task."""
+    adapter = read_adapter(Path(name).expanduser())
+    base_name, facts = base_of(adapter, base), adapter.facts
+    own = (facts.get("language"), facts.get("task"))
+    chosen = choose_language_and_task(name, given, own, default_language) if own != (None, None) else None
+    language_and_task = (chosen.language, chosen.task) if chosen else given
+    base_revision = revision or (None if base or Path(base_name).is_dir() else adapter.revision)
+    whisper = _load(base_name, language_and_task, base_revision, default_language, offline=base is None, **rest)
+    adapter.merge_into(whisper.model, base_name)
+    whisper.arguments |= {"name": name, "revision": revision, "base": base}
+    whisper.notes += chosen.notes if chosen else []
+    _configure(whisper, facts)
+    return whisper
+
+
+def _load(
+    name: str,
+    given: tuple[str | None, str | None],
+    revision: str | None,
+    default_language: str,
+    freeze: str,
+    gradient_checkpointing: bool,
+    offline: bool = False,
+    **config: Any,
+) -> Whisper:
+    place, safely = locate(name, revision, offline)
     try:
         if Path(place).is_dir():
             check_files(name, Path(place))
@@ -68,16 +120,17 @@ def load_whisper(
         check_tokenizer(name, tokenizer, saved_config, saved)
         _add_timestamps(tokenizer, saved_config)
         chosen = choose_language_and_task(
-            name, (language, task), (getattr(saved, "language", None), getattr(saved, "task", None)), default_language
+            name, given, (getattr(saved, "language", None), getattr(saved, "task", None)), default_language
         )
         processor = make_processor(tokenizer, saved_config, chosen.language, chosen.task, name)
         _check_size(name, Path(place), saved_config)
         # fp32, because large-v3's file is fp16 and optimisation needs fp32 master weights. The attention is set
         # explicitly, because config.json may name one whose code would be downloaded.
         form = {"dtype": torch.float32, "use_safetensors": True, "attn_implementation": "sdpa"}
-        model, found = WhisperForConditionalGeneration.from_pretrained(
-            place, **safely, **form, output_loading_info=True, config=saved_config, generation_config=saved
-        )
+        with _adapters_ignored():
+            model, found = WhisperForConditionalGeneration.from_pretrained(
+                place, **safely, **form, output_loading_info=True, config=saved_config, generation_config=saved
+            )
     except KikitoriError:
         raise
     except BaseException as error:  # damaged or hostile files make transformers raise errors of many classes
@@ -150,26 +203,45 @@ def build_whisper(
     return _finish(model, processor, arguments, freeze, gradient_checkpointing)
 
 
+@contextmanager
+def _adapters_ignored() -> Iterator[None]:
+    """Keeps transformers from adapters: if peft is installed, it loads the one in an adapter_config.json that lies next
+    to a model, and the base that this file names, from wherever it is.
+    """
+    follow = modeling_utils.maybe_load_adapters
+    modeling_utils.maybe_load_adapters = lambda name, download, **rest: (None, name, rest)
+    try:
+        yield
+    finally:
+        modeling_utils.maybe_load_adapters = follow
+
+
 def rebuild_whisper(recipe: dict[str, Any]) -> Whisper:
     """Creates the model that a checkpoint's recipe describes; the caller then loads the checkpoint's weights.
 
     Raises ModelError if the recipe has keys that kikitori never writes, which would become arguments of transformers.
     """
-    arguments = {
-        key: value for key, value in recipe.items() if key not in ("builder", "window", "generation", "trained_on")
-    }
+    others = ("builder", "window", "generation", "trained_on", "adapter")
+    arguments = {key: value for key, value in recipe.items() if key not in others}
     builder = load_whisper if recipe.get("builder") == "load" else build_whisper
     if unknown := sorted(set(map(str, arguments)) - (set(inspect.signature(builder).parameters) - {"config"})):
         raise ModelError(
             f"the checkpoint's recipe has {', '.join(unknown)}, which kikitori never writes; use another checkpoint"
         )
     whisper = builder(**arguments)
+    _configure(whisper, recipe)
+    if "adapter" in recipe:
+        whisper.add_adapter(*adapter_from_plain(recipe["adapter"]))
+    return whisper
+
+
+def _configure(whisper: Whisper, recipe: Mapping[str, Any]) -> None:
+    """Sets what is changed after a model was created. recipe: that of a checkpoint or of an adapter's kikitori.json."""
     if "generation" in recipe:  # missing in checkpoints of early versions
         whisper.configure_generation(*(recipe["generation"][key] for key in GENERATION_KEYS))
     whisper.set_window(window_from_plain(recipe.get("window")))
     if recipe.get("trained_on"):
         whisper.set_trained_on(recipe["trained_on"])
-    return whisper
 
 
 class Chosen(NamedTuple):

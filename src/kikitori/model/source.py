@@ -6,6 +6,7 @@ Each ModelError names what is missing or wrong and the remedy, before any weight
 import json
 import logging
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import huggingface_hub
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import GenerationConfig, WhisperConfig, WhisperTokenizer
 
+from kikitori.adapters.folder import SavedAdapter, is_adapter
 from kikitori.model.processor import END, START
 from kikitori.runtime.distributed import rank
 from kikitori.runtime.errors import ModelError
@@ -28,10 +30,11 @@ ENGLISH_ONLY = 51_864
 log = logging.getLogger(__name__)
 
 
-def locate(name: str, revision: str | None) -> tuple[str, dict[str, Any]]:
+def locate(name: str, revision: str | None, offline: bool = False) -> tuple[str, dict[str, Any]]:
     """Returns the folder or Hub name of a model, and the arguments with which all its files are loaded.
 
-    name: of a model on the Hub, a model's folder, or that of a run. Raises ModelError if it cannot be any of these.
+    name: of a model on the Hub, a model's folder, or that of a run. offline: whether only earlier downloads are used.
+    Raises ModelError if it cannot be any of these.
     """
     path = Path(name).expanduser()
     arguments: dict[str, Any] = {"revision": revision or "main", "trust_remote_code": False}
@@ -48,10 +51,42 @@ def locate(name: str, revision: str | None) -> tuple[str, dict[str, Any]]:
         raise ModelError(
             f"model.name={name} does not exist; give the folder of a run, a folder with a model, or a name on the Hub"
         )
-    if not hub_is_reachable():
-        _warn_of_offline_use(name)
+    if offline or not hub_is_reachable():
+        if not offline:
+            _warn_of_offline_use(name)
         arguments["local_files_only"] = True
     return name, arguments
+
+
+def resolved(name: str) -> str:
+    """Returns a model's name as it can be used from anywhere: its whole path if it is a folder."""
+    path = Path(name).expanduser()
+    return str(model_folder(path, name).resolve()) if path.is_dir() and not is_adapter(path) else name
+
+
+def base_of(adapter: SavedAdapter, base: str | None) -> str:
+    """Returns the name of the model that an adapter is merged into: the one given, or the one that it names itself.
+
+    Raises ModelError if there is none, or it is no name of a model.
+    """
+    name = base or adapter.base
+    if name is None:
+        raise ModelError(f"the adapter {adapter.folder} does not name its base; pass the model as model.base")
+    if Path(name).expanduser().is_dir() and is_adapter(Path(name).expanduser()):
+        raise ModelError(
+            f"the base {name} of {adapter.folder} is an adapter itself; use model/ of its run, which holds both"
+        )
+    if base is not None or Path(name).is_dir():
+        return name
+    # What a file names is not followed to the network.
+    if not re.fullmatch(r"\w[\w.-]*/[\w.-]+", name):
+        raise ModelError(f"the adapter {adapter.folder} names {name}, which is no model; pass its base as model.base")
+    if not huggingface_hub.try_to_load_from_cache(name, "config.json", revision=adapter.revision):
+        raise ModelError(
+            f"{adapter.folder} is an adapter of {name}, which was not downloaded before; to load it from the Hub, pass "
+            f"model.base={name}"
+        )
+    return name
 
 
 def is_path(name: str) -> bool:
@@ -99,22 +134,19 @@ def model_folder(folder: Path, given_as: str) -> Path:
             break
     else:
         raise ModelError(f"{given_as} holds no model: {_instead_of_a_model(folder)}")
-    if (path / "adapter_config.json").exists() and not any(path.glob("model*.safetensors")):
+    if is_adapter(path):
         raise ModelError(f"{given_as} holds no model: {_ADAPTER}")
     if any(path.glob("shard-*.safetensors")):
         raise ModelError(f"{given_as} cannot be loaded: it is sharded, in the format of torch.distributed")
     return path
 
 
-_ADAPTER = (
-    "only an adapter (adapter_config.json). Merge it into the model it was trained on with peft's merge_and_unload, "
-    "and save that with save_pretrained"
-)
+_ADAPTER = "only an adapter (adapter_config.json); give the model that it was trained on"
 
 
 def _instead_of_a_model(folder: Path) -> str:
     """Describes a folder without config.json, and how to get one with a model."""
-    if (folder / "adapter_config.json").exists():
+    if is_adapter(folder):
         return _ADAPTER
     if (folder / "results.json").exists():
         return "a run saves its model when it completes; resume this one with kikitori train resume=FOLDER"

@@ -1,5 +1,6 @@
 """A Whisper model with its processor: generation settings, windows, saving, and an encoder for any window length."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -9,10 +10,15 @@ from torch import Tensor
 from torch.nn.functional import dropout, gelu
 from transformers import WhisperForConditionalGeneration
 
+from kikitori.adapters.folder import save_adapter
+from kikitori.adapters.layers import inject, matching, merge
+from kikitori.adapters.settings import Lora
 from kikitori.model.limits import GENERATION, checked, trained_on
 from kikitori.model.processor import WINDOW_KEY, Processor
 from kikitori.model.saving import save_model
+from kikitori.model.source import resolved
 from kikitori.model.window import Window
+from kikitori.runtime.errors import ModelError
 
 # Half of the decoder's context, as in Whisper's own decoding: the other half may hold a prompt.
 MAX_NEW_TOKENS = 225
@@ -33,6 +39,7 @@ class Whisper:
     "build"). notes: on the choice of language and task, for results. The window and the generation settings are
     changed in place, like the weights by training.
     max_tokens_per_s: see `configure_generation`. It belongs to a use of the model and is not saved with it.
+    adapter: the one that is in its layers, see `add_adapter`; its settings are part of the arguments.
     """
 
     model: WhisperForConditionalGeneration
@@ -40,13 +47,18 @@ class Whisper:
     arguments: dict[str, Any]
     notes: list[str] = field(default_factory=list)
     max_tokens_per_s: float | Literal["auto"] = "auto"
+    adapter: Lora | None = None
 
     @property
     def recipe(self) -> dict[str, Any]:
         """Plain values for `rebuild_whisper`, stored in checkpoints: all but the weights."""
+        return {**self.arguments, **self._settings()}
+
+    def _settings(self) -> dict[str, Any]:
+        """The part of the recipe that changes after the model was created."""
         generation = {key: getattr(self.model.generation_config, key, None) for key in GENERATION_KEYS}
         window = self.processor.window.as_plain()
-        return {**self.arguments, "generation": generation, "window": window, "trained_on": self.trained_on}
+        return {"generation": generation, "window": window, "trained_on": self.trained_on}
 
     def set_window(self, window: Window) -> None:
         """Changes how far clips are padded; it is saved with the model."""
@@ -95,8 +107,41 @@ class Whisper:
             return self.processor.token_s.get(token, 0.0)
         return 1 / self.max_tokens_per_s
 
+    def add_adapter(self, adapter: Lora, modules: Sequence[str] | None = None) -> None:
+        """Puts an adapter into the layers, in place, and freezes all other weights.
+
+        modules: names of the layers; None for all that the adapter's targets name and that were trained so far, so with
+        a frozen encoder those of the decoder. Needs the package peft. Raises ModelError if that is impossible.
+        """
+        if self.adapter:
+            raise ModelError("the model has an adapter already; merge it first: whisper.merge_adapter()")
+        modules = list(modules or matching(self.model, adapter.targets))
+        inject(self.model, adapter, modules)
+        self.adapter = adapter
+        self.arguments = {**self.arguments, "adapter": {**adapter.as_plain(), "modules": modules}}
+
+    def merge_adapter(self) -> None:
+        """Merges the adapter, if there is one, into the weights, which stay frozen. The layers are plain again."""
+        if self.adapter:
+            merge(self.model, self.adapter.scale)
+            self.adapter = None
+            self.arguments = {key: value for key, value in self.arguments.items() if key != "adapter"}
+
+    def save_adapter(self, folder: Path) -> None:
+        """Writes the adapter alone, as peft's own folder, see `kikitori.adapters.folder`."""
+        if self.adapter is None:
+            raise ModelError("the model has no adapter to save; save the model: whisper.save(folder)")
+        facts = {key: self.arguments[key] for key in ("language", "task")} | self._settings()
+        name, revision = self.arguments.get("name"), self.arguments.get("revision")
+        save_adapter(self.model, self.adapter, name and resolved(name), revision, facts, folder)
+
     def save(self, folder: Path) -> None:
-        """Writes a folder that transformers and other tools can load, see `kikitori.model.saving`."""
+        """Writes a folder that transformers and other tools can load, see `kikitori.model.saving`.
+
+        Raises ModelError while an adapter is in the layers, which these tools do not know.
+        """
+        if self.adapter:
+            raise ModelError("the model has an adapter; merge it first: whisper.merge_adapter()")
         save_model(self.model, self.processor, folder)
 
 

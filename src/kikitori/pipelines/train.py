@@ -65,6 +65,7 @@ def train(cfg: DictConfig | dict[str, Any], folder: Path) -> Results:
         before = score_before(scorer, pretrained_window)
         base = guard.read(BASE, with_window(whisper, pretrained_window)) if guard else None
         fit(run, trainer, module, data, history, checkpoint)
+        merge_adapter(run, whisper)
         after = score_after(scorer)
         if guard and base:
             guard.compare(base, guard.read(TUNED, whisper))
@@ -210,6 +211,14 @@ def fit(
         chosen |= {"best": os.path.relpath(best, run.folder), "best_step": saved_step(Path(best))}
     results["checkpoint"] = {"steps": trainer.global_step, **chosen}
     announce_best(results)
+
+
+def merge_adapter(run: Session, whisper: Whisper) -> None:
+    """Saves the adapter, if there is one, and merges it, so that the scores are those of the model that is saved."""
+    if whisper.adapter:
+        if is_main():
+            whisper.save_adapter(run.folder / "adapter")
+        whisper.merge_adapter()
 
 
 def score_after(scorer: Scorer) -> Scores:

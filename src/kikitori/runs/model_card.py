@@ -69,6 +69,7 @@ def _training(results: Mapping[str, Any]) -> str:
         "warm-up steps": config["optim"].get("warmup_steps"),
         "frozen": config["model"].get("freeze"),
         "augmentation": _augmentation(config.get("augment") or {}),
+        "adapter": _adapter(config.get("adapter") or {}),
         "seed": config.get("seed"),
     }
     listed = ", ".join(f"{name} {value}" for name, value in settings.items() if value is not None)
@@ -93,6 +94,16 @@ def _joined(results: Mapping[str, Any]) -> str:
         f" {share} % of the examples were clips joined into windows of {results['model']['window_s']:g} s"
         f" ({facts['clips_per_example']:g} clips per example on average){labels};"
         f" {percent(joining.get('non_speech', 0))} % were silence or noise without text."
+    )
+
+
+def _adapter(settings: Mapping[str, Any]) -> str | None:
+    """The adapter that was trained and merged, in words."""
+    if not settings:
+        return None
+    targets = plain_text(" ".join(map(str, settings.get("targets", []))))
+    return (
+        f"{settings.get('kind', 'adalora')} of rank {settings.get('rank')} (alpha {settings.get('alpha')}) on {targets}"
     )
 
 

@@ -49,7 +49,11 @@ PACKAGES = (
     *("sudachipy", "sudachidict-core", "soundfile", "wandb"),
 )
 # Folders that a completed run does not keep, by the configuration's `keep`.
-DROPPED: dict[str, tuple[str, ...]] = {"all": (), "model": ("checkpoints",), "scores": ("checkpoints", "model")}
+DROPPED: dict[str, tuple[str, ...]] = {
+    "all": (),
+    "model": ("checkpoints",),
+    "scores": ("checkpoints", "model", "adapter"),
+}
 
 # Errors of the disk, with the remedy.
 DISK_ERRORS = {

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 
+from kikitori.adapters.folder import is_adapter
 from kikitori.config.targets import instantiate
 from kikitori.corpora.types import SPLITS
 from kikitori.data.datamodule import SpeechDataModule
@@ -41,13 +42,15 @@ def build_data(config: dict[str, Any], trainer: pl.Trainer | None = None) -> Spe
 
 
 def build_model(config: dict[str, Any]) -> Whisper:
-    """The configured model. Where no language is set, its own, or else that of the corpus."""
+    """The configured model with its adapter. Where no language is set, its own, or else that of the corpus."""
     settings, language = config["model"], config["data"]["language"]
     if settings["_target_"] == "kikitori.load_whisper":
         more = {"default_language": language}
     else:  # a model that is made here, which has no language of its own
         more = {k: v for k, v in (("language", language), ("task", "transcribe")) if settings.get(k) is None}
     whisper: Whisper = instantiate(settings, "model", **more)
+    if config.get("adapter"):
+        whisper.add_adapter(instantiate(config["adapter"], "adapter"))
     return whisper
 
 
@@ -80,12 +83,14 @@ def prepare_data(config: dict[str, Any], data: SpeechDataModule, folder: Path, r
 
 
 def load_checkpoint(config: dict[str, Any]) -> Whisper:
-    """The model of `checkpoint`: a run folder, a model folder, or a .ckpt file.
+    """The model of `checkpoint`: a run folder, a model folder, an adapter's folder, or a .ckpt file.
 
     Its language and task are those it was trained with, unless the configuration sets others.
     """
     path = Path(config["checkpoint"]).expanduser()
     given, default = (config["model"]["language"], config["model"]["task"]), config["data"]["language"]
+    if path.is_dir() and is_adapter(path):
+        return load_whisper(str(path), *given, base=config["model"].get("base"), default_language=default)
     if path.is_dir():
         return load_whisper(str(model_folder(path, f"checkpoint={path}")), *given, default_language=default)
     if not path.is_file():
@@ -133,6 +138,7 @@ def configure_model(session: Session, whisper: Whisper) -> None:
         "window": describe_window(whisper.processor.window),
         "language": whisper.processor.language,
         "task": whisper.processor.task,
+        **({"adapter": adapter_facts(whisper)} if whisper.adapter else {}),
         **({"notes": whisper.notes} if whisper.notes else {}),
     }
     rules, earlier = text_rules(whisper.processor.text_language), session.results.get("scoring")
@@ -141,11 +147,18 @@ def configure_model(session: Session, whisper: Whisper) -> None:
     session.results["scoring"] = rules
 
 
+def adapter_facts(whisper: Whisper) -> dict[str, Any]:
+    """The kind of a model's adapter, the number of its layers, and of its weights, which alone are trained."""
+    trained = sum(weight.numel() for weight in whisper.model.parameters() if weight.requires_grad)
+    layers = len(whisper.arguments["adapter"]["modules"])
+    return {"kind": whisper.arguments["adapter"]["kind"], "layers": layers, "parameters": trained}
+
+
 def model_name(config: dict[str, Any]) -> str:
     """The model's name in tables: the last part of its Hub name or folder, or a checkpoint's run and file."""
     own = config.get("checkpoint") or next(iter(config.get("runs") or ()), None)
     path = Path(own or config["model"].get("name", "micro")).resolve()
     if path.suffix == ".ckpt":
         return f"{path.parents[1].name}/{path.name}"
-    # A run saves its model in a folder called `model`; the run's own name is more informative.
-    return path.parent.name if path.name == "model" else path.name
+    # A run saves its model in a folder called `model`, and its adapter in `adapter`; the run's own name says more.
+    return path.parent.name if path.name in ("model", "adapter") else path.name

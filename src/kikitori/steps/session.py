@@ -66,7 +66,7 @@ def session(command: str, cfg: DictConfig | dict[str, Any], folder: Path) -> Ite
             settings = _trainer_settings(command, config)
             devices, nodes = settings["devices"], settings.get("num_nodes", 1)
             if devices * nodes > 1 and "name" in config["model"] and not config.get("checkpoint"):
-                decide_on_the_hub(config["model"]["name"])
+                decide_on_the_hub(config["model"].get("base") or config["model"]["name"])
             with run_on_all_devices(command, config, folder, devices, nodes, on_forced_exit):
                 pl.seed_everything(config["seed"], workers=True, verbose=False)
                 results["precision"] = settings["precision"]

@@ -13,6 +13,8 @@ from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from kikitori.adapters.adaptive_ranks import AdaptiveRanks
+from kikitori.adapters.settings import AdaLora
 from kikitori.data.collate import IGNORE_INDEX, Batch
 from kikitori.data.datamodule import SpeechDataModule
 from kikitori.inference.generate import Generated, generate
@@ -95,7 +97,8 @@ class WhisperModule(pl.LightningModule):
                 "WhisperModule has no optimizer; pass one: WhisperModule(whisper, kikitori.adamw(lr=1e-5))"
             )
         refuse_layerdrop(self.model.config, self.trainer.world_size)
-        return [SkippedSteps()]
+        adapter = self.whisper.adapter
+        return [SkippedSteps(), *([AdaptiveRanks(self.model, adapter)] if isinstance(adapter, AdaLora) else [])]
 
     def setup(self, stage: str) -> None:
         """Takes over the windows, micro-batch sizes and encoder caches of an attached SpeechDataModule.

@@ -1,0 +1,1 @@
+"""Adapters: small trained matrices next to frozen linear layers."""
