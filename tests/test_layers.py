@@ -16,7 +16,7 @@ LAYERS = (
     ("compare", "pipelines"),
     ("runs", "training"),
     ("config", "data", "inference"),
-    ("corpora", "model"),
+    ("corpora", "model", "optim"),
     ("audio", "metrics", "runtime"),
 )
 LAYER = {package: depth for depth, packages in enumerate(LAYERS) for package in packages}

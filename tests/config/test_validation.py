@@ -155,7 +155,7 @@ def test_an_unknown_choice_or_key_is_refused_when_composing(override: str) -> No
 @pytest.mark.parametrize(
     ("override", "problem"),
     [
-        ("optim.schedule=cosine", "optim.schedule: must be one of linear, constant, got 'cosine'"),
+        ("optim.schedule=step", "optim.schedule: must be one of linear, constant, cosine, wsd, got 'step'"),
         ("optim.lr=abc", "optim.lr: must be a number, got 'abc'"),
         ("optim.betas=[0.9]", "optim.betas: must be a list of 2, got [0.9]"),
         ("+optim.eps=1e-6", "optim.eps: kikitori.adamw has no such argument"),

@@ -22,7 +22,7 @@ _SUBMITIT = "hydra_plugins.hydra_submitit_launcher.submitit_launcher"
 TARGETS: dict[str, tuple[str, ...]] = {
     "data": tuple(f"kikitori.{name}" for name in ("CommonVoice", "Demo", "Hub", "Manifest")),
     "model": ("kikitori.build_whisper", "kikitori.load_whisper"),
-    "optim": ("kikitori.adamw",),
+    "optim": ("kikitori.adamw", "kikitori.adamw8bit", "kikitori.muon"),
     "trainer": ("pytorch_lightning.Trainer",),
     "trainer.strategy": ("kikitori.ddp",),
     "logger": ("kikitori.WandbRunLogger", "pytorch_lightning.loggers.TensorBoardLogger"),

@@ -19,7 +19,7 @@ from kikitori.model.whisper import Whisper
 from kikitori.model.window import FULL, Window
 from kikitori.pipelines.announcements import announce, announce_best
 from kikitori.pipelines.builders import build_data, build_model, configure_model, prepare_data
-from kikitori.pipelines.length import Length, check_warmup, training_length
+from kikitori.pipelines.length import Length, check_schedule, training_length
 from kikitori.pipelines.scoring import Scorer, Scores, is_scored, read_scores
 from kikitori.pipelines.session import Session, session
 from kikitori.runs.model_card import model_card
@@ -98,7 +98,7 @@ def find_checkpoint(run: Session, length: Length) -> Path | None:
             f"model.name={run.folder / 'model'}"
         )
     else:
-        check_warmup(run.config, length.steps)
+        check_schedule(run.config, length.steps)
     return checkpoint
 
 
@@ -129,8 +129,9 @@ def make_module(run: Session, trainer: pl.Trainer, data: SpeechDataModule, whisp
     refuse_layerdrop(whisper.model.config, trainer.world_size)
     check_label_contract(data.first_batch("train"), whisper.processor)
     optimizer = instantiate(run.config["optim"], "optim")
-    sizes = find_micro_batch_sizes(trainer, whisper, data)
-    module = WhisperModule(whisper, optimizer, run.config["trainer"].get("gradient_clip_val"), sizes)
+    recipe = {"label_smoothing": run.config["loss"]["label_smoothing"] or 0.0, "ema_decay": run.config["ema"]["decay"]}
+    sizes = find_micro_batch_sizes(trainer, whisper, data, averaged=recipe["ema_decay"] is not None)
+    module = WhisperModule(whisper, optimizer, run.config["trainer"].get("gradient_clip_val"), sizes, **recipe)
     if data.cache_encoder_outputs:
         with timed(run.results, "encode_s"):
             data.build_encoder_caches(trainer, whisper.model)
