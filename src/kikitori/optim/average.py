@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kikitori.runtime.errors import check_fraction
+from kikitori.runtime.errors import check_above_zero, check_below_one
 
 # Where a checkpoint keeps the weights that go on training; its `state_dict` has the averaged ones.
 AVERAGE = "average"
@@ -14,7 +14,8 @@ AVERAGE = "average"
 def check_decay(decay: float | None) -> None:
     """Raises ConfigError for a decay that is not between 0 and 1."""
     if decay is not None:
-        check_fraction("ema", {"decay": decay}, open_ended=True)
+        check_above_zero("ema", {"decay": decay})
+        check_below_one("ema", {"decay": decay})
 
 
 class WeightAverage:

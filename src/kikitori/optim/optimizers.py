@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from kikitori.optim.composed import ComposedOptimizer
 from kikitori.optim.schedule import Schedule, ScheduleName
-from kikitori.runtime.errors import ConfigError, check_above_zero, check_not_negative
+from kikitori.runtime.errors import ConfigError, check_above_zero, check_below_one, check_not_negative
 
 # Builds the optimizer of a model and its scheduler for a number of steps (inf: without an end).
 OptimizerFactory = Callable[[nn.Module, float], tuple[Optimizer, Any]]
@@ -75,9 +75,7 @@ def muon(
     LLM Training", section 2.2). One moment instead of two: 4 bytes per weight of these matrices instead of 8.
     """
     _check(lr, weight_decay, betas)
-    check_not_negative("optim", {"momentum": momentum})
-    if momentum >= 1:
-        raise ConfigError(f"optim.momentum={momentum}: must be below 1")
+    check_below_one("optim", {"momentum": momentum})
     make = partial(_muon, lr=lr, weight_decay=weight_decay, momentum=momentum, betas=betas)
     return partial(_with_schedule, make=make, schedule=Schedule(schedule, warmup_steps, decay_steps))
 
@@ -133,8 +131,7 @@ def reconfigure(optimizer: Optimizer, scheduler: Any, groups: list[dict[str, Any
 def _check(lr: float, weight_decay: float, betas: Betas) -> None:
     check_above_zero("optim", {"lr": lr})
     check_not_negative("optim", {"weight_decay": weight_decay})
-    if not all(0 <= beta < 1 for beta in betas):
-        raise ConfigError(f"optim.betas={list(betas)}: must be from 0 to below 1")
+    check_below_one("optim", {f"betas[{i}]": beta for i, beta in enumerate(betas)})
 
 
 def _with_schedule(

@@ -129,12 +129,18 @@ def check_not_negative(prefix: str, values: Mapping[str, Any], whole: bool = Fal
             raise ConfigError(f"{prefix}.{name}={value}: must be a{' whole' * whole} number, not below 0")
 
 
-def check_fraction(prefix: str, values: Mapping[str, Any], open_ended: bool = False) -> None:
-    """Raises ConfigError for the first value that is not a number from 0 to 1; open_ended: nor 0 or 1."""
+def check_fraction(prefix: str, values: Mapping[str, Any]) -> None:
+    """Raises ConfigError for the first value that is not a number from 0 to 1."""
     for name, value in values.items():
-        if not _is_number(value, False) or not 0 <= value <= 1 or (open_ended and value in (0, 1)):
-            limits = "above 0 and below 1" if open_ended else "between 0 and 1"
-            raise ConfigError(f"{prefix}.{name}={value}: must be a number {limits}")
+        if not _is_number(value, False) or not 0 <= value <= 1:
+            raise ConfigError(f"{prefix}.{name}={value}: must be a number between 0 and 1")
+
+
+def check_below_one(prefix: str, values: Mapping[str, Any]) -> None:
+    """Raises ConfigError for the first value that is not a number from 0 to below 1."""
+    for name, value in values.items():
+        if not _is_number(value, False) or not 0 <= value < 1:
+            raise ConfigError(f"{prefix}.{name}={value}: must be a number from 0 to below 1")
 
 
 def _is_number(value: Any, whole: bool) -> bool:

@@ -10,7 +10,7 @@ from transformers.models.whisper.modeling_whisper import shift_tokens_right
 
 from kikitori.data.collate import IGNORE_INDEX
 from kikitori.inference.greedy import CrossAttentionCache
-from kikitori.runtime.errors import check_fraction
+from kikitori.runtime.errors import check_below_one
 
 # The logits of 1,024 tokens over Whisper's vocabulary take 212 MB in fp32, and their gradient the same.
 TOKENS_AT_ONCE = 1024
@@ -18,8 +18,7 @@ TOKENS_AT_ONCE = 1024
 
 def check_label_smoothing(label_smoothing: float) -> None:
     """Raises ConfigError for a share that is not from 0 to below 1."""
-    if label_smoothing:
-        check_fraction("loss", {"label_smoothing": label_smoothing}, open_ended=True)
+    check_below_one("loss", {"label_smoothing": label_smoothing})
 
 
 def clip_losses(
