@@ -48,13 +48,16 @@ class WeightAverage:
                 parameter.data, self._hidden[i] = self._hidden[i], parameter.data
             self._shows_average = averaged
 
+    def both(self) -> tuple[list[Tensor], list[Tensor]]:
+        """The averaged weights, and those that go on training."""
+        shown = [p.detach() for p in self._trained.values()]
+        return (shown, self._hidden) if self._shows_average else (self._hidden, shown)
+
     def add_to(self, checkpoint: dict[str, Any], module: nn.Module) -> None:
         """Makes the averages the weights of a checkpoint; with an optimizer, it keeps the others for a resume."""
-        hidden = {id(p): value for p, value in zip(self._trained.values(), self._hidden, strict=True)}
-        names = [(n, p) for n, p in module.named_parameters(remove_duplicate=False) if id(p) in hidden]
-        shown = {name: p.detach() for name, p in names}
-        other = {name: hidden[id(p)] for name, p in names}
-        averaged, raw = (shown, other) if self._shows_average else (other, shown)
+        places = {id(p): i for i, p in enumerate(self._trained.values())}
+        names = {n: places[id(p)] for n, p in module.named_parameters(remove_duplicate=False) if id(p) in places}
+        averaged, raw = ({name: weights[i] for name, i in names.items()} for weights in self.both())
         checkpoint["state_dict"] = {**checkpoint["state_dict"], **averaged}
         if "optimizer_states" in checkpoint:
             checkpoint[AVERAGE] = {"updates": self.updates, "raw_weights": raw}
