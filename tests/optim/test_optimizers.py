@@ -161,6 +161,32 @@ def test_adamw_in_8_bits_moves_weights_nearly_as_adamw_does() -> None:
     assert not torch.equal(moved["adamw"], moved["adamw8bit"])
 
 
+@has_bitsandbytes
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("state1", torch.zeros(10, dtype=torch.uint8)),
+        ("state2", torch.zeros(1, dtype=torch.uint8).expand(64, 128)),
+        ("state1", torch.zeros(64, 128)),
+        ("absmax1", torch.zeros(1)),
+        ("qmap2", torch.zeros(3)),
+        ("state1", torch.zeros(64, 128, dtype=torch.int8)),
+    ],
+)
+def test_a_state_in_8_bits_of_another_size_is_refused(name: str, value: Any) -> None:
+    """The kernels for GPUs would read and write beyond it."""
+    model = nn.Linear(128, 64)
+    optimizer: Any = adamw8bit()(model, 10)[0]
+    trained(model, optimizer, 1)
+    saved = copy.deepcopy(optimizer.state_dict())
+    state = saved["parts"][0]["state"][0]
+    place = state if name in state else next(kept for kept in state.values() if isinstance(kept, dict))
+    assert name in place
+    place[name] = value
+    with pytest.raises(ValueError, match="of shape .* not |the moments are"):
+        optimizer.load_state_dict(saved)
+
+
 def test_adamw_in_8_bits_names_the_extra_if_its_package_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     with pytest.raises(ConfigError, match=r"needs the package bitsandbytes: pip install 'kikitori\[bitsandbytes\]'"):

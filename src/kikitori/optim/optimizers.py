@@ -1,6 +1,5 @@
 """Optimizers with their learning-rate schedules: AdamW, AdamW with its state in 8 bits, and Muon."""
 
-import logging
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
@@ -11,8 +10,9 @@ from torch.optim import AdamW, Muon, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from kikitori.optim.composed import ComposedOptimizer
+from kikitori.optim.eight_bit import import_bitsandbytes, make_adamw8bit
 from kikitori.optim.schedule import Schedule, ScheduleName
-from kikitori.runtime.errors import ConfigError, check_above_zero, check_below_one, check_not_negative
+from kikitori.runtime.errors import check_above_zero, check_below_one, check_not_negative
 
 # Builds the optimizer of a model and its scheduler for a number of steps (inf: without an end).
 OptimizerFactory = Callable[[nn.Module, float], tuple[Optimizer, Any]]
@@ -96,19 +96,6 @@ def check_factory(make_optimizer: Any) -> None:
     )
 
 
-def import_bitsandbytes() -> Any:
-    """The package of the 8-bit optimizer. Raises ConfigError that names the extra."""
-    # It warns of kernels for another purpose.
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    try:
-        import bitsandbytes
-    except ImportError as error:
-        raise ConfigError(
-            "optim=adamw8bit needs the package bitsandbytes: pip install 'kikitori[bitsandbytes]'"
-        ) from error
-    return bitsandbytes
-
-
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Two groups of trainable parameters: matrices decay; biases, norms and other vectors do not."""
     return _groups(_trainable(model), weight_decay)
@@ -150,7 +137,7 @@ def _adamw8bit(model: nn.Module, lr: float, weight_decay: float, betas: Betas) -
     embeddings = _embeddings(model)
     in_8_bits = [p for p in _trainable(model) if p.ndim >= 2 and id(p) not in embeddings]
     group = {"params": in_8_bits, "weight_decay": weight_decay}
-    eight_bit = import_bitsandbytes().optim.AdamW8bit([group], lr=lr, betas=(betas[0], betas[1]))
+    eight_bit = make_adamw8bit([group], lr=lr, betas=(betas[0], betas[1]))
     return ComposedOptimizer(eight_bit, _fused_adamw(_others(model, in_8_bits), lr, weight_decay, betas))
 
 
