@@ -7,7 +7,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from gpu_models import small_whisper, weights
-from training_runs import trainer, training
+from training_runs import OPTIM, trainer, training
 
 from kikitori.optim.optimizers import adamw
 from kikitori.training.lightning_module import WhisperModule

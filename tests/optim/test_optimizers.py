@@ -183,7 +183,7 @@ def test_a_state_in_8_bits_of_another_size_is_refused(name: str, value: Any) -> 
     place = state if name in state else next(kept for kept in state.values() if isinstance(kept, dict))
     assert name in place
     place[name] = value
-    with pytest.raises(ValueError, match="of shape .* not |the moments are"):
+    with pytest.raises(ValueError, match=r"of shape .* not |the moments are"):
         optimizer.load_state_dict(saved)
 
 
