@@ -359,13 +359,13 @@ def test_a_step_that_does_not_fit_is_repeated_in_halves_with_the_same_result(
     trainer(tmp_path, max_steps=2).fit(undisturbed, training(micro, 4, 2))
     seen = []
 
-    def too_much(model: Any, states: Any, labels: Any, num_tokens: int) -> torch.Tensor:
+    def too_much(model: Any, states: Any, labels: Any, *rest: Any) -> torch.Tensor:
         seen.append(len(labels))
         if len(labels) > 4 // 2**times:
             # After a backward pass, whose gradients must not count twice.
-            clip_losses(model, states, labels, num_tokens).sum().backward()
+            clip_losses(model, states, labels, *rest).sum().backward()
             raise torch.OutOfMemoryError("too much")
-        return clip_losses(model, states, labels, num_tokens)
+        return clip_losses(model, states, labels, *rest)
 
     monkeypatch.setattr("kikitori.training.lightning_module.clip_losses", too_much)
     module = WhisperModule(micro, OPTIM)
