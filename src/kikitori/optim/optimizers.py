@@ -118,7 +118,8 @@ def reconfigure(optimizer: Optimizer, scheduler: Any, groups: list[dict[str, Any
 def _check(lr: float, weight_decay: float, betas: Betas) -> None:
     check_above_zero("optim", {"lr": lr})
     check_not_negative("optim", {"weight_decay": weight_decay})
-    check_below_one("optim", {f"betas[{i}]": beta for i, beta in enumerate(betas)})
+    if not all(0 <= beta < 1 for beta in betas):
+        raise ConfigError(f"optim.betas={betas}: must be two numbers from 0 to below 1")
 
 
 def _with_schedule(
