@@ -196,7 +196,6 @@ PRECISIONS = ["32-true", "16-mixed", "bf16-mixed"]
     [
         ("average", "16-mixed", 6, "validation"),
         ("muon", "32-true", 4, "training"),
-        ("all", "bf16-mixed", 7, "training"),
         *(
             pytest.param(recipe, precision, step, where, marks=pytest.mark.long)
             for recipe in RECIPES

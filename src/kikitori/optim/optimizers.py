@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from kikitori.optim.composed import ComposedOptimizer
 from kikitori.optim.eight_bit import import_bitsandbytes, make_adamw8bit
 from kikitori.optim.schedule import Schedule, ScheduleName
-from kikitori.runtime.errors import check_above_zero, check_below_one, check_not_negative
+from kikitori.runtime.errors import ConfigError, check_above_zero, check_below_one, check_not_negative
 
 # Builds the optimizer of a model and its scheduler for a number of steps (inf: without an end).
 OptimizerFactory = Callable[[nn.Module, float], tuple[Optimizer, Any]]
