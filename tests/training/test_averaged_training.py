@@ -121,6 +121,27 @@ def test_a_checkpoint_from_after_the_training_resumes_as_well(micro: Whisper, tm
     assert same(of(module), late["state_dict"])
 
 
+def test_a_module_that_is_trained_twice_begins_with_the_average_or_the_checkpoint(
+    micro: Whisper, tmp_path: Path
+) -> None:
+    """Also with a validation before the first step."""
+    module = WhisperModule(copy.deepcopy(micro), OPTIM, ema_decay=DECAY)
+    kept = ModelCheckpoint(tmp_path, "kept", every_n_train_steps=2)
+    starts: list[Weights] = []
+    for ckpt_path in (None, None, tmp_path / "kept.ckpt"):
+        seen, averaged = Seen(), of(module)
+        callbacks = [seen, *([] if starts else [kept])]
+        steps = 3 if ckpt_path else 2
+        run = trainer(tmp_path, max_steps=steps, num_sanity_val_steps=1, callbacks=callbacks, enable_checkpointing=True)
+        rows: Any = examples(micro) * steps
+        batches = torch.utils.data.DataLoader(rows, batch_size=4, collate_fn=collate)
+        run.fit(module, batches, loader(micro, 4), ckpt_path=ckpt_path, weights_only=True)
+        starts.append(seen.before[0])
+        assert ckpt_path or same(starts[-1], averaged)
+    raw = read_checkpoint(tmp_path / "kept.ckpt")["average"]["raw_weights"]
+    assert all(torch.equal(starts[-1][name], value) for name, value in raw.items())
+
+
 def test_an_average_may_begin_or_end_where_a_training_resumes(micro: Whisper, tmp_path: Path) -> None:
     whole = fit(micro, tmp_path / "whole")[2]
     without = fit(micro, tmp_path / "without", tmp_path / "whole/train-4.ckpt", ema_decay=None)[2]

@@ -118,6 +118,8 @@ class WhisperModule(pl.LightningModule):
             self._take_over(data, stage)
         if stage == "fit":
             separate_random_state(self.trainer.global_rank)
+            # That of an earlier training, whose averaged weights are the model now.
+            self.average = None
         # Again, because the model may have been configured since it was passed.
         self.save_hyperparameters({"recipe": self.whisper.recipe}, logger=False)
 
@@ -302,6 +304,7 @@ class WhisperModule(pl.LightningModule):
         reconfigure(optimizers[0], schedulers[0].scheduler, self._configured)
         if self.ema_decay is not None:
             self.average = WeightAverage(self, self.ema_decay, self._averaged)
+        self._averaged = (0, {})
         if self.device.type == "cuda":
             # The peak that is logged and reported is that of training.
             torch.cuda.reset_peak_memory_stats(self.device)
