@@ -112,6 +112,30 @@ def test_a_loaded_checkpoint_is_the_average(micro: Whisper, tmp_path: Path) -> N
     assert same(of(other), seen.validated[1])
 
 
+def test_a_training_without_steps_left_ends_with_the_average(micro: Whisper, tmp_path: Path) -> None:
+    _, whole, _ = fit(micro, tmp_path)
+    _, again, seen = fit(micro, tmp_path / "again", tmp_path / "train-6.ckpt")
+    assert not seen.after
+    assert same(of(again), of(whole))
+
+
+def test_the_module_has_the_average_before_it_leaves_the_device(
+    micro: Whisper, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lightning moves it to the CPU, and what the average holds stays where it is."""
+    left: list[Weights] = []
+    teardown = pl.strategies.SingleDeviceStrategy.teardown
+
+    def leave(strategy: Any) -> None:
+        left.append(of(strategy.lightning_module))
+        teardown(strategy)
+
+    monkeypatch.setattr(pl.strategies.SingleDeviceStrategy, "teardown", leave)
+    _, module, seen = fit(micro, tmp_path)
+    assert same(left[0], seen.validated[-1])
+    assert same(of(module), seen.validated[-1])
+
+
 def test_a_checkpoint_from_after_the_training_resumes_as_well(micro: Whisper, tmp_path: Path) -> None:
     run, module, _ = fit(micro, tmp_path, steps=4)
     run.save_checkpoint(tmp_path / "late.ckpt")

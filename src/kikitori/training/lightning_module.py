@@ -302,9 +302,7 @@ class WhisperModule(pl.LightningModule):
         # A checkpoint restores its optimizer's settings; if they differ from the configured ones, the latter apply.
         schedulers, optimizers = self.trainer.lr_scheduler_configs, self.trainer.optimizers
         reconfigure(optimizers[0], schedulers[0].scheduler, self._configured)
-        if self.ema_decay is not None:
-            self.average = WeightAverage(self, self.ema_decay, self._averaged)
-        self._averaged = (0, {})
+        self._start_average()
         if self.device.type == "cuda":
             # The peak that is logged and reported is that of training.
             torch.cuda.reset_peak_memory_stats(self.device)
@@ -315,8 +313,19 @@ class WhisperModule(pl.LightningModule):
     def on_validation_end(self) -> None:
         self._show(averaged=False)
 
-    def on_fit_end(self) -> None:
+    def on_train_end(self) -> None:
+        # Before Lightning moves the module to the CPU.
         self._show(averaged=True)
+
+    def on_fit_end(self) -> None:
+        if not self.average:  # no step was left to take
+            self._start_average()
+            self._show(averaged=True)
+
+    def _start_average(self) -> None:
+        if self.ema_decay is not None:
+            self.average = WeightAverage(self, self.ema_decay, self._averaged)
+        self._averaged = (0, {})
 
     def _show(self, averaged: bool) -> None:
         """During a training, the averaged weights are validated, and are the model afterwards."""
