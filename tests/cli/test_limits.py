@@ -57,6 +57,14 @@ def test_a_bomb_is_refused_at_once(text: str, message: str, tmp_path_factory: py
         OmegaConf.load(file)
 
 
+@pytest.mark.parametrize("key", ["1", "1.5", "true", "no", "null", "~", "!!binary aGVsbG8="])
+def test_a_key_that_is_no_text_is_named(key: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+    path = tmp_path_factory.mktemp("keys") / "keys.yaml"
+    path.write_text(f"a: [{{{key}: 1}}]\n")
+    with path.open(encoding="utf-8") as file, pytest.raises(YAMLError, match="not as a text; put it into quotes"):
+        OmegaConf.load(file)
+
+
 def test_anchors_and_merges_are_read(tmp_path_factory: pytest.TempPathFactory) -> None:
     path = tmp_path_factory.mktemp("good") / "good.yaml"
     path.write_text("base: &base {a: 1, b: 2e-5}\nmine: {<<: *base, b: 3}\nsame: *base\n")

@@ -102,6 +102,21 @@ def test_a_value_in_japanese_needs_no_quotes(tmp_path: Path) -> None:
     assert main._prepare_line("train", words) == [f"data.manifest='{tmp_path}/録音 1/一覧.csv'", *words[1:]]
 
 
+def test_a_number_of_too_many_digits_is_a_text() -> None:
+    digits = "9" * 5000
+    assert main._prepare_line("train", [f"seed={digits}"]) == [f"seed='{digits}'"]
+
+
+def test_options_may_stand_between_overrides(tmp_path: Path) -> None:
+    line = ["data=demo", "-m", "seed=0,1", "--config-dir", str(tmp_path), "optim.lr=1"]
+    read = get_args_parser().parse_args(main._prepare_line("train", line))
+    assert (read.overrides, read.multirun, read.config_dir) == (
+        ["data=demo", "seed=0,1", "optim.lr=1"],
+        True,
+        str(tmp_path),
+    )
+
+
 def test_hydras_options_are_accepted_where_argparse_checks_their_help(monkeypatch: pytest.MonkeyPatch) -> None:
     """As Python 3.14's does; one of Hydra's help texts is no string."""
 
@@ -160,6 +175,19 @@ def test_a_class_of_ones_own_is_not_searched_where_a_record_points(
         targets.locate("strange.Callback", "callbacks")
 
 
+def test_no_process_that_a_command_starts_imports_from_the_working_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A Slurm job is started by submitit as python -m, in a folder that a record may name."""
+    (tmp_path / "strange.py").touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["kikitori", "--version"])
+    line = [sys.executable, "-m", "strange"]
+    assert subprocess.run(line).returncode == 0
+    main.main()
+    assert subprocess.run(line, stderr=subprocess.DEVNULL).returncode == 1
+
+
 def test_a_sweep_that_is_resumed_from_elsewhere_runs_where_it_was_started(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -168,7 +196,7 @@ def test_a_sweep_that_is_resumed_from_elsewhere_runs_where_it_was_started(
     (tmp_path / "sweep.json").write_text(json.dumps(facts))
     monkeypatch.chdir(tmp_path)
     words = main._prepare_line("train", ["resume_sweep=."])
-    assert words == ["-m", "seed=0,1", f"resume_sweep={tmp_path}", f"hydra.sweep.dir={tmp_path}"]
+    assert words == ["seed=0,1", f"resume_sweep={tmp_path}", f"hydra.sweep.dir={tmp_path}", "-m"]
     assert Path.cwd() == tmp_path / "there"
 
 

@@ -144,6 +144,7 @@ def test_a_value_that_means_what_the_library_says_is_accepted(target: str, name:
         (CHECKPOINT, "mode", ["max", None]),
         (SWEEPER, "pruner", [{"min_resource": 3}, "hyperband"]),
         (SWEEPER, "sampler", [{"seed": 3}, "tpe", None]),
+        ("optuna.pruners.SuccessiveHalvingPruner", "min_early_stopping_rate", [-1, 21, 10**12, True]),
     ],
 )
 def test_any_other_value_is_refused(target: str, name: str, values: list[Any]) -> None:

@@ -178,6 +178,9 @@ def test_an_unknown_choice_or_key_is_refused_when_composing(override: str) -> No
         ("ema.decay=0", "ema.decay: must be above 0, got 0"),
         ("ema.decay=1", "ema.decay: must be below 1, got 1"),
         ("ema.decay=true", "ema.decay: must be a number or null, got True"),
+        ("seed={a:1}", "seed: must be a whole number, got {'a': 1}"),
+        ("generation.num_beams={}", "generation.num_beams: must be a whole number or null, got {}"),
+        ("data.window_edges_s=[5,inf]", "data.window_edges_s: must be ascending, finite and above 0, got [5, inf]"),
         ("optim.betas=[0.9]", "optim.betas: must be a list of 2, got [0.9]"),
         ("+optim.eps=1e-6", "optim.eps: kikitori.adamw has no such argument"),
         ("+optim._partial_=true", "optim._partial_: is not supported here; leave it out"),
@@ -199,7 +202,7 @@ def test_an_unknown_choice_or_key_is_refused_when_composing(override: str) -> No
             "trainer.gradient_clip_algorithm: gradients are clipped by their norm",
         ),
         ("data.window=short", "data.window: must be one of full, bucketed or null, got 'short'"),
-        ("data.window_edges_s=[5,3]", "data.window_edges_s: must be ascending and above 0, got [5, 3]"),
+        ("data.window_edges_s=[5,3]", "data.window_edges_s: must be ascending, finite and above 0, got [5, 3]"),
         ("data.window_edges_s=[2,a]", "data.window_edges_s: must be "),
         ("data.window_edges_s=[]", "data.window_edges_s: data.window=bucketed needs at least one"),
         ("data.window_margin_s=-1", "data.window_margin_s: must not be below 0, got -1"),
@@ -315,6 +318,35 @@ def test_a_node_that_would_be_ignored_or_break_later_is_named(words: list[str], 
     with pytest.raises(ConfigError) as caught:
         check_config(composed("train", "data=demo", "model=micro", *words))
     assert fault in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("target", "fault"),
+    [
+        ("own_pack.sub.Mein", "AttributeError: module 'own_pack.sub' has no attribute 'Mein'; did you mean Mine?"),
+        ("own_pack.subs.Mine", "AttributeError: module 'own_pack' has no attribute 'subs'; did you mean sub?"),
+        (
+            "own_pac.sub.Mine",
+            "own_pac is not installed, nor in {folder}; type the command in the folder that holds it",
+        ),
+        ("own_pack.broken.Mine", "ModuleNotFoundError: No module named 'nonesuch'"),
+        ("own_pack.wrong.Mine", "ZeroDivisionError: division by zero"),
+    ],
+)
+def test_why_a_class_of_the_users_own_cannot_be_imported_is_said(
+    target: str, fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own_pack").mkdir()
+    texts = {"__init__": "", "sub": "class Mine: pass", "broken": "import nonesuch", "wrong": "1 / 0"}
+    for name, text in texts.items():
+        (tmp_path / "own_pack" / f"{name}.py").write_text(f"{text}\n")
+    monkeypatch.setenv("KIKITORI_TARGETS", f"a.B, {target}")
+    monkeypatch.delenv("KIKITORI_FOLDER", raising=False)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", list(sys.path))
+    with pytest.raises(ConfigError) as caught:
+        check_config(composed("train", "data=demo", f"+callbacks.mine._target_={target}"))
+    assert f"cannot be imported: {target} ({fault.format(folder=tmp_path)}" in str(caught.value)
 
 
 def test_an_argument_that_a_class_of_the_users_own_needs_is_named(

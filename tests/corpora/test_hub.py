@@ -6,6 +6,8 @@ from pathlib import Path
 
 import datasets
 import huggingface_hub
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from commands import kikitori
 from recordings import encoded, tone, write_clip, write_csv, write_tar
@@ -205,6 +207,31 @@ def test_speaker_zero_is_a_speaker(tmp_path: Path) -> None:
     assert [c.speaker for c in corpus.clips[:2]] == ["0", "1"]
 
 
+def refuse_connections(monkeypatch: pytest.MonkeyPatch) -> None:
+    def connect(*_: object) -> None:
+        raise AssertionError("a connection was opened")
+
+    monkeypatch.setattr("socket.socket.connect", connect)
+
+
+@pytest.mark.parametrize("column", ["sentence", "speaker"])
+def test_texts_and_speakers_are_not_opened_as_images(
+    tmp_path: Path, column: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refuse_connections(monkeypatch)
+    elsewhere = {"bytes": None, "path": "http://127.0.0.1:9/x.png"}
+    values = {"audio": [elsewhere], "sentence": ["零"], "speaker": ["a"], column: [elsewhere]}
+    kinds = dict.fromkeys(values, datasets.Value("string")) | {"audio": datasets.Audio(), column: datasets.Image()}
+    table = pa.table(values).cast(datasets.Features(kinds).arrow_schema)
+    (tmp_path / "own").mkdir()
+    pq.write_table(table, tmp_path / "own" / "train.parquet")
+    splits = {"train": "train", "validation": None, "test": None}
+    if column == "sentence":
+        assert "holds dict, not text" in message(tmp_path / "own", "sentence", splits=splits)
+    else:
+        assert reading(tmp_path / "own", "sentence", splits=splits, speaker_column="speaker").clips[0].text == "零"
+
+
 @pytest.mark.parametrize(
     "setting",
     [
@@ -222,13 +249,19 @@ def test_speaker_zero_is_a_speaker(tmp_path: Path) -> None:
 def test_a_readme_names_no_files_outside_of_its_dataset(
     tmp_path: Path, setting: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def connect(*_: object) -> None:
-        raise AssertionError("a connection was opened")
-
-    monkeypatch.setattr("socket.socket.connect", connect)
+    refuse_connections(monkeypatch)
     write_csv(tmp_path / "outside.csv", [{"file_name": "0.wav", "transcription": "secret"}])
     write_clip(tmp_path / "own" / "0.wav")
     (tmp_path / "own" / "link.csv").symlink_to(tmp_path / "outside.csv")
     readme = f"---\nconfigs:\n- config_name: default\n  {setting}\n---\n"
     (tmp_path / "own" / "README.md").write_text(readme)
     assert "is not a file of the dataset" in message(tmp_path / "own")
+
+
+@pytest.mark.parametrize(
+    "pattern", ["hf://datasets/owner/data/x::http://127.0.0.1:9/x", "hf://datasets/owner/other/x", "zip://x::hf://x"]
+)
+def test_a_readme_on_the_hub_names_no_other_files(pattern: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    refuse_connections(monkeypatch)
+    with hub._own_files_only("owner/data", []), pytest.raises(DataError, match="is not a file of the dataset"):
+        datasets.data_files.resolve_pattern(pattern, "hf://datasets/owner/data@main")

@@ -15,7 +15,7 @@ import optuna
 import pytest
 
 from kikitori.runtime.files import read_json
-from kikitori.sweeps.optuna_study import open_storage
+from kikitori.sweeps.optuna_study import Journal
 
 pytestmark = pytest.mark.slow
 
@@ -177,7 +177,7 @@ def test_a_search_prunes_and_resumes_after_a_kill_without_losing_trials(tmp_path
     assert not any(f"trial {n} " in line and " running" in line for n in done for line in output.splitlines())
     assert len(trials(folder)) == 5
     assert sum(states(folder)[state] for state in ("completed", "pruned")) == 5
-    study = optuna.load_study(study_name="kikitori", storage=open_storage(folder / "study.journal"))
+    study = optuna.load_study(study_name="kikitori", storage=Journal(folder / "study.journal"))
     names = {"COMPLETE": "completed", "PRUNED": "pruned"}
     reported = {trial.user_attrs["number"]: names[trial.state.name] for trial in study.trials}
     assert reported == {n: t["state"] for n, t in trials(folder).items()}

@@ -238,7 +238,6 @@ def test_a_closure_computes_the_gradients_before_all_parts_step() -> None:
         (muon, {"momentum": 1.0}, r"optim\.momentum=1\.0: must be a number from 0 to below 1"),
         (muon, {"momentum": -0.1}, r"optim\.momentum=-0\.1: must be a number from 0 to below 1"),
         (muon, {"lr": 0}, r"optim\.lr=0: must be a number above 0"),
-        (adamw, {"betas": (0.9, 1.0)}, r"optim\.betas=.*: must be two numbers from 0 to below 1"),
     ],
 )
 def test_a_wrong_value_is_named(kind: Any, settings: dict[str, Any], message: str) -> None:
@@ -249,3 +248,9 @@ def test_a_wrong_value_is_named(kind: Any, settings: dict[str, Any], message: st
 def test_the_function_itself_is_no_factory() -> None:
     with pytest.raises(TypeError, match="got the function muon itself"):
         optimizers.check_factory(muon)
+
+
+@pytest.mark.parametrize("betas", [(0.9, 1.0), (-0.1, 0.98), (float("nan"), 0.98)])
+def test_betas_are_from_0_to_below_1(betas: tuple[float, float]) -> None:
+    with pytest.raises(ConfigError, match=r"optim\.betas=.*: must be two numbers from 0 to below 1"):
+        adamw(betas=betas)

@@ -115,6 +115,12 @@ def test_the_reason_of_a_killed_trial_comes_from_its_sweep(tmp_path: Path) -> No
     assert find_runs([str(tmp_path / "0-a")])[0].reason == "killed by signal 9"
 
 
+def test_a_completed_trial_whose_folder_is_gone_left_no_results(tmp_path: Path) -> None:
+    write_sweep(tmp_path, {"number": 0, "folder": "0-a", "state": "completed", "reason": "", "log": ""})
+    (run,) = find_runs(tmp_path)
+    assert (run.status, run.reason) == ("failed", "left no results.json")
+
+
 def test_a_damaged_sweep_file_hides_no_run(tmp_path: Path) -> None:
     write_run(tmp_path / "0-a")
     (tmp_path / "sweep.json").write_text('{"trials": [{"fol')
@@ -147,12 +153,14 @@ def test_without_command_lines_the_configurations_are_compared(tmp_path: Path) -
 
 def test_the_command_of_older_runs_is_read_from_hydras_file(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "a")
-    results = json.loads((folder / "results.json").read_text())
+    results = json.loads((folder / "results.json").read_text()) | {"options": ["--config-dir", "mine"]}
     del results["overrides"]
     (folder / "results.json").write_text(json.dumps(results))
     (folder / ".hydra").mkdir()
     (folder / ".hydra" / "overrides.yaml").write_text("- data.limit={train:40,test:12}\n- 'optim.lr=1e-3'\n")
-    assert find_runs([str(folder)])[0].command == "kikitori train 'data.limit={train:40,test:12}' optim.lr=1e-3"
+    assert find_runs([str(folder)])[0].command == (
+        "kikitori train --config-dir mine 'data.limit={train:40,test:12}' optim.lr=1e-3"
+    )
 
 
 def test_a_trials_link_to_its_study_is_not_a_choice(tmp_path: Path) -> None:

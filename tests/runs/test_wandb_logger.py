@@ -75,11 +75,31 @@ def test_an_address_with_a_password_is_refused(monkeypatch: pytest.MonkeyPatch, 
     assert "canary" not in str(caught.value)
 
 
-def test_the_address_comes_from_the_environment_and_no_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    (tmp_path / "wandb").mkdir()
-    (tmp_path / "wandb" / "settings").write_text("[default]\nbase_url = https://evil.example\n")
-    (tmp_path / "wandb" / "run-id").write_text("../../x")
+@pytest.mark.parametrize("name", ["WANDB_DEBUG", "WANDB_CORE_DEBUG"])
+def test_logs_with_the_api_key_are_refused(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv(name, "false")
+    WandbRunLogger(str(tmp_path))
+    monkeypatch.setenv(name, "true")
+    with pytest.raises(ConfigError, match=f"{name}.* makes W&B write the API key to its logs; unset"):
+        WandbRunLogger(str(tmp_path))
+
+
+@pytest.mark.parametrize("folder", ["wandb", ".wandb"])
+def test_settings_of_the_working_folder_are_refused(
+    folder: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / folder).mkdir()
+    (tmp_path / folder / "settings").write_text("[default]\nhttps_proxy = http://127.0.0.1:9\n")
     monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match="W&B would obey it; delete it"):
+        WandbRunLogger(str(tmp_path))
+
+
+def test_the_address_comes_from_the_environment_and_no_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path))
+    (tmp_path / "settings").write_text("[default]\nbase_url = https://evil.example\n")
+    (tmp_path / "wandb").mkdir()
+    (tmp_path / "wandb" / "run-id").write_text("../../x")
     logger = WandbRunLogger(str(tmp_path))
     assert logger._wandb_init["settings"]["base_url"] == "https://api.wandb.ai"
     assert logger._run_id() != "../../x"
@@ -142,6 +162,18 @@ def test_credentials_are_found_where_wandb_looks(monkeypatch: pytest.MonkeyPatch
     (tmp_path / ".netrc").unlink()
     monkeypatch.setenv("WANDB_API_KEY", "abc")
     assert has_credentials()
+
+
+def test_a_run_that_cannot_start_is_one_warning(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    logger = WandbRunLogger(str(tmp_path), project="a/b")
+    logger.start({})
+    _ = logger.experiment  # as Lightning does
+    logger.log_metrics({"val/cer": 1.0}, 1)
+    assert [record.getMessage().partition(":")[0] for record in caplog.records] == ["Weights & Biases"]
+    assert "Invalid project name 'a/b'" in caplog.text
 
 
 def test_a_silent_server_is_given_up_after_the_timeout() -> None:

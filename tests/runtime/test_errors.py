@@ -1,8 +1,12 @@
+import json
 import os
 import subprocess
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+from urllib.parse import quote, quote_plus
 
 import pytest
 from torch._utils import ExceptionWrapper
@@ -63,11 +67,30 @@ def test_a_secret_is_refused_in_a_configuration_and_masked_elsewhere(
     assert secret not in describe_error(OSError(f"{text} does not answer"))
 
 
+@pytest.mark.parametrize("write", [repr, json.dumps, os.fsencode, str.split])
+def test_a_secret_is_masked_as_libraries_write_it(write: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_TOKEN", "pa\"ss/w'd\\+é\udcff-canary\nanother-canary%20\n")
+    secret = os.environ["MY_TOKEN"].strip()
+    quoted = [quote(os.fsencode(secret)), quote_plus(os.fsencode(secret))]
+    for text in (f"{write(secret)}", *quoted, f"{KeyError(secret)}", secret.splitlines()[1], "another-canary "):
+        assert "canary" in text
+        assert "canary" not in mask(text)
+
+
+def test_a_secret_that_changes_is_masked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    for secret in ("canary-0123456789", "0123456789-canary"):
+        monkeypatch.setenv("MY_TOKEN", secret)
+        assert mask(f"a {secret} b") == "a *** b"
+    monkeypatch.delenv("MY_TOKEN")
+    assert mask(f"a {secret} b") == f"a {secret} b"
+
+
 @pytest.mark.parametrize(
     ("text", "masked"),
     [
         ("redis://:password@host", "redis://***@host"),
         ("https://u:p%40ss@h/x?y", "https://***@h/x?y"),
+        ("postgres://u:p/w#x?y@db/x", "postgres://***@db/x"),
         ("ftp://user@host", "ftp://***@host"),
         ("u:p4ssw0rd@host", "***@host"),
     ],

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ import yaml
 from hydra import compose, initialize_config_dir
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.config_repository import ConfigRepository
+from hydra.core.plugins import Plugins
 from omegaconf import open_dict
 
 from kikitori.cli import hydra_app, main
@@ -325,6 +327,68 @@ def test_a_folder_of_configurations_is_read(tmp_path: Path) -> None:
     assert "optim.lr: must be above 0" in refusal("--config-dir", "stranger", "experiment=evil")
 
 
+@pytest.mark.parametrize("name", ["/../outside/x", "../../outside/x", "/experiment/link", "/folder/x"])
+def test_no_file_outside_of_the_folders_of_configurations_is_read(tmp_path: Path, name: str) -> None:
+    """Its values could be sent to a server with those of the run."""
+    write_experiment(tmp_path, "defaults", [name])
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside" / "x.yaml").write_text("a: 1\n")
+    (tmp_path / "stranger" / "folder").symlink_to("../outside")
+    (tmp_path / "stranger" / "experiment" / "link.yaml").symlink_to(tmp_path / "outside" / "x.yaml")
+    assert re.search("leads out of", refusal("--config-dir", "stranger", "experiment=evil"))
+
+
+def test_a_folder_of_configurations_may_be_a_link_and_have_links_of_its_own(tmp_path: Path) -> None:
+    write_experiment(tmp_path, "optim.lr", -1)
+    (tmp_path / "stranger" / "experiment" / "link.yaml").symlink_to("evil.yaml")
+    (tmp_path / "mine").symlink_to("stranger")
+    assert "optim.lr: must be above 0" in refusal("--config-dir", "mine", "experiment=link")
+
+
+def test_a_bomb_of_defaults_lists_is_refused(tmp_path: Path) -> None:
+    write_experiment(tmp_path, "defaults", [{"/bomb@x": "0"}])
+    (tmp_path / "stranger" / "bomb").mkdir()
+    for level in range(14):
+        text = f"defaults: [{{/bomb@l: '{level + 1}'}}, {{/bomb@r: '{level + 1}'}}]\n" if level < 13 else "a: 1\n"
+        (tmp_path / "stranger" / "bomb" / f"{level}.yaml").write_text(text)
+    assert "read files more than 300 times" in refusal("--config-dir", "stranger", "experiment=evil")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("seed: 1".encode("utf-16"), r"experiment/evil\.yaml cannot be read: 'utf-8' codec can't decode byte 0xff"),
+        (b"seed: 1\0", r"experiment/evil\.yaml cannot be read: unacceptable character #x0000"),
+        (b"5", r"experiment/evil\.yaml cannot be read: Invalid loaded object type: int"),
+        (b"seed: " + b"9" * 5000, r"experiment/evil\.yaml cannot be read: Exceeds the limit"),
+        (b"optim.lr: 1", r"optim\.lr: in a file, keys are nested: optim: {lr: \.\.\.}"),
+        (b"defaults: [{override /model: null}]", "model: must be a mapping with a _target_; choose model=... from"),
+    ],
+)
+def test_a_file_that_is_no_configuration_is_named(tmp_path: Path, text: bytes, message: str) -> None:
+    write_experiment(tmp_path, "seed", 0)
+    (tmp_path / "stranger" / "experiment" / "evil.yaml").write_bytes(
+        b"# @package _global_\n" * (text[:1] != b"\xff") + text
+    )
+    assert re.search(message, refusal("--config-dir", "stranger", "experiment=evil"))
+
+
+@pytest.mark.parametrize("node", ["launcher", "sweeper"])
+def test_a_sweep_needs_its_launcher_and_sweeper(node: str) -> None:
+    assert f"hydra.{node}: must be a mapping with a _target_" in refusal("-m", f"hydra.{node}=null", "seed=0,1")
+
+
+@pytest.mark.parametrize("params", [{"a b": "1,2"}, {"seed": "9" * 5000 + ",1"}, {"seed": "{"}])
+def test_an_axis_of_a_file_that_cannot_be_read_is_named(tmp_path: Path, params: dict[str, str]) -> None:
+    write_experiment(tmp_path, "hydra", {"mode": "MULTIRUN", "sweeper": {"params": params}})
+    assert "cannot be read" in refusal("--config-dir", "stranger", "experiment=evil")
+
+
+@pytest.mark.parametrize("word", ["+optim={1:x}", "+data.limit={true:1}", "data.window_edges_s=[{1.5:x}]"])
+def test_a_key_of_the_command_line_that_is_no_text_is_named(word: str) -> None:
+    assert "is not a text; give it another name" in refusal(word)
+
+
 @pytest.mark.parametrize("tag", ["!!python/object/apply:os.system", "!!python/name:evil.call", "!!python/module:evil"])
 def test_yaml_tags_construct_no_objects(tmp_path: Path, tag: str) -> None:
     write_experiment(tmp_path, "seed", 0)
@@ -358,12 +422,23 @@ def test_only_the_command_line_may_set_what_a_slurm_job_runs(word: str, message:
 
 
 @pytest.mark.parametrize("key", ["partition", "name", "qos", "exclusive", "submitit_folder", "mail_user"])
-def test_a_setting_of_a_slurm_job_is_one_line(key: str) -> None:
+@pytest.mark.parametrize("value", ["a\ntouch called", """a\\' " --export=ALL,LD_PRELOAD=x.so #""", "a\0"])
+def test_a_setting_of_a_slurm_job_is_one_line(key: str, value: str) -> None:
+    """sbatch reads a backslash as an escape also where a shell does not, and would take what follows for options."""
     cfg = composed("hydra/launcher=slurm")
     with open_dict(cfg):
-        cfg.hydra.launcher[key] = "a\ntouch called"
+        cfg.hydra.launcher[key] = value
     with pytest.raises(ConfigError, match=rf"hydra\.launcher\.{key}: must be a text of one line"):
         composition.check(cfg, [*cfg.hydra.overrides.task, *cfg.hydra.overrides.hydra])
+
+
+def test_what_a_sweeps_folder_holds_is_not_taken_for_the_result_of_a_slurm_job() -> None:
+    """submitit loads results of jobs as pickles, by the number of the job, which can be guessed."""
+    hydra_app.guard_hydra()
+    nodes = [composed("hydra/launcher=slurm", "hydra.sweep.dir=sweep").hydra.launcher for _ in range(2)]
+    folders = {Path(Plugins.instance()._instantiate(node).params["submitit_folder"]) for node in nodes}
+    assert len(folders) == 2
+    assert {folder.parent for folder in folders} == {Path("sweep/.submitit/%j")}
 
 
 def test_only_the_command_line_may_open_folders_outside_of_a_corpus() -> None:
@@ -389,6 +464,13 @@ def test_a_file_names_a_folder_of_the_run_only_when_it_is_resumed(tmp_path: Path
     with pytest.raises(SystemExit, match=r"logger\.x\.save_dir: must be a folder of the run that is resumed"):
         main.main()
     assert not Path("models").exists()
+
+
+@pytest.mark.parametrize("logger", ["wandb", "tensorboard", "both"])
+@pytest.mark.parametrize("sweeper", ["basic", "optuna"])
+def test_our_own_choices_of_folders_are_resumed(logger: str, sweeper: str) -> None:
+    words = ["data=demo", f"logger={logger}", f"hydra/sweeper={sweeper}", "resume=auto"]
+    composition.check(composed(*words[1:]), words)
 
 
 @pytest.mark.parametrize("key", ["run", "sweep"])
@@ -446,6 +528,11 @@ def test_an_interpolation_cannot_read_a_secret(key: str, monkeypatch: pytest.Mon
     assert "holds the value of MY_TOKEN" in message
     assert "canary" not in message
     assert not list(Path().rglob("*canary*"))
+
+
+def test_a_typed_secret_with_an_equals_sign_is_not_printed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_TOKEN", "canary-0123456789==")
+    assert refusal("canary-0123456789==").startswith("kikitori: *** holds the value of MY_TOKEN")
 
 
 @pytest.mark.parametrize("key", ["data.name", "hydra.sweep.subdir", "nowhere.deep"])

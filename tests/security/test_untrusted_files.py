@@ -11,6 +11,7 @@ import pickle
 import sys
 import zipfile
 from collections.abc import Callable
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,6 +24,7 @@ import pyarrow as pa
 import pytest
 import torch
 from omegaconf import OmegaConf
+from optuna.distributions import FloatDistribution
 from recordings import write_clip, write_common_voice, write_csv
 from run_folders import write_run
 
@@ -229,12 +231,29 @@ BUILDS = "${oc.create:{_target_: os.mkdir, path: executed}}"
     ],
 )
 def test_a_study_names_a_pruner_and_nothing_else(pruner: dict[str, Any]) -> None:
-    study = optuna.create_study(storage=optuna_study.open_storage(Path("study.journal")), study_name="kikitori")
+    study = optuna.create_study(storage=optuna_study.Journal(Path("study.journal")), study_name="kikitori")
     study.ask()
     study.set_user_attr("pruner", pruner)
     trainer: Any = SimpleNamespace(is_global_zero=True, global_step=1, callback_metrics={"val/cer": torch.tensor(0.5)})
     with pytest.raises(ConfigError, match=r"hydra\.sweeper\.pruner\.(_target_: may be|min_resource: must be)"):
         OptunaPruning("study.journal", "kikitori", 0).on_validation_end(trainer, None)  # type: ignore[arg-type]
+
+
+def test_a_study_holds_no_state_of_a_sampler() -> None:
+    """Optuna's CMA-ES would load a pickle from there."""
+    space = {"optim.lr": FloatDistribution(0, 1), "optim.weight_decay": FloatDistribution(0, 1)}
+    make = partial(optuna.samplers.CmaEsSampler, n_startup_trials=1)
+    study = optuna.create_study(
+        storage=optuna_study.Journal(Path("study.journal")), sampler=optuna_study.make_sampler(make, space, 0)
+    )
+    for kind in ("cma", "sepcma", "cmawm"):
+        trial = study.ask(space)
+        study._storage.set_trial_system_attr(trial._trial_id, f"{kind}:optimizer:0", plain().hex())
+        study.tell(trial, 0.5)
+    for _ in range(20):
+        study.tell(study.ask(space), 0.5)
+    assert study.trials[-1].system_attrs["cma:generation"] > 0
+    assert "cma:optimizer:0" not in study.trials[-1].system_attrs
 
 
 READERS: dict[str, Callable[[Path], Any]] = {

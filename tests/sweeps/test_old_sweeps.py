@@ -16,7 +16,7 @@ from optuna.trial import TrialState
 
 from kikitori.runs.resume import expand_resume_sweep
 from kikitori.runtime.errors import DataError, SweepError
-from kikitori.sweeps.optuna_study import make_sampler, open_storage, open_study
+from kikitori.sweeps.optuna_study import Journal, make_sampler, open_study
 from kikitori.sweeps.optuna_sweeper import Search
 from kikitori.sweeps.trials import Sweep, Trial, open_sweep
 
@@ -98,7 +98,7 @@ def plugin(folder: Path, sampler: Any) -> Any:
 
 def old_study(folder: Path, space: Mapping[str, BaseDistribution] = OLD_SPACE) -> optuna.Study:
     """A study as it was written before the keys were renamed."""
-    study = optuna.create_study(storage=open_storage(folder / "study.journal"), study_name="kikitori")
+    study = optuna.create_study(storage=Journal(folder / "study.journal"), study_name="kikitori")
     described = {key: json.loads(distribution_to_json(values)) for key, values in space.items()}
     study.set_user_attr("space", described)
     return study

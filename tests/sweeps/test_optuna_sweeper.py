@@ -1,6 +1,8 @@
 import json
+import os
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,14 +12,15 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.pruners import SuccessiveHalvingPruner
-from optuna.samplers import GridSampler, RandomSampler, TPESampler
+from optuna.samplers import CmaEsSampler, GridSampler, RandomSampler, TPESampler
+from optuna.storages.journal import JournalFileOpenLock
 
 from kikitori.runtime.errors import ConfigError, SweepError
 from kikitori.sweeps.optuna_study import (
+    Journal,
     distribution,
     make_sampler,
     named_now,
-    open_storage,
     open_study,
     split_space,
 )
@@ -89,6 +92,13 @@ def test_a_study_with_another_search_space_is_refused(tmp_path: Path) -> None:
         open_study(plugin(tmp_path), other, tmp_path)
 
 
+@pytest.mark.parametrize("space", [None, 1, [], {"optim.lr": 1}, {"optim.lr": {"name": "x", "attributes": []}}])
+def test_a_study_with_no_search_space_is_refused(tmp_path: Path, space: Any) -> None:
+    open_study(plugin(tmp_path), SPACE, tmp_path).set_user_attr("space", space)
+    with pytest.raises(SweepError, match=r"study\.journal is no Optuna study"):
+        open_study(plugin(tmp_path), SPACE, tmp_path)
+
+
 def test_a_file_that_is_no_study_is_refused(tmp_path: Path) -> None:
     (tmp_path / "study.journal").write_text("not a\njournal\n")
     with pytest.raises(SweepError, match=r"study\.journal is no Optuna study"):
@@ -100,16 +110,17 @@ def test_a_file_that_is_no_study_is_refused(tmp_path: Path) -> None:
     [
         {"data.roots": "[/mnt]"},
         {"optim.lr": "1e-5 hydra.launcher.setup=[touch x]"},
+        {"optim.lr": 1e30},
+        {"optim.lr": True},
         {"optim.lr": 1e-5, "+callbacks.x": "{_target_: evil.call}"},
         {"model": "${oc.create:{_target_: os.mkdir}}"},
     ],
 )
-def test_parameters_that_a_search_cannot_have_chosen_become_no_words(tmp_path: Path, params: dict[str, Any]) -> None:
+def test_parameters_that_a_search_cannot_have_chosen_become_no_words(params: dict[str, Any]) -> None:
     space = {**SPACE, "model": CategoricalDistribution(["a", "b"])}
-    study = open_study(plugin(tmp_path), space, tmp_path)
-    assert named_now({"optim.lr": 2e-5, "model": "b"}, study, space) == {"optim.lr": 2e-5, "model": "b"}
+    assert named_now({"optim.lr": 2e-5, "model": "b"}, space, space) == {"optim.lr": 2e-5, "model": "b"}
     with pytest.raises(SweepError, match="which is outside of the search space"):
-        named_now(params, study, space)
+        named_now(params, space, space)
 
 
 def test_a_grid_tries_every_combination_once(tmp_path: Path) -> None:
@@ -123,6 +134,19 @@ def test_a_grid_tries_every_combination_once(tmp_path: Path) -> None:
     assert sorted(drawn) == [(m, s) for m in "ab" for s in (0, 2, 4)]
 
 
+@pytest.mark.parametrize("more", [{}, {"use_separable_cma": True}, {"with_margin": True}])
+def test_cma_es_learns_and_goes_on_with_what_earlier_starts_learned(tmp_path: Path, more: dict[str, Any]) -> None:
+    space = {"optim.lr": FloatDistribution(0, 1), "optim.weight_decay": FloatDistribution(0, 1)}
+    chosen = []
+    for _ in range(2):
+        study = open_study(plugin(tmp_path, sampler=partial(CmaEsSampler, seed=0, **more)), space, tmp_path)
+        for _ in range(50):
+            trial = study.ask(space)
+            chosen.append(max(abs(value - 0.8) for value in trial.params.values()))
+            study.tell(trial, sum((value - 0.8) ** 2 for value in trial.params.values()))
+    assert fmean(chosen[-20:]) < fmean(chosen[:20]) / 2
+
+
 @pytest.mark.parametrize(
     ("override", "why"),
     [
@@ -134,6 +158,65 @@ def test_a_grid_tries_every_combination_once(tmp_path: Path) -> None:
 def test_a_searched_key_without_values_is_named(override: str, why: str) -> None:
     with pytest.raises(ConfigError, match=why):
         distribution(OverridesParser.create().parse_override(override))
+
+
+STARTED = "2026-01-01T00:00:00+00:00"
+TRIAL = {"op_code": 4, "worker_id": "", "study_id": 0, "datetime_start": STARTED, "state": 0}
+ENDED = {**TRIAL, "datetime_complete": STARTED, "state": 1}
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        [],
+        {"op_code": 99},
+        {**TRIAL, "state": 4, "system_attrs": {"fixed_params": {"model": "[/mnt]"}}},
+        {**TRIAL, "user_attrs": {"sweep": "a", "number": 10**9}},
+        {**TRIAL, "user_attrs": {"sweep": "a", "number": "../x"}},
+        {**TRIAL, "user_attrs": []},
+        {**TRIAL, "distributions": {"model": "{}"}},
+        {**TRIAL, "intermediate_values": {"1": "x"}},
+        {**TRIAL, "system_attrs": {"constraints": "x"}},
+        {**ENDED, "value": "x"},
+        {**ENDED, "value": None},
+        {**ENDED, "value": None, "values": [1.0, 2.0]},
+    ],
+)
+@pytest.mark.parametrize("when", ["before", "during"])
+def test_what_no_search_writes_into_a_study_ends_the_search_with_a_message(
+    tmp_path: Path, record: Any, when: str
+) -> None:
+    journal = tmp_path / "study.journal"
+    search = searching(tmp_path, "a", 9)
+    trials = search.trials()
+    next(trials)
+    with journal.open("a") as file:
+        file.write(json.dumps(record) + "\n")
+    with pytest.raises(SweepError, match=r"study\.journal (is no Optuna study|has another search space)"):
+        list(searching(tmp_path, "a", 9).trials() if when == "before" else trials)
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo, lambda path: path.symlink_to("victim")])
+def test_a_study_is_no_link_folder_or_pipe(tmp_path: Path, make: Any) -> None:
+    journal = tmp_path / "study.journal"
+    trials = searching(tmp_path, "a", 9).trials()
+    next(trials)
+    journal.unlink()
+    make(journal)
+    for search in (lambda: next(trials), lambda: searching(tmp_path, "b", 9)):
+        with pytest.raises(SweepError, match=r"study\.journal is a link, a folder or a pipe"):
+            search()
+    assert not (tmp_path / "victim").exists()
+
+
+def test_a_search_goes_on_where_one_was_killed_that_held_the_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    open_study(plugin(Path("sweep")), SPACE, Path("sweep"))
+    monkeypatch.setattr(JournalFileOpenLock.__init__, "__defaults__", (3,))  # seconds, instead of 30
+    JournalFileOpenLock("sweep/study.journal").acquire()
+    open_study(plugin(Path("sweep")), SPACE, Path("sweep"))
 
 
 class IdleRunner:
@@ -155,6 +238,16 @@ def searching(folder: Path, sweep: str, n_trials: int, **changes: Any) -> Search
     runner.sweep.id = sweep
     fixed, space = split_space(given, ["model=a,b,c,d"])
     return Search(given, runner, open_study(given, space, folder), fixed, space)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["日本", "a\\", "a'b\"c", "}], x={", "${oc.env:HOME}", '\\",_target_:evil.call'])
+def test_a_trial_reads_the_name_of_its_study_as_it_is(tmp_path: Path, name: str) -> None:
+    search = searching(tmp_path, "a", 1, study_name=name)
+    search.plugin.pruner = SuccessiveHalvingPruner()
+    (trial,) = search.trials()
+    read = OverridesParser.create().parse_override(trial.overrides[-1]).value()
+    assert str(read["name"]).replace("\\${", "${") == name
+    assert read.keys() == {"_target_", "study", "name", "trial"}
 
 
 def test_a_grid_starts_no_combination_twice_while_others_still_run(tmp_path: Path) -> None:
@@ -217,6 +310,6 @@ def test_the_pruner_is_stored_in_the_study_for_the_trials(tmp_path: Path) -> Non
     node = {"_target_": "optuna.pruners.SuccessiveHalvingPruner", "min_resource": 5}
     config = OmegaConf.create({"hydra": {"sweeper": {"pruner": node}}})
     open_study(plugin(tmp_path, config=config, pruner=SuccessiveHalvingPruner()), SPACE, tmp_path)
-    study = optuna.load_study(study_name="kikitori", storage=open_storage(tmp_path / "study.journal"))
+    study = optuna.load_study(study_name="kikitori", storage=Journal(tmp_path / "study.journal"))
     assert study.user_attrs["pruner"] == node
     assert json.loads(json.dumps(study.user_attrs["space"])).keys() == {"optim.lr"}

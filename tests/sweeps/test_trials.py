@@ -179,6 +179,12 @@ def test_only_a_failure_of_the_configuration_is_final(tmp_path: Path, error_type
     assert (resumed.has_ended, resumed.state) == (ended, "failed" if ended else "waiting")
 
 
+def test_the_command_of_a_trial_has_the_options_of_its_sweep_but_not_its_axes(tmp_path: Path) -> None:
+    sweep = Sweep(tmp_path, ["kikitori", "train", "sweep=lr", "--config-dir", "my conf", "-m"])
+    found = sweep.run_command(trial(overrides=["sweep=lr", "optim.lr=1", "+callbacks.pruning={}"]))
+    assert found == "kikitori train --config-dir 'my conf' optim.lr=1"
+
+
 def test_the_failures_of_a_sweep_give_a_command_that_a_shell_can_run(tmp_path: Path) -> None:
     sweep = Sweep(tmp_path / "a b", ["kikitori", "evaluate", "-m"])
     assert sweep.resume_command == f"kikitori evaluate -m 'resume_sweep={tmp_path}/a b'"

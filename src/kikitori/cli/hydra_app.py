@@ -3,8 +3,9 @@
 import os
 from collections.abc import Callable
 from contextlib import suppress
-from functools import wraps
+from functools import cache, wraps
 from pathlib import Path
+from secrets import token_hex
 from typing import Any, TypeVar
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
@@ -40,6 +41,7 @@ def guard_hydra() -> None:
     whole process.
     """
     limit_reading()
+    check_folder = cache(check_run_folder)  # a sweep composes a configuration for each of its trials
     compose = ConfigLoaderImpl.load_configuration
     if hasattr(compose, "__wrapped__"):
         return
@@ -58,7 +60,7 @@ def guard_hydra() -> None:
         with suppress(OmegaConfBaseException):  # composed outside of a command, where the default folder has no name
             node = "sweep" if cfg.hydra.mode is RunMode.MULTIRUN else "run"
             folder = Path(str(cfg.hydra[node].dir))
-            check_run_folder(folder, f"hydra.{node}.dir")
+            check_folder(folder.absolute(), f"hydra.{node}.dir")
             keep_changed_defaults(cfg, overrides, folder)
         return cfg
 
@@ -82,7 +84,11 @@ def guard_hydra() -> None:
         return help_cfg.template if is_ours else get_help(self, help_cfg, *args, **kwargs)
 
     def built(self: Any, config: DictConfig) -> Any:
-        return instantiate(to_plain(config), config._get_full_key(None))
+        node = to_plain(config)
+        if node.get("submitit_folder"):
+            # submitit loads pickles from there. Into a folder of a new name nobody else can have put any.
+            node["submitit_folder"] += f"/{token_hex(8)}"
+        return instantiate(node, config._get_full_key(None))
 
     ConfigLoaderImpl.load_configuration = checked
     ConfigRepository.initialize_sources = opened

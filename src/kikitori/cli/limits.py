@@ -3,17 +3,24 @@
 import os
 import re
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import omegaconf._utils
 import yaml
+from hydra._internal.config_repository import CachingConfigRepository, ConfigRepository
+from hydra.core.object_type import ObjectType
+from hydra.plugins.config_source import ConfigResult
 from omegaconf import OmegaConf
 from omegaconf.base import Container
 from omegaconf.basecontainer import BaseContainer
 from omegaconf.errors import InterpolationResolutionError
 from omegaconf.resolvers import oc
 from yaml.constructor import ConstructorError
+from yaml.reader import ReaderError
 
+from kikitori.runtime.errors import ConfigError, one_line
+from kikitori.runtime.paths import CONF
 from kikitori.runtime.text import secret_fault
 
 # OmegaConf's resolvers that conf/ does not need: they build nodes and read texts as configurations.
@@ -27,6 +34,10 @@ VARIABLES = re.compile(
 MOST_OF_FILE = 100_000
 MOST_NODES = 10_000
 DEEPEST = 50
+# How often files are read for one configuration, each about three times.
+MOST_READS = 300
+# Tags of keys: a text, and <<.
+OF_KEYS = ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge")
 # Characters of all that the interpolations of one configuration stand for, each counting as at least 100.
 MOST_CHARACTERS = 1_000_000
 
@@ -38,6 +49,8 @@ def limit_reading() -> None:
     OmegaConf.register_new_resolver("oc.env", _variable, replace=True)
     omegaconf._utils.get_yaml_loader = _loader
     Container.resolve_parse_tree = _limited  # type: ignore[method-assign]
+    CachingConfigRepository.load_config = _count_read
+    ConfigRepository.load_config = _read_file
 
 
 def _variable(name: str, *default: Any) -> Any:
@@ -81,6 +94,11 @@ def _count(node: yaml.Node | None, counted: dict[int, int], depth: int) -> int:
         raise ConstructorError(None, None, f"nodes are nested more than {DEEPEST} deep", where)
     if id(node) not in counted:
         parts = node.value if isinstance(node, yaml.CollectionNode) else []
+        for key in (part[0] for part in parts if isinstance(part, tuple)):
+            if isinstance(key, yaml.ScalarNode) and key.tag not in OF_KEYS:
+                kind = key.tag.rpartition(":")[2]
+                fault = f"the key {key.value} is read as {kind}, not as a text; put it into quotes"
+                raise ConstructorError(None, None, fault, key.start_mark)
         children = [child for part in parts for child in (part if isinstance(part, tuple) else (part,))]
         own = 1 + len(node.value) // 100 if isinstance(node, yaml.ScalarNode) else 1
         counted[id(node)] = own + sum(_count(child, counted, depth + 1) for child in children)
@@ -89,6 +107,7 @@ def _count(node: yaml.Node | None, counted: dict[int, int], depth: int) -> int:
     return counted[id(node)]
 
 
+_read_once, _read = CachingConfigRepository.load_config, ConfigRepository.load_config
 _resolve = Container.resolve_parse_tree
 _spent = [0]
 
@@ -96,6 +115,32 @@ _spent = [0]
 def start_counting() -> None:
     """Begins to count the characters of interpolations anew, for another configuration."""
     _spent[0] = 0
+
+
+def _count_read(self: CachingConfigRepository, config_path: str) -> ConfigResult | None:
+    """Hydra makes such a repository for each configuration."""
+    vars(self)["reads"] = reads = vars(self).get("reads", 0) + 1
+    if reads > MOST_READS:
+        raise ConfigError(
+            f"the defaults lists of the configuration read files more than {MOST_READS} times; name fewer"
+        )
+    return _read_once(self, config_path)
+
+
+def _read_file(self: ConfigRepository, config_path: str) -> ConfigResult | None:
+    """Reads a file of a folder of configurations, and of no other one: that of a stranger may have links."""
+    if os.path.normpath(config_path).startswith(("..", "/")):
+        raise ConfigError(f"{config_path} leads out of the folders of configurations; name its own with --config-dir")
+    source = self._find_object_source(config_path, ObjectType.CONFIG)
+    name = os.path.join(source.path, f"{config_path.removesuffix('.yaml')}.yaml") if source else config_path
+    if source and source.scheme() == "file":
+        folder = Path(source.path).resolve()
+        if folder != CONF.resolve() and not Path(name).resolve().is_relative_to(folder):
+            raise ConfigError(f"{name} is a link that leads out of {folder}; put a copy there")
+    try:
+        return _read(self, config_path)
+    except (ValueError, OSError, ReaderError) as error:
+        raise ConfigError(f"{name} cannot be read: {one_line(error)}") from error
 
 
 def _limited(self: Container, *arguments: Any, **more: Any) -> Any:

@@ -76,6 +76,8 @@ def _main() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # Weights that are not safetensors are refused, not sent through a converter on the Hub.
     os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"
+    # Nor does a Slurm job, whose command is submitit's, import modules from the folder in which it starts.
+    os.environ["PYTHONSAFEPATH"] = "1"
     # The 400,000 imported objects live until the end. Garbage collection while they were created, and once more at
     # exit, took 1.5 of the 5.8 s of CPU time in which a command started and ended.
     gc.set_threshold(10_000)
@@ -114,7 +116,7 @@ def _prepare_line(command: str, words: list[str]) -> list[str]:
     # First, since every other message may print a word. Words of a record are checked with the configuration.
     for word in words:
         if fault := secret_fault(word):
-            sys.exit(f"kikitori: {mask(word.partition('=')[0])} {fault}")
+            sys.exit(f"kikitori: {mask(word).partition('=')[0]} {fault}")
     if command in HYDRA_COMMANDS:
         words = [word if word.startswith("-") else quote_value(word) for word in words]
         _refuse_names(command, words)
@@ -129,7 +131,10 @@ def _prepare_line(command: str, words: list[str]) -> list[str]:
     os.environ[LINE] = json.dumps(words)
     # A resumed sweep runs in its own folder.
     sweeps = [word for word in words if key_of(word) == "resume_sweep" and value_of(word)]
-    return [*words, *(override("hydra.sweep.dir", value_of(word)) for word in sweeps)]
+    words = [*words, *(override("hydra.sweep.dir", value_of(word)) for word in sweeps)]
+    # argparse takes no override after an option that follows one.
+    options, overrides = split_words(words)
+    return [*overrides, *options] if command in HYDRA_COMMANDS else words
 
 
 def _refuse_names(command: str, words: list[str]) -> None:

@@ -10,10 +10,13 @@ import numpy as np
 
 from kikitori.compare.leaderboard import Leaderboard
 from kikitori.runs.results import STUDY
-from kikitori.runtime.files import MAX_BYTES, open_regular
+from kikitori.runtime.files import open_regular
 
 MIN_RUNS = 8
 MIN_TRIALS = 20
+# A study of 900 trials with 20 validations each. In a file that somebody made for it, Optuna's time to read it is that
+# of its square: a minute for this.
+MAX_STUDY = 2**22
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,7 @@ def study_importances(journal: Path) -> Importances:
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     try:
-        open_regular(journal, MAX_BYTES).close()
+        open_regular(journal, MAX_STUDY).close()
         study = optuna.load_study(study_name=None, storage=JournalStorage(JournalFileBackend(str(journal))))
         trials = len(study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,)))
         if trials < MIN_TRIALS:

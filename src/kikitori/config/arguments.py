@@ -211,10 +211,11 @@ TENSORBOARD: dict[str, Rule] = {
     "log_graph": instead("leave it out: the graph of a Whisper needs an example", False),
     "purge_step": instead("leave it out: a resumed run writes a further file"),
 }
-# Each becomes a line of a job's script, where a further line would be a command.
+# Each becomes a line of a job's script. There a further line would be a command, and sbatch, unlike a shell, lets a
+# backslash escape the quote that ends a value: what follows would be options.
 LINE = Rule(
-    lambda value: fits(value, int | str | None) and len(str(value).splitlines()) < 2,
-    "must be a text of one line, or null",
+    lambda value: fits(value, int | str | None) and len(str(value).splitlines()) < 2 and not {*"\\\0"} & {*str(value)},
+    "must be a text of one line without backslashes, or null",
 )
 SUBMITIT: dict[str, Rule] = {
     **dict.fromkeys(("submitit_folder", "name"), LINE),
@@ -294,7 +295,8 @@ PRUNERS: dict[str, dict[str, Rule]] = {
     "SuccessiveHalving": {
         "min_resource": RESOURCE,
         "reduction_factor": at_least(2),
-        "min_early_stopping_rate": at_least(0),
+        # The reduction factor is raised to its power.
+        "min_early_stopping_rate": Rule(lambda value: fits(value, int) and 0 <= value <= 20, "must be 0 to 20"),
         "bootstrap_count": at_least(0),
     },
 }

@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from kikitori.config import targets
 from kikitori.config.arguments import Rule, one_of
 from kikitori.config.names import did_you_mean
-from kikitori.config.overrides import leaves, settings, to_plain
+from kikitori.config.overrides import is_readable, leaves, settings, to_plain
 from kikitori.runtime.errors import one_line, raise_problems
 from kikitori.runtime.text import secret_fault
 
@@ -76,8 +76,8 @@ def _stays_inside(value: Any) -> bool:
 
 
 def _stays_in_the_run(value: Any) -> bool:
-    in_the_run = not value or str(value).startswith(("${hydra.runtime.output_dir}", "${hydra.sweep.dir}"))
-    return in_the_run and _stays_inside(value)
+    in_the_run = re.match(r"\$\{hydra[:.](runtime\.output_dir|sweep\.dir)\}", str(value))
+    return not value or (in_the_run is not None and _stays_inside(value))
 
 
 UNSET = Rule(lambda value: value in (None, [], "???"), f"resumes what is in a folder; {TYPE_IT}")
@@ -146,7 +146,7 @@ def _faults(cfg: DictConfig, words: Sequence[str]) -> Iterator[tuple[str, str]]:
             if cfg.hydra.mode is RunMode.MULTIRUN:
                 yield str(error.full_key), one_line(error)
             continue
-        if not isinstance(built, Mapping | None):
+        if not isinstance(built, Mapping) and (built is not None or cfg.hydra.mode is RunMode.MULTIRUN):
             yield f"hydra.{node}", f"must be a mapping with a _target_, got {built!r}"
             continue
         yield from targets.faults(built, f"hydra.{node}")
@@ -155,6 +155,9 @@ def _faults(cfg: DictConfig, words: Sequence[str]) -> Iterator[tuple[str, str]]:
         axes = [f"{key}={value}" for key, value in (params if isinstance(params, Mapping) else {}).items()]
         yield from (
             (f"hydra.{node}.params.{key}", fault) for key, fault in reserved_settings(axes, table) if key not in given
+        )
+        yield from (
+            ("a key of hydra.sweeper.params", f"{axis[:80]} cannot be read") for axis in axes if not is_readable(axis)
         )
 
 

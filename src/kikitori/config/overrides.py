@@ -142,7 +142,7 @@ def _parse(word: str) -> Override | None:
     """An override as Hydra reads it; None if it cannot."""
     try:
         read = OverridesParser.create().parse_override(word)
-    except HydraException:
+    except (HydraException, ValueError):  # a number may have too many digits
         return None
     return read
 

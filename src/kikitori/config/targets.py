@@ -9,13 +9,13 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
-
-from hydra.utils import get_object
 
 from kikitori.config.arguments import ARGUMENTS, CALLBACKS, REQUIRED
 from kikitori.config.names import OF_OTHER_TOOLS, RENAMED_TARGETS, did_you_mean
-from kikitori.runtime.errors import ConfigError
+from kikitori.runtime.errors import ConfigError, one_line
 
 _SUBMITIT = "hydra_plugins.hydra_submitit_launcher.submitit_launcher"
 # The targets in conf/ and in Hydra's own choices, by the node that may contain them.
@@ -92,11 +92,29 @@ def locate(target: str, key: str) -> Callable[..., Any]:
     """
     if target not in allowed(key):
         raise ConfigError(f"{key}.{TARGET}: {_refusal(target, allowed(key))}")
-    folder = os.environ.get(FOLDER, os.getcwd())
-    if target in _own() and folder not in sys.path:
-        sys.path.append(folder)
+    if target in _own() and _folder() not in sys.path:
+        sys.path.append(_folder())
     function: Callable[..., Any] = get_object(target)
     return function
+
+
+def get_object(target: str) -> Any:
+    """What a full name stands for; the modules in it are imported."""
+    place, *rest = target.split(".")
+    found: Any = import_module(place)
+    for name in rest:
+        place += f".{name}"
+        is_module = hasattr(found, "__path__") and not hasattr(found, name) and find_spec(place)
+        found = import_module(place) if is_module else getattr(found, name)
+    return found
+
+
+def import_fault(target: str, error: Exception) -> str:
+    """Why a class cannot be imported."""
+    if isinstance(error, ModuleNotFoundError) and error.name == target.partition(".")[0]:
+        return f"{error.name} is not installed, nor in {_folder()}; type the command in the folder that holds it"
+    hint = did_you_mean(error.name, dir(error.obj)) if isinstance(error, AttributeError) and error.name else ""
+    return f"{type(error).__name__}: {one_line(error)}{hint}"
 
 
 def faults(node: Any, key: str = "") -> Iterator[tuple[str, str]]:
@@ -169,4 +187,9 @@ def allowed(key: str) -> frozenset[str]:
 
 
 def _own() -> frozenset[str]:
-    return frozenset(filter(None, os.environ.get(OWN, "").split(",")))
+    return frozenset(os.environ.get(OWN, "").replace(",", " ").split())
+
+
+def _folder() -> str:
+    """The folder in which the command was typed."""
+    return os.environ.get(FOLDER, os.getcwd())

@@ -21,7 +21,7 @@ from kikitori.config.arguments import ARGUMENTS, describe, fits
 from kikitori.config.documentation import read_file
 from kikitori.config.overrides import ALTERNATIVES, leaves
 from kikitori.config.suggestions import unknown_key
-from kikitori.config.targets import allowed, faults, locate
+from kikitori.config.targets import allowed, faults, import_fault, locate
 from kikitori.corpora.types import SPLITS
 from kikitori.model.source import is_path
 from kikitori.optim.schedule import Schedule, check_decay
@@ -110,14 +110,18 @@ def _problems(values: Mapping[str, Any]) -> Iterator[str]:
         if fault := secret_fault(str(value)):
             yield f"{key}: {fault}"
             return  # other problems would print it
+    if odd := list(_odd_names(values)):
+        yield from odd
+        return
     yield from (f"{key}: was renamed to {names.RENAMED_KEYS[key]}" for key in flat if key in names.RENAMED_KEYS)
     yield from _unknown_keys(values)
     wrong_type = dict(_node_faults(values)) | dict(_type_faults(values))
     wrong_type |= dict(faults(values))
+    typed = ((key, hint, _select(values, key)) for key, hint in TYPES.items())
     wrong_type |= {
-        key: _wrong_type(key, hint, flat[key])
-        for key, hint in TYPES.items()
-        if key in flat and not fits(flat[key], hint)
+        key: _wrong_type(key, hint, value)
+        for key, hint, value in typed
+        if (value is not None or key in flat) and not fits(value, hint)
     }
     yield from (f"{key}: {fault}" for key, fault in wrong_type.items())
     numbers = {key: v for key, v in flat.items() if key not in wrong_type and isinstance(v, int | float)}
@@ -147,6 +151,18 @@ def _problems(values: Mapping[str, Any]) -> Iterator[str]:
             yield f"splits: must be among {', '.join(SPLITS)}, got {split}"
 
 
+def _odd_names(node: Any, at: str = "") -> Iterator[str]:
+    """Reports keys that are no texts, as in optim={1:x}."""
+    if isinstance(node, list):
+        for index, item in enumerate(node):
+            yield from _odd_names(item, f"{at}[{index}]")
+    for name, value in node.items() if isinstance(node, Mapping) else ():
+        key = f"{at}.{name}".lstrip(".")
+        if not isinstance(name, str):
+            yield f"{key}: the key {name!r} is not a text; give it another name"
+        yield from _odd_names(value, key)
+
+
 def _missing(cfg: DictConfig) -> Iterator[str]:
     # An interpolation that fails is reported when it is resolved.
     with suppress(OmegaConfBaseException):
@@ -161,7 +177,9 @@ def _unknown_keys(values: Mapping[str, Any]) -> Iterator[str]:
         node = _select(values, parent)
         for name in node if isinstance(node, Mapping) else ():
             key = f"{parent}.{name}".lstrip(".")
-            if name not in known and key not in names.RENAMED_KEYS:
+            if not parent and "." in name:
+                yield f"{key}: in a file, keys are nested: {key.replace('.', ': {')}: ...{'}' * key.count('.')}"
+            elif name not in known and key not in names.RENAMED_KEYS:
                 yield unknown_key(key, command, [])
 
 
@@ -188,9 +206,11 @@ def _node_faults(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Reports nodes that are missing or no mappings, as after trainer=null."""
     command = _command(values)
     for parent in (*_fixed_keys(command), *(group for group in GROUPS if group in _fixed_keys(command)[""])):
-        if parent and not isinstance(_select(values, parent), Mapping):
+        node, needs_target = _select(values, parent), parent in GROUPS and parent not in ("logger", "callbacks")
+        if parent and not (isinstance(node, Mapping) and ("_target_" in node or not needs_target)):
             choices = ", ".join(sorted(path.stem for path in (CONF / parent).glob("*.yaml")))
-            yield parent, f"must be a mapping{f'; choose {parent}=... from {choices}' * bool(choices)}"
+            must_be = "must be a mapping" + " with a _target_" * needs_target
+            yield parent, f"{must_be}{f'; choose {parent}=... from {choices}' * bool(choices)}"
     for group in ("callbacks", "logger"):
         for name, node in (_select(values, group) or {}).items():
             if not isinstance(node, Mapping) or "_target_" not in node:
@@ -279,8 +299,8 @@ def _uneven_batch(flat: Mapping[str, Any]) -> Iterator[str]:
 def _window_faults(flat: Mapping[str, Any]) -> Iterator[str]:
     """Reports settings of windows that are impossible or without effect."""
     edges, window = flat.get("data.window_edges_s", []), flat.get("data.window")
-    if edges != sorted(set(edges)) or not all(edge > 0 for edge in edges):
-        yield f"data.window_edges_s: must be ascending and above 0, got {edges}"
+    if edges != sorted(set(edges)) or not all(0 < edge < inf for edge in edges):
+        yield f"data.window_edges_s: must be ascending, finite and above 0, got {edges}"
     if window == "bucketed" and not edges:
         yield "data.window_edges_s: data.window=bucketed needs at least one, such as [5,10]"
     if flat.get("data.cache_encoder_outputs") is True and flat.get("model.freeze") != "encoder":
@@ -300,7 +320,7 @@ def _type_faults(node: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
     try:
         parameters, required, open_ended = _parameters(locate(target, prefix))
     except Exception as error:  # importing a user's module can raise anything
-        yield f"{prefix}._target_", f"cannot be imported: {node['_target_']} ({error})"
+        yield f"{prefix}._target_", f"cannot be imported: {target} ({import_fault(target, error)})"
         return
     yield from ((f"{prefix}.{key}", f"not set; {target} has no default for it") for key in required - node.keys())
     for key, value in node.items():

@@ -103,8 +103,13 @@ def _split_clips(
         recordings = rows.select_columns(audio_column).cast_column(audio_column, Audio(decode=False))
     except (TypeError, ValueError, NotImplementedError) as error:
         raise DataError(f"data.audio_column={audio_column} of {name} holds no audio: {error}") from error
-    speakers = rows[speaker_column] if speaker_column else [None] * len(rows)
-    for index, (text, speaker) in enumerate(zip(rows[text_column], speakers, strict=True)):
+    # As Arrow's values: as images or videos, `datasets` would open the files and addresses that a column names.
+    values = rows.with_format("arrow")
+    texts, speakers = (
+        values.select_columns(column)[:][column].to_pylist() if column else [None] * len(rows)
+        for column in (text_column, speaker_column)
+    )
+    for index, (text, speaker) in enumerate(zip(texts, speakers, strict=True)):
         if not isinstance(text, str | None):
             raise DataError(f"data.text_column={text_column} of {name} holds {type(text).__name__}, not text")
         yield Clip(
@@ -135,8 +140,8 @@ def _own_files_only(name: str, roots: Sequence[Path | str]) -> Iterator[None]:
     original = datasets.data_files.resolve_pattern
 
     def is_own(place: str) -> bool:
-        on_the_hub = re.match(rf"hf://datasets/{re.escape(name)}([@/]|$)", place)
-        return bool(on_the_hub or ("://" not in place and "::" not in place and is_inside(place, roots)))
+        on_the_hub = not Path(name).is_dir() and re.match(rf"hf://datasets/{re.escape(name)}([@/]|$)", place)
+        return "::" not in place and bool(on_the_hub or ("://" not in place and is_inside(place, roots)))
 
     def resolve_pattern(pattern: str, base_path: str, *settings: Any, **more: Any) -> list[str]:
         is_absolute = pattern.startswith("/") or "://" in pattern or "::" in pattern

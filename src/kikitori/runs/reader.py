@@ -121,7 +121,8 @@ class Run:
     @property
     def command(self) -> str:
         """The command that repeats this run."""
-        return shlex.join(["kikitori", self.results.get("command", "train"), *self.overrides])
+        words = [*(self.results.get("options") or []), *self.overrides]
+        return shlex.join(["kikitori", self.results.get("command", "train"), *words])
 
     @cached_property
     def choices(self) -> dict[str, Any]:
@@ -183,7 +184,8 @@ def read_run(folder: Path, name: str, trial: Mapping[str, Any]) -> Run:
     try:
         log = _log_of(folder, trial)
         if not (folder / RESULTS).exists():
-            status = trial.get("state", "failed")
+            # A completed one was deleted.
+            status = "failed" if (state := trial.get("state", "failed")) == "completed" else state
             without = {"waiting": "not started yet", "running": "has not written results.json yet"}
             return Run(folder, name, status, trial.get("reason") or without.get(status, "left no results.json"), log)
         results = read_results(folder)

@@ -23,6 +23,7 @@ from urllib.request import urlopen
 import numpy as np
 from numpy.typing import NDArray
 from pytorch_lightning.loggers import WandbLogger
+from pytorch_lightning.loggers.logger import DummyExperiment
 from pytorch_lightning.utilities import rank_zero_only
 
 from kikitori.audio.waveform import SAMPLE_RATE
@@ -91,11 +92,7 @@ class WandbRunLogger(WandbLogger):
         log_model: bool = False,
         aliases: Sequence[str] = ("best",),
     ) -> None:
-        if USER_OF_ADDRESS.search(server()):
-            raise ConfigError(
-                "WANDB_BASE_URL holds a user or password, which W&B would write to its files; leave these out, and log "
-                "in with wandb login --host=..."
-            )
+        _check_surroundings()
         os.environ.setdefault("WANDB_SILENT", "true")
         mode = os.environ.get("WANDB_MODE") or ("online" if has_credentials() else "offline")
         self.folder = Path(folder)
@@ -116,11 +113,16 @@ class WandbRunLogger(WandbLogger):
             job_type=job_type,
             tags=list(tags),
             notes=notes,
-            # Not that of a file `wandb/settings` in the working folder, which may be a stranger's.
+            # The address that is checked below, whatever ~/.config/wandb/settings holds.
             settings=PRIVACY_SETTINGS | patience | {"base_url": server()},
         )
         # Lightning passes an argument that W&B has removed and warns about.
         self._wandb_init.pop("anonymous", None)
+
+    @property
+    def experiment(self) -> Any:
+        """The W&B run, which Lightning asks for when it starts; after a failure one that takes anything."""
+        return DummyExperiment() if self.has_failed else super().experiment
 
     def _run_id(self) -> str | None:
         """The id of the resumed run, or the one in the environment, or a new one. Trials share their environment."""
@@ -227,6 +229,26 @@ class WandbRunLogger(WandbLogger):
         # The folder does not change, so W&B need not copy it first.
         artifact.add_dir(str(self.folder / "model"), policy="immutable")
         self.experiment.log_artifact(artifact, aliases=self.aliases)
+
+
+def _check_surroundings() -> None:
+    """Raises ConfigError if W&B would write a secret to its files, or obey a file of the working folder."""
+    from wandb.env import core_debug
+
+    if USER_OF_ADDRESS.search(server()):
+        raise ConfigError(
+            "WANDB_BASE_URL holds a user or password, which W&B would write to its files; leave these out, and log in "
+            "with wandb login --host=..."
+        )
+    if core_debug(default="False"):
+        raise ConfigError("WANDB_DEBUG or WANDB_CORE_DEBUG makes W&B write the API key to its logs; unset both")
+    for path in (Path("wandb", "settings"), Path(".wandb", "settings")):
+        # It may name proxies, addresses that even an offline run asks for metrics, and folders.
+        if path.exists():
+            raise ConfigError(
+                f"{path.absolute()} may be a stranger's, and W&B would obey it; delete it, or if it is yours, move it "
+                "to ~/.config/wandb/settings"
+            )
 
 
 def has_credentials() -> bool:

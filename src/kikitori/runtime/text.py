@@ -5,14 +5,16 @@ terminal, and no password reaches a file.
 """
 
 import io
+import json
 import logging
 import os
 import re
 import sys
 import traceback
 from collections.abc import Iterable
-from functools import cache
+from functools import lru_cache
 from typing import Any
+from urllib.parse import quote, quote_plus, unquote
 
 # What controls a terminal, reverses the direction of text, or is half a character; a line break is neither.
 CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -24,25 +26,39 @@ SECRET_NAME = re.compile(
 )
 # Shorter values are switches rather than secrets, and would be found in any text.
 SHORTEST_SECRET = 8
-# What precedes the host in https://user:password@host, and user:password@host without a scheme.
-USER_OF_ADDRESS = re.compile(r"(?<=://)[^\s/?#]{1,500}(?=@)|(?<![\w.%+~-])[\w.%+~-]{1,99}:[^\s/?#@:]{1,300}(?=@\w)")
+# What precedes the host in https://user:password@host, and user:password@host without a scheme. A password may hold a
+# slash, but a port does not begin one.
+USER_OF_ADDRESS = re.compile(
+    r"(?<=://)(?:[^\s/?#]{1,500}|[^\s/?#:@]{0,99}:(?!\d*[/?#])[^\s@]{1,300})(?=@)"
+    r"|(?<![\w.%+~-])[\w.%+~-]{1,99}:[^\s/?#@:]{1,300}(?=@\w)"
+)
 
 
 def secrets() -> dict[str, str]:
-    """The secret values of the environment, longest first, each with its variable."""
+    """The secret values of the environment in all their forms, longest first, each with its variable."""
+    # What os.environ decodes, at each look, takes ten times as long.
+    return _secrets(tuple(getattr(os.environ, "_data", os.environ).items()))
+
+
+@lru_cache(maxsize=1)
+def _secrets(environment: tuple[tuple[bytes | str, bytes | str], ...]) -> dict[str, str]:
     found: dict[str, str] = {}
-    for name, value in os.environ.items():
+    for name, value in ((os.fsdecode(name), os.fsdecode(value).strip()) for name, value in environment):
         users = USER_OF_ADDRESS.findall(value) if "@" in value else []
-        found |= dict.fromkeys([*users, *(user.partition(":")[2] for user in users)], name)
+        parts = [*users, *(user.partition(":")[2] for user in users)]
         # A path, as in KEY_FILE or PWD, is not a secret.
-        if _names_a_secret(name) and not os.path.exists(value):
-            found[value.strip()] = name
-    return {v: found[v] for v in sorted(found, key=len, reverse=True) if len(v) >= SHORTEST_SECRET}
+        if SECRET_NAME.search(name) and not os.path.exists(value):
+            parts += [value, *value.splitlines()]
+        forms = {form for part in parts if len(part) >= SHORTEST_SECRET for form in _forms(part)}
+        found |= {form: name for form in forms if len(form) >= SHORTEST_SECRET}
+    return {form: found[form] for form in sorted(found, key=len, reverse=True)}
 
 
-@cache
-def _names_a_secret(variable: str) -> bool:
-    return bool(SECRET_NAME.search(variable))
+def _forms(secret: str) -> set[str]:
+    """A secret as it is, and as errors, JSON and addresses write it."""
+    written = os.fsencode(secret)  # a secret need not be UTF-8
+    quoted = {quote(written), quote(written, safe=""), quote_plus(written), unquote(secret)}
+    return {secret, repr(secret)[1:-1], repr(written)[2:-1], json.dumps(secret)[1:-1], *quoted}
 
 
 def secret_fault(text: str) -> str | None:

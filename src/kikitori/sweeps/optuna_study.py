@@ -2,7 +2,10 @@
 
 import json
 import math
+import pickle
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +21,65 @@ from optuna.distributions import (
     distribution_to_json,
     json_to_distribution,
 )
-from optuna.samplers import GridSampler
+from optuna.exceptions import OptunaError
+from optuna.samplers import CmaEsSampler, GridSampler
 from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+from optuna.trial import FrozenTrial, TrialState
 
 from kikitori.config.names import translate
-from kikitori.runtime.errors import ConfigError, SweepError
+from kikitori.runtime.errors import ConfigError, SweepError, one_line
+from kikitori.runtime.files import is_regular, parse
+
+# Trials of a study, of which each has a folder with its number.
+MAX_TRIALS = 10**6
 
 
-def open_storage(path: Path) -> JournalStorage:
-    """Opens a study's journal. It is only appended to, so several processes and machines can share it."""
-    return JournalStorage(JournalFileBackend(str(path)))
+class Journal(JournalStorage):
+    """A study's file. It is only appended to, so several processes and machines can share it.
+
+    Raises SweepError whenever the file holds what no search writes: it may be anyone's.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with suppress(FileExistsError):
+            path.open("xb").close()
+        self._check_file()  # before Optuna opens it, which follows a link
+        self._checked: dict[int, FrozenTrial] = {}
+        # The lock is a file: Optuna's other one is a link, which leads nowhere if the path is relative.
+        super().__init__(JournalFileBackend(str(path), JournalFileOpenLock(str(path))))
+
+    def _check_file(self) -> None:
+        if not is_regular(self.path):
+            raise SweepError(f"hydra.sweeper.study={self.path} is a link, a folder or a pipe, or is gone; give a file")
+
+    def _sync_with_backend(self) -> None:
+        self._check_file()
+        try:
+            super()._sync_with_backend()
+            for number, trial in self._replay_result._trials.items():
+                if self._checked.get(number) is not trial:  # it is new or was replaced
+                    check_trial(trial)
+                    self._checked[number] = trial
+        except OptunaError:
+            raise
+        except Exception as error:  # Optuna raises many kinds for records that are none
+            raise SweepError(
+                f"hydra.sweeper.study={self.path} is no Optuna study that a search wrote ({one_line(error)}); "
+                "give another file"
+            ) from error
+
+
+def check_trial(trial: FrozenTrial) -> None:
+    """Raises ValueError for a trial that no search of ours can have written."""
+    trial._validate()
+    if trial.state == TrialState.WAITING:
+        raise ValueError("a trial that waits")
+    parse(trial.user_attrs, {"sweep": str, "number": lambda number: type(number) is int and 0 <= number < MAX_TRIALS})
+    parse(trial.system_attrs, {"constraints": [float]})
+    parse(trial.value, (float, None))
+    parse(trial.intermediate_values, {int: float})
 
 
 def split_space(plugin: Any, arguments: Sequence[str]) -> tuple[list[str], dict[str, BaseDistribution]]:
@@ -84,11 +135,15 @@ def open_study(plugin: Any, space: Mapping[str, BaseDistribution], folder: Path)
     described = {key: json.loads(distribution_to_json(d)) for key, d in space.items()}
     try:
         study = optuna.create_study(
-            storage=open_storage(path), study_name=plugin.study_name, load_if_exists=True, direction="minimize"
+            storage=Journal(path), study_name=plugin.study_name, load_if_exists=True, direction="minimize"
         )
-    except Exception as error:  # Optuna raises many kinds for a file that is no journal
+        known = study.user_attrs.get("space", described)
+        for values in known.values():
+            json_to_distribution(json.dumps(values))
+    except SweepError:
+        raise
+    except Exception as error:  # Optuna raises many kinds for values that are no distributions
         raise SweepError(f"hydra.sweeper.study={path} is no Optuna study ({error}); give another file") from error
-    known = study.user_attrs.get("space", described)
     # First without, because a choice of the user's own may have a name that was one of ours.
     if _comparable(described) not in (_renamed(known), _renamed(known, with_choices=True)):
         raise SweepError(
@@ -113,18 +168,23 @@ def named_as_in(study: optuna.Study, space: Mapping[str, BaseDistribution]) -> d
     return {earlier[key]: json_to_distribution(json.dumps(known[earlier[key]])) for key in space}
 
 
-def named_now(params: Mapping[str, Any], study: optuna.Study, space: Mapping[str, BaseDistribution]) -> dict[str, Any]:
+def named_now(
+    params: Mapping[str, Any], earlier: Mapping[str, BaseDistribution], space: Mapping[str, BaseDistribution]
+) -> dict[str, Any]:
     """The parameters of a trial of such a study with the names of the search space.
 
+    earlier: the search space by `named_as_in`.
     Raises SweepError for a key or value that the search cannot have chosen: parameters become words of a command line.
     """
-    earlier = named_as_in(study, space)
 
     def value_now(key: str, value: Any) -> Any:
         before, now = earlier[key], space[translate(key)]
         if isinstance(before, CategoricalDistribution) and isinstance(now, CategoricalDistribution):
             return now.choices[before.choices.index(value)]
-        return before.to_external_repr(before.to_internal_repr(value))  # a number, whatever the journal holds
+        number = before.to_internal_repr(value)
+        if not before._contains(number):
+            raise ValueError(value)
+        return before.to_external_repr(number)
 
     try:
         return {translate(key): value_now(key, value) for key, value in params.items()}
@@ -148,6 +208,7 @@ def make_sampler(make: Any, space: Mapping[str, BaseDistribution], earlier: int)
             )
         return Grid({key: values_of(d) for key, d in space.items()}, seed=make.keywords.get("seed"))
     seed = make.keywords.get("seed")
+    make = partial(CmaEs, **make.keywords) if make.func is CmaEsSampler else make
     return make(seed=None if seed is None else seed + earlier)
 
 
@@ -156,6 +217,22 @@ class Grid(GridSampler):
 
     def after_trial(self, *_: Any) -> None:
         """Do nothing: `Search` counts the trials."""
+
+
+class CmaEs(CmaEsSampler):
+    """Optuna's CMA-ES with its state in this process: the original loads it from the study's file, as a pickle.
+
+    A later start learns from the trials in the file again, one generation with each trial that it asks for.
+    """
+
+    _state: str | None = None
+
+    def _split_optimizer_str(self, optimizer_str: str) -> dict[str, str]:
+        self._state = optimizer_str
+        return {}  # attributes of the trial, for the file
+
+    def _restore_optimizer(self, completed_trials: list[FrozenTrial]) -> Any:
+        return pickle.loads(bytes.fromhex(self._state)) if self._state else None
 
 
 def values_of(values: BaseDistribution) -> list[Any]:

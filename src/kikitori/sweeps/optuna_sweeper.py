@@ -1,6 +1,5 @@
 """`hydra/sweeper=optuna`: an Optuna study chooses each trial's values from the results of earlier trials."""
 
-import json
 import logging
 import math
 import time
@@ -14,6 +13,7 @@ from optuna.distributions import BaseDistribution
 from optuna.samplers import GridSampler, RandomSampler
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from kikitori.config.overrides import quote
 from kikitori.runs.results import RESULTS
 from kikitori.runtime.errors import SweepError
 from kikitori.sweeps.launcher import TrialRunner
@@ -71,7 +71,7 @@ class Search:
             self.n_trials = min(self.n_trials, math.prod(len(values_of(d)) for d in space.values()))
         # Number in the sweep's folder -> number in the study; the latest one where a trial was retried.
         own = (t for t in study.trials if t.user_attrs.get("sweep") == self.sweep)
-        self.numbers = {t.user_attrs["number"]: t.number for t in own if type(t.user_attrs.get("number")) is int}
+        self.numbers = {t.user_attrs["number"]: t.number for t in own if "number" in t.user_attrs}
 
     def trials(self) -> Iterator[Trial]:
         """Yields the trials that an earlier start left unfinished or that the machine made fail, then new ones."""
@@ -117,14 +117,14 @@ class Search:
     def count(self) -> int:
         """Number of trials in the study; a retried trial counts once."""
         attributes = [trial.user_attrs for trial in self.study.trials]
-        return len({(a["sweep"], a["number"]) for a in attributes if "number" in a})
+        return len({(a.get("sweep"), a["number"]) for a in attributes if "number" in a})
 
     def _trial(self, number: int, chosen: FrozenTrial) -> Trial:
         self.numbers[number] = chosen.number
-        overrides = with_values(self.fixed, named_now(chosen.params, self.study, self.given))
+        overrides = with_values(self.fixed, named_now(chosen.params, self.space, self.given))
         if self.plugin.pruner is not None:
-            path = json.dumps(str(Path(self.plugin.study).resolve()), ensure_ascii=False)
-            pruning = f"study:{path},name:{json.dumps(self.plugin.study_name)},trial:{chosen.number}"
+            path, name = quote(Path(self.plugin.study).resolve()), quote(self.plugin.study_name)
+            pruning = f"study:{path},name:{name},trial:{chosen.number}"
             overrides.append(f"+callbacks.pruning={{_target_:kikitori.OptunaPruning,{pruning}}}")
         trial, cfg = self.runner.compose(number, overrides)
         self.runner.prepare([cfg])

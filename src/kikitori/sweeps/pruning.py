@@ -8,7 +8,7 @@ import pytorch_lightning as pl
 
 from kikitori.config.targets import instantiate
 from kikitori.runtime.errors import Pruned
-from kikitori.sweeps.optuna_study import open_storage
+from kikitori.sweeps.optuna_study import Journal
 
 
 class OptunaPruning(pl.Callback):
@@ -32,7 +32,7 @@ class OptunaPruning(pl.Callback):
 
     def _should_prune(self, trainer: pl.Trainer) -> bool:
         if self._trial is None:
-            study = optuna.load_study(study_name=self.name, storage=open_storage(self.path))
+            study = optuna.load_study(study_name=self.name, storage=Journal(self.path))
             study.pruner = instantiate(study.user_attrs["pruner"], "hydra.sweeper.pruner")
             self._trial = optuna.Trial(study, study.trials[self.number]._trial_id)
         step, cer = trainer.global_step, float(trainer.callback_metrics["val/cer"])

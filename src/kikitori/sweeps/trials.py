@@ -11,9 +11,9 @@ from typing import Any, Literal
 from uuid import uuid4
 
 from kikitori.config.names import translate
-from kikitori.config.overrides import config_folders, short_number, split_words
+from kikitori.config.overrides import config_folders, key_of, short_number, split_words
 from kikitori.runs.results import FINISHED, PROGRESS, RESULTS, SWEEP, best_cer, read_results, read_sweep
-from kikitori.runs.resume import typed_again
+from kikitori.runs.resume import MULTIRUN, START_KEYS, typed_again
 from kikitori.runtime.errors import DataError, SweepError, describe_error
 from kikitori.runtime.files import read_json, write_json
 
@@ -119,7 +119,9 @@ class Sweep:
 
     def run_command(self, trial: Trial) -> str:
         """The command line that runs a trial's configuration by itself."""
-        return shlex.join([*self._program, *filter(_is_permanent, trial.overrides)])
+        options = [word for word in split_words(self.command[2:])[0] if word not in MULTIRUN]
+        words = [word for word in trial.overrides if _is_permanent(word) and key_of(word) not in START_KEYS]
+        return shlex.join([*self._program, *options, *words])
 
     @property
     def _program(self) -> list[str]:
