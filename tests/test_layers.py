@@ -19,7 +19,7 @@ LAYERS = (
     ("guard", "training"),
     ("config", "data", "inference"),
     ("joining",),
-    ("augmentation", "corpora", "model"),
+    ("augmentation", "corpora", "model", "optim"),
     ("adapters",),
     ("audio", "metrics", "runtime"),
 )

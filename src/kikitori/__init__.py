@@ -2,8 +2,8 @@
 
 The names below are imported when they are first used, so that `import kikitori` and the command line start fast.
 Models: `load_whisper`, `build_whisper`, `Whisper`. Data: `CommonVoice`, `Demo`, `Manifest`, `Hub`, `SpeechDataModule`,
-`Augmentation`, `Joining`. Training with Lightning: `WhisperModule`, `adamw`, `ddp`; adapters: `Lora`, `AdaLora`.
-Results: `transcribe`, `score`, `find_runs`.
+`Augmentation`, `Joining`. Training with Lightning: `WhisperModule`, `adamw`, `adamw8bit`, `muon`, `ddp`; adapters:
+`Lora`, `AdaLora`. Results: `transcribe`, `score`, `find_runs`.
 """
 
 import os
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from kikitori.metrics.error_rates import score
     from kikitori.model.loading import build_whisper, load_whisper
     from kikitori.model.whisper import Whisper
+    from kikitori.optim.optimizers import adamw, adamw8bit, muon
     from kikitori.runs.reader import find_runs
     from kikitori.runs.wandb_logger import WandbRunLogger
     from kikitori.sweeps.pruning import OptunaPruning
     from kikitori.training.lightning_module import WhisperModule
-    from kikitori.training.optimizer import adamw
     from kikitori.training.trainer import ddp
 
 __version__ = "0.1.0"
@@ -44,7 +44,9 @@ _EXPORTS = {
     "build_whisper": "kikitori.model.loading",
     "load_whisper": "kikitori.model.loading",
     "WhisperModule": "kikitori.training.lightning_module",
-    "adamw": "kikitori.training.optimizer",
+    "adamw": "kikitori.optim.optimizers",
+    "adamw8bit": "kikitori.optim.optimizers",
+    "muon": "kikitori.optim.optimizers",
     "ddp": "kikitori.training.trainer",
     "transcribe": "kikitori.inference.transcribe",
     "score": "kikitori.metrics.error_rates",
@@ -68,10 +70,12 @@ __all__ = [
     "Whisper",
     "WhisperModule",
     "adamw",
+    "adamw8bit",
     "build_whisper",
     "ddp",
     "find_runs",
     "load_whisper",
+    "muon",
     "score",
     "transcribe",
 ]

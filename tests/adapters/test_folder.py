@@ -17,8 +17,8 @@ from kikitori.model import source
 from kikitori.model.loading import build_whisper, load_whisper
 from kikitori.model.whisper import Whisper, encode
 from kikitori.model.window import Window
-from kikitori.pipelines.evaluate import load_checkpoint
 from kikitori.runtime.errors import ModelError
+from kikitori.steps.builders import load_checkpoint
 from kikitori.training.loss import clip_losses
 
 MICRO: dict[str, Any] = {"d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "attention_heads": 2, "window_s": 1}

@@ -15,9 +15,9 @@ from kikitori.inference.greedy import greedy
 from kikitori.model.loading import build_whisper, load_whisper, rebuild_whisper
 from kikitori.model.whisper import Whisper, encode
 from kikitori.model.window import Window
+from kikitori.optim.optimizers import parameter_groups
 from kikitori.runtime.errors import ConfigError, ModelError
 from kikitori.training.loss import clip_losses
-from kikitori.training.optimizer import parameter_groups
 
 MICRO: dict[str, Any] = {"d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "attention_heads": 2, "window_s": 1}
 EVERY = TARGETS[:6]

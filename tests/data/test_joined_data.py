@@ -17,10 +17,10 @@ from kikitori.joining.plan import Example, Placed
 from kikitori.joining.settings import Joining
 from kikitori.model.loading import build_whisper
 from kikitori.model.whisper import Whisper
+from kikitori.optim.optimizers import adamw
 from kikitori.runtime.errors import ConfigError, DataError
 from kikitori.training.history import clips_of_step
 from kikitori.training.lightning_module import WhisperModule
-from kikitori.training.optimizer import adamw
 
 JOINING = Joining(share=0.6, silence_s=(0.1, 0.3), timestamps=0.5, previous_text=0.5, non_speech=0.2)
 CLIPS, STEPS = 10, 6

@@ -9,7 +9,7 @@ import torch
 from kikitori.data.collate import collate
 from kikitori.data.sampler import SampledClip, StepSampler
 from kikitori.model.whisper import Whisper
-from kikitori.training.optimizer import adamw
+from kikitori.optim.optimizers import adamw
 
 OPTIM = adamw(lr=1e-3, weight_decay=0.1, betas=(0.9, 0.98), warmup_steps=1, schedule="linear")
 

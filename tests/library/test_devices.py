@@ -28,6 +28,9 @@ def test_two_devices_train_and_score_as_one(tmp_path: Path) -> None:
     assert (one["world_size"], two["world_size"]) == (1, 2)
     assert one["steps"] == two["steps"] == 6
     assert two["trained"] == pytest.approx(one["trained"], abs=1e-5)
+    # Each process has its own average of the same weights.
+    assert len({*two["averaged"]}) == len({*two["raw"]}) == 1
+    assert two["averaged"] != two["raw"]
     for stage in ("validated", "tested"):
         assert two[stage] == pytest.approx(one[stage], rel=1e-4)
     # Two epochs of nine clips, each clip trained on by one process only.

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ def main(release: str, folder: Path, devices: int) -> None:
     batches: dict[str, Any] = {"global_batch_size": 4, "num_workers": 0, "limit": {"train": 9}}
     windows: dict[str, Any] = {"window": "bucketed", "window_edges_s": [0.6, 0.8], "window_margin_s": 0.05}
     data = kikitori.CommonVoice(release, processor=whisper.processor, cache_encoder_outputs=True, **batches, **windows)
-    module = kikitori.WhisperModule(whisper, kikitori.adamw(lr=1e-3, warmup_steps=0))
+    module = kikitori.WhisperModule(whisper, kikitori.adamw(lr=1e-3, warmup_steps=0), ema_decay=0.5)
     quiet: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     seen, settings = Seen(), {"accelerator": "cpu", "devices": devices, "default_root_dir": folder, **quiet}
     trainer = pl.Trainer(max_epochs=2, callbacks=[seen], **settings)
@@ -41,6 +42,9 @@ def main(release: str, folder: Path, devices: int) -> None:
     predicted: Any = trainer.predict(module, data)
     results["trained_on"] = all_gather(seen.clips)
     results["clips"] = all_gather([clip for batch in predicted for clip, *_ in batch])
+    assert module.average
+    both = [[value.tolist() for value in weights] for weights in module.average.both()]
+    results["averaged"], results["raw"] = (all_gather(sha256(repr(w).encode()).hexdigest()) for w in both)
     results["trained"] = module.model.proj_out.weight.flatten()[:500].tolist()
     # A loader of the user's own, which Lightning shares among the processes.
     other = kikitori.build_whisper(32, 1, 1, 2, window_s=1, max_label_tokens=64, init_std=0.02)

@@ -110,9 +110,38 @@ def test_it_equals_one_that_was_interrupted_and_resumed_with_the_same_acceptance
     assert last(folder)["lr_schedulers"][0]["_last_lr"] == [0.0, 0.0]
 
 
+RECIPE = ("optim=muon", "optim.schedule=wsd", "loss.label_smoothing=0.1", "ema.decay=0.9", "model.freeze=encoder")
+
+
+def test_a_recipe_that_is_trained_further_equals_one_of_that_length_if_its_decay_had_not_begun(tmp_path: Path) -> None:
+    """With a moving average of the weights, and an encoder that is not trained."""
+    shorter, longer = "optim.decay_steps=1", "optim.decay_steps=4"
+    run(tmp_path / "parts", *RECIPE, shorter, "trainer.max_steps=6")
+    words = (*RECIPE, longer, "trainer.max_steps=9")
+    done = run(tmp_path / "parts", *words, "resume=auto", "resume_accept=[trainer,optim]")
+    whole = run(tmp_path / "whole", *words)
+    assert [row["step"] for row in done["history"]] == [3, 6, 9]
+    assert done["history"][0] == whole["history"][0]
+    # The last step of the shorter one was taken at the full learning rate, that of the longer one's decay is lower.
+    assert done["history"][1] == whole["history"][1]
+    assert is_same(last(tmp_path / "parts")["state_dict"], last(tmp_path / "whole")["state_dict"])
+    assert is_same(last(tmp_path / "parts")["average"], last(tmp_path / "whole")["average"])
+    card = (tmp_path / "parts/model/README.md").read_text()
+    for words in ("optimizer muon", "schedule wsd", "label smoothing 0.1", "weights averaged with decay 0.9"):
+        assert words in card
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (
+            ["optim=muon", "trainer.max_epochs=3", "resume=auto", "resume_accept=[trainer,optim]"],
+            r"optim\._target_: was kikitori\.adamw, is now kikitori\.muon; a resumed run keeps it: another optimizer",
+        ),
+        (
+            ["ema.decay=0.9", "trainer.max_epochs=3", "resume=auto", "resume_accept=[trainer]"],
+            r"resume_accept=\[trainer,ema\.decay\]'\n  ema\.decay: was null, is now 0\.9",
+        ),
         (["resume=auto"], r"completed, after 6 steps: nothing is left to resume; .* trainer\.max_epochs=N 'resume_acc"),
         (
             ["trainer.max_epochs=3", "resume=auto"],

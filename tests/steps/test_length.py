@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from kikitori.runtime.errors import ConfigError
-from kikitori.steps.length import Length, check_warmup, training_length
+from kikitori.steps.length import Length, check_schedule, training_length
 
 
 def config(
@@ -43,7 +43,7 @@ def test_the_results_state_steps_and_epochs() -> None:
 
 
 def test_a_warm_up_as_long_as_the_training_is_refused() -> None:
-    check_warmup(config(), 4)
+    check_schedule(config(), 4)
     with pytest.raises(ConfigError, match=r"optim\.warmup_steps=3: must be below the 3 steps of the training; null"):
-        check_warmup(config(), 3)
-    check_warmup({"optim": {"warmup_steps": None}}, 1)
+        check_schedule(config(), 3)
+    check_schedule({"optim": {"warmup_steps": None}}, 1)

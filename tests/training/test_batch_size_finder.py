@@ -64,7 +64,7 @@ def test_a_search_draws_no_random_numbers_and_is_repeated_if_the_gpu_has_other_m
 ) -> None:
     searched: list[int] = []
 
-    def probe(whisper: Any, trainer: Any, frames: int, tokens: int, share: int) -> Any:
+    def probe(*arguments: Any) -> Any:
         def fits(clips: int) -> bool:
             torch.rand(3)
             np.random.rand()
@@ -105,3 +105,22 @@ def test_a_search_draws_no_random_numbers_and_is_repeated_if_the_gpu_has_other_m
 )
 def test_every_way_to_say_that_memory_is_full_is_recognised(error: Exception, full: bool) -> None:
     assert is_out_of_memory(error) == full
+
+
+def test_an_average_of_the_weights_takes_memory_of_its_own(
+    micro: Whisper, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And a size that was found without one does not count for it."""
+    asked: list[bool] = []
+
+    def probe(whisper: Any, trainer: Any, frames: int, tokens: int, share: int, averaged: bool) -> Any:
+        asked.append(averaged)
+        return lambda clips: True
+
+    monkeypatch.setattr(batch_size_finder, "make_memory_probe", probe)
+    data: Any = SimpleNamespace(micro_batch_size="auto", window_frames=lambda: {100}, global_batch_size=4)
+    data.prepared = SimpleNamespace(train_tokens=[9])
+    run = gpu(monkeypatch, [0.5], tmp_path)
+    for averaged in (False, True, True):
+        find_micro_batch_sizes(run, micro, data, averaged)
+    assert asked == [False, True]

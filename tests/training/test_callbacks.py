@@ -11,11 +11,11 @@ import torch
 
 from kikitori.data.collate import collate
 from kikitori.model.whisper import Whisper
+from kikitori.optim.optimizers import adamw
 from kikitori.training import callbacks
 from kikitori.training.callbacks import ThroughputMonitor
 from kikitori.training.history import MetricsFile
 from kikitori.training.lightning_module import WhisperModule
-from kikitori.training.optimizer import adamw
 
 OPTIM = adamw(lr=1e-3, weight_decay=0.1, betas=(0.9, 0.98), warmup_steps=1, schedule="linear")
 TEXTS = ["犬", "赤い犬", "猫", "白い猫と犬"]

@@ -4,6 +4,7 @@ import copy
 import shutil
 import sys
 from collections import Counter
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from training_runs import OPTIM, Drawn, examples, loader
 from kikitori.data.collate import collate
 from kikitori.data.sampler import StepSampler
 from kikitori.model.whisper import Whisper
+from kikitori.optim.average import split
+from kikitori.optim.optimizers import adamw, adamw8bit, muon
 from kikitori.runtime.errors import Stopped, TrainingError
 from kikitori.runtime.signals import Stop
 from kikitori.training import checkpoints
@@ -77,6 +80,8 @@ def fit(
     where: str = "training",
     workers: int = 0,
     precision: list[Any] | None = None,
+    optim: Any = OPTIM,
+    **recipe: Any,
 ) -> tuple[Interrupt, pl.Trainer, TrainingHistory]:
     """Trains, from the latest checkpoint if there is one."""
     torch.manual_seed(1)
@@ -109,7 +114,8 @@ def fit(
     )
     checkpoint = checkpoints.latest_valid(folder / "checkpoints") if (folder / "checkpoints").exists() else None
     try:
-        trainer.fit(WhisperModule(whisper, OPTIM), Data(whisper, workers), ckpt_path=checkpoint, weights_only=True)
+        module = WhisperModule(whisper, optim, **recipe)
+        trainer.fit(module, Data(whisper, workers), ckpt_path=checkpoint, weights_only=True)
     except Stopped:
         assert stop_at is not None
     return interrupt, trainer, recorder
@@ -119,7 +125,7 @@ def state(folder: Path) -> dict[str, Any]:
     checkpoint = checkpoints.read_checkpoint(folder / "checkpoints/last.ckpt")
     recorder = checkpoint["callbacks"]["Recorder"]
     kept = {key: checkpoint[key] for key in ("global_step", "state_dict", "optimizer_states", "lr_schedulers")}
-    kept["scaler"] = checkpoint.get("MixedPrecision")
+    kept |= {"scaler": checkpoint.get("MixedPrecision"), "average": checkpoint.get("average")}
     return {**kept, "history": recorder["history"], "processes": recorder["processes"]}
 
 
@@ -171,22 +177,73 @@ def test_the_loss_scale_of_half_precision_is_restored(micro: Whisper, tmp_path: 
     assert state(tmp_path / "whole")["scaler"]["scale"] > 2.0**10
 
 
-@pytest.mark.parametrize("forgotten", ["random", "schedule", "place"])
+# Settings of the optimizer, the loss and the average, beside those of the other tests.
+RECIPES: dict[str, dict[str, Any]] = {
+    "cosine": {"optim": adamw(lr=1e-3, schedule="cosine")},
+    "wsd": {"optim": adamw(lr=1e-3, schedule="wsd", decay_steps=4)},
+    "muon": {"optim": muon(lr=1e-3)},
+    "smoothed": {"label_smoothing": 0.1},
+    "average": {"ema_decay": 0.9},
+    "all": {"optim": muon(lr=1e-3, schedule="wsd"), "label_smoothing": 0.1, "ema_decay": 0.9},
+}
+if find_spec("bitsandbytes"):
+    RECIPES["8 bits"] = {"optim": adamw8bit(lr=1e-3), "ema_decay": 0.9}
+PRECISIONS = ["32-true", "16-mixed", "bf16-mixed"]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "precision", "step", "where"),
+    [
+        ("average", "16-mixed", 6, "validation"),
+        ("muon", "32-true", 4, "training"),
+        *(
+            pytest.param(recipe, precision, step, where, marks=pytest.mark.long)
+            for recipe in RECIPES
+            for precision in PRECISIONS
+            for step, where in ((4, "training"), (9, "validation"))
+        ),
+    ],
+)
+def test_every_recipe_resumes_to_the_bit(
+    micro: Whisper, tmp_path: Path, recipe: str, precision: str, step: int, where: str
+) -> None:
+    def plugins() -> list[Any]:
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=2) if precision == "16-mixed" else None
+        return [] if precision == "32-true" else [MixedPrecision(precision, "cpu", scaler)]  # type: ignore[arg-type]
+
+    fit(micro, tmp_path / "whole", precision=plugins(), **RECIPES[recipe])
+    fit(micro, tmp_path / "parts", step, where, precision=plugins(), **RECIPES[recipe])
+    fit(micro, tmp_path / "parts", precision=plugins(), **RECIPES[recipe])
+    assert same(state(tmp_path / "whole"), state(tmp_path / "parts"))
+
+
+@pytest.mark.parametrize("forgotten", ["random", "schedule", "place", "average", "updates", "raw weights"])
 def test_the_tests_detect_a_state_that_is_not_restored(
     micro: Whisper, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forgotten: str
 ) -> None:
     """Proves that the tests above can fail."""
-    fit(micro, tmp_path / "whole")
-    fit(micro, tmp_path / "parts", 4)
+    averaged: dict[str, Any] = {} if forgotten in ("random", "schedule", "place") else {"ema_decay": 0.9}
+    fit(micro, tmp_path / "whole", **averaged)
+    fit(micro, tmp_path / "parts", 4, **averaged)
     if forgotten == "random":
         monkeypatch.setattr("kikitori.training.history.set_random_state", lambda state: None)
     elif forgotten == "schedule":
         monkeypatch.setattr("torch.optim.lr_scheduler.LambdaLR.load_state_dict", lambda self, state: None)
+    elif averaged:
+        monkeypatch.setattr("kikitori.training.lightning_module.split", FORGETFUL[forgotten])
     else:
         make = StepSampler.__init__
         monkeypatch.setattr(StepSampler, "__init__", lambda self, *a, global_step=None, **k: make(self, *a, **k))
-    fit(micro, tmp_path / "parts")
+    fit(micro, tmp_path / "parts", **averaged)
     assert not same(state(tmp_path / "whole"), state(tmp_path / "parts"))
+
+
+# What reads the average and the raw weights of a checkpoint, but for one of the three.
+FORGETFUL: dict[str, Any] = {
+    "average": lambda checkpoint: (split(checkpoint)[0], {}),
+    "updates": lambda checkpoint: (0, split(checkpoint)[1]),
+    "raw weights": lambda checkpoint: split(dict(checkpoint)),
+}
 
 
 def test_a_completed_run_takes_no_more_steps(micro: Whisper, tmp_path: Path) -> None:

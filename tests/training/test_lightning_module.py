@@ -1,6 +1,5 @@
 import copy
 from contextlib import nullcontext
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from kikitori.data.sampler import StepSampler, epoch_batches
 from kikitori.metrics.error_rates import corpus_rate, edits_and_lengths, score_clips
 from kikitori.model.loading import load_whisper
 from kikitori.model.whisper import Whisper, encode
+from kikitori.optim.optimizers import adamw
 from kikitori.runtime.errors import ConfigError, Diverged, OutOfMemory, TrainingError
 from kikitori.training.batch_size_finder import split_on_oom
 from kikitori.training.callbacks import ValidateEvery
@@ -242,7 +242,7 @@ def test_an_overflow_in_fp16_skips_the_step_and_halves_the_scale(micro: Whisper,
             norm = torch.nn.utils.get_total_norm([p.grad for p in pl_module.parameters() if p.grad is not None])
             steps.append((same, plugin.scaler.get_scale(), float(norm)))  # type: ignore[union-attr]
 
-    module = WhisperModule(micro, partial(OPTIM, warmup_steps=0), clip_norm=1e-2)
+    module = WhisperModule(micro, adamw(lr=1e-3, weight_decay=0.1, warmup_steps=0), clip_norm=1e-2)
     trainer(tmp_path, max_steps=3, callbacks=[Overflow()], plugins=[plugin]).fit(module, training(micro, 4, 3))
     assert [(same, scale) for same, scale, _ in steps] == [(False, 1024), (True, 512), (False, 512)]
     assert [norm for _, _, norm in steps[::2]] == pytest.approx([1e-2, 1e-2], rel=1e-3)

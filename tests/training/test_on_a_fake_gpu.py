@@ -20,6 +20,7 @@ import kikitori
 from kikitori.data.collate import Batch, collate
 from kikitori.data.encoder_cache import _encode_all
 from kikitori.model.whisper import Whisper
+from kikitori.optim.average import WeightAverage
 from kikitori.training.callbacks import ProgressReport, ThroughputMonitor, ValidateEvery
 from kikitori.training.history import TrainingHistory
 from kikitori.training.lightning_module import WhisperModule
@@ -100,6 +101,18 @@ def test_a_step_on_a_gpu_does_not_wait(whisper: Whisper, sizes: Any) -> None:
     assert waits.functions == set()
     assert {loss.device, *(part.device for part in module.backward_losses)} == {GPU}
     assert len(module.backward_losses) == (2 if sizes else 1)
+
+
+def test_a_step_with_smoothed_labels_and_an_average_does_not_wait(whisper: Whisper) -> None:
+    module = step_of(whisper, label_smoothing=0.1, ema_decay=0.9)
+    module.average = WeightAverage(module, 0.9)
+    batch = batch_of(module, weight=0.1)
+    with Waits() as waits:
+        module.training_step(batch, 0)
+        module.average.show(averaged=True)
+    assert waits.functions == set()
+    assert {value.device for weights in module.average.both() for value in weights} == {GPU}
+    assert module.average.updates == 1
 
 
 def test_the_callbacks_of_a_step_do_not_wait(whisper: Whisper, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,13 +15,13 @@ from terminal import run_in_terminal, widest
 from training_runs import OPTIM, loader, trainer, training
 
 from kikitori.model.whisper import Whisper
+from kikitori.optim.optimizers import adamw
 from kikitori.runtime import console
 from kikitori.runtime.console import Pace, progress_bar
 from kikitori.training import callbacks
 from kikitori.training.callbacks import ProgressReport, ThroughputMonitor, ValidateEvery
 from kikitori.training.history import TrainingHistory
 from kikitori.training.lightning_module import WhisperModule
-from kikitori.training.optimizer import adamw
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

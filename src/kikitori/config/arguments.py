@@ -306,11 +306,13 @@ REQUIRED = {
     "pytorch_lightning.callbacks.EarlyStopping": ("monitor",),
     "pytorch_lightning.loggers.TensorBoardLogger": ("save_dir",),
 }
+# With Lightning's own, a checkpoint of weights alone has those that were not validated.
+AVERAGED = "the weights that are validated, saved and resumed would be different ones"
 # Lightning's other callbacks, by what makes them wrong here.
 CALLBACKS = {
     "BackboneFinetuning": "set model.freeze=encoder",
     "BatchSizeFinder": "set data.micro_batch_size=auto",
-    "EMAWeightAveraging": "the weights that are validated, saved and resumed would be different ones",
+    "EMAWeightAveraging": f"{AVERAGED}; set ema.decay",
     "GradientAccumulationScheduler": "set data.global_batch_size",
     "LearningRateFinder": "compare learning rates in a sweep, as in sweep=lr",
     "LearningRateMonitor": "metrics.csv and the loggers have the learning rate already",
@@ -324,7 +326,7 @@ CALLBACKS = {
     "ThroughputMonitor": "metrics.csv and the loggers have train/clips_per_s already",
     "TQDMProgressBar": "a terminal shows a bar, other outputs get lines",
     "Timer": "stop the run instead and resume it later: timeout -s INT 8h kikitori train ...",
-    "WeightAveraging": "the weights that are validated, saved and resumed would be different ones",
+    "WeightAveraging": f"{AVERAGED}; set ema.decay",
 }
 _OURS = "hydra_plugins.kikitori_plugins"
 _PLUGINS = "hydra._internal.core_plugins"

@@ -39,6 +39,7 @@ OF_OTHER_TOOLS = {
     "eval_steps": "validation.every_steps",
     "fp16": "trainer.precision",
     "generation_max_length": "generation.max_new_tokens",
+    "label_smoothing_factor": "loss.label_smoothing",
     "gpus": "trainer.devices",
     "gradient_accumulation_steps": "data.global_batch_size",
     "learning_rate": "optim.lr",

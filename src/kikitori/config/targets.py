@@ -26,7 +26,7 @@ TARGETS: dict[str, tuple[str, ...]] = {
     "guard.sets": tuple(f"kikitori.{name}" for name in ("CommonVoice", "Demo", "Hub", "Manifest")),
     "augment": ("kikitori.Augmentation",),
     "adapter": ("kikitori.AdaLora", "kikitori.Lora"),
-    "optim": ("kikitori.adamw",),
+    "optim": ("kikitori.adamw", "kikitori.adamw8bit", "kikitori.muon"),
     "trainer": ("pytorch_lightning.Trainer",),
     "trainer.strategy": ("kikitori.ddp",),
     "logger": ("kikitori.WandbRunLogger", "pytorch_lightning.loggers.TensorBoardLogger"),

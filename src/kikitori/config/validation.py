@@ -7,6 +7,7 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from functools import cache
+from importlib.util import find_spec
 from math import inf, prod
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
@@ -27,7 +28,8 @@ from kikitori.config.targets import allowed, faults, import_fault, locate
 from kikitori.corpora.types import SPLITS
 from kikitori.joining.settings import range_faults
 from kikitori.model.source import is_path
-from kikitori.runtime.errors import one_line, raise_problems
+from kikitori.optim.schedule import Schedule, check_decay
+from kikitori.runtime.errors import ConfigError, one_line, raise_problems
 from kikitori.runtime.paths import CONF
 from kikitori.runtime.text import secret_fault
 
@@ -41,11 +43,12 @@ ABOVE_ZERO = {
     *("data.global_batch_size", "data.eval_batch_size", "generation.max_new_tokens", "generation.num_beams"),
     *("generation.max_tokens_per_s", "score.full_window_clips", "model.window_s"),
     *("score.train_clips", "data.limit.train", "data.limit.validation", "data.limit.test"),
-    *("data.max_duration_s", "data.micro_batch_size", "data.held_out"),
+    *("data.max_duration_s", "data.micro_batch_size", "data.held_out", "optim.decay_steps", "ema.decay"),
     *("adapter.rank", "adapter.alpha", "adapter.initial_rank", "adapter.every_steps"),
 }
+BELOW_ONE = {"optim.momentum", "loss.label_smoothing", "ema.decay"}
 NOT_NEGATIVE = {
-    *("optim.weight_decay", "optim.warmup_steps", "seed"),
+    *("optim.weight_decay", "optim.warmup_steps", "optim.momentum", "loss.label_smoothing", "seed"),
     *("guard.clips", "data.num_workers", "data.min_duration_s", "data.window_margin_s", "adapter.orthogonality"),
 }
 # inf: no limit.
@@ -81,6 +84,7 @@ TYPES: dict[str, Any] = {
     "resume_accept": list[str],
     "resume_sweep": str | None,
     "keep": Literal["all", "model", "scores"],
+    **dict.fromkeys(("loss.label_smoothing", "ema.decay"), float | None),
 }
 # Nodes whose keys are arguments of their target, or names of nodes with one.
 GROUPS = ("data", "augment", "joining", "model", "adapter", "optim", "trainer", "logger", "callbacks")
@@ -144,6 +148,8 @@ def _problems(values: Mapping[str, Any]) -> Iterator[str]:
             yield f"{key}: must be above 0, got {value}"
         if key in NOT_NEGATIVE and not value >= 0:
             yield f"{key}: must not be below 0, got {value}"
+        if key in BELOW_ONE and not value < 1:
+            yield f"{key}: must be below 1, got {value}"
         if key in FRACTIONS and not 0 <= value <= 1:
             yield f"{key}: must be between 0 and 1, got {value}"
         if key in (ABOVE_ZERO | NOT_NEGATIVE) - UNLIMITED and value == inf:
@@ -159,6 +165,7 @@ def _problems(values: Mapping[str, Any]) -> Iterator[str]:
     yield from (f"{key}: {remedy}" for key, remedy in PASSED.items() if key in flat)
     yield from _length_faults(flat, wrong_type)
     yield from _adapter_faults(flat, wrong_type)
+    yield from _optimizer_faults(flat, wrong_type)
     yield from _missing_files(flat)
     yield from _second_checkpoint(_select(values, "callbacks") or {})
     for split in (flat.get("splits") or []) if "splits" not in wrong_type else []:
@@ -285,6 +292,21 @@ def _adapter_faults(flat: Mapping[str, Any], wrong_type: Mapping[str, str]) -> I
         yield f"adapter.rank: must be at most {MAX_RANK}, got {rank}"
     if isinstance(rank, int) and isinstance(first, int) and not rank < first <= MAX_RANK:
         yield f"adapter.initial_rank: must be above adapter.rank={rank} and at most {MAX_RANK}, got {first}"
+
+
+def _optimizer_faults(flat: Mapping[str, Any], wrong_type: Mapping[str, str]) -> Iterator[str]:
+    """Reports an optimizer whose package is not installed, and numbers that do not fit together."""
+    if flat.get("optim._target_") == "kikitori.adamw8bit" and not find_spec("bitsandbytes"):
+        yield "optim: adamw8bit needs the package bitsandbytes: pip install 'kikitori[bitsandbytes]'; or choose adamw"
+    betas = flat.get("optim.betas")
+    if isinstance(betas, list) and "optim.betas" not in wrong_type and not all(0 <= beta < 1 for beta in betas):
+        yield f"optim.betas: must be from 0 to below 1, got {betas}"
+    steps, resumed = flat.get("trainer.max_steps"), flat.get("resume")
+    if flat.get("optim.schedule") == "wsd" and isinstance(steps, int) and not resumed:
+        try:
+            check_decay(Schedule("wsd", flat.get("optim.warmup_steps"), flat.get("optim.decay_steps")), steps)
+        except ConfigError as error:
+            yield str(error)
 
 
 def _missing_files(flat: Mapping[str, Any]) -> Iterator[str]:

@@ -29,7 +29,7 @@ from kikitori.runtime.files import write_text
 from kikitori.steps.announcements import announce, announce_best
 from kikitori.steps.builders import build_data, build_model, configure_model, prepare_data
 from kikitori.steps.guarding import BASE, TUNED, fail_if_worse, make_guard
-from kikitori.steps.length import Length, check_warmup, training_length
+from kikitori.steps.length import Length, check_schedule, training_length
 from kikitori.steps.scoring import Scorer, Scores, is_scored, read_scores
 from kikitori.steps.session import Session, session
 from kikitori.training.batch_size_finder import find_micro_batch_sizes
@@ -113,7 +113,7 @@ def find_checkpoint(run: Session, length: Length) -> Path | None:
             f"model.name={run.folder / 'model'}"
         )
     else:
-        check_warmup(run.config, length.steps)
+        check_schedule(run.config, length.steps)
     return checkpoint
 
 
@@ -144,8 +144,9 @@ def make_module(run: Session, trainer: pl.Trainer, data: SpeechDataModule, whisp
     refuse_layerdrop(whisper.model.config, trainer.world_size)
     check_label_contract(data.first_batch("train"), whisper.processor)
     optimizer = instantiate(run.config["optim"], "optim")
-    sizes = find_micro_batch_sizes(trainer, whisper, data)
-    module = WhisperModule(whisper, optimizer, run.config["trainer"].get("gradient_clip_val"), sizes)
+    recipe = {"label_smoothing": run.config["loss"]["label_smoothing"] or 0.0, "ema_decay": run.config["ema"]["decay"]}
+    sizes = find_micro_batch_sizes(trainer, whisper, data, averaged=recipe["ema_decay"] is not None)
+    module = WhisperModule(whisper, optimizer, run.config["trainer"].get("gradient_clip_val"), sizes, **recipe)
     if data.cache_encoder_outputs:
         with timed(run.results, "encode_s"):
             data.build_encoder_caches(trainer, whisper.model)

@@ -64,9 +64,13 @@ def _training(results: Mapping[str, Any]) -> str:
     settings = {
         "steps": results.get("checkpoint", {}).get("steps"),
         "clips per step": config["data"].get("global_batch_size"),
+        "optimizer": config["optim"].get("_target_", "").rpartition(".")[2] or None,
         "learning rate": config["optim"].get("lr"),
         "schedule": config["optim"].get("schedule"),
         "warm-up steps": config["optim"].get("warmup_steps"),
+        "decay steps": config["optim"].get("decay_steps"),
+        "label smoothing": config.get("loss", {}).get("label_smoothing"),
+        "weights averaged with decay": config.get("ema", {}).get("decay"),
         "frozen": config["model"].get("freeze"),
         "augmentation": _augmentation(config.get("augment") or {}),
         "adapter": _adapter(config.get("adapter") or {}),

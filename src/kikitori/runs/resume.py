@@ -37,8 +37,11 @@ START_KEYS = ("resume", "resume_accept", "resume_sweep", "sweep", "hydra.run.dir
 SWEEP_START_KEYS = ("resume", "resume_accept", "resume_sweep", "hydra.sweep.dir")
 # Keys whose default was another one in earlier versions, with the present one.
 CHANGED_DEFAULTS = {"optim.warmup_steps": None, "data.full_window_share": 0.1}
-# A resumed run cannot choose its best checkpoint by another score: the best one by that score was not kept.
-FIXED = re.compile(r"callbacks\.checkpoint\.monitor")
+# What a resumed run cannot change, with the reason: the best checkpoint by another score was not kept.
+FIXED = {
+    "callbacks.checkpoint.monitor": "checkpoints were chosen by it from the start",
+    "optim._target_": "another optimizer cannot continue from its state",
+}
 # Keys in which a resumed run may differ without resume_accept.
 NOT_OF_THE_RECIPE = re.compile(
     r"resume(_sweep)?|(resume_)?accept\b.*|sweep\b.*|logger\b.*|trainer\.(strategy\b.*|deterministic)"
@@ -232,8 +235,8 @@ def check_data(results: Results, summary: Mapping[str, Any], accepted: Sequence[
 
 def refuse_changes(found: Mapping[str, str], accepted: Sequence[str], folder: Path) -> None:
     """Raises ConfigError for changes that `resume_accept` does not name; a key there covers the keys below it."""
-    for key in filter(FIXED.fullmatch, found):
-        raise ConfigError(f"{key}: {found[key]}; a resumed run keeps it: checkpoints were chosen by it from the start")
+    for key in found.keys() & FIXED.keys():
+        raise ConfigError(f"{key}: {found[key]}; a resumed run keeps it: {FIXED[key]}")
     refused = {k: how for k, how in found.items() if not any(re.match(rf"{re.escape(a)}\b", k) for a in accepted)}
     if refused:
         lines = "\n".join(f"  {key}: {how}" for key, how in refused.items())

@@ -140,5 +140,12 @@ def check_fraction(prefix: str, values: Mapping[str, Any]) -> None:
             raise ConfigError(f"{prefix}.{name}={value}: must be a number between 0 and 1")
 
 
+def check_below_one(prefix: str, values: Mapping[str, Any]) -> None:
+    """Raises ConfigError for the first value that is not a number from 0 to below 1."""
+    for name, value in values.items():
+        if not _is_number(value, False) or not 0 <= value < 1:
+            raise ConfigError(f"{prefix}.{name}={value}: must be a number from 0 to below 1")
+
+
 def _is_number(value: Any, whole: bool) -> bool:
     return isinstance(value, Integral if whole else Real) and not isinstance(value, bool)

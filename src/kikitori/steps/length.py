@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from kikitori.optim.schedule import Schedule, check_decay
 from kikitori.runs.resume import training_steps
 from kikitori.runtime.errors import ConfigError
 
@@ -33,11 +34,17 @@ def training_length(config: Mapping[str, Any], clips: int) -> Length:
     return Length(training_steps(config, clips), per_epoch, every_steps)
 
 
-def check_warmup(config: Mapping[str, Any], steps: int) -> None:
-    """Raises ConfigError for a warm-up that lasts as long as the training, which `max_epochs` reveals only now."""
-    warmup = config["optim"].get("warmup_steps")
+def check_schedule(config: Mapping[str, Any], steps: int) -> None:
+    """Raises ConfigError for a warm-up or decay that is too long for the training, which `max_epochs` reveals only now.
+
+    `config["optim"]` may be that of an optimizer of the user's own.
+    """
+    optim = config["optim"]
+    warmup = optim.get("warmup_steps")
     if isinstance(warmup, int) and warmup >= steps:
         raise ConfigError(
             f"optim.warmup_steps={warmup}: must be below the {steps} steps of the training; null takes a tenth of "
             "them, at most 500"
         )
+    if optim.get("schedule") == "wsd":
+        check_decay(Schedule("wsd", warmup, optim.get("decay_steps")), steps)

@@ -50,9 +50,12 @@ def check_sizes(micro_batch_sizes: Any) -> None:
     check_above_zero("micro_batch_sizes", micro_batch_sizes, whole=True)
 
 
-def find_micro_batch_sizes(trainer: pl.Trainer, whisper: Whisper, data: SpeechDataModule) -> dict[int, int]:
+def find_micro_batch_sizes(
+    trainer: pl.Trainer, whisper: Whisper, data: SpeechDataModule, averaged: bool = False
+) -> dict[int, int]:
     """Clips that a process computes at once, by the log-Mel frames of their window.
 
+    averaged: whether an average of the weights needs memory as well.
     A window without an entry takes all of a step's clips at once. Raises OutOfMemory if a single clip does not fit.
     """
     if isinstance(data.micro_batch_size, int):
@@ -70,11 +73,14 @@ def find_micro_batch_sizes(trainer: pl.Trainer, whisper: Whisper, data: SpeechDa
     path = cache_folder() / "fitting.json"
     with FileLock(path.with_suffix(".lock")), random_state_kept():
         known = read_json(path) if path.exists() else {}
-        keys = {frames: key(whisper, trainer, frames, share, tokens) for frames in sorted(data.window_frames())}
+        suffix = " averaged" * averaged
+        keys = {
+            frames: key(whisper, trainer, frames, share, tokens) + suffix for frames in sorted(data.window_frames())
+        }
         for frames, name in keys.items():
             if name not in known:
                 known[name] = largest_that_fits(
-                    share, make_memory_probe(whisper, trainer, frames, tokens, share), frames
+                    share, make_memory_probe(whisper, trainer, frames, tokens, share, averaged), frames
                 )
         write_json(path, known)
     torch.cuda.empty_cache()
@@ -118,7 +124,7 @@ def key(whisper: Whisper, trainer: pl.Trainer, frames: int, share: int, tokens: 
 
 
 def make_memory_probe(
-    whisper: Whisper, trainer: pl.Trainer, frames: int, tokens: int, share: int
+    whisper: Whisper, trainer: pl.Trainer, frames: int, tokens: int, share: int, averaged: bool = False
 ) -> Callable[[int], bool]:
     """Returns a function that tests whether n of a step's clips fit at once, next to gradients and optimizer state.
 
@@ -129,6 +135,7 @@ def make_memory_probe(
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     # Two moments, and under DDP a second copy of the gradients; the gradients themselves stay for the second step.
     copies, margin = (3, DDP_MARGIN) if trainer.world_size > 1 else (2, 0)
+    copies += averaged
 
     def fits(clips: int) -> bool:
         torch.cuda.empty_cache()

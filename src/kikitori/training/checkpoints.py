@@ -16,6 +16,7 @@ from pytorch_lightning.callbacks import LambdaCallback, ModelCheckpoint
 from pytorch_lightning.plugins.io import CheckpointIO
 from pytorch_lightning.utilities import rank_zero_only
 
+from kikitori.optim.average import AVERAGE
 from kikitori.runtime.errors import DataError, KikitoriError, TrainingError, one_line
 from kikitori.runtime.files import (
     OBJECT,
@@ -40,12 +41,17 @@ def _are_weights(value: Any) -> bool:
     return isinstance(value, dict) and all(map(torch.is_tensor, value.values()))
 
 
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value >= 0
+
+
 # What is read of a checkpoint by its name, and of ModelCheckpoint's state, as kinds for `parse`.
 CHECKPOINT = {
-    "global_step": lambda step: type(step) is int and step >= 0,
+    "global_step": _is_count,
     "state_dict": _are_weights,
     "optimizer_states": [OBJECT],
     "callbacks": {str: OBJECT},
+    AVERAGE: {"updates!": _is_count, "raw_weights!": _are_weights},
     "hyper_parameters": OBJECT,
 }
 PATHS = ("best_model_path", "kth_best_model_path", "last_model_path")

@@ -23,12 +23,13 @@ from kikitori.model.loading import rebuild_whisper
 from kikitori.model.processor import Processor
 from kikitori.model.whisper import Whisper, check_whisper, encode
 from kikitori.model.window import describe_window
+from kikitori.optim.average import WeightAverage, check_decay, split
+from kikitori.optim.optimizers import OptimizerFactory, check_factory, reconfigure
 from kikitori.runtime.errors import ConfigError, OutOfMemory, is_out_of_memory
 from kikitori.runtime.rng import separate_random_state
 from kikitori.training.batch_size_finder import check_sizes, find_micro_batch_sizes, micro_batches, split_on_oom
 from kikitori.training.callbacks import SkippedSteps
-from kikitori.training.loss import clip_losses
-from kikitori.training.optimizer import OptimizerFactory, check_factory, reconfigure
+from kikitori.training.loss import check_label_smoothing, clip_losses
 from kikitori.training.trainer import refuse_unsupported
 
 log = logging.getLogger(__name__)
@@ -53,6 +54,8 @@ class WhisperModule(pl.LightningModule):
     clipped; None for no clipping. micro_batch_sizes: clips that a forward and backward pass computes at once, by the
     log-Mel frames of their window; a window without an entry takes all clips of the step. None: as the attached
     SpeechDataModule has it. Loss and gradients do not depend on it.
+    label_smoothing: of the training loss; the validation loss has none, so that runs compare. ema_decay: of an average
+    of the weights, which is validated and saved while the weights themselves go on training; None for no average.
     recipe: builds the model if there is no `whisper`, for `load_from_checkpoint(path)`. It is the checkpoint's only
     hyper-parameter and holds plain values, so that checkpoints load with weights_only=True.
     """
@@ -63,6 +66,8 @@ class WhisperModule(pl.LightningModule):
         make_optimizer: OptimizerFactory | None = None,
         clip_norm: float | None = 1.0,
         micro_batch_sizes: Mapping[int, int] | None = None,
+        label_smoothing: float = 0.0,
+        ema_decay: float | None = None,
         recipe: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
@@ -75,12 +80,19 @@ class WhisperModule(pl.LightningModule):
             check_whisper(whisper, "WhisperModule")
         check_factory(make_optimizer)
         check_sizes(micro_batch_sizes)
+        check_label_smoothing(label_smoothing)
+        check_decay(ema_decay)
         self.whisper = whisper or rebuild_whisper(recipe or {})
         self.model = self.whisper.model
         self.processor = self.whisper.processor
         self.make_optimizer = make_optimizer
         self.clip_norm = clip_norm
         self.micro_batch_sizes = micro_batch_sizes
+        self.label_smoothing = label_smoothing
+        self.ema_decay = ema_decay
+        self.average: WeightAverage | None = None
+        # The updates and averages of the checkpoint that a training resumes from.
+        self._averaged: tuple[int, dict[str, Tensor]] = (0, {})
         self._found_sizes: Mapping[int, int] = {}
         # Divisor of the micro-batch sizes, doubled whenever a step runs out of memory.
         self.oom_split = 1
@@ -109,6 +121,8 @@ class WhisperModule(pl.LightningModule):
             self._take_over(data, stage)
         if stage == "fit":
             separate_random_state(self.trainer.global_rank)
+            # That of an earlier training, whose averaged weights are the model now.
+            self.average = None
         # Again, because the model may have been configured since it was passed.
         self.save_hyperparameters({"recipe": self.whisper.recipe}, logger=False)
 
@@ -122,7 +136,8 @@ class WhisperModule(pl.LightningModule):
         if stage == "fit":
             self.whisper.set_trained_on(data.trained_on())
         if stage == "fit" and self.micro_batch_sizes is None:
-            self._found_sizes = find_micro_batch_sizes(self.trainer, self.whisper, data)
+            averaged = self.ema_decay is not None
+            self._found_sizes = find_micro_batch_sizes(self.trainer, self.whisper, data, averaged)
         if data.cache_encoder_outputs:
             data.build_encoder_caches(self.trainer, self.model)
 
@@ -153,6 +168,8 @@ class WhisperModule(pl.LightningModule):
                 "the size of the trained weights: pass model.freeze=encoder, or use a smaller model"
             ) from error
         scheduler.step()
+        if self.average:
+            self.average.update()
         # Lightning logs a metric `step` as the step of the others; its own counts from 0. On the CPU, where they are.
         self.log("step", torch.tensor(float(self.trainer.global_step)))
         self.log("train/lr", torch.tensor(lr, dtype=torch.float64))
@@ -184,7 +201,7 @@ class WhisperModule(pl.LightningModule):
                 last = rows.stop == len(batch["labels"])
                 with nullcontext() if last else self.no_sync():
                     states = self.encoder_states(batch, features)
-                    losses_of = self._losses(batch, states, rows)
+                    losses_of = self._losses(batch, states, rows, self.label_smoothing)
                     loss = (losses_of * weights[rows]).sum()
                     self.manual_backward(loss)
                 losses.append(loss.detach())
@@ -209,11 +226,12 @@ class WhisperModule(pl.LightningModule):
             return None
         return torch.stack(losses).sum()
 
-    def _losses(self, batch: Batch, states: Tensor, rows: slice) -> Tensor:
+    def _losses(self, batch: Batch, states: Tensor, rows: slice, label_smoothing: float = 0.0) -> Tensor:
         """The summed loss of each clip of a micro-batch."""
         inputs = batch["decoder_input_ids"]
         own_inputs = None if inputs is None else inputs[rows]
-        return clip_losses(self.model, states, batch["labels"][rows], sum(batch["num_tokens"][rows]), own_inputs)
+        tokens = sum(batch["num_tokens"][rows])
+        return clip_losses(self.model, states, batch["labels"][rows], tokens, own_inputs, label_smoothing)
 
     def no_sync(self) -> AbstractContextManager[Any]:
         """A context without gradient averaging: processes average once per step, in its last micro-batch."""
@@ -292,9 +310,44 @@ class WhisperModule(pl.LightningModule):
         # A checkpoint restores its optimizer's settings; if they differ from the configured ones, the latter apply.
         schedulers, optimizers = self.trainer.lr_scheduler_configs, self.trainer.optimizers
         reconfigure(optimizers[0], schedulers[0].scheduler, self._configured)
+        self._start_average()
         if self.device.type == "cuda":
             # The peak that is logged and reported is that of training.
             torch.cuda.reset_peak_memory_stats(self.device)
+
+    def on_validation_start(self) -> None:
+        self._show(averaged=True)
+
+    def on_validation_end(self) -> None:
+        self._show(averaged=False)
+
+    def on_train_end(self) -> None:
+        # Before Lightning moves the module to the CPU.
+        self._show(averaged=True)
+
+    def on_fit_end(self) -> None:
+        if not self.average:  # no step was left to take
+            self._start_average()
+            self._show(averaged=True)
+
+    def _start_average(self) -> None:
+        if self.ema_decay is not None:
+            self.average = WeightAverage(self, self.ema_decay, self._averaged)
+        self._averaged = (0, {})
+
+    def _show(self, averaged: bool) -> None:
+        """During a training, the averaged weights are validated, and are the model afterwards."""
+        if self.average and self.trainer.state.fn == TrainerFn.FITTING:
+            self.average.show(averaged)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self.average:
+            self.average.add_to(checkpoint, self)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        # For scoring, the averaged weights are the model.
+        if self._trainer and self.trainer.state.fn == TrainerFn.FITTING:
+            self._averaged = split(checkpoint)
 
     def configure_optimizers(self) -> Any:
         assert self.make_optimizer is not None
