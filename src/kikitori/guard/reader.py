@@ -9,7 +9,6 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
-from transformers import WhisperForConditionalGeneration
 
 from kikitori.guard.recordings import CLIPS, STAMPS, Recording
 from kikitori.inference.generate import generate
@@ -125,7 +124,7 @@ class Reader(pl.LightningModule):
     def _sequential(self, whisper: Whisper, recording: Recording) -> str:
         """The text by transformers' long-form decoding, or window by window for a vocabulary without timestamps."""
         processor = whisper.processor
-        if not has_stamps(whisper):
+        if processor.timestamp_begin is None:
             pieces = recording.samples.split(processor.frames * HOP_LENGTH)
             parts = [replace(recording, samples=piece, is_long=False) for piece in pieces]
             rows = self._short(whisper, Job(STOCK, parts))
@@ -138,7 +137,8 @@ class Reader(pl.LightningModule):
     def _stamps(self, whisper: Whisper, job: Job) -> Iterator[dict[str, Any]]:
         processor = whisper.processor
         tokens = self._with_stamps(processor, self._features(whisper, job).cpu())
-        first = first_stamp(self.model)
+        first = processor.timestamp_begin
+        assert first is not None
         for text, row in zip(processor.decode(tokens), tokens.tolist(), strict=True):
             stamps = [round((token - first) * STAMP_S, 2) for token in row if token >= first]
             yield {"hypothesis": text, "stamps": stamps}
@@ -150,17 +150,6 @@ class Reader(pl.LightningModule):
     def _features(self, whisper: Whisper, job: Job) -> Tensor:
         features = torch.stack([whisper.processor.log_mel(recording.samples) for recording in job.recordings])
         return features.to(self.device, self.model.dtype)
-
-
-def has_stamps(whisper: Whisper) -> bool:
-    """Whether the model can write timestamps; one with random weights has none in its vocabulary."""
-    stamps = round(whisper.processor.window_s / STAMP_S) + 1
-    return first_stamp(whisper.model) + stamps <= whisper.model.config.vocab_size
-
-
-def first_stamp(model: WhisperForConditionalGeneration) -> int:
-    """The id of <|0.00|>. The tokenizer need not know it: the timestamps follow the token that switches them off."""
-    return int(model.generation_config.no_timestamps_token_id) + 1
 
 
 def detect_language(whisper: Whisper, states: Tensor) -> list[str]:

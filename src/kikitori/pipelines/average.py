@@ -38,7 +38,7 @@ def average(cfg: DictConfig | dict[str, Any], folder: Path) -> Results:
         prepare_data(run.config, data, folder, run.results)
         configure_model(run, whisper)
         scorer = Scorer(run, trainer, WhisperModule(whisper), data)
-        guard = make_guard(run, trainer, data, whisper)
+        guard = make_guard(run, trainer, data, whisper.processor)
         scores: dict[float, Scores] = {}
         counts: dict[float, Counts] = {}
         for alpha in run.config["alphas"]:

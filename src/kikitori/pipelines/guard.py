@@ -27,7 +27,7 @@ def guard(cfg: DictConfig | dict[str, Any], folder: Path) -> Results:
         data = data.with_processor(tuned.processor)
         prepare_data(run.config, data, folder, run.results)
         configure_model(run, tuned)
-        both = make_guard(run, trainer, data, tuned)
+        both = make_guard(run, trainer, data, tuned.processor)
         if both is None:
             raise ConfigError("guard.clips=0: there is nothing to compare; set it above 0")
         of_tuned = both.read(TUNED, tuned)

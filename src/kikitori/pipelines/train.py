@@ -61,7 +61,7 @@ def train(cfg: DictConfig | dict[str, Any], folder: Path) -> Results:
         trainer = make_trainer(run, data, length, history)
         module = make_module(run, trainer, data, whisper)
         scorer = Scorer(run, trainer, module, data)
-        guard = make_guard(run, trainer, data, whisper)
+        guard = make_guard(run, trainer, data, whisper.processor)
         before = score_before(scorer, pretrained_window)
         base = guard.read(BASE, with_window(whisper, pretrained_window)) if guard else None
         fit(run, trainer, module, data, history, checkpoint)

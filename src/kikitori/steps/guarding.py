@@ -14,7 +14,7 @@ from kikitori.config.targets import instantiate
 from kikitori.corpora.types import Split
 from kikitori.data.datamodule import SpeechDataModule
 from kikitori.guard.figures import WORSE, Counts, compare, count
-from kikitori.guard.reader import Jobs, Reader, has_stamps, jobs
+from kikitori.guard.reader import Jobs, Reader, jobs
 from kikitori.guard.recordings import Recording, Speech, for_timestamps, of_corpus, of_others, without_speech
 from kikitori.guard.table import describe_figure, guard_lines
 from kikitori.metrics.normalizer import word_separator
@@ -82,16 +82,16 @@ def fail_if_worse(run: Session) -> None:
         )
 
 
-def make_guard(run: Session, trainer: pl.Trainer, data: SpeechDataModule, whisper: Whisper) -> Guard | None:
+def make_guard(run: Session, trainer: pl.Trainer, data: SpeechDataModule, processor: Processor) -> Guard | None:
     """The guard of a run's configuration; None if it reads no clips."""
-    settings, processor = run.config["guard"], whisper.processor
+    settings = run.config["guard"]
     if not settings["clips"]:
         return None
     split: Split = "test" if "test" in data.splits else "validation"
     clips = speech_of(data, split, settings["clips"], processor.language)
     separator, window_s = word_separator(processor.text_language), processor.window_s
     found = [*without_speech(window_s, processor.language), *of_corpus(clips, window_s, separator)]
-    if has_stamps(whisper):
+    if processor.timestamp_begin is not None:
         found += for_timestamps(clips, window_s, separator)
     for name, node in settings["sets"].items():
         found += of_others(name, others(name, node, settings["clips"], processor))
