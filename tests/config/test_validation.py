@@ -16,7 +16,7 @@ from kikitori.config.validation import check_config
 from kikitori.runtime.errors import ConfigError
 from kikitori.runtime.paths import CONF
 
-ROOTS = ("train", "evaluate", "prepare")
+ROOTS = ("train", "evaluate", "prepare", "guard", "average")
 CHOICES = sorted(p.relative_to(CONF).with_suffix("").as_posix() for p in CONF.glob("*/*.yaml"))
 # The choices of Hydra's own groups: launcher, sweeper, sampler and pruner.
 OF_HYDRA = sorted(p.relative_to(CONF).with_suffix("").as_posix() for p in CONF.glob("hydra/**/*.yaml"))
@@ -72,7 +72,7 @@ def test_an_impossible_augmentation_is_named_once(word: str, message: str) -> No
 
 
 def test_the_number_of_choices_is_known() -> None:
-    assert len(CHOICES) == 34
+    assert len(CHOICES) == 43
     assert len(OF_HYDRA) == 9
     assert len(list(CONF.glob("*.yaml"))) == len(ROOTS) + 1
     deeper = [path for path in CONF.glob("*/*/*") if path.parts[-3] != "hydra"]

@@ -124,7 +124,7 @@ def test_a_clip_that_is_not_joined_computes_the_same(corpus: Path, whisper: Whis
     dataset, plain = data.dataset("train"), module(corpus, whisper, window="bucketed", joining=None).dataset("train")
     for clip in range(CLIPS):
         single = Example((Placed(clip, 0, 1),))
-        one = dataset[SampledClip(clip, 0.5, False, 4, single)]
+        one = dataset[SampledClip(clip, 0.5, False, 4, example=single)]
         assert one.pop("prompt") == 0
         other = plain[SampledClip(clip, 0.5, False, 4)]
         assert same({key: one[key] for key in other}, other)

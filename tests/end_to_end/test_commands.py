@@ -356,4 +356,4 @@ def test_the_shell_completes_commands_choices_and_keys(cache: Path) -> None:
 def test_an_unknown_command_is_refused_by_name(cache: Path) -> None:
     done = kikitori("trane", cache=cache)
     assert done.returncode == 1
-    assert "'trane' is not one of train, evaluate, prepare, transcribe, compare" in done.stderr
+    assert "'trane' is not one of train, evaluate, prepare, guard, average, transcribe, compare" in done.stderr

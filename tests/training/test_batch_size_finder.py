@@ -119,7 +119,7 @@ def test_an_average_of_the_weights_takes_memory_of_its_own(
 
     monkeypatch.setattr(batch_size_finder, "make_memory_probe", probe)
     data: Any = SimpleNamespace(micro_batch_size="auto", window_frames=lambda: {100}, global_batch_size=4)
-    data.prepared = SimpleNamespace(train_tokens=[9])
+    data.most_train_tokens = 9
     run = gpu(monkeypatch, [0.5], tmp_path)
     for averaged in (False, True, True):
         find_micro_batch_sizes(run, micro, data, averaged)

@@ -56,9 +56,9 @@ compare     rank runs and sweeps, with intervals; --report writes a page
     kikitori compare outputs/my-sweep --report report.html
 
 kikitori COMMAND --help lists the options of a command. For train, evaluate,
-prepare, guard and average these are choices and keys of the configuration: model=whisper_base
-optim.lr=3e-5. -m sweeps over comma-separated values, --cfg job prints the
-composed configuration. kikitori --version prints the version.
+prepare, guard and average these are choices and keys of the configuration:
+model=whisper_base optim.lr=3e-5. -m sweeps over comma-separated values, --cfg
+job prints the composed configuration. kikitori --version prints the version.
 Completion: eval "$(kikitori train -sc install=bash)" (or zsh, fish)."""
 HYDRA_COMMANDS = ("train", "evaluate", "prepare", "guard", "average")
 # The key of the models that a command takes as plain words.

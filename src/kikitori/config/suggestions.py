@@ -36,7 +36,8 @@ def wrong_words(command: str, words: Sequence[str]) -> Iterator[str]:
         if not equals and command in TAKES_A_PATH and os.path.exists(word):
             yield f"{word}: no key; a path is given as {TAKES_A_PATH[command]}={word}"
         elif command in ("evaluate", "guard") and key in OF_TRAINING:
-            yield f"{key}: belongs to kikitori train; {command} takes no steps"
+            what = "an evaluation" if command == "evaluate" else f"kikitori {command}"
+            yield f"{key}: belongs to kikitori train; {what} takes no steps"
         elif not key.strip():
             yield f"{word}: no key; settings are given as key=value without spaces, such as optim.lr=3e-5"
         elif not word.isprintable() and not is_utf8(word):

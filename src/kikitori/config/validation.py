@@ -90,6 +90,8 @@ TYPES: dict[str, Any] = {
 GROUPS = ("data", "augment", "joining", "model", "adapter", "optim", "trainer", "logger", "callbacks")
 # Keys by which the configuration of a command is recognised, in this order.
 OWN_KEYS = {"average": "alphas", "guard": "against", "evaluate": "checkpoint", "train": "callbacks"}
+# Those of them that may have no target of their own.
+MAY_BE_EMPTY = ("logger", "callbacks", "adapter")
 CHECKPOINTS = "pytorch_lightning.callbacks.ModelCheckpoint"
 # Arguments that a pipeline passes itself, so that a configured value would be lost.
 PASSED = {
@@ -225,8 +227,9 @@ def _fixed_keys(command: str) -> dict[str, set[str]]:
 def _node_faults(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Reports nodes that are missing or no mappings, as after trainer=null."""
     command = _command(values)
-    for parent in (*_fixed_keys(command), *(group for group in GROUPS if group in _fixed_keys(command)[""])):
-        node, needs_target = _select(values, parent), parent in GROUPS and parent not in ("logger", "callbacks")
+    chosen = [group for group in GROUPS if group in read_file(CONF / f"{command}.yaml").groups]
+    for parent in (*_fixed_keys(command), *chosen):
+        node, needs_target = _select(values, parent), parent in chosen and parent not in MAY_BE_EMPTY
         if parent and not (isinstance(node, Mapping) and ("_target_" in node or not needs_target)):
             choices = ", ".join(sorted(path.stem for path in (CONF / parent).glob("*.yaml")))
             must_be = "must be a mapping" + " with a _target_" * needs_target

@@ -157,7 +157,7 @@ def build_whisper(
     freeze: Literal["encoder", "none"] = "none",
     gradient_checkpointing: bool = False,
     init_std: float = 0.08,
-    timestamps: bool = False,
+    timestamps: bool | None = None,
     **config: Any,
 ) -> Whisper:
     """Builds a Whisper with random weights, its own window of whole seconds, and a byte-level tokenizer.

@@ -45,7 +45,7 @@ FIXED = {
 # Keys in which a resumed run may differ without resume_accept.
 NOT_OF_THE_RECIPE = re.compile(
     r"resume(_sweep)?|(resume_)?accept\b.*|sweep\b.*|logger\b.*|trainer\.(strategy\b.*|deterministic)"
-    r"|callbacks\.pruning\b.*|keep|.*\.(dirpath|verbose)|data\.(num_workers|eval_batch_size|micro_batch_size)"
+    r"|callbacks\.pruning\b.*|keep|guard\b.*|.*\.(dirpath|verbose)|data\.(num_workers|eval_batch_size|micro_batch_size)"
 )
 
 
