@@ -36,6 +36,8 @@ PATHS = (*FILES, "data.name", "model.name", "hydra.run.dir", "hydra.sweep.dir", 
 QUOTED = r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|"""
 PART = re.compile(QUOTED + r"""[^][{},'"]+""", re.DOTALL)
 PART_OF_CALL = re.compile(QUOTED + r"""[^][{}(),'"]+""", re.DOTALL)
+# Groups that change nothing unless one of these keys is set: a run of a version without them is the same.
+SWITCHES = {"augment": re.compile(".*_prob"), "joining": re.compile("share|non_speech")}
 # Two ways to say the same thing: of each pair, one is set and the other null.
 ALTERNATIVES = (("trainer.max_steps", "trainer.max_epochs"), ("validation.every_steps", "validation.every_epochs"))
 
@@ -293,11 +295,15 @@ def to_plain(node: Any) -> Any:
 def flatten(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """Yields dotted key and value of each leaf of a configuration, with names of earlier versions translated.
 
-    Without an augmentation that changes no clip, which earlier versions did not have.
+    Without the groups of SWITCHES that are switched off.
     """
-    augments = any(value for key, value in leaves(config.get("augment")) if key.endswith("_prob"))
+    off = {
+        group
+        for group, switch in SWITCHES.items()
+        if not any(value for key, value in leaves(config.get(group)) if switch.fullmatch(key))
+    }
     for key, value in leaves(config):
-        if not names.DROPPED_KEYS.fullmatch(key) and (augments or not key.startswith("augment.")):
+        if not names.DROPPED_KEYS.fullmatch(key) and key.partition(".")[0] not in off:
             name = key.rpartition(".")[2]
             value = names.RENAMED_TARGETS.get(str(value), value) if name == "_target_" else value
             yield names.RENAMED_KEYS.get(key, key), value

@@ -8,7 +8,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from kikitori.config.composition import OF_RECORDS, reserved_settings
@@ -149,14 +148,12 @@ def keep_changed_defaults(cfg: DictConfig, words: Iterable[str], folder: Path) -
 def changes(before: Mapping[str, Any], now: Mapping[str, Any], given: Iterable[str] = ()) -> dict[str, str]:
     """The keys in which two configurations differ, with both values; keys that may differ are left out.
 
-    So is a key that this version has added to a node that both have, and a node it has added whose choice is `none`,
-    unless it is among the `given` ones.
+    So is a key that this version has added to a node that both have, unless it is among the `given` ones.
     """
     old, new = (dict(flatten(json.loads(json.dumps(config)))) for config in (before, now))
     named = tuple(given)
     nodes = {key.rpartition(".")[0] for key in old}
     added = {k for k in new.keys() - old.keys() if k.rpartition(".")[0] in nodes and not k.startswith(named)}
-    added |= {k for k in new.keys() - old.keys() if (node := k.partition(".")[0]) not in before and _is_none(node, now)}
     # null, of evaluate: as the model was trained. Records of early versions name both.
     as_trained = {key for key in ("model.language", "model.task") if new.get(key, "") is None}
     # A command line may name the same file relative to another folder.
@@ -164,12 +161,6 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any], given: Iterable[s
     differing = [k for k in old | new if old.get(k) != new.get(k) and k not in added | as_trained | same]
     texts = {k: f"was {_as_written(old.get(k))}, is now {_as_written(new.get(k))}" for k in differing}
     return {k: text for k, text in texts.items() if not NOT_OF_THE_RECIPE.fullmatch(k)}
-
-
-def _is_none(group: str, config: Mapping[str, Any]) -> bool:
-    """Whether a group has its choice `none`, which leaves a run as it was before there was the group."""
-    path = CONF / group / "none.yaml"
-    return path.is_file() and yaml.safe_load(path.read_text(encoding="utf-8")) == config[group]
 
 
 def _as_written(value: Any) -> Any:
