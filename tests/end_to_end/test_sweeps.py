@@ -145,6 +145,7 @@ def test_of_ten_trials_the_five_failed_ones_are_run_again(tmp_path: Path) -> Non
     fails_alone(tmp_path, raising=3, running=7, kill=4, stop=6, repeat_command=True)
 
 
+@pytest.mark.long
 def test_a_stopped_sweep_stops_its_trials_and_refuses_other_arguments(tmp_path: Path) -> None:
     command = ["seed=0,1", "trainer.max_steps=4000", "validation.every_steps=20"]
     folder = tmp_path / "sweep"

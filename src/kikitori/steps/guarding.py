@@ -50,9 +50,11 @@ class Guard:
         announce_scoring(self.trainer, f"guard: {who} model, {len(self.recordings)} recordings")
         with timed(self.run.results, "guard_s"):
             every = jobs(self.recordings, whisper.processor, self.data.eval_batch_size)
-            own = every[self.data.rank :: self.data.world_size]
-            predicted: Any = self.trainer.predict(Reader(whisper), Jobs(own)) if own else []
-            rows = list(chain.from_iterable(all_gather(list(chain.from_iterable(predicted)))))
+            # Processes wait for each other, so one without a job of its own repeats the first.
+            own = every[self.data.rank :: self.data.world_size] or every[:1]
+            predicted: Any = self.trainer.predict(Reader(whisper), Jobs(own))
+            read = chain.from_iterable(all_gather(list(chain.from_iterable(predicted))))
+            rows = list({(row["set"], row["recording"], row["reading"]): row for row in read}.values())
         if is_main():
             write_lines(file, rows)
         return count(rows)
