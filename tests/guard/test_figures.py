@@ -54,6 +54,11 @@ def test_repetitions_are_counted() -> None:
     assert (found["base"], found["tuned"], found["verdict"]) == (0, 100, "worse")
 
 
+def test_a_row_of_dots_is_no_repetition() -> None:
+    found = figure(compare(count([row("silence", "1", "")]), count([row("silence", "1", "。" * 99)])), "loops")
+    assert (found["tuned"], found["verdict"]) == (0, "")
+
+
 @pytest.mark.parametrize(
     ("stamps", "expected"),
     [([], False), ([0.0], False), ([0.0, 0.0], False), ([0.0, 2.5], True), ([0.0, 2.5, 2.0, 4.0], False)],

@@ -69,9 +69,11 @@ def _counts(row: Mapping[str, Any]) -> Iterator[tuple[str, tuple[int, int]]]:
         yield ENDED, (int(is_stamped(stamps)), 1)
         yield NEAR, (sum(any(abs(stamp - joint) <= NEAR_S for stamp in stamps) for joint in joints), len(joints))
         return
-    yield LOOPS, (int(without_repetition(hypothesis) != hypothesis), 1)
+    # Of characters: a row of dots repeats nothing that was said.
+    said = normalise(hypothesis, language)
+    yield LOOPS, (int(without_repetition(said) != said), 1)
     if not row["reference"]:
-        yield INVENTED, (len(normalise(hypothesis, language)), round(1000 * row["seconds"]))
+        yield INVENTED, (len(said), round(1000 * row["seconds"]))
         return
     (score,) = score_clips([row["reference"]], [hypothesis], language)
     yield CER, (score.cer_edits, score.cer_length)
