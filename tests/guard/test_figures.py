@@ -54,6 +54,11 @@ def test_repetitions_are_counted() -> None:
     assert (found["base"], found["tuned"], found["verdict"]) == (0, 100, "worse")
 
 
+def test_a_text_that_repeats_itself_as_its_reference_does_is_right() -> None:
+    same = [row("joined 60 s", "1", "今日は晴れです" * 6, "今日は晴れです" * 6)]
+    assert figure(compare(count(same), count(same)), "loops")["tuned"] == 0
+
+
 def test_a_row_of_dots_is_no_repetition() -> None:
     found = figure(compare(count([row("silence", "1", "")]), count([row("silence", "1", "。" * 99)])), "loops")
     assert (found["tuned"], found["verdict"]) == (0, "")

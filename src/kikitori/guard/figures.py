@@ -69,9 +69,10 @@ def _counts(row: Mapping[str, Any]) -> Iterator[tuple[str, tuple[int, int]]]:
         yield ENDED, (int(is_stamped(stamps)), 1)
         yield NEAR, (sum(any(abs(stamp - joint) <= NEAR_S for stamp in stamps) for joint in joints), len(joints))
         return
-    # Of characters: a row of dots repeats nothing that was said.
-    said = normalise(hypothesis, language)
-    yield LOOPS, (int(without_repetition(said) != said), 1)
+    # Of characters: a row of dots repeats nothing that was said. Few clips that are joined repeat themselves.
+    said, reference = (normalise(text, language) for text in (hypothesis, row["reference"]))
+    repeats = without_repetition(said) != said and without_repetition(reference) == reference
+    yield LOOPS, (int(repeats), 1)
     if not row["reference"]:
         yield INVENTED, (len(said), round(1000 * row["seconds"]))
         return
