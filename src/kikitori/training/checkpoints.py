@@ -16,7 +16,7 @@ from pytorch_lightning.callbacks import LambdaCallback, ModelCheckpoint
 from pytorch_lightning.plugins.io import CheckpointIO
 from pytorch_lightning.utilities import rank_zero_only
 
-from kikitori.runtime.errors import DataError, KikitoriError, TrainingError, one_line
+from kikitori.runtime.errors import DataError, KikitoriError, TrainingError, one_line, remedy_of
 from kikitori.runtime.files import (
     OBJECT,
     atomic_write,
@@ -182,7 +182,7 @@ def resumed(trainer: pl.Trainer, path: Path | None) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if path is None or steps or isinstance(error, KikitoriError):
+        if path is None or steps or isinstance(error, KikitoriError) or remedy_of(error):
             raise
         log.debug("traceback:", exc_info=True)
         raise TrainingError(
