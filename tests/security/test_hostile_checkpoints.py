@@ -1,6 +1,7 @@
 """Checkpoints and model folders that somebody has changed: an error or a model, and nothing outside is touched."""
 
 import copy
+import errno
 import json
 import os
 import random
@@ -140,6 +141,30 @@ def test_a_state_that_cannot_be_restored_is_an_error_that_names_the_checkpoint(
     write({**values, **place}, last)
     with pytest.raises(TrainingError, match=f"training does not continue from {last}: .*delete it and resume again"):
         fit(tmp_path, 3, last)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device", "metrics.csv"),
+        RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"),
+        RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."),
+    ],
+    ids=str,
+)
+def test_a_failure_of_the_machine_is_not_blamed_on_the_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    fit(tmp_path, 1)
+    (last,) = tmp_path.glob("*.ckpt")
+
+    def fail(*_: Any) -> torch.Tensor:
+        raise error
+
+    monkeypatch.setattr(Tiny, "training_step", fail)
+    with pytest.raises(type(error)) as raised:
+        fit(tmp_path, 3, last)
+    assert raised.value is error
 
 
 def test_a_run_that_was_moved_keeps_its_best_checkpoint(tmp_path: Path) -> None:

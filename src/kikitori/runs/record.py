@@ -1,6 +1,5 @@
 """Writes results.json when a run starts, while it runs, and when it ends or fails, with the code that produced it."""
 
-import errno
 import logging
 import os
 import shlex
@@ -36,7 +35,7 @@ from kikitori.runtime.errors import (
     TrainingError,
     describe_error,
     is_out_of_memory,
-    one_line,
+    remedy_of,
 )
 from kikitori.runtime.files import write_json, write_text
 from kikitori.runtime.paths import HERE, shown_path
@@ -53,14 +52,6 @@ DROPPED: dict[str, tuple[str, ...]] = {
     "all": (),
     "model": ("checkpoints",),
     "scores": ("checkpoints", "model", "adapter"),
-}
-
-# Errors of the disk, with the remedy.
-DISK_ERRORS = {
-    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "free space"),
-    **dict.fromkeys((errno.EACCES, errno.EPERM), "fix its permissions"),
-    errno.EROFS: "mount it writable",
-    errno.EIO: "check the disk",
 }
 
 
@@ -91,7 +82,7 @@ def record(results: Results, command: str, config: dict[str, Any], folder: Path)
         except BaseException as error:
             kind = OutOfMemory if is_out_of_memory(error) else type(error)
             results |= {"status": "failed", "error": describe_error(error), "error_type": kind.__name__}
-            if remedy := _remedy(error):
+            if remedy := remedy_of(error):
                 raise TrainingError(f"{remedy}, then resume with kikitori {command} resume={folder}") from error
             raise
         finally:
@@ -183,18 +174,6 @@ def timed(results: Results, key: str) -> Iterator[Callable[[], None]]:
         yield add
     finally:
         add()
-
-
-def _remedy(error: BaseException) -> str | None:
-    """What happened and what to do, if the machine is the cause."""
-    if isinstance(error, OSError) and error.errno in DISK_ERRORS:
-        return f"{error.filename or 'the disk'}: {error.strerror}; {DISK_ERRORS[error.errno]}"
-    if is_out_of_memory(error):
-        return f"{one_line(error)}; use a smaller model, or free the memory that other processes use"
-    if isinstance(error, RuntimeError) and "DataLoader worker" in str(error):
-        cause = one_line(error)
-        return f"{cause}; if it ran out of memory, lower data.num_workers (0 uses no worker processes)"
-    return None
 
 
 def _now() -> str:

@@ -3,6 +3,7 @@
 Each error names the thing, its value and the remedy, and is shown without a traceback.
 """
 
+import errno
 import signal
 from collections.abc import Mapping, Sequence
 from numbers import Integral, Real
@@ -13,6 +14,14 @@ from kikitori.runtime.text import safe
 # How errors of torch, cuBLAS and cuDNN say that the memory of a device, or of the CPU, is full. Only torch's own
 # allocator raises an OutOfMemoryError; the last one is cuDNN's for its first convolution on a full GPU.
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "ALLOC_FAILED", "CUDNN_STATUS_INTERNAL_ERROR")
+
+# Errors of the disk, with the remedy.
+DISK_ERRORS = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "free space"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM), "fix its permissions"),
+    errno.EROFS: "mount it writable",
+    errno.EIO: "check the disk",
+}
 
 
 class KikitoriError(Exception):
@@ -114,6 +123,18 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Returns whether a computation failed for lack of memory, in torch or in a library that allocates by itself."""
     text = f"{type(error).__name__}: {error}"
     return isinstance(error, RuntimeError) and ("OutOfMemoryError" in text or any(s in text for s in OUT_OF_MEMORY))
+
+
+def remedy_of(error: BaseException) -> str | None:
+    """Returns what happened and what to do, if the machine is the cause; None otherwise."""
+    if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+        return f"{error.filename or 'the disk'}: {error.strerror}; {DISK_ERRORS[error.errno]}"
+    if is_out_of_memory(error):
+        return f"{one_line(error)}; use a smaller model, or free the memory that other processes use"
+    if isinstance(error, RuntimeError) and "DataLoader worker" in str(error):
+        cause = one_line(error)
+        return f"{cause}; if it ran out of memory, lower data.num_workers (0 uses no worker processes)"
+    return None
 
 
 def check_above_zero(prefix: str, values: Mapping[str, Any], whole: bool = False) -> None:

@@ -17,7 +17,7 @@ from pytorch_lightning.plugins.io import CheckpointIO
 from pytorch_lightning.utilities import rank_zero_only
 
 from kikitori.optim.average import AVERAGE
-from kikitori.runtime.errors import DataError, KikitoriError, TrainingError, one_line
+from kikitori.runtime.errors import DataError, KikitoriError, TrainingError, one_line, remedy_of
 from kikitori.runtime.files import (
     OBJECT,
     atomic_write,
@@ -188,7 +188,7 @@ def resumed(trainer: pl.Trainer, path: Path | None) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if path is None or steps or isinstance(error, KikitoriError):
+        if path is None or steps or isinstance(error, KikitoriError) or remedy_of(error):
             raise
         log.debug("traceback:", exc_info=True)
         raise TrainingError(
