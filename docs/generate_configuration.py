@@ -38,7 +38,11 @@ def reference() -> str:
     parts = [INTRODUCTION + "\n".join(map(_arguments, LIBRARIES))]
     for root in ("train", "evaluate", "prepare", "guard", "average"):
         parts += [f"## kikitori {root}", _sentence(files[root].header), _table({root: files[root]}, "")]
-    parts += ["## train, evaluate, prepare, guard and average", _sentence(files["base"].header), _table({"base": files["base"]}, "")]
+    parts += [
+        "## train, evaluate, prepare, guard and average",
+        _sentence(files["base"].header),
+        _table({"base": files["base"]}, ""),
+    ]
     groups = dict.fromkeys([*files["train"].groups, *SWEEP_GROUPS])
     for group in groups:
         own = {name: file for name, file in files.items() if name.rpartition("/")[0] == group}
