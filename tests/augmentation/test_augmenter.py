@@ -185,8 +185,12 @@ def test_a_clip_that_is_longer_than_the_window_is_not_made_longer() -> None:
         ({"noise_kinds": "white"}, "noise_kinds: must be a list of some of white, pink, babble, got 'white'"),
         ({"noise_prob": 0.5, "noise_kinds": []}, "noise_kinds: is empty, and there is no augment.noise_folder"),
         ({"noise_prob": 0.5, "noise_folder": "/no/such"}, "noise_folder: /no/such is not a folder; give one with"),
+        ({"noise_prob": 0.5, "noise_folder": "~nobody-here/x"}, "noise_folder: ~nobody-here/x is not a folder"),
+        ({"noise_prob": 0.5, "noise_folder": ""}, "noise_folder: '' is not a folder; give one with recordings"),
         ({"noise_folder": "."}, "noise_folder: has no effect while augment.noise_prob is 0; set it, as in"),
         ({"room_folder": "."}, "room_folder: has no effect while augment.room_prob is 0"),
+        ({"room_prob": 1.1}, "room_prob: must be a probability between 0 and 1, got 1.1"),
+        ({"room_prob": "often"}, "room_prob: must be a probability between 0 and 1, got 'often'"),
         ({"room_prob": 0.5}, "room_prob: needs a folder of impulse responses: augment.room_folder=..."),
     ],
 )
