@@ -110,8 +110,10 @@ def test_babble_is_made_of_other_clips_than_the_one_it_covers() -> None:
 
 
 def test_babble_needs_a_second_clip() -> None:
-    with pytest.raises(ConfigError, match=r"noise_kinds: babble is made of other training clips"):
+    with pytest.raises(ConfigError, match=r"babble is made of other .*; pass augment.noise_kinds=\[white,pink\]"):
         augmenter(noise_prob=0.1, voices=1)
+    with pytest.raises(ConfigError, match=r"babble is made of other .*; pass augment.noise_prob=0"):
+        augmenter(noise_prob=0.1, voices=1, noise_kinds=["babble"])
     assert augmenter(noise_prob=0.1, voices=1, noise_kinds=["white"])
 
 
