@@ -27,8 +27,8 @@ def with_origin(cfg: DictConfig | Mapping[str, Any], place: str) -> dict[str, An
             raise ConfigError(f"{typed[0]}: belongs to a corpus; choose it as well: {choices}")
         if TARGET not in config.get("data", {}):
             raise ConfigError(f"data: not chosen, and {place} is no run that would name its corpus; pass data=...")
-        # Folders outside of the corpus are typed, never read from a file.
-        values["data"] = {**config["data"], "roots": None}
+        # Folders outside of the corpus are typed, never read from a file; the cache is of one frozen encoder.
+        values["data"] = {**config["data"], "roots": None, "cache_encoder_outputs": False}
         for key in ("release", "manifest", "name"):
             if key in values["data"]:
                 values["data"][key] = _from(start, values["data"][key])
