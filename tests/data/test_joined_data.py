@@ -10,6 +10,7 @@ from data_modules import common_voice, trainer_of
 from recordings import common_voice_row, encoded, tone, write_tsv
 
 from kikitori.audio.waveform import to_float
+from kikitori.augmentation.settings import Augmentation
 from kikitori.data.collate import IGNORE_INDEX, check_label_contract
 from kikitori.data.datamodule import CommonVoice
 from kikitori.data.sampler import SampledClip
@@ -129,6 +130,21 @@ def test_a_clip_that_is_not_joined_computes_the_same(corpus: Path, whisper: Whis
         other = plain[SampledClip(clip, 0.5, False, 4)]
         assert same({key: one[key] for key in other}, other)
         assert one["input_features"].shape[1] == dataset.windows()[clip]
+
+
+def test_the_speed_of_a_clip_changes_where_no_times_depend_on_it(corpus: Path, whisper: Whisper) -> None:
+    data = module(corpus, whisper, augment=Augmentation(speed_prob=1, speed=(0.8, 0.8)))
+    dataset, (clip, samples) = data.dataset("train"), (2, data.dataset("train").audio.pcm("clip_2.mp3").size)
+    single, joined = Example((Placed(clip, 0, samples),)), Example((Placed(clip, 320, 320 + samples),), joined=True)
+    for example, seconds in (
+        (single, samples / 16_000 / 0.8),
+        (single._replace(stamped=True), samples / 16_000),
+        (joined, (320 + samples) / 16_000),
+    ):
+        found = dataset[SampledClip(clip, 1.0, step=3, example=example)]
+        assert found["seconds"] == pytest.approx(seconds, abs=1e-3)
+    alone = module(corpus, whisper, joining=None, augment=data.augment).dataset("train")[SampledClip(clip, 1.0, step=3)]
+    assert dataset[SampledClip(clip, 1.0, step=3, example=single)]["input_features"].equal(alone["input_features"])
 
 
 def test_an_epoch_begins_one_example_with_each_clip(corpus: Path, whisper: Whisper) -> None:

@@ -90,9 +90,10 @@ class SpeechDataset(Dataset[dict[str, Any]]):
         texts = [self.clips[placed.clip].text for placed in example.sentences]
         name = "+".join(self.clips[placed.clip].name for placed in example.sentences)
         if self.augmenter and step is not None and example.sentences:
-            first = example.sentences[0].clip
-            # At its own speed, since its labels have times.
-            samples = self.augmenter(samples, step, name, first, len(samples), changes_speed=False)
+            first, longest = example.sentences[0].clip, processor.frames * HOP_LENGTH
+            # With timestamps, or in a full window, at its own speed: other times would not be those of the labels.
+            changes_speed = not (example.stamped or example.joined)
+            samples = self.augmenter(samples, step, name, first, longest, changes_speed)
         labels = self._labels(example, texts)
         if fault := label_fault(processor, labels.tokens):
             raise DataError(f"{name}: {fault}")
