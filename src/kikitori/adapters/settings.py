@@ -27,8 +27,8 @@ TARGETS = (
 
 
 NOT_AVERAGED = (
-    "an average of the weights (ema.decay) would bring back the ranks that adapter=adalora prunes; set ema.decay=null, or "
-    "choose another adapter"
+    "an average of the weights (ema.decay) would bring back the ranks that adapter=adalora prunes; set ema.decay=null, "
+    "or choose another adapter"
 )
 
 
