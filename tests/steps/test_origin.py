@@ -3,6 +3,9 @@
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from kikitori.runtime.errors import ConfigError
 from kikitori.runtime.files import write_json
 from kikitori.steps.origin import with_origin
 
@@ -27,6 +30,13 @@ def test_corpus_and_base_are_those_of_the_run(tmp_path: Path) -> None:
 def test_outputs_that_a_run_kept_of_its_frozen_encoder_are_not_those_of_two_models(tmp_path: Path) -> None:
     found = with_origin(CHOSEN_BY_THE_RUN, run(tmp_path / "run", name="openai/whisper-base", freeze="encoder"))
     assert found["data"]["cache_encoder_outputs"] is False
+
+
+def test_a_base_of_another_revision_than_the_main_branch_is_not_taken_for_it(tmp_path: Path) -> None:
+    place = run(tmp_path / "run", name="openai/whisper-base", revision="e37978b")
+    with pytest.raises(ConfigError, match=r"the revision e37978b of openai/whisper-base, .* pass --against"):
+        with_origin(CHOSEN_BY_THE_RUN, place)
+    assert with_origin({**CHOSEN_BY_THE_RUN, "against": "other"}, place)["against"] == "other"
 
 
 def test_the_base_is_found_in_the_folder_where_the_run_was_started(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from kikitori.runtime.errors import ConfigError
 def with_origin(cfg: DictConfig | Mapping[str, Any], place: str) -> dict[str, Any]:
     """The configuration, in which `data` and `against` are those of a model's run where none is chosen.
 
-    place: the model. Raises ConfigError for one that belongs to no run, or began with random weights.
+    place: the model. Raises ConfigError for one that belongs to no run, or began with random weights or a revision.
     """
     values: Any = to_plain(cfg) if isinstance(cfg, DictConfig) else dict(cfg)
     folder = folder_of_run(Path(place))
@@ -32,9 +32,15 @@ def with_origin(cfg: DictConfig | Mapping[str, Any], place: str) -> dict[str, An
         for key in ("release", "manifest", "name"):
             if key in values["data"]:
                 values["data"][key] = _from(start, values["data"][key])
-    base = config.get("model", {}).get("name")
+    model = config.get("model", {})
+    base, revision = model.get("name"), model.get("revision")
     if not values["against"] and not base:
         raise ConfigError(f"against: not set, and {place} does not name its base; pass --against with a model")
+    if not values["against"] and revision:
+        raise ConfigError(
+            f"against: not set, and {place} began with the revision {revision} of {base}, not with its main branch; "
+            "pass --against with a folder of it (hf download --revision)"
+        )
     values["against"] = values["against"] or _from(start, base)
     return dict(values)
 
