@@ -45,8 +45,7 @@ class Guard:
     def read(self, who: str, whisper: Whisper) -> Counts:
         """Reads all recordings with a model, and writes what it reads into the run's folder. who: BASE or TUNED."""
         file = guard_file(self.run.folder, who)
-        # The base stays as it is; a run that is trained further has another tuned model.
-        if who == BASE and self.run.config["resume"] and file.exists() and (rows := self._known(file)):
+        if self.run.config["resume"] and file.exists() and (rows := self._known(file)):
             return count(rows)
         announce_scoring(self.trainer, f"guard: {who} model, {len(self.recordings)} recordings")
         with timed(self.run.results, "guard_s"):
