@@ -1,5 +1,6 @@
 """Both readings of a micro model, and the recordings that are read."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -46,6 +47,12 @@ def test_a_clip_is_read_as_in_an_evaluation(micro: Whisper) -> None:
         (expected,) = generate(micro, states, [0.6])
         assert detect_language(micro, states) == [row["detected"]]
     assert row["hypothesis"] == expected.text
+
+
+def test_rows_name_the_language_that_is_spoken_and_that_of_the_text(micro: Whisper) -> None:
+    micro.processor = replace(micro.processor, task="translate")
+    (row,) = read(micro, [Job(STOCK, [next(of_corpus(speech(1), 1.0, " "))])])
+    assert (row["language"], row["text_language"]) == ("ja", "en")
 
 
 def test_the_detected_language_is_that_of_transformers(micro: Whisper) -> None:

@@ -166,10 +166,9 @@ class Planner:
     def _next(self, rng: np.random.Generator, clip: int, used: Sequence[int]) -> int | None:
         """Draws a clip next to `clip` that is not in use; None if none is found."""
         same, among = rng.random() < self.joining.same_speaker, self._by_speaker.get(self.speakers[clip])
-        if same and among is not None and (others := [i for i in among if i not in used]):
-            return others[rng.integers(len(others))]
-        drawn = rng.integers(len(self.samples), size=TRIES).tolist()
-        return next((i for i in drawn if i not in used), None)
+        if same and among is not None and (found := _draw(rng, among, used)) is not None:
+            return found
+        return _draw(rng, range(len(self.samples)), used)
 
     @cached_property
     def _by_speaker(self) -> dict[str | None, list[int]]:
@@ -202,6 +201,15 @@ class Planner:
         # Start, language, task, end; then the timestamps, or the token that there are none.
         stamps = 2 * len(texts) + bool(example.crossing and texts) if example.stamped else 1
         return 4 + sum(texts) + stamps
+
+
+def _draw(rng: np.random.Generator, clips: Sequence[int], used: Sequence[int]) -> int | None:
+    """Draws one of the clips that is not in use; None if TRIES of them are. A list of the others would take too long.
+
+    A speaker may have read the whole corpus.
+    """
+    drawn = (clips[place] for place in rng.integers(len(clips), size=TRIES).tolist())
+    return next((clip for clip in drawn if clip not in used), None)
 
 
 def _on_grid(sample: int) -> int:
