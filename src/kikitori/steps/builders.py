@@ -133,7 +133,7 @@ def configure_model(session: Session, whisper: Whisper) -> None:
     whisper.configure_generation(**session.config["generation"])
     session.results["model"] = {
         "name": model_name(session.config),
-        "parameters": whisper.model.num_parameters(),
+        "parameters": whisper.num_parameters,
         "window_s": whisper.processor.window_s,
         "window": describe_window(whisper.processor.window),
         "language": whisper.processor.language,
@@ -148,10 +148,14 @@ def configure_model(session: Session, whisper: Whisper) -> None:
 
 
 def adapter_facts(whisper: Whisper) -> dict[str, Any]:
-    """The kind of a model's adapter, the number of its layers, and of its weights, which alone are trained."""
+    """The kind of a model's adapter, the number of its layers, and of its weights, which alone are trained; and the
+    bits of the base's weights, if they are not 32.
+    """
     trained = sum(weight.numel() for weight in whisper.model.parameters() if weight.requires_grad)
     layers = len(whisper.arguments["adapter"]["modules"])
-    return {"kind": whisper.arguments["adapter"]["kind"], "layers": layers, "parameters": trained}
+    facts = {"kind": whisper.arguments["adapter"]["kind"], "layers": layers, "parameters": trained}
+    bits = whisper.arguments["adapter"]["base_bits"]
+    return {**facts, "base_bits": bits} if bits else facts
 
 
 def model_name(config: dict[str, Any]) -> str:
