@@ -9,6 +9,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from safetensors.torch import load_file
 
+from kikitori.adapters import layers
 from kikitori.config.overrides import settle
 from kikitori.pipelines.average import average
 from kikitori.pipelines.train import train
@@ -74,6 +75,29 @@ def test_the_base_and_the_tuned_model_are_the_ends(runs: list[Path], tmp_path: P
     for alpha, end in ((0, base), (1, one)):
         run("average", tmp_path / str(alpha), f"runs=[{one}]", "guard.clips=0", "alphas=[0,1]", f"alpha={alpha}")
         assert all(torch.equal(value, weights(end)[name]) for name, value in weights(tmp_path / str(alpha)).items())
+
+
+@pytest.mark.long
+@pytest.mark.skipif(not layers.is_available(), reason=f"an adapter {layers.EXTRA}")
+def test_an_adapter_is_merged_before_it_is_averaged(runs: list[Path], tmp_path: Path) -> None:
+    words = ["model=whisper_base", f"model.name={runs[0]}", "adapter=lora", "adapter.rank=2", "optim.lr=1e-2"]
+    best = run("train", tmp_path / "run", *words, "trainer.max_steps=2")["checkpoint"]["best"]
+    for number, place in enumerate(("run", "run/adapter", f"run/{best}")):
+        out = tmp_path / str(number)
+        more = [] if number == 0 else [f"against={runs[0]}"]
+        run(
+            "average",
+            out,
+            f"runs=[{tmp_path / place}]",
+            "data=demo",
+            "data.limit.validation=2",
+            "data.limit.test=2",
+            "guard.clips=0",
+            "alphas=[1]",
+            "alpha=1",
+            *more,
+        )
+        assert all(torch.equal(value, weights(tmp_path / "run")[name]) for name, value in weights(out).items())
 
 
 def test_what_cannot_be_averaged_is_named(runs: list[Path], tmp_path: Path) -> None:
