@@ -15,7 +15,7 @@ from kikitori.config.overrides import settle
 from kikitori.model.loading import load_whisper
 from kikitori.pipelines import train as pipeline
 from kikitori.pipelines.evaluate import evaluate, load_checkpoint
-from kikitori.runtime.errors import Stopped
+from kikitori.runtime.errors import ModelError, Stopped
 from kikitori.runtime.files import read_json
 from kikitori.runtime.paths import CONF
 from kikitori.training.checkpoints import SaveLastCheckpoint, read_checkpoint
@@ -178,6 +178,15 @@ def test_cached_outputs_of_a_frozen_encoder_train_adapters_of_the_decoder(base: 
     one, other = (load_file(tmp_path / str(number) / "adapter/adapter_model.safetensors") for number in range(2))
     assert all(".decoder." in name for name in one)
     torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
+
+
+def test_a_checkpoint_whose_base_is_gone_names_both(completed: Path, tmp_path: Path) -> None:
+    checkpoint = read_checkpoint(completed / "checkpoints/last.ckpt")
+    checkpoint["hyper_parameters"]["recipe"]["name"] = "outputs/elsewhere/model"
+    torch.save(checkpoint, tmp_path / "moved.ckpt")
+    settings = {"checkpoint": str(tmp_path / "moved.ckpt"), "data": {"language": "ja"}}
+    with pytest.raises(ModelError, match=r"moved\.ckpt was trained from outputs/elsewhere/model, which does not exist"):
+        load_checkpoint({**settings, "model": {"language": None, "task": None}})
 
 
 def test_an_adapter_of_a_checkpoint_needs_peft(completed: Path, monkeypatch: pytest.MonkeyPatch) -> None:

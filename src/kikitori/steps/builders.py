@@ -14,7 +14,7 @@ from kikitori.data.datamodule import SpeechDataModule
 from kikitori.data.filters import doubtful_texts
 from kikitori.metrics.normalizer import text_rules
 from kikitori.model.loading import choose_language_and_task, load_whisper, rebuild_whisper
-from kikitori.model.source import model_folder
+from kikitori.model.source import is_path, model_folder
 from kikitori.model.whisper import Whisper
 from kikitori.model.window import describe_window
 from kikitori.runs.record import timed
@@ -98,6 +98,12 @@ def load_checkpoint(config: dict[str, Any]) -> Whisper:
     try:
         checkpoint = read_checkpoint(path)
         recipe = checkpoint["hyper_parameters"]["recipe"]
+        base = recipe.get("name") or ""
+        if is_path(base) and not Path(base).expanduser().exists():
+            raise ModelError(
+                f"checkpoint={path} was trained from {base}, which does not exist; start the command in the folder in "
+                "which the run was started, or give the run's model/ folder instead"
+            )
         language, task, notes = choose_language_and_task(
             path.name, given, (recipe["language"], recipe["task"]), default
         )
