@@ -1,6 +1,7 @@
 """Averages of trained models and their mixtures with a base."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,10 @@ from safetensors.torch import load_file
 
 from kikitori.adapters import layers
 from kikitori.config.overrides import settle
+from kikitori.model.loading import build_whisper
+from kikitori.model.processor import byte_tokenizer
 from kikitori.pipelines.average import average
+from kikitori.pipelines.mixing import check_alike
 from kikitori.pipelines.train import train
 from kikitori.runtime.errors import ConfigError, ModelError
 from kikitori.runtime.paths import CONF
@@ -98,6 +102,13 @@ def test_an_adapter_is_merged_before_it_is_averaged(runs: list[Path], tmp_path: 
             *more,
         )
         assert all(torch.equal(value, weights(tmp_path / "run")[name]) for name, value in weights(out).items())
+
+
+def test_a_model_of_another_vocabulary_is_named() -> None:
+    one, other = (build_whisper(d_model=32, encoder_layers=1, decoder_layers=1) for _ in range(2))
+    other.processor = replace(other.processor, tokenizer=byte_tokenizer(1))
+    with pytest.raises(ModelError, match="b has another vocabulary than a; average models that were fine-tuned from"):
+        check_alike({"a": one, "b": other})
 
 
 def test_what_cannot_be_averaged_is_named(runs: list[Path], tmp_path: Path) -> None:
