@@ -1,6 +1,7 @@
 """Averages of trained models and their mixtures with a base."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,12 @@ import torch
 from hydra import compose, initialize_config_dir
 from safetensors.torch import load_file
 
+from kikitori.adapters import layers
 from kikitori.config.overrides import settle
+from kikitori.model.loading import build_whisper
+from kikitori.model.processor import byte_tokenizer
 from kikitori.pipelines.average import average
+from kikitori.pipelines.mixing import check_alike
 from kikitori.pipelines.train import train
 from kikitori.runtime.errors import ConfigError, ModelError
 from kikitori.runtime.paths import CONF
@@ -74,6 +79,36 @@ def test_the_base_and_the_tuned_model_are_the_ends(runs: list[Path], tmp_path: P
     for alpha, end in ((0, base), (1, one)):
         run("average", tmp_path / str(alpha), f"runs=[{one}]", "guard.clips=0", "alphas=[0,1]", f"alpha={alpha}")
         assert all(torch.equal(value, weights(end)[name]) for name, value in weights(tmp_path / str(alpha)).items())
+
+
+@pytest.mark.long
+@pytest.mark.skipif(not layers.is_available(), reason=f"an adapter {layers.EXTRA}")
+def test_an_adapter_is_merged_before_it_is_averaged(runs: list[Path], tmp_path: Path) -> None:
+    words = ["model=whisper_base", f"model.name={runs[0]}", "adapter=lora", "adapter.rank=2", "optim.lr=1e-2"]
+    best = run("train", tmp_path / "run", *words, "trainer.max_steps=2")["checkpoint"]["best"]
+    for number, place in enumerate(("run", "run/adapter", f"run/{best}")):
+        out = tmp_path / str(number)
+        more = [] if number == 0 else [f"against={runs[0]}"]
+        run(
+            "average",
+            out,
+            f"runs=[{tmp_path / place}]",
+            "data=demo",
+            "data.limit.validation=2",
+            "data.limit.test=2",
+            "guard.clips=0",
+            "alphas=[1]",
+            "alpha=1",
+            *more,
+        )
+        assert all(torch.equal(value, weights(tmp_path / "run")[name]) for name, value in weights(out).items())
+
+
+def test_a_model_of_another_vocabulary_is_named() -> None:
+    one, other = (build_whisper(d_model=32, encoder_layers=1, decoder_layers=1) for _ in range(2))
+    other.processor = replace(other.processor, tokenizer=byte_tokenizer(1))
+    with pytest.raises(ModelError, match="b has another vocabulary than a; average models that were fine-tuned from"):
+        check_alike({"a": one, "b": other})
 
 
 def test_what_cannot_be_averaged_is_named(runs: list[Path], tmp_path: Path) -> None:

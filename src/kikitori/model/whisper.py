@@ -12,6 +12,7 @@ from transformers import WhisperForConditionalGeneration
 
 from kikitori.adapters.folder import save_adapter
 from kikitori.adapters.layers import inject, matching, merge
+from kikitori.adapters.quantised import quantised_layers
 from kikitori.adapters.settings import Lora
 from kikitori.model.limits import GENERATION, checked, trained_on
 from kikitori.model.processor import WINDOW_KEY, Processor
@@ -59,6 +60,12 @@ class Whisper:
         generation = {key: getattr(self.model.generation_config, key, None) for key in GENERATION_KEYS}
         window = self.processor.window.as_plain()
         return {"generation": generation, "window": window, "trained_on": self.trained_on}
+
+    @property
+    def num_parameters(self) -> int:
+        """All weights, however they are stored."""
+        stored = sum(layer.in_features * layer.out_features for layer in quantised_layers(self.model).values())
+        return self.model.num_parameters() + stored
 
     def set_window(self, window: Window) -> None:
         """Changes how far clips are padded; it is saved with the model."""
@@ -108,10 +115,11 @@ class Whisper:
         return 1 / self.max_tokens_per_s
 
     def add_adapter(self, adapter: Lora, modules: Sequence[str] | None = None) -> None:
-        """Puts an adapter into the layers, in place, and freezes all other weights.
+        """Puts an adapter into the layers, in place, and freezes all other weights, stored in `adapter.base_bits`.
 
         modules: names of the layers; None for all that the adapter's targets name and that were trained so far, so with
-        a frozen encoder those of the decoder. Needs the package peft. Raises ModelError if that is impossible.
+        a frozen encoder those of the decoder. Needs the package peft, and for base_bits bitsandbytes. Raises ModelError
+        if that is impossible.
         """
         if self.adapter:
             raise ModelError("the model has an adapter already; merge it first: whisper.merge_adapter()")

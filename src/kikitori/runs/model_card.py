@@ -106,8 +106,10 @@ def _adapter(settings: Mapping[str, Any]) -> str | None:
     if not settings:
         return None
     targets = plain_text(" ".join(map(str, settings.get("targets", []))))
+    bits = f", trained on weights in {settings['base_bits']} bits" if settings.get("base_bits") else ""
     return (
         f"{settings.get('kind', 'adalora')} of rank {settings.get('rank')} (alpha {settings.get('alpha')}) on {targets}"
+        f"{bits}"
     )
 
 

@@ -42,7 +42,7 @@ FIXED = {
     "optim._target_": "another optimizer cannot continue from its state",
     **dict.fromkeys(
         (f"adapter.{key}" for key in ("_target_", "kind", "rank", "initial_rank", "targets")),
-        "the checkpoint holds its matrices",
+        "the adapter in its checkpoints has the matrices of these settings",
     ),
 }
 # Keys in which a resumed run may differ without resume_accept.
@@ -230,7 +230,7 @@ def check_data(results: Results, summary: Mapping[str, Any], accepted: Sequence[
 
 def refuse_changes(found: Mapping[str, str], accepted: Sequence[str], folder: Path) -> None:
     """Raises ConfigError for changes that `resume_accept` does not name; a key there covers the keys below it."""
-    for key in found.keys() & FIXED.keys():
+    for key in filter(found.__contains__, FIXED):
         raise ConfigError(f"{key}: {found[key]}; a resumed run keeps it: {FIXED[key]}")
     refused = {k: how for k, how in found.items() if not any(re.match(rf"{re.escape(a)}\b", k) for a in accepted)}
     if refused:

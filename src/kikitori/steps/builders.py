@@ -14,7 +14,7 @@ from kikitori.data.datamodule import SpeechDataModule
 from kikitori.data.filters import doubtful_texts
 from kikitori.metrics.normalizer import text_rules
 from kikitori.model.loading import choose_language_and_task, load_whisper, rebuild_whisper
-from kikitori.model.source import model_folder
+from kikitori.model.source import is_path, model_folder
 from kikitori.model.whisper import Whisper
 from kikitori.model.window import describe_window
 from kikitori.runs.record import timed
@@ -98,6 +98,12 @@ def load_checkpoint(config: dict[str, Any]) -> Whisper:
     try:
         checkpoint = read_checkpoint(path)
         recipe = checkpoint["hyper_parameters"]["recipe"]
+        base = recipe.get("name") or ""
+        if is_path(base) and not Path(base).expanduser().exists():
+            raise ModelError(
+                f"checkpoint={path} was trained from {base}, which does not exist; start the command in the folder in "
+                "which the run was started, or give the run's model/ folder instead"
+            )
         language, task, notes = choose_language_and_task(
             path.name, given, (recipe["language"], recipe["task"]), default
         )
@@ -134,7 +140,7 @@ def configure_model(session: Session, whisper: Whisper) -> None:
     whisper.configure_generation(**session.config["generation"])
     session.results["model"] = {
         "name": model_name(session.config),
-        "parameters": whisper.model.num_parameters(),
+        "parameters": whisper.num_parameters,
         "window_s": whisper.processor.window_s,
         "window": describe_window(whisper.processor.window),
         "language": whisper.processor.language,
@@ -149,10 +155,14 @@ def configure_model(session: Session, whisper: Whisper) -> None:
 
 
 def adapter_facts(whisper: Whisper) -> dict[str, Any]:
-    """The kind of a model's adapter, the number of its layers, and of its weights, which alone are trained."""
+    """The kind of a model's adapter, the number of its layers, and of its weights, which alone are trained; and the
+    bits of the base's weights, if they are not 32.
+    """
     trained = sum(weight.numel() for weight in whisper.model.parameters() if weight.requires_grad)
     layers = len(whisper.arguments["adapter"]["modules"])
-    return {"kind": whisper.arguments["adapter"]["kind"], "layers": layers, "parameters": trained}
+    facts = {"kind": whisper.arguments["adapter"]["kind"], "layers": layers, "parameters": trained}
+    bits = whisper.arguments["adapter"]["base_bits"]
+    return {**facts, "base_bits": bits} if bits else facts
 
 
 def model_name(config: dict[str, Any]) -> str:
