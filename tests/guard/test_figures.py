@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from kikitori.guard.figures import compare, count, is_stamped
-from kikitori.guard.reader import OWN, STOCK
+from kikitori.guard.recordings import OWN, STOCK
 
 
 def row(name: str, recording: str, hypothesis: str, reference: str = "", **more: Any) -> dict[str, Any]:

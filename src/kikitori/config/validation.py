@@ -346,6 +346,8 @@ def _alpha_faults(flat: Mapping[str, Any]) -> Iterator[str]:
         yield f"alphas: must be different numbers, at least one, got {alphas}"
     elif alpha is not None and alpha not in alphas:
         yield f"alpha: must be one of alphas={alphas}, got {alpha}"
+    if "alphas" in flat and alpha is None and "validation" not in (flat.get("splits") or ()):
+        yield "splits: alpha=null chooses by validation; add validation, or set alpha to one of alphas"
 
 
 def _window_faults(flat: Mapping[str, Any]) -> Iterator[str]:

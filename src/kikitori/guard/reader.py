@@ -10,7 +10,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from kikitori.guard.recordings import CLIPS, STAMPS, Recording
+from kikitori.guard.recordings import CLIPS, OWN, READINGS, STAMPS, STOCK, Recording
 from kikitori.inference.generate import generate
 from kikitori.inference.transcribe import joined, transcribe_pieces
 from kikitori.model.features import HOP_LENGTH, log_mel
@@ -18,8 +18,6 @@ from kikitori.model.processor import Processor
 from kikitori.model.whisper import Whisper, encode
 from kikitori.model.window import FULL, Window
 
-# The two ways to read.
-OWN, STOCK = READINGS = ("own windows", "full window")
 # Seconds between two timestamps that follow each other in the vocabulary.
 STAMP_S = 0.02
 
@@ -32,10 +30,12 @@ class Job:
     recordings: list[Recording]
 
 
-def jobs(recordings: Sequence[Recording], processor: Processor, batch_size: int) -> list[Job]:
-    """Both readings of every recording. batch_size: recordings of the full window that are read at once."""
+def jobs(
+    recordings: Sequence[Recording], processor: Processor, batch_size: int, readings: Sequence[str] = READINGS
+) -> list[Job]:
+    """The readings of every recording. batch_size: recordings of the full window that are read at once."""
     found: list[Job] = []
-    for reading in READINGS:
+    for reading in readings:
         window = processor.window if reading == OWN else FULL
 
         def frames(recording: Recording, window: Window = window) -> int:
@@ -117,7 +117,7 @@ class Reader(pl.LightningModule):
     def _long(self, whisper: Whisper, job: Job) -> Iterator[dict[str, Any]]:
         for recording in job.recordings:
             if job.reading == OWN:
-                yield {"hypothesis": joined(whisper, transcribe_pieces(whisper, recording.samples))}
+                yield {"hypothesis": joined(whisper, transcribe_pieces(whisper, recording.samples, segments="pauses"))}
             else:
                 yield {"hypothesis": self._sequential(whisper, recording)}
 

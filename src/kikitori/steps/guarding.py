@@ -13,15 +13,26 @@ from kikitori.audio.waveform import to_float
 from kikitori.config.targets import instantiate
 from kikitori.corpora.types import Split
 from kikitori.data.datamodule import SpeechDataModule
-from kikitori.guard.figures import WORSE, Counts, compare, count
+from kikitori.guard.figures import WORSE, Counts, compare, count, timestamp_facts
 from kikitori.guard.reader import Jobs, Reader, jobs
-from kikitori.guard.recordings import Recording, Speech, for_timestamps, of_corpus, of_others, without_speech
+from kikitori.guard.recordings import (
+    READINGS,
+    Recording,
+    Speech,
+    for_timestamps,
+    of_corpus,
+    of_others,
+    without_speech,
+)
 from kikitori.guard.table import describe_figure, guard_lines
+from kikitori.inference.reading import choose_reading
 from kikitori.metrics.normalizer import word_separator
 from kikitori.model.processor import Processor
 from kikitori.model.whisper import Whisper
+from kikitori.model.window import Window
 from kikitori.runs.record import save, timed
 from kikitori.runs.results import GUARD_ROW, guard_file
+from kikitori.runs.summary import long_recordings_lines
 from kikitori.runtime.distributed import all_gather, is_main
 from kikitori.runtime.errors import GuardFailed, shortened
 from kikitori.runtime.files import read_lines, write_lines
@@ -42,14 +53,21 @@ class Guard:
     data: SpeechDataModule
     recordings: Sequence[Recording]
 
-    def read(self, who: str, whisper: Whisper) -> Counts:
-        """Reads all recordings with a model, and writes what it reads into the run's folder. who: BASE or TUNED."""
+    def read(
+        self, who: str, whisper: Whisper, window: Window | None = None, readings: Sequence[str] = READINGS
+    ) -> Counts:
+        """Reads all recordings with a model, and writes what it reads into the run's folder.
+
+        who: BASE, TUNED or another name for the file. window: the model's own windows; None for those it has.
+        """
+        if window is not None:
+            whisper = replace(whisper, processor=replace(whisper.processor, window=window))
         file = guard_file(self.run.folder, who)
         if self.run.config["resume"] and file.exists() and (rows := self._known(file)):
             return count(rows)
-        announce_scoring(self.trainer, f"guard: {who} model, {len(self.recordings)} recordings")
+        announce_scoring(self.trainer, f"guard: {who.replace('_', ' ')} model, {len(self.recordings)} recordings")
         with timed(self.run.results, "guard_s"):
-            every = jobs(self.recordings, whisper.processor, self.data.eval_batch_size)
+            every = jobs(self.recordings, whisper.processor, self.data.eval_batch_size, readings)
             # Processes wait for each other, so one without a job of its own repeats the first.
             own = every[self.data.rank :: self.data.world_size] or every[:1]
             predicted: Any = self.trainer.predict(Reader(whisper), Jobs(own))
@@ -66,11 +84,14 @@ class Guard:
         now = {(recording.set, recording.name, recording.text) for recording in self.recordings}
         return rows if read == now else []
 
-    def compare(self, base: Counts, tuned: Counts) -> None:
-        """Adds the figures of both models to the results, and logs how many are better and worse."""
-        figures = self.run.results["guard"] = compare(base, tuned)
+    def compare(self, base: Counts, tuned: Counts, whisper: Whisper) -> None:
+        """Adds the figures of both models to the results, and what they say of its timestamps to the tuned model."""
+        self.run.results["guard"] = compare(base, tuned)
+        if facts := timestamp_facts(base, tuned):
+            whisper.set_timestamps(facts)
+            self.run.results["long_recordings"] = choose_reading(whisper)._asdict()
         save(self.run.results, self.run.folder)
-        for line in guard_lines(figures):
+        for line in [*guard_lines(self.run.results["guard"]), *long_recordings_lines(self.run.results)]:
             log.info("%s", line)
 
 
