@@ -57,14 +57,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     folder = tmp_path_factory.mktemp("average")
     run("train", folder / "base", "optim.lr=1e-12", *SIZES)
     for seed in (1, 2):
-        run(
-            "train",
-            folder / f"{seed}",
-            "model=whisper_base",
-            f"model.name={folder / 'base'}",
-            f"seed={seed}",
-            *BUCKETED,
-        )
+        own = ["model=whisper_base", f"model.name={folder / 'base'}", f"seed={seed}", *BUCKETED]
+        run("train", folder / f"{seed}", *own)
     return [folder / name for name in ("base", "1", "2")]
 
 
@@ -100,6 +94,7 @@ def test_the_base_and_the_tuned_model_are_the_ends(runs: list[Path], tmp_path: P
         assert all(torch.equal(value, weights(end)[name]) for name, value in weights(tmp_path / str(alpha)).items())
 
 
+@pytest.mark.long
 def test_all_readings_are_of_the_same_clips_and_the_base_reads_in_its_own_windows(
     runs: list[Path], tmp_path: Path
 ) -> None:
@@ -113,13 +108,13 @@ def test_all_readings_are_of_the_same_clips_and_the_base_reads_in_its_own_window
     assert results["guard"] == alone["guard"]
 
 
-def test_the_mixture_and_its_windows_are_those_of_the_lowest_rate(runs: list[Path], tmp_path: Path) -> None:
+def test_the_mixture_and_its_windows_are_those_of_the_lowest_rate() -> None:
     def choice(**rates: int) -> Choice:
         """rates: edits of the base and the tuned model, in own windows and in the full one."""
-        edits = {(0, OWN): rates["a"], (0, STOCK): rates["b"], (1, OWN): rates["c"], (1, STOCK): rates["d"]}
+        edits = {0: {OWN: rates["a"], STOCK: rates["b"]}, 1: {OWN: rates["c"], STOCK: rates["d"]}}
         scores: Any = {
-            alpha: {reading: {"validation": [scored(edits[alpha, reading])]} for reading in (OWN, STOCK)}
-            for alpha in (0, 1)
+            alpha: {reading: {"validation": [scored(wrong)]} for reading, wrong in of.items()}
+            for alpha, of in edits.items()
         }
         return choose({"alpha": rates.get("alpha"), "splits": ["validation"]}, scores)
 
