@@ -13,6 +13,7 @@ from kikitori.audio.waveform import to_float
 from kikitori.config.targets import instantiate
 from kikitori.corpora.types import Split
 from kikitori.data.datamodule import SpeechDataModule
+from kikitori.guard.digest import reading_digest
 from kikitori.guard.figures import WORSE, Counts, compare, count, timestamp_facts
 from kikitori.guard.reader import Jobs, Reader, jobs
 from kikitori.guard.recordings import (
@@ -31,10 +32,10 @@ from kikitori.model.processor import Processor
 from kikitori.model.whisper import Whisper
 from kikitori.model.window import Window
 from kikitori.runs.record import save, timed
-from kikitori.runs.results import GUARD_ROW, guard_file
+from kikitori.runs.results import GUARD_ROW, guard_file, read_results
 from kikitori.runs.summary import long_recordings_lines
 from kikitori.runtime.distributed import all_gather, is_main
-from kikitori.runtime.errors import GuardFailed, shortened
+from kikitori.runtime.errors import DataError, GuardFailed, shortened
 from kikitori.runtime.files import read_lines, write_lines
 from kikitori.steps.scoring import announce_scoring
 from kikitori.steps.session import Session
@@ -42,6 +43,8 @@ from kikitori.steps.session import Session
 log = logging.getLogger(__name__)
 
 BASE, TUNED = "base", "tuned"
+# The key of the digests of what was read, among those of what was scored.
+GUARD = "guard"
 
 
 @dataclass(frozen=True)
@@ -62,8 +65,8 @@ class Guard:
         """
         if window is not None:
             whisper = replace(whisper, processor=replace(whisper.processor, window=window))
-        file = guard_file(self.run.folder, who)
-        if self.run.config["resume"] and file.exists() and (rows := self._known(file)):
+        file, digest = guard_file(self.run.folder, who), reading_digest(whisper, self.recordings, readings)
+        if self.run.config["resume"] and self._digest_of(who) == digest and (rows := _read(file)):
             return count(rows)
         announce_scoring(self.trainer, f"guard: {who.replace('_', ' ')} model, {len(self.recordings)} recordings")
         with timed(self.run.results, "guard_s"):
@@ -75,14 +78,14 @@ class Guard:
             rows = list({(row["set"], row["recording"], row["reading"]): row for row in read}.values())
         if is_main():
             write_lines(file, rows)
+        self.run.results.setdefault("scored", {}).setdefault(GUARD, {})[who] = digest
+        save(self.run.results, self.run.folder)
         return count(rows)
 
-    def _known(self, file: Path) -> list[dict[str, Any]]:
-        """What was read before the run was interrupted; nothing if that was of other recordings."""
-        rows: list[dict[str, Any]] = read_lines(file, GUARD_ROW)
-        read = {(row["set"], row["recording"], row["reference"]) for row in rows}
-        now = {(recording.set, recording.name, recording.text) for recording in self.recordings}
-        return rows if read == now else []
+    def _digest_of(self, who: str) -> str | None:
+        """The digest of what was read before the run was interrupted, from the file, which all processes see."""
+        digest: str | None = read_results(self.run.folder).get("scored", {}).get(GUARD, {}).get(who)
+        return digest
 
     def compare(self, base: Counts, tuned: Counts, whisper: Whisper) -> None:
         """Adds the figures of both models to the results, and what they say of its timestamps to the tuned model."""
@@ -93,6 +96,14 @@ class Guard:
         save(self.run.results, self.run.folder)
         for line in [*guard_lines(self.run.results["guard"]), *long_recordings_lines(self.run.results)]:
             log.info("%s", line)
+
+
+def _read(file: Path) -> list[dict[str, Any]]:
+    """What was read before the run was interrupted; nothing where the file is missing or damaged."""
+    try:
+        return read_lines(file, GUARD_ROW)
+    except DataError:
+        return []
 
 
 def fail_if_worse(run: Session) -> None:
