@@ -25,7 +25,7 @@ def choose_reading(whisper: Whisper) -> Reading:
         return Reading("pauses", "no guard has read the timestamps of this model")
     fault = _fault(facts)
     found = (
-        f"the guard found timestamps in {facts['stamped']:.0f} % of {facts['texts']:.0f} texts, "
+        f"the guard found timestamps in {facts['texts'] * facts['stamped'] / 100:.0f} of {facts['texts']} texts, "
         f"and near {facts['near_joints']:.0f} % of the joints of their clips"
     )
     return Reading("pauses", f"{found}: {fault}") if fault else Reading("timestamps", found)
