@@ -148,8 +148,8 @@ def test_what_is_missing_is_named_with_its_remedy(trained: Path, tmp_path: Path)
         run("guard", tmp_path / "a", f"checkpoint={tmp_path / 'model'}", f"against={trained}")
     with pytest.raises(ConfigError, match=r"guard\.clips: must not be below 0"):
         run("guard", tmp_path / "a", f"checkpoint={trained}", f"against={trained}", "guard.clips=-1")
+    words = [f"checkpoint={trained}", f"against={trained}", "+data@guard.sets.clips=demo"]
     with pytest.raises(ConfigError, match=r"guard\.sets\.clips: the guard has a set of this name; choose another"):
-        words = [f"checkpoint={trained}", f"against={trained}", "+data@guard.sets.clips=demo"]
         run("guard", tmp_path / "a", *words)
     with pytest.raises(ConfigError, match=r"guard\.sets\.german: must be a mapping with a _target_"):
         run("guard", tmp_path / "a", f"checkpoint={trained}", f"against={trained}", "+guard.sets.german.name=x")

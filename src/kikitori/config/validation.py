@@ -88,10 +88,12 @@ TYPES: dict[str, Any] = {
 }
 # Nodes whose keys are arguments of their target, or names of nodes with one.
 GROUPS = ("data", "augment", "joining", "model", "adapter", "optim", "trainer", "logger", "callbacks")
-# Keys by which the configuration of a command is recognised, in this order.
 # The names of the guard's own sets, besides those that begin with `joined`.
-GUARDS_OWN = ("clips", "8 kHz", "noise 10 dB", "timestamps", "reversed speech")
-GUARDS_OWN += ("silence", "white noise", "pink noise", "tone")
+GUARDS_OWN = (
+    *("clips", "8 kHz", "noise 10 dB", "timestamps", "reversed speech"),
+    *("silence", "white noise", "pink noise", "tone"),
+)
+# Keys by which the configuration of a command is recognised, in this order.
 OWN_KEYS = {"average": "alphas", "guard": "against", "evaluate": "checkpoint", "train": "callbacks"}
 # Those of them that may have no target of their own.
 MAY_BE_EMPTY = ("logger", "callbacks", "adapter")
