@@ -106,6 +106,8 @@ def test_all_readings_are_of_the_same_clips_and_the_base_reads_in_its_own_window
     assert results["scores"]["before"] == results["curve"][0]["full_window_scores"]
     alone = run("guard", tmp_path / "guard", f"checkpoint={one}", f"against={base}", "guard.clips=2")
     assert results["guard"] == alone["guard"]
+    # An average names its base, too.
+    assert run("guard", tmp_path / "again", f"checkpoint={tmp_path}", "guard.clips=2")["guard"] == alone["guard"]
 
 
 def test_the_mixture_and_its_windows_are_those_of_the_lowest_rate() -> None:

@@ -100,6 +100,7 @@ CONFIGURATION = {
     "trainer": {"max_steps": (int, None), "max_epochs": (int, None), "precision": (str, int, None)},
     "callbacks": {str: {"patience": (is_count, None)}},
     "checkpoint": (str, None),
+    "against": (str, None),
 }
 RECORD = {
     **dict.fromkeys(("cwd", "error", "error_type", "started", "finished"), str),

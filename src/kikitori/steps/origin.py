@@ -32,7 +32,7 @@ def with_origin(cfg: DictConfig | Mapping[str, Any], place: str) -> dict[str, An
         for key in ("release", "manifest", "name"):
             if key in values["data"]:
                 values["data"][key] = _from(start, values["data"][key])
-    base = config.get("model", {}).get("name")
+    base = config.get("model", {}).get("name") or config.get("against")  # of a training, or of an average
     if not values["against"] and not base:
         raise ConfigError(f"against: not set, and {place} does not name its base; pass --against with a model")
     values["against"] = values["against"] or _from(start, base)
