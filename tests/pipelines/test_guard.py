@@ -17,7 +17,7 @@ from kikitori.pipelines.guard import guard
 from kikitori.pipelines.train import train
 from kikitori.runs.reader import find_runs
 from kikitori.runs.wandb_logger import summary
-from kikitori.runtime.errors import ConfigError, GuardFailed, ModelError
+from kikitori.runtime.errors import ConfigError, DataError, GuardFailed, ModelError
 from kikitori.runtime.paths import CONF
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
@@ -160,6 +160,12 @@ def test_models_that_do_not_read_the_same_are_refused(trained: Path, tmp_path: P
     run("train", other, "model.window_s=4", "guard.clips=0")
     with pytest.raises(ModelError, match=r"checkpoint has a window of 3 s .* against a window of 4 s"):
         run("guard", tmp_path / "out", f"checkpoint={trained}", f"against={other}", "guard.clips=1")
+
+
+def test_what_is_wrong_with_a_set_names_it(trained: Path, tmp_path: Path) -> None:
+    words = ["+data@guard.sets.german=demo", "+guard.sets.german.language=de", "guard.clips=1"]
+    with pytest.raises(DataError, match=r"^guard\.sets\.german\.language=de, but .* Set guard\.sets\.german\.language"):
+        run("guard", tmp_path / "out", f"checkpoint={trained}", f"against={trained}", *words)
 
 
 def test_a_set_of_the_users_is_read_in_its_language(trained: Path, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The guard of a run: which recordings both models read, and what came of it."""
 
 import logging
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -35,7 +36,7 @@ from kikitori.runs.record import save, timed
 from kikitori.runs.results import GUARD_ROW, guard_file, read_results
 from kikitori.runs.summary import long_recordings_lines
 from kikitori.runtime.distributed import all_gather, is_main
-from kikitori.runtime.errors import DataError, GuardFailed, shortened
+from kikitori.runtime.errors import DataError, GuardFailed, KikitoriError, shortened
 from kikitori.runtime.files import read_lines, write_lines
 from kikitori.steps.scoring import announce_scoring
 from kikitori.steps.session import Session
@@ -128,7 +129,11 @@ def make_guard(run: Session, trainer: pl.Trainer, data: SpeechDataModule, proces
     if processor.timestamp_begin is not None:
         found += for_timestamps(clips, window_s, separator)
     for name, node in settings["sets"].items():
-        found += of_others(name, others(name, node, settings["clips"], processor))
+        try:
+            found += of_others(name, others(name, node, settings["clips"], processor))
+        except KikitoriError as error:
+            # Its keys are those of `data`, but stand below its name.
+            raise type(error)(re.sub(r"(?<![\w/.-])data\.(?=\w)", f"guard.sets.{name}.", str(error))) from error
     return Guard(run, trainer, data, found)
 
 
