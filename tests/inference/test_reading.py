@@ -20,6 +20,7 @@ KEPT = {
     "texts": 4,
     "stamped": 100.0,
     "near_joints": 80.0,
+    "cer": 20.0,
     "most_near_joints_change": 5.0,
     "least_cer_change": -2.0,
 }
@@ -40,6 +41,7 @@ def whisper() -> Whisper:
         ({"texts": 2}, "pauses", "fewer than 3 texts show nothing"),
         ({"stamped": 89.9}, "pauses", "too few texts, below 90 %"),
         ({"near_joints": 49.9}, "pauses", "too few joints, below 50 %"),
+        ({"cer": 50.1}, "pauses", "a CER of 50 % by timestamps shows nothing, above 50 %"),
         ({"most_near_joints_change": -0.1}, "pauses", "clearly fewer joints than the base"),
         ({"least_cer_change": 0.1}, "pauses", "the CER of long recordings is clearly higher by timestamps"),
     ],

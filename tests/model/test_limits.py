@@ -135,7 +135,7 @@ def test_a_changed_configuration_gives_a_model_that_works_or_an_error(model: Pat
         ("config.json", {"kikitori_window": {"edges_s": [1, 0.5], "margin_s": 0}}, "which do not ascend"),
         ("config.json", {"kikitori_trained_on": {"p95_s": 1}}, "kikitori_trained_on with no density"),
         ("config.json", {"kikitori_timestamps": {"texts": 0}}, "kikitori_timestamps with texts=0; it must be a whole"),
-        ("config.json", {"kikitori_timestamps": {"texts": 9}}, "kikitori_timestamps with no least_cer_change"),
+        ("config.json", {"kikitori_timestamps": {"texts": 9}}, "kikitori_timestamps with no cer"),
         ("generation_config.json", {"num_beams": 100_000}, "num_beams=100000; it must be a whole number from 1 to 100"),
         ("generation_config.json", {"suppress_tokens": [364]}, "suppress_tokens with 364, but a vocabulary of 364"),
         ("generation_config.json", {"num_beams": "2"}, "num_beams=2; it must be a whole number"),

@@ -132,6 +132,7 @@ def timestamp_facts(base: Counts, tuned: Counts) -> dict[str, float] | None:
     values = {
         "stamped": _quotient(tuned[ended]),
         "near_joints": _quotient(tuned[near]),
+        "cer": _quotient(by_stamps),
         "most_near_joints_change": near_change[1],
         "least_cer_change": cer_change[0],
     }

@@ -5,8 +5,9 @@ from typing import Literal, NamedTuple
 
 from kikitori.model.whisper import Whisper
 
-# What the guard must have found, see `Whisper.timestamps`: texts, and percent of texts and of joints.
-LEAST_TEXTS, LEAST_STAMPED, LEAST_NEAR = 3, 90.0, 50.0
+# What the guard must have found, see `Whisper.timestamps`: texts, and percent of texts and joints. Above MOST_CER the
+# text is not that of the recordings, and its timestamps, which may be near anything, show nothing.
+LEAST_TEXTS, LEAST_STAMPED, LEAST_NEAR, MOST_CER = 3, 90.0, 50.0, 50.0
 
 
 class Reading(NamedTuple):
@@ -39,6 +40,8 @@ def _fault(facts: Mapping[str, float]) -> str:
         return f"too few texts, below {LEAST_STAMPED:.0f} %"
     if facts["near_joints"] < LEAST_NEAR:
         return f"too few joints, below {LEAST_NEAR:.0f} %"
+    if facts["cer"] > MOST_CER:
+        return f"a CER of {facts['cer']:.0f} % by timestamps shows nothing, above {MOST_CER:.0f} %"
     if facts["most_near_joints_change"] < 0:
         return "clearly fewer joints than the base"
     if facts["least_cer_change"] > 0:

@@ -101,7 +101,7 @@ PERCENT = number(0, 100)
 TIMESTAMPS = {
     "texts": whole(1, 1_000_000),
     **dict.fromkeys(("stamped", "near_joints"), PERCENT),
-    **dict.fromkeys(("most_near_joints_change", "least_cer_change"), number(-1_000_000, 1_000_000)),
+    **dict.fromkeys(("cer", "most_near_joints_change", "least_cer_change"), number(-1_000_000, 1_000_000)),
 }
 
 

@@ -89,7 +89,8 @@ class Whisper:
         """What the guard found of the model's timestamps, saved in config.json; None for a model that it did not read.
 
         texts: how many were read with timestamps. stamped: percent of them that have some, in ascending order.
-        near_joints: percent of the joints of their clips that have one within half a second.
+        near_joints: percent of the joints of their clips that have one within half a second. cer: in percent, of long
+        recordings read by timestamps.
         most_near_joints_change: the upper 95 % bound of its difference to the base's. least_cer_change: the lower one
         of the difference between the CER of long recordings read by timestamps and by pauses, in points.
         """
