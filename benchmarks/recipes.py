@@ -52,7 +52,8 @@ def cells(folders: list[Path]) -> list[str]:
 
 
 def guarded(sweep: Path) -> bool:
-    return (sweep / "guard" / "results.json").exists()
+    results = sweep / "guard" / "results.json"
+    return results.exists() and read_json(results)["status"] == "completed"
 
 
 def guard_table(guards: dict[str, list[dict[str, Any]]]) -> Table:
