@@ -237,6 +237,19 @@ def test_segments_by_timestamps_have_the_models_times(
     assert "without timestamps" not in capsys.readouterr().err
 
 
+def test_how_long_recordings_are_read_is_told_once(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, seconds in (("a", 0.9), ("b", 1.5), ("c", 1.5)):
+        write_clip(tmp_path / "talks" / f"{name}.wav", seconds=seconds)
+    _, errors, _ = output(monkeypatch, capsys, str(tmp_path / "talks"), "--model", model)
+    told = "recordings longer than the model's window are read by pauses: the model has no timestamps\n"
+    assert errors.count(told) == 1
+    short = str(tmp_path / "talks" / "a.wav")
+    for words in ((short,), (str(tmp_path / "talks"), "--segments", "pauses")):
+        assert told not in output(monkeypatch, capsys, *words, "--model", model)[1]
+
+
 def test_timestamps_of_a_model_without_any_and_previous_text_of_pauses_are_refused(
     micro: Whisper, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -4,8 +4,9 @@ from typing import Any
 
 import pytest
 
-from kikitori.guard.figures import compare, count, is_stamped
-from kikitori.guard.reader import OWN, STOCK
+from kikitori.config.validation import GUARDS_OWN
+from kikitori.guard.figures import compare, count, is_stamped, place, timestamp_facts
+from kikitori.guard.recordings import OWN, STOCK
 from kikitori.metrics.error_rates import score_clips
 
 
@@ -89,6 +90,28 @@ def test_joints_are_found_within_half_a_second() -> None:
     assert {row["reading"] for row in compare(base, tuned)} == {OWN}
 
 
+def test_the_guards_own_sets_are_those_whose_names_are_refused() -> None:
+    others = place("german")[0]
+    assert all(place(name)[0] < others for name in (*GUARDS_OWN, "joined 60 s"))
+    assert len({place(name) for name in GUARDS_OWN}) + 1 == others
+
+
 def test_sets_that_only_one_model_read_are_left_out() -> None:
     base, tuned = count([row("silence", "1", "")]), count([row("silence", "1", "", reading=STOCK)])
     assert compare(base, tuned) == []
+
+
+def test_the_facts_of_the_timestamps_compare_with_the_base_and_with_pauses() -> None:
+    def model(*stamps: float, by_stamps: str = "あい", by_pauses: str = "あい") -> list[dict[str, Any]]:
+        texts = [row("timestamps", n, "あ", "あ", reading=STOCK, stamps=list(stamps), joints=[2.0]) for n in "123"]
+        long = [(STOCK, by_stamps), (OWN, by_pauses)]
+        return texts + [row("joined 60 s", n, text, "あい", reading=reading) for n in "12" for reading, text in long]
+
+    kept, lost = count(model(0.0, 2.1, 4.0)), count(model(0.0, 4.0, by_stamps="あ"))
+    same = {"texts": 3, "stamped": 100, "near_joints": 100, "cer": 0, "most_near_joints_change": 0}
+    same["least_cer_change"] = 0
+    assert timestamp_facts(kept, kept) == same
+    worse = {"near_joints": 0, "cer": 50, "most_near_joints_change": -100, "least_cer_change": 50}
+    assert timestamp_facts(kept, lost) == same | worse
+    without = count([r for r in model(0.0, 2.1, 4.0) if r["set"] != "timestamps"])
+    assert timestamp_facts(without, without) is None

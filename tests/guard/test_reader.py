@@ -7,8 +7,8 @@ import pytest
 import pytorch_lightning as pl
 import torch
 
-from kikitori.guard.reader import OWN, STOCK, Job, Jobs, Reader, detect_language, jobs
-from kikitori.guard.recordings import CLIPS, STAMPS, Speech, for_timestamps, of_corpus, without_speech
+from kikitori.guard.reader import Job, Jobs, Reader, detect_language, jobs
+from kikitori.guard.recordings import CLIPS, OWN, STAMPS, STOCK, Speech, for_timestamps, of_corpus, without_speech
 from kikitori.inference.generate import generate
 from kikitori.model.whisper import Whisper, encode
 from kikitori.model.window import Window
@@ -34,6 +34,25 @@ def test_each_recording_is_read_in_both_ways(micro: Whisper) -> None:
         assert sorted((row["set"], row["recording"]) for row in rows if row["reading"] == reading) == names
     assert {row["set"] for row in rows if "detected" in row} == {CLIPS}
     assert {row["seconds"] for row in rows if row["set"].startswith("joined")} == {2.8, 5.0}
+
+
+@pytest.mark.parametrize("edges", [(), (0.7,)])
+def test_both_readings_at_once_are_those_of_each_alone(micro: Whisper, edges: tuple[float, ...]) -> None:
+    """Short clips share the full window without edges; the limit cuts texts in own windows only."""
+    micro.set_window(Window(edges, 0.0))
+    micro.configure_generation(30, 1, max_tokens_per_s=8)
+    recordings = [*without_speech(1.0, "ja"), *of_corpus([*speech(2), *speech(2, 0.9)], 1.0, "")]
+
+    def in_order(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return sorted(rows, key=lambda row: (row["set"], row["recording"], row["reading"]))
+
+    alone = [job for reading in (OWN, STOCK) for job in jobs(recordings, micro.processor, 4, [reading])]
+    at_once = jobs(recordings, micro.processor, 4)
+    expected = in_order(read(micro, alone))
+    assert in_order(read(micro, at_once)) == expected
+    assert sum(not job.recordings[0].is_long for job in at_once) < sum(not j.recordings[0].is_long for j in alone)
+    texts = {reading: [row["hypothesis"] for row in expected if row["reading"] == reading] for reading in (OWN, STOCK)}
+    assert texts[OWN] != texts[STOCK]
 
 
 def test_a_clip_is_read_as_in_an_evaluation(micro: Whisper) -> None:

@@ -270,7 +270,7 @@ def test_random_weights_read_a_recording_to_its_end(whisper: Whisper) -> None:
 
 
 def test_unknown_segments_and_a_model_without_timestamps_are_refused(micro: Whisper) -> None:
-    with pytest.raises(ValueError, match="must be pauses or timestamps"):
+    with pytest.raises(ValueError, match="must be auto, pauses or timestamps"):
         transcribe_pieces(micro, torch.zeros(100), segments="words")  # type: ignore[arg-type]
     with pytest.raises(ModelError, match=r"has no timestamps.*--segments pauses"):
         transcribe_pieces(micro, torch.zeros(100), segments="timestamps")

@@ -16,7 +16,7 @@ from transformers import WhisperConfig
 from transformers.models.whisper import configuration_whisper
 
 from kikitori.inference.transcribe import transcribe
-from kikitori.model.limits import CONFIG, GENERATION, parameters
+from kikitori.model.limits import CONFIG, GENERATION, TIMESTAMPS, parameters
 from kikitori.model.loading import build_whisper, load_whisper, rebuild_whisper
 from kikitori.model.whisper import Whisper
 from kikitori.runtime.errors import ModelError
@@ -45,6 +45,7 @@ VALUES: list[Any] = [
 MORE = [
     *("num_labels", "id2label", "hidden_size", "num_hidden_layers", "pruned_heads", "auto_map", "dtype", "torch_dtype"),
     *("attn_implementation", "_attn_implementation", "kikitori_window", "kikitori_trained_on", "max_length", "top_k"),
+    "kikitori_timestamps",
     *("forced_decoder_ids", "cache_implementation", "compile_config", "watermarking_config", "assistant_model"),
     *("num_return_sequences", "num_beam_groups", "temperature", "prompt_lookup_num_tokens", "custom_generate"),
 ]
@@ -92,6 +93,8 @@ def mutated(folder: Path, random: Random) -> str:
             value: Any = {"edges_s": [random.choice(VALUES)], "margin_s": random.choice(VALUES)}
         elif key == "kikitori_trained_on" and random.random() < 0.7:
             value = {name: random.choice([0.5, *VALUES]) for name in ("longest_s", "p95_s", "density")}
+        elif key == "kikitori_timestamps" and random.random() < 0.7:
+            value = {name: random.choice([1, *VALUES]) for name in TIMESTAMPS}
         elif isinstance(values.get(key), dict) and random.random() < 0.7:
             value = values[key] | {random.choice([*values[key], "x"]): random.choice(VALUES)}
         else:
@@ -131,6 +134,8 @@ def test_a_changed_configuration_gives_a_model_that_works_or_an_error(model: Pat
         ("config.json", {"encoder_attention_heads": 3}, "d_model=32, which its attention heads do not divide"),
         ("config.json", {"kikitori_window": {"edges_s": [1, 0.5], "margin_s": 0}}, "which do not ascend"),
         ("config.json", {"kikitori_trained_on": {"p95_s": 1}}, "kikitori_trained_on with no density"),
+        ("config.json", {"kikitori_timestamps": {"texts": 0}}, "kikitori_timestamps with texts=0; it must be a whole"),
+        ("config.json", {"kikitori_timestamps": {"texts": 9}}, "kikitori_timestamps with no cer"),
         ("generation_config.json", {"num_beams": 100_000}, "num_beams=100000; it must be a whole number from 1 to 100"),
         ("generation_config.json", {"suppress_tokens": [364]}, "suppress_tokens with 364, but a vocabulary of 364"),
         ("generation_config.json", {"num_beams": "2"}, "num_beams=2; it must be a whole number"),
@@ -185,6 +190,7 @@ def test_the_number_of_parameters_is_that_of_the_model(micro: Whisper) -> None:
         {"window_s": 10**6},
         {"window": {"edges_s": "x", "margin_s": 0}},
         {"trained_on": {"p95_s": "x"}},
+        {"timestamps": {"stamped": 101}},
         {"generation": {"max_new_tokens": 5, "num_beams": 10**6}},
         {"generation": {"max_new_tokens": "x", "num_beams": 1}},
     ],

@@ -11,6 +11,7 @@ from hydra import compose, initialize_config_dir
 from safetensors.torch import load_file
 
 from kikitori.adapters import layers, quantised
+from kikitori.adapters.folder import add_timestamps
 from kikitori.config.overrides import settle
 from kikitori.model.loading import load_whisper
 from kikitori.pipelines import train as pipeline
@@ -96,6 +97,12 @@ def test_model_adapter_and_checkpoint_read_the_same_texts(completed: Path, base:
     assert all(torch.equal(merged.model.state_dict()[k], value) for k, value in read.model.state_dict().items())
     assert read.processor.window == merged.processor.window == load_whisper(str(base)).processor.window
     assert read.trained_on == merged.trained_on
+    facts = {"texts": 4, "stamped": 100.0, "near_joints": 80.0, "cer": 20.0}
+    facts |= {"most_near_joints_change": 0, "least_cer_change": 0}
+    shutil.copytree(completed / "adapter", tmp_path / "adapter")
+    add_timestamps(facts, tmp_path / "adapter")
+    again = load_whisper(str(tmp_path / "adapter"))
+    assert (again.timestamps, again.trained_on, read.timestamps) == (facts, read.trained_on, None)
 
 
 def test_a_checkpoint_is_read_as_a_plain_model_which_can_be_averaged(completed: Path) -> None:

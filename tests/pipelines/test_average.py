@@ -12,9 +12,13 @@ from safetensors.torch import load_file
 
 from kikitori.adapters import layers
 from kikitori.config.overrides import settle
-from kikitori.model.loading import build_whisper
+from kikitori.guard.recordings import OWN, STOCK
+from kikitori.metrics.error_rates import ClipScore, score_clips
+from kikitori.model.loading import build_whisper, load_whisper
 from kikitori.model.processor import byte_tokenizer
-from kikitori.pipelines.average import average
+from kikitori.model.window import FULL
+from kikitori.pipelines.average import Choice, average, choose
+from kikitori.pipelines.guard import guard
 from kikitori.pipelines.mixing import check_alike
 from kikitori.pipelines.train import train
 from kikitori.runtime.errors import ConfigError, ModelError
@@ -33,6 +37,7 @@ SMALL = [
     ),
     *("data.limit={train: 12, validation: 4, test: 4}", "guard.clips=0", "optim.warmup_steps=0"),
 ]
+BUCKETED = ["data.window=bucketed", "data.window_edges_s=[2]"]
 SIZES = ["model.d_model=32", "model.encoder_layers=1", "model.decoder_layers=1"]
 
 
@@ -41,7 +46,13 @@ def run(command: str, folder: Path, *words: str) -> dict[str, Any]:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose(command, given)
     settle(cfg, given)
-    return {"train": train, "average": average}[command](cfg, folder)
+    return {"train": train, "average": average, "guard": guard}[command](cfg, folder)
+
+
+def scored(edits: int) -> ClipScore:
+    """The score of a clip with so many wrong characters of ten."""
+    (score,) = score_clips(["あ" * 10], ["あ" * (10 - edits)], "ja")
+    return score
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +61,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     folder = tmp_path_factory.mktemp("average")
     run("train", folder / "base", "optim.lr=1e-12", *SIZES)
     for seed in (1, 2):
-        run("train", folder / f"{seed}", "model=whisper_base", f"model.name={folder / 'base'}", f"seed={seed}")
+        own = ["model=whisper_base", f"model.name={folder / 'base'}", f"seed={seed}", *BUCKETED]
+        run("train", folder / f"{seed}", *own)
     return [folder / name for name in ("base", "1", "2")]
 
 
@@ -62,15 +74,20 @@ def test_the_curve_goes_from_the_base_to_the_mean_of_the_models(runs: list[Path]
     base, one, two = runs
     results = run("average", tmp_path / "out", f"runs=[{one},{two}]", "guard.clips=2", "alphas=[0,0.5,1]", "alpha=0.5")
     assert [row["alpha"] for row in results["curve"]] == [0, 0.5, 1]
-    assert results["averaged"] == {"runs": 2, "alpha": 0.5}
+    assert {key: results["averaged"][key] for key in ("runs", "alpha")} == {"runs": 2, "alpha": 0.5}
     for name, value in weights(tmp_path / "out").items():
         mean = (weights(one)[name].double() + weights(two)[name]) / 2
         torch.testing.assert_close(value, ((weights(base)[name] + mean) / 2).float(), rtol=1e-6, atol=1e-8)
     page = (tmp_path / "out" / "curve.html").read_text()
     assert "pink noise: characters" in page
+    assert page.count('"showlegend":true') == 2
     assert "<script src" not in page
     table = (tmp_path / "out" / "results.md").read_text()
-    assert "| 0.5 |" in table
+    assert "| 0 | 0.5 | 1 |" in table
+    assert "] saved |" in table
+    for reading in ("own windows", "full window"):
+        assert f"| validation | CER % | {reading} |" in table
+        assert f"| pink noise | characters/min | {reading} |" in table
     assert "mean of 2 fine-tuned models" in (tmp_path / "out" / "model" / "README.md").read_text()
 
 
@@ -79,6 +96,54 @@ def test_the_base_and_the_tuned_model_are_the_ends(runs: list[Path], tmp_path: P
     for alpha, end in ((0, base), (1, one)):
         run("average", tmp_path / str(alpha), f"runs=[{one}]", "guard.clips=0", "alphas=[0,1]", f"alpha={alpha}")
         assert all(torch.equal(value, weights(end)[name]) for name, value in weights(tmp_path / str(alpha)).items())
+
+
+@pytest.mark.long
+def test_all_readings_are_of_the_same_clips_and_the_base_reads_in_its_own_windows(
+    runs: list[Path], tmp_path: Path
+) -> None:
+    base, one, _ = runs
+    words = ["guard.clips=2", "alphas=[0,1]", "alpha=1", "score.full_window_clips=2"]
+    results = run("average", tmp_path, f"runs=[{one}]", *words)
+    rates = [point[key] for point in results["curve"] for key in ("scores", "full_window_scores")]
+    assert {of["clips"] for splits in rates for of in splits.values()} == {2}
+    assert results["scores"]["before"] == results["curve"][0]["full_window_scores"]
+    alone = run("guard", tmp_path / "guard", f"checkpoint={one}", f"against={base}", "guard.clips=2")
+    assert results["guard"] == alone["guard"]
+    # An average names its base, too.
+    assert run("guard", tmp_path / "again", f"checkpoint={tmp_path}", "guard.clips=2")["guard"] == alone["guard"]
+
+
+def test_the_mixture_and_its_windows_are_those_of_the_lowest_rate() -> None:
+    def choice(**rates: int) -> Choice:
+        """rates: edits of the base and the tuned model, in own windows and in the full one."""
+        edits = {0: {OWN: rates["a"], STOCK: rates["b"]}, 1: {OWN: rates["c"], STOCK: rates["d"]}}
+        scores: Any = {
+            alpha: {reading: {"validation": [scored(wrong)]} for reading, wrong in of.items()}
+            for alpha, of in edits.items()
+        }
+        return choose({"alpha": rates.get("alpha"), "splits": ["validation"]}, scores)
+
+    assert choice(a=9, b=3, c=2, d=4) == (1, OWN)
+    assert choice(a=9, b=1, c=2, d=4) == (0, STOCK)
+    assert choice(a=9, b=2, c=2, d=2) == (0, STOCK)
+    assert choice(a=9, b=3, c=2, d=2) == (1, OWN)
+    assert choice(a=9, b=1, c=4, d=3, alpha=1) == (1, STOCK)
+
+
+def test_a_mixture_that_reads_better_in_the_full_window_is_saved_with_it(
+    runs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from kikitori.pipelines import average as module
+
+    monkeypatch.setattr(module, "choose", lambda config, scores: Choice(1, STOCK))
+    results = run("average", tmp_path, f"runs=[{runs[1]}]", "guard.clips=2", "alphas=[0,1]")
+    assert load_whisper(str(tmp_path)).processor.window == FULL
+    assert load_whisper(str(runs[1])).processor.window != FULL
+    assert results["averaged"] == {"runs": 1, "alpha": 1, "reading": STOCK}
+    assert set(results["scores"]) == {"before", "after", "change"}
+    assert results["scores"]["after"] == results["curve"][1]["full_window_scores"]
+    assert "Scored with each clip padded to the full window" in (tmp_path / "model" / "README.md").read_text()
 
 
 @pytest.mark.long
@@ -125,6 +190,8 @@ def test_what_cannot_be_averaged_is_named(runs: list[Path], tmp_path: Path) -> N
         run("average", out, f"runs=[{one}]", "alphas=[0,0]")
     with pytest.raises(ConfigError, match=r"alpha: must be one of alphas=\[0, 1\], got 0\.3"):
         run("average", out, f"runs=[{one}]", "alphas=[0,1]", "alpha=0.3")
+    with pytest.raises(ConfigError, match="splits: alpha=null chooses by validation; add validation, or set alpha"):
+        run("average", out, f"runs=[{one}]", "splits=[test]")
     with pytest.raises(ConfigError, match="does not name its base"):
         run("average", out, f"runs=[{base}]")
     shutil.copytree(one / "model", tmp_path / "model")

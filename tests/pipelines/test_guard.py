@@ -6,15 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import kikitori
 from hydra import compose, initialize_config_dir
 
 from kikitori.compare.leaderboard import leaderboards_of
 from kikitori.compare.page import render
 from kikitori.config.overrides import settle
+from kikitori.guard.reader import Job, Reader
 from kikitori.pipelines.guard import guard
 from kikitori.pipelines.train import train
 from kikitori.runs.reader import find_runs
-from kikitori.runtime.errors import ConfigError, GuardFailed, ModelError
+from kikitori.runs.wandb_logger import summary
+from kikitori.runtime.errors import ConfigError, DataError, GuardFailed, ModelError
 from kikitori.runtime.paths import CONF
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
@@ -58,6 +61,10 @@ def test_a_training_ends_with_its_guard(trained: Path) -> None:
     assert len(rows) == 2 * (4 * 4 + 3 * 4 + 5)
     assert clips["base"] == pytest.approx(100 * before, rel=0.5)
     assert "**Guard.**" in (trained / "model" / "README.md").read_text()
+    assert "## Guard\n\n| set | reading |" in (trained / "results.md").read_text()
+    logged = summary(results)
+    assert logged["guard/clips/own windows/cer/base"] == clips["base"]
+    assert sum(key.startswith("guard/") for key in logged) == 2 * len(figures)
 
 
 def test_the_page_has_the_guard(trained: Path) -> None:
@@ -76,6 +83,33 @@ def test_a_resumed_training_reads_with_the_base_only_once(tmp_path: Path) -> Non
     # Other clips are read again.
     run("train", tmp_path, *words, "guard.clips=2", "resume_accept=[guard,trainer.max_steps]", "trainer.max_steps=9")
     assert file.stat().st_mtime_ns > before
+
+
+def test_a_run_that_is_interrupted_while_it_is_guarded_reads_nothing_twice(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[tuple[str, ...]] = []
+    of_one_model, predict = 2 * (4 * 4 + 3 * 4 + 5), Reader.predict_step
+
+    def predict_step(self: Reader, job: Job, batch_idx: int) -> list[dict[str, Any]]:
+        if len(read) > of_one_model + 9:
+            raise KeyboardInterrupt
+        rows = predict(self, job, batch_idx)
+        read.extend((row["set"], row["recording"], row["reading"]) for row in rows)
+        return rows
+
+    monkeypatch.setattr(Reader, "predict_step", predict_step)
+    with pytest.raises(SystemExit):  # of Lightning
+        run("train", tmp_path)
+    of_base, of_tuned = len(read[:of_one_model]), len(read[of_one_model:])
+    assert (of_base, json.loads((tmp_path / "results.json").read_text())["status"]) == (of_one_model, "failed")
+    assert 0 < of_tuned < of_one_model
+    read.clear()
+    of_one_model = 10**6
+    resumed = run("train", tmp_path, "resume=auto")
+    # Of the base nothing; of the tuned model all.
+    assert len(read) == len(set(read)) == 2 * (4 * 4 + 3 * 4 + 5)
+    assert resumed["guard"] == json.loads((trained / "results.json").read_text())["guard"]
 
 
 def test_the_command_gives_the_figures_of_the_training(trained: Path, tmp_path: Path) -> None:
@@ -114,6 +148,9 @@ def test_what_is_missing_is_named_with_its_remedy(trained: Path, tmp_path: Path)
         run("guard", tmp_path / "a", f"checkpoint={tmp_path / 'model'}", f"against={trained}")
     with pytest.raises(ConfigError, match=r"guard\.clips: must not be below 0"):
         run("guard", tmp_path / "a", f"checkpoint={trained}", f"against={trained}", "guard.clips=-1")
+    words = [f"checkpoint={trained}", f"against={trained}", "+data@guard.sets.clips=demo"]
+    with pytest.raises(ConfigError, match=r"guard\.sets\.clips: the guard has a set of this name; choose another"):
+        run("guard", tmp_path / "a", *words)
     with pytest.raises(ConfigError, match=r"guard\.sets\.german: must be a mapping with a _target_"):
         run("guard", tmp_path / "a", f"checkpoint={trained}", f"against={trained}", "+guard.sets.german.name=x")
 
@@ -125,9 +162,45 @@ def test_models_that_do_not_read_the_same_are_refused(trained: Path, tmp_path: P
         run("guard", tmp_path / "out", f"checkpoint={trained}", f"against={other}", "guard.clips=1")
 
 
+def test_what_is_wrong_with_a_set_names_it(trained: Path, tmp_path: Path) -> None:
+    words = ["+data@guard.sets.german=demo", "+guard.sets.german.language=de", "guard.clips=1"]
+    with pytest.raises(DataError, match=r"^guard\.sets\.german\.language=de, but .* Set guard\.sets\.german\.language"):
+        run("guard", tmp_path / "out", f"checkpoint={trained}", f"against={trained}", *words)
+
+
 def test_a_set_of_the_users_is_read_in_its_language(trained: Path, tmp_path: Path) -> None:
     words = ["+data@guard.sets.demo=demo", "+guard.sets.demo.language=ja", "guard.clips=2"]
     found = run("guard", tmp_path / "out", f"checkpoint={trained}", f"against={trained}", *words)
     sets = {row["set"]: row for row in found["guard"] if row["measure"] == "cer"}
     assert sets["demo"]["recordings"] == 2
     assert all(row["change"] == 0 and row["verdict"] == "" for row in found["guard"])
+
+
+@pytest.mark.long
+def test_the_exit_code_of_the_command_says_whether_a_figure_is_worse(trained: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    run("train", other, "optim.lr=1e-1", "optim.warmup_steps=0", "guard.clips=0")
+    codes = []
+    for number, (one, two) in enumerate(((trained, other), (other, trained))):
+        words = ["guard", str(one), "--against", str(two), "guard.clips=3", f"hydra.run.dir={number}"]
+        done = kikitori(*words, "guard.fail_if_worse=true", cache=tmp_path)
+        figures = json.loads((tmp_path / str(number) / "results.json").read_text())["guard"]
+        assert done.returncode == int(any(row["verdict"] == "worse" for row in figures)), done.stderr
+        assert ("figures are worse than the base's" in done.stderr.splitlines()[-1]) == bool(done.returncode)
+        codes.append(done.returncode)
+    assert 1 in codes
+
+
+@pytest.mark.long
+def test_two_processes_read_what_one_reads(trained: Path, tmp_path: Path) -> None:
+    words = ["guard", str(trained), "--against", str(trained), "guard.clips=3", "trainer=ddp"]
+    for devices in (1, 2):
+        done = kikitori(*words, f"trainer.devices={devices}", f"hydra.run.dir={devices}", cache=tmp_path)
+        assert done.returncode == 0, done.stderr
+    one, two = (json.loads((tmp_path / folder / "results.json").read_text()) for folder in "12")
+    assert two["cost"]["devices"] == 2
+    assert one["guard"] == two["guard"]
+    for model in ("base", "tuned"):
+        files = [tmp_path / folder / "predictions" / f"guard_{model}.jsonl" for folder in "12"]
+        one_rows, two_rows = (sorted(file.read_text().splitlines()) for file in files)
+        assert one_rows == two_rows

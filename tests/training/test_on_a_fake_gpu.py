@@ -19,6 +19,9 @@ from training_runs import OPTIM, examples, trainer, training
 import kikitori
 from kikitori.data.collate import Batch, collate
 from kikitori.data.encoder_cache import _encode_all
+from kikitori.guard.reader import Job, Reader
+from kikitori.guard.recordings import READINGS, Recording
+from kikitori.inference.timestamps import TimestampRule
 from kikitori.model.whisper import Whisper
 from kikitori.optim.average import WeightAverage
 from kikitori.training.callbacks import ProgressReport, ThroughputMonitor, ValidateEvery
@@ -113,6 +116,34 @@ def test_a_step_with_smoothed_labels_and_an_average_does_not_wait(whisper: Whisp
     assert waits.functions == set()
     assert {value.device for weights in module.average.both() for value in weights} == {GPU}
     assert module.average.updates == 1
+
+
+def test_a_step_with_previous_text_does_not_wait(whisper: Whisper) -> None:
+    module = step_of(whisper)
+    prompted = [{**e, "prompt": 2, "tokens": [7, 8, *e["tokens"]], "weight": 0.1} for e in examples(whisper)]
+    with Waits() as waits:
+        loss = module.training_step(module.transfer_batch_to_device(collate(prompted), GPU, 0), 0)
+    assert waits.functions == set()
+    assert loss.device == GPU
+
+
+def test_the_guard_reads_on_the_gpu(whisper: Whisper) -> None:
+    recordings = [Recording("clips", str(i), torch.zeros(8_000), "文", "ja") for i in range(2)]
+    reader: Any = Reader(whisper).eval()
+    reader._device = GPU
+    for reading in READINGS:
+        with torch.no_grad(), Waits(tokens=cycle([5, 6, 7])) as waits:
+            rows = reader.predict_step(Job(reading, recordings), 0)
+        assert [row["recording"] for row in rows] == ["0", "1"]
+        assert waits.functions <= {"_features", "greedy", "_drop", "detect_language"}
+    assert {"detected" in row for row in rows} == {True}
+
+
+def test_the_rule_for_timestamps_keeps_to_the_gpu(whisper: Whisper) -> None:
+    rule, logits = TimestampRule(13, 12, 10, 5), torch.zeros(2, 24, device=GPU)
+    with Waits():
+        rule([[], [13, 3]], logits)
+    assert logits.device == GPU
 
 
 def test_the_callbacks_of_a_step_do_not_wait(whisper: Whisper, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -61,7 +61,7 @@ USED = {
 KEPT = {
     **dict.fromkeys(("language", "task"), str),
     "generation": dict.fromkeys(("max_new_tokens!", "num_beams!"), int),
-    **dict.fromkeys(("window", "trained_on"), OBJECT),
+    **dict.fromkeys(("window", "trained_on", "timestamps"), OBJECT),
     "base_bits": BASE_BITS.__contains__,
 }
 # Fields that change nothing here: of training, of peft, or stated by the tensors as well.
@@ -139,6 +139,11 @@ def save_adapter(
     write_json(folder / FACTS, {**facts, **({"base_bits": adapter.base_bits} if adapter.base_bits else {})})
     flat = {_key(module, part, adapter.kind): value for module, of in tensors.items() for part, value in of.items()}
     save_file({key: value.contiguous() for key, value in flat.items()}, folder / WEIGHTS, {"format": "pt"})
+
+
+def add_timestamps(facts: Mapping[str, Any], folder: Path) -> None:
+    """Adds what was found of the timestamps of the merged model, see `Whisper.timestamps`, to a saved adapter."""
+    write_json(folder / FACTS, {**_read_object(folder / FACTS, KEPT), "timestamps": dict(facts)})
 
 
 def _key(module: str, part: str, kind: str) -> str:

@@ -52,10 +52,11 @@ def main() -> None:
     )
     parser.add_argument(
         "--segments",
-        choices=("pauses", "timestamps"),
-        default="pauses",
+        choices=("auto", "pauses", "timestamps"),
+        default="auto",
         help="pauses: cuts a recording at its pauses; timestamps: reads window after window, and divides the text by "
-        "the model's own timestamps, of a stock model or one trained with joining=windows (default: pauses)",
+        "the model's own timestamps; auto: timestamps for a recording longer than the model's window if the guard "
+        "confirmed that the model kept them, otherwise pauses (default: auto)",
     )
     parser.add_argument(
         "--previous-text",
@@ -65,7 +66,7 @@ def main() -> None:
     if wrong := [word for word in sys.argv[1:] if word.startswith(("model=", "language=", "format="))]:
         parser.error(f"{wrong[0]}: options are given as --{wrong[0].replace('=', ' ', 1)}")
     arguments = parser.parse_args()
-    if arguments.previous_text and arguments.segments == "pauses":
+    if arguments.previous_text and arguments.segments != "timestamps":
         parser.error("--previous-text: pieces between pauses are read without it; add --segments timestamps")
     from kikitori.runtime.console import as_json
 
@@ -156,7 +157,7 @@ def transcribe_files(
     model: str,
     language: str | None,
     task: str | None,
-    segments: "Segments" = "pauses",
+    segments: "Segments" = "auto",
     previous_text: bool = False,
     base: str | None = None,
 ) -> "Iterator[tuple[Path, float, str, list[Piece], str]]":
@@ -167,8 +168,9 @@ def transcribe_files(
     from kikitori.audio.decoder_pool import Decoders
     from kikitori.audio.formats import AudioError
     from kikitori.audio.waveform import SAMPLE_RATE
+    from kikitori.inference.reading import choose_reading
     from kikitori.inference.timestamps import timestamp_rule
-    from kikitori.inference.transcribe import joined, read_recording, transcribe_pieces
+    from kikitori.inference.transcribe import is_long, joined, read_recording, transcribe_pieces
     from kikitori.model.loading import load_whisper
 
     transformers.logging.set_verbosity_error()
@@ -184,6 +186,7 @@ def transcribe_files(
         if whisper.trained_on and not whisper.trained_on.get("timestamps"):
             report(f"{model} was trained without timestamps, so its times may be wrong; see --segments pauses")
     whisper.model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
+    is_told = segments != "auto"
     with Decoders(1) as decoders:
         for number, path in enumerate(files, 1):
             try:
@@ -192,6 +195,9 @@ def transcribe_files(
                 yield path, 0.0, "", [], str(error.args[0])
                 continue
             seconds = len(samples) / SAMPLE_RATE
+            if not is_told and is_long(whisper, samples):
+                is_told, reading = True, choose_reading(whisper)
+                report(f"recordings longer than the model's window are read by {reading.segments}: {reading.reason}")
             progress = Progress(f"{number} of {len(files)}: {path.name}", seconds)
             pieces = transcribe_pieces(
                 whisper, samples, advance=progress.advance, segments=segments, previous_text=previous_text

@@ -88,6 +88,11 @@ TYPES: dict[str, Any] = {
 }
 # Nodes whose keys are arguments of their target, or names of nodes with one.
 GROUPS = ("data", "augment", "joining", "model", "adapter", "optim", "trainer", "logger", "callbacks")
+# The names of the guard's own sets, besides those that begin with `joined`.
+GUARDS_OWN = (
+    *("clips", "8 kHz", "noise 10 dB", "timestamps", "reversed speech"),
+    *("silence", "white noise", "pink noise", "tone"),
+)
 # Keys by which the configuration of a command is recognised, in this order.
 OWN_KEYS = {"average": "alphas", "guard": "against", "evaluate": "checkpoint", "train": "callbacks"}
 # Those of them that may have no target of their own.
@@ -238,6 +243,9 @@ def _node_faults(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         for name, node in (_select(values, group) or {}).items():
             if not isinstance(node, Mapping) or "_target_" not in node:
                 yield f"{group}.{name}", f"must be a mapping with a _target_, got {node!r}"
+    for name in _select(values, "guard.sets") or {}:
+        if name in GUARDS_OWN or str(name).startswith("joined"):
+            yield f"guard.sets.{name}", "the guard has a set of this name; choose another"
 
 
 def _second_checkpoint(callbacks: Mapping[str, Any]) -> Iterator[str]:
@@ -350,6 +358,8 @@ def _alpha_faults(flat: Mapping[str, Any]) -> Iterator[str]:
         yield f"alphas: must be different numbers, at least one, got {alphas}"
     elif alpha is not None and alpha not in alphas:
         yield f"alpha: must be one of alphas={alphas}, got {alpha}"
+    if "alphas" in flat and alpha is None and "validation" not in (flat.get("splits") or ()):
+        yield "splits: alpha=null chooses by validation; add validation, or set alpha to one of alphas"
 
 
 def _window_faults(flat: Mapping[str, Any]) -> Iterator[str]:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kikitori.guard.recordings import CLIPS, JOINED_WORD, NO_SPEECH, NOISY, REVERSED, STAMPS, TELEPHONE
+from kikitori.guard.recordings import CLIPS, JOINED_WORD, NO_SPEECH, NOISY, OWN, REVERSED, STAMPS, STOCK, TELEPHONE
 from kikitori.inference.checks import without_repetition
 from kikitori.metrics.bootstrap import interval, resampled
 from kikitori.metrics.error_rates import score_clips
@@ -119,6 +119,25 @@ def compare(base: Counts, tuned: Counts) -> list[dict[str, Any]]:
         facts = {"set": name, "reading": reading, "measure": measure, "recordings": len(base[key])}
         rows.append({**facts, **values, **of_both})
     return rows
+
+
+def timestamp_facts(base: Counts, tuned: Counts) -> dict[str, float] | None:
+    """What `Whisper.timestamps` holds of the tuned model; None where its timestamps were not read."""
+    ended, near = ((STAMPS, STOCK, measure) for measure in (ENDED, NEAR))
+    long = sorted({name for name, _, measure in tuned if name.startswith(JOINED_WORD) and measure == CER})
+    if not {ended, near} <= tuned.keys() & base.keys() or not long:
+        return None
+    by_pauses, by_stamps = (np.concatenate([tuned[name, reading, CER] for name in long]) for reading in (OWN, STOCK))
+    near_change = interval(resampled(tuned[near]) - resampled(base[near]))
+    cer_change = interval(resampled(by_stamps) - resampled(by_pauses))
+    values = {
+        "stamped": _quotient(tuned[ended]),
+        "near_joints": _quotient(tuned[near]),
+        "cer": _quotient(by_stamps),
+        "most_near_joints_change": near_change[1],
+        "least_cer_change": cer_change[0],
+    }
+    return {"texts": len(tuned[ended]), **{name: round(100 * value, 2) for name, value in values.items()}}
 
 
 def _quotient(pairs: NDArray[np.int64]) -> float:

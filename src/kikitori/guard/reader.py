@@ -10,32 +10,37 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from kikitori.guard.recordings import CLIPS, STAMPS, Recording
-from kikitori.inference.generate import generate
+from kikitori.guard.recordings import CLIPS, OWN, READINGS, STAMPS, STOCK, Recording
+from kikitori.inference.generate import generate, limited_text
 from kikitori.inference.transcribe import joined, transcribe_pieces
 from kikitori.model.features import HOP_LENGTH, log_mel
 from kikitori.model.processor import Processor
 from kikitori.model.whisper import Whisper, encode
 from kikitori.model.window import FULL, Window
 
-# The two ways to read.
-OWN, STOCK = READINGS = ("own windows", "full window")
 # Seconds between two timestamps that follow each other in the vocabulary.
 STAMP_S = 0.02
 
 
 @dataclass(frozen=True)
 class Job:
-    """Recordings that are read at once, in one of READINGS; those of STAMPS with timestamps."""
+    """Recordings that are read at once, in one of READINGS; those of STAMPS with timestamps.
+
+    with_own: whether the rows of OWN are given as well for recordings that have the full window there, too. Their texts
+    then differ by the limit of text per second alone, and need not be generated again.
+    """
 
     reading: str
     recordings: list[Recording]
+    with_own: bool = False
 
 
-def jobs(recordings: Sequence[Recording], processor: Processor, batch_size: int) -> list[Job]:
-    """Both readings of every recording. batch_size: recordings of the full window that are read at once."""
+def jobs(
+    recordings: Sequence[Recording], processor: Processor, batch_size: int, readings: Sequence[str] = READINGS
+) -> list[Job]:
+    """The readings of every recording. batch_size: recordings of the full window that are read at once."""
     found: list[Job] = []
-    for reading in READINGS:
+    for reading in readings:
         window = processor.window if reading == OWN else FULL
 
         def frames(recording: Recording, window: Window = window) -> int:
@@ -47,9 +52,12 @@ def jobs(recordings: Sequence[Recording], processor: Processor, batch_size: int)
         short = [recording for recording in recordings if not recording.is_long]
         # Timestamps need the model's full window: stock tools know no other.
         short = [recording for recording in short if recording.set != STAMPS or reading == STOCK]
+        both = OWN in readings and STOCK in readings
+        if both and reading == OWN:
+            short = [recording for recording in short if frames(recording) < processor.frames]
         for (_, _, width), group in groupby(sorted(short, key=alike), alike):
             same, size = list(group), max(1, batch_size * processor.frames // width)
-            found += [Job(reading, same[i : i + size]) for i in range(0, len(same), size)]
+            found += [Job(reading, same[i : i + size], both) for i in range(0, len(same), size)]
         found += [Job(reading, [recording]) for recording in recordings if recording.is_long]
     return found
 
@@ -91,34 +99,30 @@ class Reader(pl.LightningModule):
         whisper = replace(self.whisper, processor=replace(self.whisper.processor, language=language))
         if job.reading == STOCK:  # stock tools have neither
             whisper = replace(whisper, processor=replace(whisper.processor, window=FULL), max_tokens_per_s=inf)
-        rows = list(read(whisper, job))
-        return [
-            {
-                "set": recording.set,
-                "recording": recording.name,
-                "reading": job.reading,
-                "language": recording.language,
-                "text_language": whisper.processor.text_language,
-                "seconds": round(recording.seconds, 2),
-                "reference": recording.text,
-                **({"joints": list(recording.joints_s)} if recording.set == STAMPS else {}),
-                **row,
-            }
-            for recording, row in zip(job.recordings, rows, strict=True)
-        ]
+        rows, text_language = [], whisper.processor.text_language
+        for recording, found in zip(job.recordings, list(read(whisper, job)), strict=True):
+            own = found.pop(OWN, None)
+            rows.append(_row(recording, job.reading, text_language, found))
+            rows += [_row(recording, OWN, text_language, {"hypothesis": own})] if own is not None else []
+        return rows
 
     def _short(self, whisper: Whisper, job: Job) -> Iterator[dict[str, Any]]:
         states = encode(self.model, self._features(whisper, job))
         generated = generate(whisper, states, [recording.seconds for recording in job.recordings])
         languages = detect_language(whisper, states) if job.reading == STOCK else []
         for i, (row, recording) in enumerate(zip(generated, job.recordings, strict=True)):
-            detected = {"detected": languages[i]} if languages and recording.set == CLIPS else {}
-            yield {"hypothesis": row.text, **detected}
+            found = {"detected": languages[i]} if languages and recording.set == CLIPS else {}
+            if (
+                job.with_own
+                and self.whisper.processor.window_frames(len(recording.samples)) == whisper.processor.frames
+            ):
+                found[OWN] = limited_text(self.whisper, row, recording.seconds)
+            yield {"hypothesis": row.text, **found}
 
     def _long(self, whisper: Whisper, job: Job) -> Iterator[dict[str, Any]]:
         for recording in job.recordings:
             if job.reading == OWN:
-                yield {"hypothesis": joined(whisper, transcribe_pieces(whisper, recording.samples))}
+                yield {"hypothesis": joined(whisper, transcribe_pieces(whisper, recording.samples, segments="pauses"))}
             else:
                 yield {"hypothesis": self._sequential(whisper, recording)}
 
@@ -151,6 +155,21 @@ class Reader(pl.LightningModule):
     def _features(self, whisper: Whisper, job: Job) -> Tensor:
         features = torch.stack([whisper.processor.log_mel(recording.samples) for recording in job.recordings])
         return features.to(self.device, self.model.dtype)
+
+
+def _row(recording: Recording, reading: str, text_language: str, found: dict[str, Any]) -> dict[str, Any]:
+    """A row with the facts of its recording."""
+    return {
+        "set": recording.set,
+        "recording": recording.name,
+        "reading": reading,
+        "language": recording.language,
+        "text_language": text_language,
+        "seconds": round(recording.seconds, 2),
+        "reference": recording.text,
+        **({"joints": list(recording.joints_s)} if recording.set == STAMPS else {}),
+        **found,
+    }
 
 
 def detect_language(whisper: Whisper, states: Tensor) -> list[str]:

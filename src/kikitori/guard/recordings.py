@@ -9,6 +9,8 @@ from torch import Tensor
 from kikitori.audio.waveform import SAMPLE_RATE
 from kikitori.guard import sounds
 
+# The two ways to read: in the windows that the model was trained in, and as stock tools do.
+OWN, STOCK = READINGS = ("own windows", "full window")
 # Sounds of each set without speech, and seconds of each, if the model's window is as long.
 SOUNDS, SOUND_S = 4, 10.0
 NO_SPEECH: dict[str, sounds.Maker] = {

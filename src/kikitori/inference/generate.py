@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from math import nan
 
 from torch import Tensor
@@ -20,13 +21,14 @@ class Generated:
 
     cut: whether it was cut off by `generation.max_new_tokens` or `generation.max_tokens_per_s`. no_speech: the
     probability that the clip holds no speech; mean_logprob: the mean log probability of the tokens. A beam search gives
-    neither (nan).
+    neither (nan). tokens: those of the text, without the end; of a beam search, none.
     """
 
     text: str
     cut: bool
     no_speech: float = nan
     mean_logprob: float = nan
+    tokens: Sequence[int] = ()
 
 
 def generate(
@@ -43,10 +45,17 @@ def generate(
         rows = greedy(model, encoder_states, processor.prefix, limit, whisper.token_s, available_s, stop_loops)
         texts = processor.decode([row.tokens for row in rows])
         return [
-            Generated(text, not row.ended, row.no_speech, row.logprob / (len(row.tokens) + 1))
+            Generated(text, not row.ended, row.no_speech, row.logprob / (len(row.tokens) + 1), row.tokens)
             for text, row in zip(texts, rows, strict=True)
         ]
     outputs = BaseModelOutput(last_hidden_state=encoder_states)
     tokens = model.generate(encoder_outputs=outputs, language=processor.language, task=processor.task)
     lengths = (tokens != processor.tokenizer.eos_token_id).sum(dim=1).tolist()
     return [Generated(text, n >= limit) for text, n in zip(processor.decode(tokens), lengths, strict=True)]
+
+
+def limited_text(whisper: Whisper, generated: Generated, seconds: float) -> str:
+    """The text that greedy decoding would have generated with the model's `max_tokens_per_s`, if it had none."""
+    spoken_s = list(accumulate(map(whisper.token_s, generated.tokens)))
+    kept = next((n for n, s in enumerate(spoken_s, 1) if s > seconds + MARGIN_S), len(spoken_s))
+    return generated.text if kept == len(spoken_s) else whisper.processor.decode([generated.tokens[:kept]])[0]

@@ -1,11 +1,12 @@
 """Transcribes recordings of any length, piece by piece, and says where the text is doubtful."""
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from kikitori.audio.formats import AudioError
 from kikitori.audio.waveform import SAMPLE_RATE, to_full_scale
 from kikitori.inference.checks import CUT, LITTLE, NO_SPEECH_FOUND, NONE, REPEATED, examine, is_silent, least_density
 from kikitori.inference.generate import Generated, generate
+from kikitori.inference.reading import choose_reading
 from kikitori.inference.segments import SHORTEST_S, Piece, halves, split_at_pauses
 from kikitori.inference.timestamps import read_by_timestamps
 from kikitori.metrics.normalizer import word_separator
@@ -30,17 +32,20 @@ LEAST_S = 0.02
 LEAST_LIMIT_S = 2.0
 
 
-Segments = Literal["pauses", "timestamps"]
+Segments = Literal["auto", "pauses", "timestamps"]
+SEGMENTS: tuple[Segments, ...] = get_args(Segments)
+
+log = logging.getLogger(__name__)
 
 
 def transcribe(
     whisper: Whisper,
     audio: str | Path | Tensor,
     batch_size: int = 8,
-    segments: Segments = "pauses",
+    segments: Segments = "auto",
     previous_text: bool = False,
 ) -> str:
-    """Transcribes a recording of any length. A long one is split at pauses, see `transcribe_pieces`.
+    """Transcribes a recording of any length. A long one is read in pieces, see `transcribe_pieces`.
 
     audio: a file (mp3, wav, flac, ogg, opus, aiff, ...), or samples: (samples,) float in [-1, 1] at 16 kHz, mono.
     batch_size: pieces of the recording that are transcribed at a time. segments, previous_text: see
@@ -58,16 +63,19 @@ def transcribe_pieces(
     samples: Tensor,
     batch_size: int = 8,
     advance: Callable[[float], None] = lambda seconds: None,
-    segments: Segments = "pauses",
+    segments: Segments = "auto",
     previous_text: bool = False,
 ) -> list[Piece]:
-    """Transcribes (samples,) float in [-1, 1] at 16 kHz, in pieces as long as the clips the model was trained on.
+    """Transcribes (samples,) float in [-1, 1] at 16 kHz.
 
+    segments: pauses reads pieces as long as the clips the model was trained on; timestamps reads whole windows, one
+    after the other, and a piece is a sentence between the model's timestamps, see `kikitori.inference.timestamps`;
+    auto is timestamps for a recording that is longer than the model's window, if the guard confirmed that the model
+    kept them, see `choose_reading`, and otherwise pauses.
     Silent pieces get no text. A piece whose text repeats itself, was cut off by a limit, or is too short for its speech
     is read again in two halves, and these likewise; the halves are taken if less of their time is doubtful.
     advance: called with the seconds of audio that were read. Samples that exceed full scale are scaled to it.
-    segments: timestamps reads whole windows instead, one after the other, and a piece is a sentence between the model's
-    timestamps, see `kikitori.inference.timestamps`. previous_text: whether each is read with the text before it.
+    previous_text: whether each window of timestamps is read with the text before it.
     Raises ValueError for samples of another shape or type, not finite or 100 times over full scale, and ModelError for
     timestamps of a model whose tokenizer has none.
     """
@@ -81,8 +89,10 @@ def transcribe_pieces(
         samples = to_full_scale(samples.to(torch.float32))
     except AudioError as error:
         raise ValueError(f"audio {error}") from error
-    if segments not in ("pauses", "timestamps"):
-        raise ValueError(f"segments={segments!r}: must be pauses or timestamps")
+    if segments not in SEGMENTS:
+        raise ValueError(f"segments={segments!r}: must be {', '.join(SEGMENTS[:-1])} or {SEGMENTS[-1]}")
+    if segments == "auto":
+        segments = _chosen(whisper, samples)
     reader, training = _Reader(whisper, samples, batch_size), whisper.model.training
     whisper.model.eval()
     try:
@@ -92,6 +102,19 @@ def transcribe_pieces(
         return reader.read_part(slice(0, len(samples)), advance)
     finally:
         whisper.model.train(training)
+
+
+def is_long(whisper: Whisper, samples: Tensor) -> bool:
+    """Returns whether a recording is longer than the model's window."""
+    return len(samples) > whisper.processor.window_s * SAMPLE_RATE
+
+
+def _chosen(whisper: Whisper, samples: Tensor) -> Segments:
+    if not is_long(whisper, samples):
+        return "pauses"
+    reading = choose_reading(whisper)
+    log.info("the recording is read by %s: %s", reading.segments, reading.reason)
+    return reading.segments
 
 
 def joined(whisper: Whisper, pieces: Sequence[Piece]) -> str:

@@ -97,6 +97,12 @@ WINDOW = {"edges_s": list_of(SECONDS, 1_000), "margin_s": SECONDS}
 TRAINED_ON = dict.fromkeys(("longest_s", "p95_s"), number(0, 100_000)) | {"density": number(0, 1_000)}
 # Of a training with joined windows only.
 TRAINED_ON_JOINED = dict.fromkeys(("non_speech", "timestamps"), SHARE)
+PERCENT = number(0, 100)
+TIMESTAMPS = {
+    "texts": whole(1, 1_000_000),
+    **dict.fromkeys(("stamped", "near_joints"), PERCENT),
+    **dict.fromkeys(("cer", "most_near_joints_change", "least_cer_change"), number(-1_000_000, 1_000_000)),
+}
 
 
 def checked(values: Mapping[str, Any], rules: Mapping[str, Rule], where: str) -> dict[str, Any]:
@@ -136,8 +142,16 @@ def generation_config(values: Mapping[str, Any], vocab_size: int, where: str) ->
 
 def trained_on(values: Mapping[str, Any], where: str) -> dict[str, float]:
     """Returns what `Whisper.trained_on` holds. Raises ModelError if something is missing or out of its range."""
-    found = checked(values, TRAINED_ON | TRAINED_ON_JOINED, where)
-    if missing := TRAINED_ON.keys() - found.keys():
+    return _complete(checked(values, TRAINED_ON | TRAINED_ON_JOINED, where), TRAINED_ON, where)
+
+
+def timestamp_facts(values: Mapping[str, Any], where: str) -> dict[str, float]:
+    """Returns what `Whisper.timestamps` holds. Raises ModelError if something is missing or out of its range."""
+    return _complete(checked(values, TIMESTAMPS, where), TIMESTAMPS, where)
+
+
+def _complete(found: dict[str, Any], needed: Mapping[str, Rule], where: str) -> dict[str, Any]:
+    if missing := needed.keys() - found.keys():
         raise ModelError(f"{where}no {min(missing)}; use another model")
     return found
 

@@ -22,7 +22,15 @@ from kikitori.adapters.folder import is_adapter, read_adapter
 from kikitori.adapters.settings import adapter_from_plain
 from kikitori.metrics.languages import language_code
 from kikitori.model.features import FRAMES_PER_SECOND
-from kikitori.model.limits import CONFIG, checked, generation_config, parameters, trained_on, whisper_config
+from kikitori.model.limits import (
+    CONFIG,
+    checked,
+    generation_config,
+    parameters,
+    timestamp_facts,
+    trained_on,
+    whisper_config,
+)
 from kikitori.model.processor import (
     FRAMES_PER_POSITION,
     START,
@@ -35,7 +43,7 @@ from kikitori.model.processor import (
     whisper_code,
 )
 from kikitori.model.source import base_of, check_files, check_tokenizer, check_type, locate
-from kikitori.model.whisper import GENERATION_KEYS, TRAINED_ON_KEY, Whisper, allow_empty_text
+from kikitori.model.whisper import GENERATION_KEYS, TIMESTAMPS_KEY, TRAINED_ON_KEY, Whisper, allow_empty_text
 from kikitori.model.window import window_from_plain
 from kikitori.runtime.distributed import rank
 from kikitori.runtime.errors import ConfigError, KikitoriError, ModelError, check_above_zero, one_line
@@ -94,6 +102,7 @@ def _load_adapted(
     adapter.merge_into(whisper.model, base_name)
     whisper.arguments |= {"name": name, "revision": revision, "base": base}
     whisper.notes += chosen.notes if chosen else []
+    whisper.set_timestamps(None)  # those of the base
     _configure(whisper, facts)
     return whisper
 
@@ -243,6 +252,8 @@ def _configure(whisper: Whisper, recipe: Mapping[str, Any]) -> None:
     whisper.set_window(window_from_plain(recipe.get("window")))
     if recipe.get("trained_on"):
         whisper.set_trained_on(recipe["trained_on"])
+    if recipe.get("timestamps"):
+        whisper.set_timestamps(recipe["timestamps"])
 
 
 class Chosen(NamedTuple):
@@ -302,6 +313,8 @@ def _config(name: str, values: Mapping[str, Any]) -> WhisperConfig:
         setattr(config, WINDOW_KEY, window_from_plain(values[WINDOW_KEY]).as_plain())
     if values.get(TRAINED_ON_KEY):
         setattr(config, TRAINED_ON_KEY, trained_on(values[TRAINED_ON_KEY], f"{where}{TRAINED_ON_KEY} with "))
+    if values.get(TIMESTAMPS_KEY):
+        setattr(config, TIMESTAMPS_KEY, timestamp_facts(values[TIMESTAMPS_KEY], f"{where}{TIMESTAMPS_KEY} with "))
     return config
 
 

@@ -34,7 +34,7 @@ def guard(cfg: DictConfig | dict[str, Any], folder: Path) -> Results:
         own = {"language": tuned.processor.language, "task": tuned.processor.task}
         base = load_model({**run.config, "model": own}, "against")
         check_comparable(tuned.processor, base.processor)
-        both.compare(both.read(BASE, base), of_tuned)
+        both.compare(both.read(BASE, base), of_tuned, tuned)
         run.results["cost"] |= hardware_facts(trainer)
     fail_if_worse(run)
     return run.results

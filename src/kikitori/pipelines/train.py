@@ -2,7 +2,6 @@
 
 import logging
 import os
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from omegaconf import DictConfig
 from pytorch_lightning.callbacks import LambdaCallback
 from pytorch_lightning.loggers import Logger, TensorBoardLogger
 
+from kikitori.adapters.folder import add_timestamps
 from kikitori.config.targets import instantiate
 from kikitori.corpora.types import Split
 from kikitori.data.collate import check_label_contract
@@ -63,20 +63,15 @@ def train(cfg: DictConfig | dict[str, Any], folder: Path) -> Results:
         scorer = Scorer(run, trainer, module, data)
         guard = make_guard(run, trainer, data, whisper.processor)
         before = score_before(scorer, pretrained_window)
-        base = guard.read(BASE, with_window(whisper, pretrained_window)) if guard else None
+        base = guard.read(BASE, whisper, pretrained_window) if guard else None
         fit(run, trainer, module, data, history, checkpoint)
         merge_adapter(run, whisper)
         after = score_after(scorer)
         if guard and base:
-            guard.compare(base, guard.read(TUNED, whisper))
+            guard.compare(base, guard.read(TUNED, whisper), whisper)
         publish(run, trainer, whisper, data, before, after)
     fail_if_worse(run)
     return run.results
-
-
-def with_window(whisper: Whisper, window: Window) -> Whisper:
-    """The same model, which reads in other windows."""
-    return replace(whisper, processor=replace(whisper.processor, window=window))
 
 
 def load_data_and_model(run: Session) -> tuple[SpeechDataModule, Whisper, Window]:
@@ -240,6 +235,8 @@ def publish(
     results["scores"]["change"] = {split: change(before[split], after[split]) for split in data.splits}
     if is_main():
         whisper.save(run.folder / "model")
+        if whisper.timestamps and (run.folder / "adapter").exists():
+            add_timestamps(whisper.timestamps, run.folder / "adapter")
         write_text(run.folder / "model" / "README.md", model_card(results))
         log_scores(trainer.loggers[1:], results, run.folder)
     for logger in wandb_loggers(trainer):

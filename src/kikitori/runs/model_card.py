@@ -8,7 +8,7 @@ from typing import Any
 
 from kikitori.guard.table import guard_rows
 from kikitori.runs.results import FULL_WINDOW
-from kikitori.runs.summary import full_window_rates, percent, plain_text, rate_cell
+from kikitori.runs.summary import full_window_rates, long_recordings_lines, percent, plain_text, rate_cell
 
 
 def model_card(results: Mapping[str, Any]) -> str:
@@ -16,6 +16,8 @@ def model_card(results: Mapping[str, Any]) -> str:
     model, data, scores = results["model"], results["data"], results["scores"]
     rows = [("", "split", "clips", "CER %", "WER %"), ("---", "---", "---:", "---:", "---:")]
     stages = {"before": "before training", "after": "after training", FULL_WINDOW: "after, in the full window"}
+    if results.get("averaged"):
+        stages = {"before": "base", "after": "mixture", FULL_WINDOW: "mixture, in the full window"}
     for stage, words in stages.items():
         for split, rates in scores.get(stage, {}).items():
             rows.append((words, split, str(rates["clips"]), rate_cell(rates, "cer"), rate_cell(rates, "wer")))
@@ -32,7 +34,7 @@ pipeline_tag: automatic-speech-recognition
 
 Rates are all edits divided by all lengths, on normalised text, with 95 % bootstrap intervals over clips.
 
-**Windows.** Trained and scored with each clip padded to {model["window"]}.{_full_window_share(results)}
+**Windows.** {_trained(results)} with each clip padded to {model["window"]}.{_full_window_share(results)}
 {_stock_pipeline(results)}
 {_guard(results)}
 **Training.** {_training(results)}{_joined(results)}
@@ -60,7 +62,8 @@ def _training(results: Mapping[str, Any]) -> str:
     tools = ", ".join(f"{name} {versions[name]}" for name in ("kikitori", "torch", "transformers") if name in versions)
     if averaged := results.get("averaged"):
         mixture = f"{averaged['alpha']:g} of it and {1 - averaged['alpha']:g} of their base"
-        return f"The mean of {averaged['runs']} fine-tuned models, mixed: {mixture}. Made with {tools}."
+        models = f"The mean of {averaged['runs']} fine-tuned models" if averaged["runs"] > 1 else "A fine-tuned model"
+        return f"{models}, mixed: {mixture}. Made with {tools}."
     settings = {
         "steps": results.get("checkpoint", {}).get("steps"),
         "clips per step": config["data"].get("global_batch_size"),
@@ -113,6 +116,11 @@ def _adapter(settings: Mapping[str, Any]) -> str | None:
     )
 
 
+def _trained(results: Mapping[str, Any]) -> str:
+    """What was done in the windows. A mixture may be saved with others than those of its training."""
+    return "Scored" if results.get("averaged") else "Trained and scored"
+
+
 def _full_window_share(results: Mapping[str, Any]) -> str:
     share = results["config"]["data"]["full_window_share"]
     trained_shorter = full_window_rates(results)
@@ -130,14 +138,19 @@ def _guard(results: Mapping[str, Any]) -> str:
 **Guard.** The model next to its base on what its corpus does not show, with paired 95 % intervals over the recordings.
 
 {table}
-"""
+{_long_recordings(results)}"""
+
+
+def _long_recordings(results: Mapping[str, Any]) -> str:
+    """How long recordings are read, as a paragraph; empty where the guard found nothing."""
+    return "".join(f"\n{line}.\n" for line in long_recordings_lines(results))
 
 
 def _stock_pipeline(results: Mapping[str, Any]) -> str:
     rates = full_window_rates(results)
     pipeline = f"transformers' pipeline pads every clip to the full window of {results['model']['window_s']:g} s"
     if not rates:
-        return f"{pipeline}, as the training did."
+        return f"{pipeline}, as {'the scores did' if results.get('averaged') else 'the training did'}."
     return (
         f"{pipeline}; there this model scores {rates}.\n"
         "If that is worse, transcribe with `kikitori transcribe`, which reads the windows from config.json."

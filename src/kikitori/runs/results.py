@@ -28,7 +28,8 @@ STUDY = "study.journal"
 # Statuses of runs that are not resumed.
 FINISHED = ("completed", "pruned")
 # The stage of a model trained in shorter windows that is scored in the full one, as stock tools read it.
-FULL_WINDOW = "after_in_full_window"
+IN_FULL_WINDOW = "_in_full_window"
+FULL_WINDOW = f"after{IN_FULL_WINDOW}"
 # Characters of a transcript that are read. Of one that repeats itself, the rest says nothing and takes long to align.
 MAX_TRANSCRIPT = 2000
 # Transcripts of a split that are compared clip by clip.
@@ -99,6 +100,7 @@ CONFIGURATION = {
     "trainer": {"max_steps": (int, None), "max_epochs": (int, None), "precision": (str, int, None)},
     "callbacks": {str: {"patience": (is_count, None)}},
     "checkpoint": (str, None),
+    "against": (str, None),
 }
 RECORD = {
     **dict.fromkeys(("cwd", "error", "error_type", "started", "finished"), str),
@@ -113,7 +115,8 @@ RECORD = {
     "scoring": dict.fromkeys(("language", "normaliser", "segmenter"), str),
     "history": [VALIDATION],
     "guard": [FIGURE],
-    "averaged": {"runs": is_count, "alpha": is_amount},
+    "long_recordings": {"segments!": ("pauses", "timestamps").__contains__, "reason!": str},
+    "averaged": {"runs": is_count, "alpha": is_amount, "reading": str},
     "checkpoint": {"steps": is_count, "best": str, "best_step": is_count, "monitor": str, "value": float},
     "cost": {**dict.fromkeys(STEPS, is_amount), "devices": is_count, "device": str},
     "data": {"corpus": str, "language": str, "splits": {str: SPLIT}, "rejects": {str: is_count}},

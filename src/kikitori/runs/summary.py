@@ -103,10 +103,21 @@ def print_results(results: Mapping[str, Any], folder: Path) -> None:
 
 def remarks(results: Mapping[str, Any]) -> list[str]:
     """The lines below the table of scores."""
+    guard = [*guard_lines(results.get("guard", [])), *long_recordings_lines(results)]
     if not results["scores"]:
-        return [*guard_lines(results.get("guard", [])), *notes_of(results)]
-    guard = guard_lines(results.get("guard", []))
+        return [*guard, *notes_of(results)]
     return [*reading_lines(results), *full_window_lines(results), *cut_lines(results), *guard, *notes_of(results)]
+
+
+def long_recordings_lines(results: Mapping[str, Any]) -> list[str]:
+    """How `kikitori transcribe` reads long recordings with the model, and why; no line where no guard found that."""
+    if not (found := results.get("long_recordings")):
+        return []
+    segments, reason = found["segments"], found["reason"]
+    if results["command"] != "guard":
+        return [f"kikitori transcribe reads long recordings by {segments}: {reason}"]
+    # It changes no model's folder.
+    return [f"Long recordings are best read by {segments} (kikitori transcribe --segments {segments}): {reason}"]
 
 
 def full_window_rates(results: Mapping[str, Any]) -> str:

@@ -1,6 +1,7 @@
 """The guard of a run: which recordings both models read, and what came of it."""
 
 import logging
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -13,17 +14,29 @@ from kikitori.audio.waveform import to_float
 from kikitori.config.targets import instantiate
 from kikitori.corpora.types import Split
 from kikitori.data.datamodule import SpeechDataModule
-from kikitori.guard.figures import WORSE, Counts, compare, count
+from kikitori.guard.digest import reading_digest
+from kikitori.guard.figures import WORSE, Counts, compare, count, timestamp_facts
 from kikitori.guard.reader import Jobs, Reader, jobs
-from kikitori.guard.recordings import Recording, Speech, for_timestamps, of_corpus, of_others, without_speech
+from kikitori.guard.recordings import (
+    READINGS,
+    Recording,
+    Speech,
+    for_timestamps,
+    of_corpus,
+    of_others,
+    without_speech,
+)
 from kikitori.guard.table import describe_figure, guard_lines
+from kikitori.inference.reading import choose_reading
 from kikitori.metrics.normalizer import word_separator
 from kikitori.model.processor import Processor, whisper_code
 from kikitori.model.whisper import Whisper
+from kikitori.model.window import Window
 from kikitori.runs.record import save, timed
-from kikitori.runs.results import GUARD_ROW, guard_file
+from kikitori.runs.results import GUARD_ROW, guard_file, read_results
+from kikitori.runs.summary import long_recordings_lines
 from kikitori.runtime.distributed import all_gather, is_main
-from kikitori.runtime.errors import GuardFailed, shortened
+from kikitori.runtime.errors import DataError, GuardFailed, KikitoriError, shortened
 from kikitori.runtime.files import read_lines, write_lines
 from kikitori.steps.scoring import announce_scoring
 from kikitori.steps.session import Session
@@ -31,6 +44,8 @@ from kikitori.steps.session import Session
 log = logging.getLogger(__name__)
 
 BASE, TUNED = "base", "tuned"
+# The key of the digests of what was read, among those of what was scored.
+GUARD = "guard"
 
 
 @dataclass(frozen=True)
@@ -42,14 +57,21 @@ class Guard:
     data: SpeechDataModule
     recordings: Sequence[Recording]
 
-    def read(self, who: str, whisper: Whisper) -> Counts:
-        """Reads all recordings with a model, and writes what it reads into the run's folder. who: BASE or TUNED."""
-        file = guard_file(self.run.folder, who)
-        if self.run.config["resume"] and file.exists() and (rows := self._known(file)):
+    def read(
+        self, who: str, whisper: Whisper, window: Window | None = None, readings: Sequence[str] = READINGS
+    ) -> Counts:
+        """Reads all recordings with a model, and writes what it reads into the run's folder.
+
+        who: BASE, TUNED or another name for the file. window: the model's own windows; None for those it has.
+        """
+        if window is not None:
+            whisper = replace(whisper, processor=replace(whisper.processor, window=window))
+        file, digest = guard_file(self.run.folder, who), reading_digest(whisper, self.recordings, readings)
+        if self.run.config["resume"] and self._digest_of(who) == digest and (rows := _read(file)):
             return count(rows)
-        announce_scoring(self.trainer, f"guard: {who} model, {len(self.recordings)} recordings")
+        announce_scoring(self.trainer, f"guard: {who.replace('_', ' ')} model, {len(self.recordings)} recordings")
         with timed(self.run.results, "guard_s"):
-            every = jobs(self.recordings, whisper.processor, self.data.eval_batch_size)
+            every = jobs(self.recordings, whisper.processor, self.data.eval_batch_size, readings)
             # Processes wait for each other, so one without a job of its own repeats the first.
             own = every[self.data.rank :: self.data.world_size] or every[:1]
             predicted: Any = self.trainer.predict(Reader(whisper), Jobs(own))
@@ -57,21 +79,32 @@ class Guard:
             rows = list({(row["set"], row["recording"], row["reading"]): row for row in read}.values())
         if is_main():
             write_lines(file, rows)
+        self.run.results.setdefault("scored", {}).setdefault(GUARD, {})[who] = digest
+        save(self.run.results, self.run.folder)
         return count(rows)
 
-    def _known(self, file: Path) -> list[dict[str, Any]]:
-        """What was read before the run was interrupted; nothing if that was of other recordings."""
-        rows: list[dict[str, Any]] = read_lines(file, GUARD_ROW)
-        read = {(row["set"], row["recording"], row["reference"]) for row in rows}
-        now = {(recording.set, recording.name, recording.text) for recording in self.recordings}
-        return rows if read == now else []
+    def _digest_of(self, who: str) -> str | None:
+        """The digest of what was read before the run was interrupted, from the file, which all processes see."""
+        digest: str | None = read_results(self.run.folder).get("scored", {}).get(GUARD, {}).get(who)
+        return digest
 
-    def compare(self, base: Counts, tuned: Counts) -> None:
-        """Adds the figures of both models to the results, and logs how many are better and worse."""
-        figures = self.run.results["guard"] = compare(base, tuned)
+    def compare(self, base: Counts, tuned: Counts, whisper: Whisper) -> None:
+        """Adds the figures of both models to the results, and what they say of its timestamps to the tuned model."""
+        self.run.results["guard"] = compare(base, tuned)
+        if facts := timestamp_facts(base, tuned):
+            whisper.set_timestamps(facts)
+            self.run.results["long_recordings"] = choose_reading(whisper)._asdict()
         save(self.run.results, self.run.folder)
-        for line in guard_lines(figures):
+        for line in [*guard_lines(self.run.results["guard"]), *long_recordings_lines(self.run.results)]:
             log.info("%s", line)
+
+
+def _read(file: Path) -> list[dict[str, Any]]:
+    """What was read before the run was interrupted; nothing where the file is missing or damaged."""
+    try:
+        return read_lines(file, GUARD_ROW)
+    except DataError:
+        return []
 
 
 def fail_if_worse(run: Session) -> None:
@@ -96,7 +129,11 @@ def make_guard(run: Session, trainer: pl.Trainer, data: SpeechDataModule, proces
     if processor.timestamp_begin is not None:
         found += for_timestamps(clips, window_s, separator)
     for name, node in settings["sets"].items():
-        found += of_others(name, others(name, node, settings["clips"], processor))
+        try:
+            found += of_others(name, others(name, node, settings["clips"], processor))
+        except KikitoriError as error:
+            # Its keys are those of `data`, but stand below its name.
+            raise type(error)(re.sub(r"(?<![\w/.-])data\.(?=\w)", f"guard.sets.{name}.", str(error))) from error
     return Guard(run, trainer, data, found)
 
 

@@ -34,7 +34,8 @@ def with_origin(cfg: DictConfig | Mapping[str, Any], place: str) -> dict[str, An
             if key in values["data"]:
                 values["data"][key] = _from(start, values["data"][key])
     model = config.get("model", {})
-    base, revision = model.get("name"), model.get("revision")
+    # Of a training, or of an average.
+    base, revision = model.get("name") or config.get("against"), model.get("revision")
     if not values["against"] and not base:
         raise ConfigError(f"against: not set, and {place} does not name its base; pass --against with a model")
     if not values["against"] and revision:

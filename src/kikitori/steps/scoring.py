@@ -14,7 +14,7 @@ from kikitori.corpora.types import Split
 from kikitori.data.datamodule import SpeechDataModule
 from kikitori.metrics.error_rates import ClipScore, prediction, rescored, score_clips, summarise
 from kikitori.model.window import FULL, Window
-from kikitori.runs.results import FULL_WINDOW, PREDICTION, predictions_file, read_results
+from kikitori.runs.results import IN_FULL_WINDOW, PREDICTION, predictions_file, read_results
 from kikitori.runtime.console import IN_BAR, duration
 from kikitori.runtime.distributed import all_gather, is_main
 from kikitori.runtime.files import read_lines, write_lines
@@ -63,21 +63,27 @@ class Scorer:
         self.run.results.setdefault("scored", {})[stage] = {split: self.data.prepared.digest(split) for split in scores}
         return scores
 
-    def score_in_full_window(self, clips: int | None) -> None:
+    def score_in_full_window(
+        self, clips: int | None, stage: str = "after", splits: Sequence[Split] = ("validation", "test")
+    ) -> Scores:
         """Scores a model trained in shorter windows as stock tools read it, which always use the full window.
 
-        clips: how many of validation and test; None for all.
+        clips: how many of each split but that of training; None for all.
         """
         whisper = self.module.whisper
         # Stock tools have no such limit either, which would hide text invented in the unfamiliar silence.
         rate, whisper.max_tokens_per_s = whisper.max_tokens_per_s, inf
-        # At least one clip per process.
-        some = clips and max(clips, self.data.world_size)
         try:
-            splits: tuple[Split, ...] = ("validation", "test")
-            self.score(FULL_WINDOW, splits, dict.fromkeys(splits, some), FULL)
+            return self.score(f"{stage}{IN_FULL_WINDOW}", splits, self.some(clips, splits), FULL)
         finally:
             whisper.max_tokens_per_s = rate
+
+    def some(self, clips: int | None, splits: Sequence[Split]) -> dict[Split, int | None]:
+        """How many clips of each split to score, at least one per process; the training split has a number of its own.
+
+        clips: None for all.
+        """
+        return {split: clips and max(clips, self.data.world_size) for split in splits if split != "train"}
 
     def _score_split(
         self, stage: str, split: Split, limit: int | None, window: Window | None
@@ -106,12 +112,10 @@ def announce_scoring(trainer: pl.Trainer, title: str) -> None:
 
 def describe_stage(split: Split, stage: str) -> str:
     """A split and a stage in words, such as `validation after training`."""
-    words = {
-        "before": " before training",
-        "after": " after training",
-        FULL_WINDOW: " after training, in the full window",
-    }
-    return f"{split}{words.get(stage, '')}"
+    words = {"before": " before training", "after": " after training"}
+    own = stage.removesuffix(IN_FULL_WINDOW)
+    when = words.get(own, f" with {own.replace('_', ' ')}" if own.startswith("alpha") else "")
+    return f"{split}{when}{', in the full window' * (own != stage)}"
 
 
 def gather_rows(rows: list[Any]) -> list[Any]:
