@@ -61,6 +61,7 @@ KEPT = {
     **dict.fromkeys(("language", "task"), str),
     "generation": dict.fromkeys(("max_new_tokens!", "num_beams!"), int),
     **dict.fromkeys(("window", "trained_on"), OBJECT),
+    "languages": [str],
 }
 # Fields that change nothing here: of training, of peft, or stated by the tensors as well.
 WITHOUT_EFFECT = {

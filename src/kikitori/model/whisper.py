@@ -27,6 +27,8 @@ MAX_NEW_TOKENS = 225
 CPU_FRAMES = 6_000
 # The key of a model's config.json that describes the clips it was trained on.
 TRAINED_ON_KEY = "kikitori_trained_on"
+# The key of a model's config.json that lists the languages it was trained on, if they are several.
+LANGUAGES_KEY = "kikitori_languages"
 # Attributes of a generation config that `Whisper.configure_generation` sets.
 GENERATION_KEYS = ("max_new_tokens", "num_beams")
 
@@ -58,7 +60,8 @@ class Whisper:
         """The part of the recipe that changes after the model was created."""
         generation = {key: getattr(self.model.generation_config, key, None) for key in GENERATION_KEYS}
         window = self.processor.window.as_plain()
-        return {"generation": generation, "window": window, "trained_on": self.trained_on}
+        languages = {"languages": self.languages} if self.languages else {}
+        return {"generation": generation, "window": window, "trained_on": self.trained_on, **languages}
 
     def set_window(self, window: Window) -> None:
         """Changes how far clips are padded; it is saved with the model."""
@@ -77,6 +80,23 @@ class Whisper:
         """Changes `trained_on`, and whether a transcript may be empty. Raises ModelError for facts that cannot be."""
         setattr(self.model.config, TRAINED_ON_KEY, trained_on(facts, "trained_on has "))
         allow_empty_text(self.model, bool(facts.get("non_speech")))
+
+    @property
+    def languages(self) -> list[str]:
+        """Whisper's codes of the languages of its last training, saved in config.json, that of the processor first.
+
+        Empty for a stock model, and for one that was trained on one language.
+        """
+        return list(getattr(self.model.config, LANGUAGES_KEY, None) or ())
+
+    def set_languages(self, languages: Sequence[str]) -> None:
+        """Changes `languages`. Of several, other tools detect the one of each recording, as with a stock model."""
+        config, own = self.model.config, self.processor.language
+        if len(languages) > 1:
+            setattr(config, LANGUAGES_KEY, sorted(languages, key=lambda code: code != own))
+        elif hasattr(config, LANGUAGES_KEY):
+            delattr(config, LANGUAGES_KEY)
+        self.model.generation_config.language = own if len(languages) < 2 else None
 
     def configure_generation(
         self,

@@ -83,7 +83,7 @@ def load_data_and_model(run: Session) -> tuple[SpeechDataModule, Whisper, Window
     """The decoded and filtered clips, the model, and the windows that the model was trained in before."""
     data = build_data(run.config)
     data.load_corpus()  # first, so that a missing corpus is found before a model is loaded
-    whisper = build_model(run.config)
+    whisper = build_model(run.config, data.languages)
     pretrained_window = whisper.processor.window
     whisper.set_window(data.window or pretrained_window)
     data = data.with_processor(whisper.processor)

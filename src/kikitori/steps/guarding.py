@@ -17,7 +17,6 @@ from kikitori.guard.figures import WORSE, Counts, compare, count
 from kikitori.guard.reader import Jobs, Reader, jobs
 from kikitori.guard.recordings import Recording, Speech, for_timestamps, of_corpus, of_others, without_speech
 from kikitori.guard.table import describe_figure, guard_lines
-from kikitori.metrics.normalizer import word_separator
 from kikitori.model.processor import Processor
 from kikitori.model.whisper import Whisper
 from kikitori.runs.record import save, timed
@@ -91,20 +90,23 @@ def make_guard(run: Session, trainer: pl.Trainer, data: SpeechDataModule, proces
         return None
     split: Split = "test" if "test" in data.splits else "validation"
     clips = speech_of(data, split, settings["clips"], processor.language)
-    separator, window_s = word_separator(processor.text_language), processor.window_s
-    found = [*without_speech(window_s, processor.language), *of_corpus(clips, window_s, separator)]
-    if processor.timestamp_begin is not None:
-        found += for_timestamps(clips, window_s, separator)
+    window_s, languages = processor.window_s, dict.fromkeys(clip.language for clip in clips)
+    found = [*without_speech(window_s, processor.language)]
+    for language in languages:
+        alike, separator = [clip for clip in clips if clip.language == language], processor.of(language).separator
+        found += of_corpus(alike, window_s, separator, f", {language}" * (len(languages) > 1))
+        if processor.timestamp_begin is not None:
+            found += for_timestamps(alike, window_s, separator)
     for name, node in settings["sets"].items():
         found += of_others(name, others(name, node, settings["clips"], processor))
     return Guard(run, trainer, data, found)
 
 
 def speech_of(data: SpeechDataModule, split: Split, most: int, language: str) -> list[Speech]:
-    """A sample of the clips of a split, the same for every run. language: Whisper's code."""
+    """A sample of the clips of a split, the same for every run. language: of clips that state none, Whisper's code."""
     audio = data.prepared.audio_caches[split]
     clips = data.scored(split, most)
-    return [Speech(clip.name, to_float(audio.pcm(clip.name)), clip.text, language) for clip in clips]
+    return [Speech(clip.name, to_float(audio.pcm(clip.name)), clip.text, clip.language or language) for clip in clips]
 
 
 def others(name: str, node: dict[str, Any], most: int, processor: Processor) -> list[Speech]:
