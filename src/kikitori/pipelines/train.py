@@ -22,6 +22,7 @@ from kikitori.runs.model_card import model_card
 from kikitori.runs.record import save, timed
 from kikitori.runs.results import Results
 from kikitori.runs.results_md import examples_table
+from kikitori.runs.summary import with_languages
 from kikitori.runs.wandb_logger import WandbRunLogger
 from kikitori.runtime.distributed import is_main
 from kikitori.runtime.errors import ConfigError
@@ -255,7 +256,9 @@ def log_scores(loggers: list[Logger], results: Results, folder: Path) -> None:
     scores = results["scores"]
     rates = {
         stage: {
-            f"{stage}/{split}/{rate}": rates[rate] for split, rates in scores[stage].items() for rate in ("cer", "wer")
+            f"{stage}/{split}/{rate}": rates[rate]
+            for split, rates in with_languages(scores[stage], "/").items()
+            for rate in ("cer", "wer")
         }
         for stage in ("before", "after")
     }

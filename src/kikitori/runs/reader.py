@@ -19,7 +19,14 @@ import yaml
 
 from kikitori.config.names import OF_TRAINING, translate
 from kikitori.config.overrides import config_folders, flatten
-from kikitori.metrics.error_rates import clip_score, corpus_rate, edits_and_lengths, rescored, row_language
+from kikitori.metrics.error_rates import (
+    clip_score,
+    corpus_rate,
+    edits_and_lengths,
+    rescored,
+    row_language,
+    summarise,
+)
 from kikitori.metrics.normalizer import text_rules
 from kikitori.runs.results import RESULTS, SWEEP, predictions_file, read_predictions, read_results, read_sweep
 from kikitori.runtime.errors import DataError, one_line
@@ -105,6 +112,13 @@ class Run:
         if rates is not None and self.is_rescored:
             return corpus_rate(edits_and_lengths([clip_score(row) for row in self.predictions(split, stage)], rate))
         return None if rates is None else rates.get(rate)
+
+    def language_scores(self, split: str) -> dict[str, float]:
+        """The CER of each language of a split, if there are several."""
+        rates = self.results.get("scores", {}).get(self.stage, {}).get(split, {})
+        if self.is_rescored:
+            rates = summarise([clip_score(row) for row in self.predictions(split)])
+        return {code: of["cer"] for code, of in rates.get("languages", {}).items()}
 
     def predictions_path(self, split: str, stage: str = "") -> Path:
         """The file with each clip's transcript."""

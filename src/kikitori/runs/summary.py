@@ -41,12 +41,12 @@ def rows(results: Mapping[str, Any]) -> list[list[str]]:
     return table
 
 
-def with_languages(scores: Mapping[str, Any]) -> dict[str, Any]:
+def with_languages(scores: Mapping[str, Any], between: str = " ") -> dict[str, Any]:
     """The rates of each split, followed by those of its languages if it has several, as `test ja`."""
     found: dict[str, Any] = {}
     for split, rates in scores.items():
         found[split] = rates
-        found |= {f"{split} {code}": of for code, of in rates.get("languages", {}).items()}
+        found |= {f"{split}{between}{code}": of for code, of in rates.get("languages", {}).items()}
     return found
 
 

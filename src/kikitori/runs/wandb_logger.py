@@ -31,6 +31,7 @@ from kikitori.config.overrides import sweep_name
 from kikitori.metrics.alignment import error_types
 from kikitori.metrics.error_rates import row_language
 from kikitori.runs.results import FINISHED, WANDB_RUN_ID, predictions_file
+from kikitori.runs.summary import with_languages
 from kikitori.runtime.errors import ConfigError, one_line
 from kikitori.runtime.files import read_lines, read_text, write_text
 from kikitori.runtime.paths import shown_path
@@ -333,7 +334,8 @@ def sample_rows(before: list[Row], after: list[Row]) -> list[Row]:
         cer = [100 * row["cer_edits"] / max(1, row["cer_length"]) for row in (old, new)]
         texts = {"reference": new["reference"], "before": old["hypothesis"], "after": new["hypothesis"]}
         rates = {"CER % before": cer[0], "CER % after": cer[1], "change": cer[1] - cer[0]}
-        rows.append({"clip": new["clip"], **texts, **rates})
+        language = {"language": new["language"]} if "language" in new else {}
+        rows.append({"clip": new["clip"], **language, **texts, **rates})
     return sorted(rows, key=lambda row: (row["change"], row["CER % after"]), reverse=True)
 
 
@@ -352,10 +354,9 @@ def most_common_errors(predictions: list[Row], language: str | Sequence[str]) ->
 def summary(results: Mapping[str, Any]) -> Row:
     """Scalars for W&B's table of runs: scores before and after, their change, the guard's figures, and the costs."""
     scores = {
-        f"{stage}/{split}/{name}{rate}": of[rate]
+        f"{stage}/{split}/{rate}": rates[rate]
         for stage, splits in results["scores"].items()
-        for split, rates in splits.items()
-        for name, of in [("", rates), *((f"{code}/", of) for code, of in rates.get("languages", {}).items())]
+        for split, rates in with_languages(splits, "/").items()
         for rate in ("cer", "wer")
     }
     guard = {
