@@ -20,11 +20,13 @@ LONG = {
     "negative_controls",
     "network_gone",
     "folder_locked",
+    "loader_killed",
     "loss_not_finite",
     "process_killed",
     "process_hangs",
     "process_raises",
     "process_terminated",
+    "stop_signals",
     "tracker_gone",
     "tracker_gone_pairs",
 }

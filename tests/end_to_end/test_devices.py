@@ -155,6 +155,7 @@ def test_a_killed_process_ends_the_run_and_is_named(running: tuple[Path, subproc
     assert not alive(rank_1)
 
 
+@pytest.mark.long
 def test_no_process_outlives_process_0(running: tuple[Path, subprocess.Popen[str], int]) -> None:
     _, process, rank_1 = running
     process.kill()

@@ -150,6 +150,7 @@ def test_secrets_speakers_and_machine_details_are_not_sent(trial: tuple[Path, st
     assert not sent.kinds & {"environment", "output_raw", "output"}
 
 
+@pytest.mark.long
 def test_a_failed_trial_is_marked_failed(cache: Path) -> None:
     # Its weights are soon not finite any more.
     line = [*SMALL, "logger=wandb", "optim.lr=1e30", "optim.warmup_steps=0", "hydra.run.dir=fails"]

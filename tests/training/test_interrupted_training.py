@@ -217,6 +217,7 @@ def test_every_recipe_resumes_to_the_bit(
     assert same(state(tmp_path / "whole"), state(tmp_path / "parts"))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("forgotten", ["random", "schedule", "place", "average", "updates", "raw weights"])
 def test_the_tests_detect_a_state_that_is_not_restored(
     micro: Whisper, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forgotten: str
