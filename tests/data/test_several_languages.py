@@ -158,6 +158,18 @@ def test_a_language_that_a_split_lacks_is_named(micro: Whisper, table: Path, tmp
     check_languages({**one, "test": []})
 
 
+def test_speakers_of_splits_are_kept_apart_within_a_language(micro: Whisper, table: Path) -> None:
+    lines = table.read_text(encoding="utf-8")
+    # One speaker of Japanese in training, of Korean in validation, of English in test.
+    rows = lines.replace("train one,ja", "x,ja").replace("validation one,ko", "x,ko").replace("test one,en", "x,en")
+    shared = table.with_name("shared.csv")
+    shared.write_text(rows, encoding="utf-8")
+    assert module(shared, micro).clips
+    shared.write_text(rows.replace("test one,ja", "x,ja"), encoding="utf-8")
+    with pytest.raises(DataError, match="1 speakers are in two splits"):
+        module(shared, micro).setup()
+
+
 def test_a_language_that_the_model_lacks_is_named(micro: Whisper, table: Path) -> None:
     other = table.with_name("other.csv")
     other.write_text(table.read_text(encoding="utf-8").replace(",en", ",yue"), encoding="utf-8")
