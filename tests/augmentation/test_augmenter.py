@@ -110,8 +110,10 @@ def test_babble_is_made_of_other_clips_than_the_one_it_covers() -> None:
 
 
 def test_babble_needs_a_second_clip() -> None:
-    with pytest.raises(ConfigError, match=r"noise_kinds: babble is made of other training clips"):
+    with pytest.raises(ConfigError, match=r"babble is made of other .*; pass augment.noise_kinds=\[white,pink\]"):
         augmenter(noise_prob=0.1, voices=1)
+    with pytest.raises(ConfigError, match=r"babble is made of other .*; pass augment.noise_prob=0"):
+        augmenter(noise_prob=0.1, voices=1, noise_kinds=["babble"])
     assert augmenter(noise_prob=0.1, voices=1, noise_kinds=["white"])
 
 
@@ -185,8 +187,12 @@ def test_a_clip_that_is_longer_than_the_window_is_not_made_longer() -> None:
         ({"noise_kinds": "white"}, "noise_kinds: must be a list of some of white, pink, babble, got 'white'"),
         ({"noise_prob": 0.5, "noise_kinds": []}, "noise_kinds: is empty, and there is no augment.noise_folder"),
         ({"noise_prob": 0.5, "noise_folder": "/no/such"}, "noise_folder: /no/such is not a folder; give one with"),
+        ({"noise_prob": 0.5, "noise_folder": "~nobody-here/x"}, "noise_folder: ~nobody-here/x is not a folder"),
+        ({"noise_prob": 0.5, "noise_folder": ""}, "noise_folder: '' is not a folder; give one with recordings"),
         ({"noise_folder": "."}, "noise_folder: has no effect while augment.noise_prob is 0; set it, as in"),
         ({"room_folder": "."}, "room_folder: has no effect while augment.room_prob is 0"),
+        ({"room_prob": 1.1}, "room_prob: must be a probability between 0 and 1, got 1.1"),
+        ({"room_prob": "often"}, "room_prob: must be a probability between 0 and 1, got 'often'"),
         ({"room_prob": 0.5}, "room_prob: needs a folder of impulse responses: augment.room_folder=..."),
     ],
 )

@@ -2,7 +2,7 @@
 
 import dataclasses
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -165,4 +165,8 @@ def test_true_is_no_number() -> None:
     assert not fits(1, bool)
     assert not one_of(1, 2).accepts(True)
     assert not instead("x", 1.0, 0).accepts(True)
-    assert describe(list[str] | None) == "a list or null"
+    assert describe(list[str] | None) == "a list of texts or null"
+    assert describe(Sequence[float]) == "a list of numbers"
+    assert describe(tuple[float, float]) == "a list of 2 numbers"
+    assert describe(list[Any]) == "a list"
+    assert describe(float | int) == "a number"

@@ -210,7 +210,7 @@ def test_an_unknown_choice_or_key_is_refused_when_composing(override: str) -> No
         ("seed={a:1}", "seed: must be a whole number, got {'a': 1}"),
         ("generation.num_beams={}", "generation.num_beams: must be a whole number or null, got {}"),
         ("data.window_edges_s=[5,inf]", "data.window_edges_s: must be ascending, finite and above 0, got [5, inf]"),
-        ("optim.betas=[0.9]", "optim.betas: must be a list of 2, got [0.9]"),
+        ("optim.betas=[0.9]", "optim.betas: must be a list of 2 numbers, got [0.9]"),
         ("+optim.eps=1e-6", "optim.eps: kikitori.adamw has no such argument"),
         ("+optim._partial_=true", "optim._partial_: is not supported here; leave it out"),
         (
@@ -390,7 +390,7 @@ def test_an_argument_that_a_class_of_the_users_own_needs_is_named(
 
 def test_splits_must_be_a_list() -> None:
     with pytest.raises(
-        ConfigError, match=r"1 problem in the configuration\n  splits: must be a list or null, got 'test'"
+        ConfigError, match=r"1 problem in the configuration\n  splits: must be a list of texts or null, got 'test'"
     ):
         check_config(OmegaConf.merge(composed("evaluate", "data=demo"), {"splits": "test"}))
 

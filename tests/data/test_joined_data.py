@@ -10,6 +10,7 @@ from data_modules import common_voice, trainer_of
 from recordings import common_voice_row, encoded, tone, write_tsv
 
 from kikitori.audio.waveform import to_float
+from kikitori.augmentation.settings import Augmentation
 from kikitori.data.collate import IGNORE_INDEX, check_label_contract
 from kikitori.data.datamodule import CommonVoice
 from kikitori.data.sampler import SampledClip
@@ -129,6 +130,18 @@ def test_a_clip_that_is_not_joined_computes_the_same(corpus: Path, whisper: Whis
         other = plain[SampledClip(clip, 0.5, False, 4)]
         assert same({key: one[key] for key in other}, other)
         assert one["input_features"].shape[1] == dataset.windows()[clip]
+
+
+def test_a_clip_that_is_not_joined_is_augmented_as_without_joining(corpus: Path, whisper: Whisper) -> None:
+    """Its speed, too, unless its labels have times."""
+    changed = {"augment": Augmentation(speed_prob=1.0, speed=(0.8, 0.9), gain_prob=1.0)}
+    dataset, plain = (module(corpus, whisper, joining=j, **changed).dataset("train") for j in (JOINING, None))
+    single = Example((Placed(3, 0, 1),))
+    one, other = dataset[SampledClip(3, 0.5, step=7, example=single)], plain[SampledClip(3, 0.5, step=7)]
+    assert same({key: one[key] for key in other}, other)
+    assert other["seconds"] > module(corpus, whisper).prepared.durations_s("train")[3]
+    for kept in (single._replace(stamped=True), single._replace(joined=True)):
+        assert dataset[SampledClip(3, 0.5, step=7, example=kept)]["seconds"] <= other["seconds"] * 0.9
 
 
 def test_an_epoch_begins_one_example_with_each_clip(corpus: Path, whisper: Whisper) -> None:

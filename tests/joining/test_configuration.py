@@ -51,7 +51,7 @@ def test_the_choice_is_what_its_comments_say() -> None:
         ("joining.timestamps=true", "joining.timestamps: must be a number, got True"),
         ("joining.previous_text=null", "joining.previous_text: must be a number, got None"),
         ("joining.non_speech=-0.1", "joining.non_speech: must be between 0 and 1, got -0.1"),
-        ("joining.silence_s=1", "joining.silence_s: must be a list"),
+        ("joining.silence_s=1", "joining.silence_s: must be a list of numbers, got 1"),
         ("joining.silence_s=[1]", "joining.silence_s: must be two numbers of at least 0, the lower one first"),
         ("joining.silence_s=[2,1]", "joining.silence_s: must be two numbers of at least 0, the lower one first"),
         ("joining.silence_s=[0,.inf]", "joining.silence_s: must be "),

@@ -163,10 +163,20 @@ def test_samples_are_where_the_plan_has_them() -> None:
 def test_clips_too_long_for_a_joint_are_refused_with_what_to_do() -> None:
     with pytest.raises(ConfigError, match=r"no two training clips fit .* of 30 s .*28.0 and 29.0 s.*start_column"):
         check_joinable(planner([29.0, 30.0, 28.0]))
-    with pytest.raises(ConfigError, match="no two training clips"):
+    with pytest.raises(ConfigError, match="there is only one training clip; pass joining=none"):
         check_joinable(planner([2.0]))
     check_joinable(planner([29.0, 30.0], Joining(share=0, non_speech=0.5)))
-    check_joinable(planner([14.0, 16.0, 30.0]))
+    check_joinable(planner([14.0, 15.8, 30.0]))
+
+
+def test_silence_that_leaves_no_room_for_a_second_clip_is_refused() -> None:
+    """Otherwise each window would hold one clip."""
+    for silence_s in ([0.2, 0.5], [13, 20], [40, 50], [1001, 1002]):
+        joining = Joining(share=1, silence_s=silence_s)
+        with pytest.raises(ConfigError, match=r"joining.silence_s=\[.*no two .* of 30 s .*14.0 and 15.8 s\); lower it"):
+            check_joinable(planner([14.0, 15.8, 30.0], joining))
+    check_joinable(planner([4.0, 5.0], Joining(share=1, silence_s=[10, 20])))
+    check_joinable(planner([14.0, 16.0], Joining(share=0, non_speech=0.5, silence_s=[40, 50])))
 
 
 def test_a_tokenizer_without_timestamps_is_refused_with_what_to_do() -> None:
@@ -184,7 +194,7 @@ def test_a_tokenizer_without_timestamps_is_refused_with_what_to_do() -> None:
             for name in ("share", "same_speaker", "timestamps", "non_speech")
             for value in (-0.1, 1.1, True)
         ),
-        *({"silence_s": value} for value in ([], [1], [1, 0.5], [-1, 1], [0, float("inf")], ["a", "b"])),
+        *({"silence_s": value} for value in (1, [], [1], [1, 0.5], [-1, 1], [0, float("inf")], ["a", "b"])),
         *({"noise_dbfs": value} for value in ([-20, -60], [-120, -20], [-60, 0])),
     ],
 )

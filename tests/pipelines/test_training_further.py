@@ -170,6 +170,9 @@ def test_a_completed_run_without_its_checkpoints_stays_completed(folder: Path) -
     shutil.rmtree(folder / "checkpoints")
     with pytest.raises(ConfigError, match=r"holds no checkpoint to resume from; .*: model\.name=.*/model"):
         run(folder, *FURTHER)
+    shutil.rmtree(folder / "model")
+    with pytest.raises(ConfigError, match=r"its weights were not kept, either \(keep=scores\); start a new run"):
+        run(folder, *FURTHER)
     assert read_json(folder / "results.json") == before
 
 

@@ -14,6 +14,7 @@ from kikitori.runtime.errors import ConfigError, DataError
 from kikitori.runtime.files import (
     atomic_write,
     create,
+    expanded,
     parse,
     plain,
     read_json,
@@ -23,6 +24,13 @@ from kikitori.runtime.files import (
     write_text,
 )
 from kikitori.runtime.paths import check_owner, check_run_folder, private_folder
+
+
+def test_the_home_folder_of_nobody_is_a_path_that_does_not_exist(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    assert expanded("~/clips") == Path("/home/me/clips")
+    assert expanded(Path("~nobody-here/clips")) == Path("~nobody-here/clips")
+    assert expanded("clips") == Path("clips")
 
 
 @pytest.mark.parametrize("system", ["linux", "macos"])

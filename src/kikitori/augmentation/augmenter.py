@@ -53,7 +53,11 @@ class Augmenter:
     def __post_init__(self) -> None:
         """Raises ConfigError for a babble of other clips where there are none."""
         if self.settings.noise_prob and "babble" in self.settings.noise_kinds and len(self.voices) < 2:
-            raise ConfigError("augment.noise_kinds: babble is made of other training clips, and there is only one clip")
+            kinds = ",".join(kind for kind in self.settings.noise_kinds if kind != "babble")
+            raise ConfigError(
+                "augment.noise_kinds: babble is made of other training clips, and there is only one clip; pass "
+                + (f"augment.noise_kinds=[{kinds}]" if kinds else "augment.noise_prob=0")
+            )
 
     def __call__(
         self, waveform: Tensor, step: int, clip: str, index: int, max_samples: int, changes_speed: bool = True

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from kikitori.runtime.errors import raise_problems
+from kikitori.runtime.files import expanded
 
 # Speeds are drawn in steps of this part of 1: the kernel of a resampler for any factor would take gigabytes.
 SPEED_STEPS = 100
@@ -63,7 +64,7 @@ class Augmentation:
     @property
     def folders(self) -> dict[str, Path]:
         """The folders of recordings, by the name of their setting."""
-        return {key: Path(folder).expanduser() for key in FOLDERS if (folder := getattr(self, key)) is not None}
+        return {key: expanded(folder) for key in FOLDERS if (folder := getattr(self, key)) is not None}
 
     def speeds(self) -> list[float]:
         """The factors of speed that may be drawn."""
@@ -83,7 +84,7 @@ def setting_faults(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Yields (key, fault) for the plain values of the settings; those that are missing have their defaults."""
     given = {key: values.get(key, field.default) for key, field in Augmentation.__dataclass_fields__.items()}
     for key in PROBABILITIES:
-        if not (_is_number(given[key]) and 0 <= given[key] <= 1):
+        if not _is_probability(given[key]):
             yield key, f"must be a probability between 0 and 1, got {given[key]!r}"
     for key in RANGES:
         if fault := _range_fault(key, given[key]):
@@ -98,6 +99,10 @@ def setting_faults(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_probability(value: Any) -> bool:
+    return _is_number(value) and 0 <= value <= 1
 
 
 def _range_fault(key: str, value: Any) -> str | None:
@@ -120,9 +125,10 @@ def _folder_faults(given: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     for key in FOLDERS:
         folder, prob = given[key], key.replace("_folder", "_prob")
         if isinstance(folder, str):
-            if not Path(folder).expanduser().is_dir():
-                yield key, f"{folder} is not a folder; give one with recordings, or null"
+            # Without a name it would be the working folder.
+            if not folder or not expanded(folder).is_dir():
+                yield key, f"{folder or repr(folder)} is not a folder; give one with recordings, or null"
             elif given[prob] == 0:
                 yield key, f"has no effect while augment.{prob} is 0; set it, as in augment.{prob}=0.3"
-    if given["room_folder"] is None and given["room_prob"]:
+    if given["room_folder"] is None and _is_probability(given["room_prob"]) and given["room_prob"]:
         yield "room_prob", "needs a folder of impulse responses: augment.room_folder=...; or set it to 0"

@@ -28,7 +28,7 @@ from kikitori.runs.results import RESULTS, ended_before_scoring
 from kikitori.runs.resume import keep_changed_defaults
 from kikitori.runtime.distributed import is_main
 from kikitori.runtime.errors import ConfigError, Failed, KikitoriError, one_line
-from kikitori.runtime.files import remove_if_nothing_else
+from kikitori.runtime.files import expanded, remove_if_nothing_else
 from kikitori.runtime.paths import check_run_folder, run_folder
 
 Result = TypeVar("Result")
@@ -122,8 +122,8 @@ def make_paths_absolute(cfg: DictConfig) -> None:
     for key in PATHS:
         node = OmegaConf.select(cfg, key, throw_on_missing=False)
         for part, path in leaves(OmegaConf.to_container(node) if OmegaConf.is_config(node) else node, key, True):
-            if isinstance(path, str) and (start / Path(path).expanduser()).exists():
-                OmegaConf.update(cfg, part, str(start / Path(path).expanduser()))
+            if isinstance(path, str) and (start / expanded(path)).exists():
+                OmegaConf.update(cfg, part, str(start / expanded(path)))
 
 
 def remove_empty_run(folder: Path) -> None:

@@ -34,13 +34,19 @@ def describe(hint: Any) -> str:
     """A type in words."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
-        return " or ".join(describe(argument) for argument in arguments)
+        # A whole number is a number.
+        words_of_all = [describe(argument) for argument in arguments if not (argument is int and float in arguments)]
+        return " or ".join(words_of_all)
     if origin is Literal:
         return "one of " + ", ".join(map(str, arguments))
     words = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", type(None): "null"}
+    plural = {int: "whole numbers", float: "numbers", str: "texts"}
+    items = plural.get(arguments[0]) if len(set(arguments)) == 1 else None
     if origin is tuple:
-        return f"a list of {len(arguments)}"
-    return words.get(hint, "a list" if origin in (list, Sequence) else "a mapping")
+        return f"a list of {len(arguments)}{f' {items}' if items else ''}"
+    if origin in (list, Sequence):
+        return f"a list{f' of {items}' if items else ''}"
+    return words.get(hint, "a mapping")
 
 
 class Rule(NamedTuple):

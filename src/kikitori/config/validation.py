@@ -9,7 +9,6 @@ from contextlib import suppress
 from functools import cache
 from importlib.util import find_spec
 from math import inf, prod
-from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
@@ -30,6 +29,7 @@ from kikitori.joining.settings import range_faults
 from kikitori.model.source import is_path
 from kikitori.optim.schedule import Schedule, check_decay
 from kikitori.runtime.errors import ConfigError, one_line, raise_problems
+from kikitori.runtime.files import expanded
 from kikitori.runtime.paths import CONF
 from kikitori.runtime.text import secret_fault
 
@@ -317,9 +317,9 @@ def _missing_files(flat: Mapping[str, Any]) -> Iterator[str]:
     checkpoint, model = flat.get("checkpoint"), flat.get("model.name")
     # The models of a guard may be names on the Hub.
     may_be_name = "against" in flat and isinstance(checkpoint, str) and not is_path(checkpoint)
-    if isinstance(checkpoint, str) and checkpoint and not Path(checkpoint).expanduser().exists() and not may_be_name:
+    if isinstance(checkpoint, str) and checkpoint and not expanded(checkpoint).exists() and not may_be_name:
         yield f"checkpoint: {checkpoint} does not exist; give a run folder, a model folder, or a .ckpt file"
-    elif isinstance(model, str) and not checkpoint and is_path(model) and not Path(model).expanduser().exists():
+    elif isinstance(model, str) and not checkpoint and is_path(model) and not expanded(model).exists():
         yield (
             f"model.name: {model} does not exist; give a folder with a model, such as model/ of a completed run, or a "
             "name on the Hugging Face Hub, such as openai/whisper-small"

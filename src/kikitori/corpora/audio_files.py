@@ -8,7 +8,7 @@ from unicodedata import normalize
 
 from kikitori.corpora.types import PART, Clip, Reject, Split
 from kikitori.runtime.errors import DataError
-from kikitori.runtime.files import is_utf8
+from kikitori.runtime.files import expanded, is_utf8
 
 
 class AudioFiles:
@@ -27,7 +27,7 @@ class AudioFiles:
         # By their real paths: how the names of clips begin whose absolute paths lead there.
         self._allowed = {real: ""}
         for i, other in enumerate(roots):
-            folder = os.path.realpath(Path(other).expanduser())
+            folder = os.path.realpath(expanded(other))
             if not os.path.isdir(folder):
                 raise DataError(f"data.roots: {other} is not a folder")
             self._allowed.setdefault(folder, f"roots[{i}]/")
@@ -109,7 +109,7 @@ class AudioFiles:
 def is_inside(path: Path | str, folders: Iterable[Path | str]) -> bool:
     """Whether a path leads into one of the folders, through whatever links."""
     real = Path(os.path.realpath(path))
-    return any(real.is_relative_to(os.path.realpath(Path(folder).expanduser())) for folder in folders)
+    return any(real.is_relative_to(os.path.realpath(expanded(folder))) for folder in folders)
 
 
 def _nfc(name: str) -> str:

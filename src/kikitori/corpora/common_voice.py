@@ -19,6 +19,7 @@ from kikitori.corpora.audio_files import AudioFiles
 from kikitori.corpora.table_reader import check_encoding, open_table
 from kikitori.corpora.types import SPLITS, Clip, Corpus, Reason, Reject, Split, stated_language
 from kikitori.runtime.errors import DataError
+from kikitori.runtime.files import expanded
 from kikitori.runtime.paths import check_owner
 
 AUDIO = ("clips", "audios")
@@ -60,7 +61,7 @@ def read(
     Releases 5 to 27 differ in columns; those used here are in all of them.
     Raises DataError if the release, the language or a column is missing.
     """
-    folder = find_language(Path(release).expanduser(), language, cache)
+    folder = find_language(expanded(release), language, cache)
     tables: dict[str, Split] = {**SCORED, **dict.fromkeys(train_splits, "train")}
     absent = {split: f"data.train_splits contains {table}" for table, split in SCORED.items() if table in train_splits}
     if "train" not in splits:  # otherwise all, because clips of validation and test are not trained on
@@ -73,7 +74,7 @@ def read(
         reasons = _missing_tables(folder, tables)
         tables = {table: split for table, split in tables.items() if split not in reasons}
         rows, audio = scripted_rows(folder, language, tables), "clips"
-    given = Path(release).expanduser()
+    given = expanded(release)
     files = AudioFiles(folder / audio, roots, within=given if given.is_dir() else folder)
     found = sorted(_divide(rows, files, allow_shared_speakers), key=_split_order)
     clips = [row for row in found if isinstance(row, Clip) and row.split in splits]

@@ -11,6 +11,7 @@ from kikitori.corpora.audio_files import AudioFiles
 from kikitori.corpora.table_reader import cell, columns_of, is_json, read_rows
 from kikitori.corpora.types import SPLITS, Clip, Corpus, Reject, Split, stated_language
 from kikitori.runtime.errors import DataError, shortened
+from kikitori.runtime.files import expanded
 
 # The names that a list may give its splits.
 SPLIT_NAMES: dict[str, Split] = {"train": "train", "training": "train", "test": "test", "testing": "test"}
@@ -52,7 +53,7 @@ def read(
     Raises DataError if a list or a column is missing, or a row names an unknown split, or no language of Whisper's.
     """
     given = {"": files} if isinstance(files, str) else files
-    lists = {key and _split(key, "data.manifest"): Path(name).expanduser() for key, name in given.items() if name}
+    lists = {key and _split(key, "data.manifest"): expanded(name) for key, name in given.items() if name}
     rows: list[Clip | Reject] = []
     absent: dict[Split, str] = {}
     for split, path in lists.items():

@@ -94,8 +94,10 @@ class SpeechDataset(Dataset[dict[str, Any]]):
         name = "+".join(self.clips[placed.clip].name for placed in example.sentences)
         if self.augmenter and step is not None and example.sentences:
             first = example.sentences[0].clip
-            # At its own speed, since its labels have times.
-            samples = self.augmenter(samples, step, name, first, len(samples), changes_speed=False)
+            # Windows and labels with times keep their speed.
+            changes_speed = not (example.joined or example.stamped)
+            most = processor.frames * HOP_LENGTH if changes_speed else len(samples)
+            samples = self.augmenter(samples, step, name, first, most, changes_speed)
         labels = self._labels(example, processor, texts)
         if fault := label_fault(processor, labels.tokens):
             raise DataError(f"{name}: {fault}")

@@ -19,6 +19,7 @@ from kikitori.inference.segments import SHORTEST_S, Piece, halves, split_at_paus
 from kikitori.inference.timestamps import read_by_timestamps
 from kikitori.metrics.normalizer import word_separator
 from kikitori.model.whisper import Whisper, check_whisper, encode
+from kikitori.runtime.files import expanded
 
 # Doubts for which a piece is read again in two halves, how often its halves are, and the seconds of the shortest piece
 # that is.
@@ -47,7 +48,7 @@ def transcribe(
     Raises AudioError if the file is missing or cannot be decoded, ValueError for samples of another shape or type.
     """
     check_whisper(whisper, "transcribe")
-    samples = _read_file(Path(audio).expanduser()) if isinstance(audio, str | Path) else torch.as_tensor(audio)
+    samples = _read_file(expanded(audio)) if isinstance(audio, str | Path) else torch.as_tensor(audio)
     pieces = transcribe_pieces(whisper, samples, batch_size, segments=segments, previous_text=previous_text)
     return joined(whisper, pieces)
 

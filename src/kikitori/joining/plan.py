@@ -234,10 +234,20 @@ def check_joinable(planner: Planner) -> None:
             f"joining.timestamps={joining.timestamps}: the model's tokenizer has no timestamps (<|0.00|> to "
             f"<|{window_s:.2f}|>); for a model that is made here pass model.timestamps=true, else joining.timestamps=0"
         )
+    if len(planner.samples) < 2:
+        raise ConfigError(f"joining.share={joining.share}: there is only one training clip; pass joining=none")
     shortest = sorted(planner.samples)[:2]
-    if len(shortest) == 2 and sum(shortest) <= planner.window:
-        return
     lengths = " and ".join(f"{samples / SAMPLE_RATE:.1f}" for samples in shortest)
+    # Before the first clip and between the two, and nothing where the first one fills the window.
+    silence = 2 * joining.silence_s[0] * SAMPLE_RATE
+    if sum(shortest) + silence <= planner.window:
+        return
+    if sum(shortest) <= planner.window:
+        raise ConfigError(
+            f"joining.silence_s={list(joining.silence_s)}: with so much silence before and between them, no two "
+            f"training clips fit into the model's window of {window_s:g} s (the shortest have {lengths} s); lower it, "
+            "or pass joining=none"
+        )
     raise ConfigError(
         f"joining.share={joining.share}: no two training clips fit into the model's window of {window_s:g} s (the "
         f"shortest have {lengths} s), and the corpus has no timestamps within its clips, so that there are none to "

@@ -36,7 +36,8 @@ class Joining:
         names = ("share", "same_speaker", "timestamps", "previous_text", "non_speech")
         check_fraction("joining", {name: getattr(self, name) for name in names})
         for name, fault in range_faults(vars(self)):
-            raise ConfigError(f"joining.{name}={list(getattr(self, name))}: {fault}")
+            value = getattr(self, name)
+            raise ConfigError(f"joining.{name}={list(value) if isinstance(value, tuple) else value}: {fault}")
 
     @property
     def changes_training(self) -> bool:
@@ -50,8 +51,12 @@ def range_faults(values: dict[str, Any]) -> list[tuple[str, str]]:
     found = []
     for name, (lowest, highest) in limits.items():
         value = values.get(name, (lowest, lowest))
-        is_range = len(value) == 2 and all(isinstance(v, int | float) and not isinstance(v, bool) for v in value)
+        is_range = isinstance(value, list | tuple) and len(value) == 2 and all(map(_is_number, value))
         if not is_range or not lowest <= value[0] <= value[1] <= highest or value[1] == float("inf"):
             within = f"from {lowest:g} to {highest:g}" if highest < float("inf") else f"of at least {lowest:g}"
             found.append((name, f"must be two numbers {within}, the lower one first"))
     return found
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -40,6 +40,7 @@ from kikitori.model.whisper import GENERATION_KEYS, LANGUAGES_KEY, TRAINED_ON_KE
 from kikitori.model.window import window_from_plain
 from kikitori.runtime.distributed import rank
 from kikitori.runtime.errors import ConfigError, KikitoriError, ModelError, check_above_zero, one_line
+from kikitori.runtime.files import expanded
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +69,7 @@ def load_whisper(
     _check_fields(load_whisper, config)
     checked(config, CONFIG, "model.")
     rest: dict[str, Any] = {"freeze": freeze, "gradient_checkpointing": gradient_checkpointing, **config}
-    if is_adapter(Path(name).expanduser()):
+    if is_adapter(expanded(name)):
         return _load_adapted(name, (language, task), revision, base, default_language, rest)
     if base is not None:
         raise ModelError(f"model.base={base} is for an adapter, and model.name={name} is none; leave it out")
@@ -84,7 +85,7 @@ def _load_adapted(
     rest: dict[str, Any],
 ) -> Whisper:
     """Loads the base of an adapter and merges the adapter into it. given: language and task."""
-    adapter = read_adapter(Path(name).expanduser())
+    adapter = read_adapter(expanded(name))
     base_name, facts = base_of(adapter, base), adapter.facts
     own = (facts.get("language"), facts.get("task"))
     languages = facts.get("languages", ())

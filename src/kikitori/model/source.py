@@ -19,6 +19,7 @@ from kikitori.adapters.folder import SavedAdapter, is_adapter
 from kikitori.model.processor import END, START
 from kikitori.runtime.distributed import rank
 from kikitori.runtime.errors import ModelError
+from kikitori.runtime.files import expanded
 
 # Seconds to wait for an answer of the Hub. Without one, only files that were downloaded before are used.
 HUB_TIMEOUT_S = 5.0
@@ -36,7 +37,7 @@ def locate(name: str, revision: str | None, offline: bool = False) -> tuple[str,
     name: of a model on the Hub, a model's folder, or that of a run. offline: whether only earlier downloads are used.
     Raises ModelError if it cannot be any of these.
     """
-    path = Path(name).expanduser()
+    path = expanded(name)
     arguments: dict[str, Any] = {"revision": revision or "main", "trust_remote_code": False}
     if path.is_dir():
         if revision:
@@ -60,7 +61,7 @@ def locate(name: str, revision: str | None, offline: bool = False) -> tuple[str,
 
 def resolved(name: str) -> str:
     """Returns a model's name as it can be used from anywhere: its whole path if it is a folder."""
-    path = Path(name).expanduser()
+    path = expanded(name)
     return str(model_folder(path, name).resolve()) if path.is_dir() and not is_adapter(path) else name
 
 
@@ -72,7 +73,7 @@ def base_of(adapter: SavedAdapter, base: str | None) -> str:
     name = base or adapter.base
     if name is None:
         raise ModelError(f"the adapter {adapter.folder} does not name its base; pass the model as model.base")
-    if Path(name).expanduser().is_dir() and is_adapter(Path(name).expanduser()):
+    if expanded(name).is_dir() and is_adapter(expanded(name)):
         raise ModelError(
             f"the base {name} of {adapter.folder} is an adapter itself; use model/ of its run, which holds both"
         )
@@ -99,7 +100,7 @@ def decide_on_the_hub(name: str) -> None:
 
     name: of the model; nothing is decided for a folder.
     """
-    if not Path(name).expanduser().is_dir() and not hub_is_reachable():
+    if not expanded(name).is_dir() and not hub_is_reachable():
         _warn_of_offline_use(name)
         os.environ["HF_HUB_OFFLINE"] = "1"
         huggingface_hub.constants.HF_HUB_OFFLINE = True  # was read from the environment when it was imported

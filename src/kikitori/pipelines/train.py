@@ -109,10 +109,11 @@ def find_checkpoint(run: Session, length: Length) -> Path | None:
     if checkpoint:
         log.info("resuming from %s", checkpoint.name)
     elif run.results.get("extended_from"):
-        raise ConfigError(
-            f"{folder} holds no checkpoint to resume from; start a new run from the weights of this one: "
-            f"model.name={run.folder / 'model'}"
-        )
+        model = run.folder / "model"
+        remedy = f"start a new run from the weights of this one: model.name={model}"
+        if not model.is_dir():
+            remedy = "its weights were not kept, either (keep=scores); start a new run in another folder"
+        raise ConfigError(f"{folder} holds no checkpoint to resume from; {remedy}")
     else:
         check_schedule(run.config, length.steps)
     return checkpoint

@@ -30,7 +30,7 @@ from kikitori.metrics.error_rates import (
 from kikitori.metrics.normalizer import text_rules
 from kikitori.runs.results import RESULTS, SWEEP, predictions_file, read_predictions, read_results, read_sweep
 from kikitori.runtime.errors import DataError, one_line
-from kikitori.runtime.files import UNREADABLE, check_extent, parse, read_text
+from kikitori.runtime.files import UNREADABLE, check_extent, expanded, parse, read_text
 from kikitori.runtime.paths import DEEPEST
 from kikitori.runtime.processes import is_locked
 
@@ -193,7 +193,7 @@ def find_runs(places: str | Path | Sequence[str | Path]) -> list[Run]:
     """
     given = [str(place) for place in ([places] if isinstance(places, str | Path) else places)]
     # A shell that expands `sweep/*` also lists sweep.json.
-    named = [place for place in given if not Path(place).expanduser().is_file()]
+    named = [place for place in given if not expanded(place).is_file()]
     if not named:
         raise DataError(f"{given[0]} is a file; {USAGE}")
     folders = list(dict.fromkeys(folder.resolve() for place in named for folder in _run_folders(place)))
@@ -305,7 +305,7 @@ def _rescored_rows(path: Path, language: str, several: bool) -> list[dict[str, A
 
 
 def _run_folders(place: str) -> list[Path]:
-    path = Path(place).expanduser()
+    path = expanded(place)
     matched = (
         [path] if path.exists() else [Path(p) for p in sorted(glob(str(path), recursive=True)) if Path(p).is_dir()]
     )

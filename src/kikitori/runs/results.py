@@ -12,7 +12,7 @@ from typing import Any
 from kikitori.config.overrides import leaves
 from kikitori.metrics.languages import LANGUAGES
 from kikitori.runtime.errors import DataError
-from kikitori.runtime.files import read_json, read_lines
+from kikitori.runtime.files import expanded, read_json, read_lines
 
 Results = dict[str, Any]
 
@@ -223,7 +223,7 @@ def ended_before_scoring(folder: Path) -> bool:
 
 def folder_of_run(place: Path) -> Path | None:
     """The folder of the run that a folder, its model's folder or a checkpoint belongs to; None if there is none."""
-    path = place.expanduser().resolve()
+    path = expanded(place).resolve()
     return next((folder for folder in (path, *path.parents[:2]) if (folder / RESULTS).is_file()), None)
 
 

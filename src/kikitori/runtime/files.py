@@ -29,6 +29,11 @@ OBJECT = {str: ANY}
 UNREADABLE = (OSError, ValueError, RecursionError, MemoryError)
 
 
+def expanded(path: str | Path) -> Path:
+    """A path in which ~ is the home folder; of a user who is unknown here, the path as it is, which does not exist."""
+    return Path(os.path.expanduser(path))
+
+
 def open_regular(path: Path, most: float = math.inf) -> BinaryIO:
     """Opens a file for reading. Raises OSError for a link, ValueError for a pipe, a device, or over `most` bytes."""
     # Without O_NONBLOCK, opening a pipe would wait for a writer.

@@ -25,7 +25,7 @@ from kikitori.runs.resume import check_data
 from kikitori.runtime.console import duration
 from kikitori.runtime.distributed import is_main
 from kikitori.runtime.errors import ConfigError, DataError, KikitoriError, ModelError, one_line
-from kikitori.runtime.files import write_lines
+from kikitori.runtime.files import expanded, write_lines
 from kikitori.steps.session import Session
 from kikitori.training.checkpoints import read_checkpoint
 
@@ -96,7 +96,7 @@ def load_checkpoint(config: dict[str, Any]) -> Whisper:
 
     Its language and task are those it was trained with, unless the configuration sets others.
     """
-    path = Path(config["checkpoint"]).expanduser()
+    path = expanded(config["checkpoint"])
     given, default = (config["model"]["language"], config["model"]["task"]), config["data"]["language"]
     if path.is_dir() and is_adapter(path):
         return load_whisper(str(path), *given, base=config["model"].get("base"), default_language=default)
@@ -124,7 +124,7 @@ def load_checkpoint(config: dict[str, Any]) -> Whisper:
 def load_model(config: dict[str, Any], key: str) -> Whisper:
     """The model of `checkpoint` or `against`: a folder, a .ckpt file, or a name on the Hub."""
     name, model = config[key], config["model"]
-    if Path(name).expanduser().exists():
+    if expanded(name).exists():
         whisper = load_checkpoint({**config, "checkpoint": name})
     else:
         try:

@@ -10,6 +10,7 @@ from kikitori.config.overrides import key_of, overrides, to_plain
 from kikitori.config.targets import TARGET
 from kikitori.runs.results import folder_of_run, read_results
 from kikitori.runtime.errors import ConfigError
+from kikitori.runtime.files import expanded
 
 
 def with_origin(cfg: DictConfig | Mapping[str, Any], place: str) -> dict[str, Any]:
@@ -45,4 +46,4 @@ def _from(start: Path, value: Any) -> Any:
         return {key: _from(start, path) for key, path in value.items()}
     if isinstance(value, list):
         return [_from(start, path) for path in value]
-    return str(start / value) if (start / Path(value).expanduser()).exists() else value
+    return str(start / value) if (start / expanded(value)).exists() else value
