@@ -102,7 +102,7 @@ def read_several(
     names: dict[str, str] = {}
     absent: dict[Split, str] = {}
     for release in releases:
-        locale = only_language(Path(release).expanduser(), cache)
+        locale = only_language(expanded(release), cache)
         if locale in names:
             raise DataError(f"data.release lists the language {locale} twice; leave out {release}")
         code = stated_language(locale, f"data.release: the language of {release}")
