@@ -52,6 +52,13 @@ def fit(whisper: Whisper, folder: Path, *callbacks: pl.Callback, **settings: Any
     return runner
 
 
+def test_an_average_of_ranks_that_are_pruned_is_refused(micro: Whisper, tmp_path: Path) -> None:
+    micro.add_adapter(ADAPTER)
+    module = WhisperModule(micro, OPTIM, ema_decay=0.9)
+    with pytest.raises(ConfigError, match=r"ema\.decay\) would bring back the ranks that adapter=adalora prunes"):
+        trainer(tmp_path, max_steps=STEPS).fit(module, training(micro, 1, STEPS, clips=1))
+
+
 @pytest.fixture
 def adapted(micro: Whisper) -> Whisper:
     micro.add_adapter(ADAPTER)

@@ -49,6 +49,12 @@ def test_a_clip_is_read_as_in_an_evaluation(micro: Whisper) -> None:
     assert row["hypothesis"] == expected.text
 
 
+def test_rows_name_the_language_that_is_spoken_and_that_of_the_text(micro: Whisper) -> None:
+    micro.processor = replace(micro.processor, task="translate")
+    (row,) = read(micro, [Job(STOCK, [next(of_corpus(speech(1), 1.0, " "))])])
+    assert (row["language"], row["text_language"]) == ("ja", "en")
+
+
 def test_the_detected_language_is_that_of_transformers(micro: Whisper) -> None:
     features = torch.stack([micro.processor.log_mel(clip.samples, full_window=True) for clip in speech(3)])
     micro.model.eval()

@@ -15,6 +15,7 @@ from kikitori.config.overrides import settle
 from kikitori.model.loading import load_whisper
 from kikitori.pipelines import train as pipeline
 from kikitori.pipelines.evaluate import evaluate, load_checkpoint
+from kikitori.pipelines.mixing import check_alike
 from kikitori.runtime.errors import Stopped
 from kikitori.runtime.files import read_json
 from kikitori.runtime.paths import CONF
@@ -95,6 +96,13 @@ def test_model_adapter_and_checkpoint_read_the_same_texts(completed: Path, base:
     assert all(torch.equal(merged.model.state_dict()[k], value) for k, value in read.model.state_dict().items())
     assert read.processor.window == merged.processor.window == load_whisper(str(base)).processor.window
     assert read.trained_on == merged.trained_on
+
+
+def test_a_checkpoint_is_read_as_a_plain_model_which_can_be_averaged(completed: Path) -> None:
+    settings = {"data": {"language": "ja"}, "model": {"language": None, "task": None}}
+    read = load_checkpoint({**settings, "checkpoint": str(completed / "checkpoints/last.ckpt")})
+    assert read.adapter is None
+    check_alike({"checkpoint": read, "model": load_whisper(str(completed))})
 
 
 def test_a_checkpoint_is_loaded_as_a_lightning_module(completed: Path) -> None:

@@ -13,6 +13,7 @@ from kikitori.runs.resume import (
     expand_resume,
     expand_resume_sweep,
     keep_changed_defaults,
+    refuse_changes,
     start_folder_of,
 )
 from kikitori.runtime.errors import ConfigError, DataError
@@ -287,6 +288,14 @@ def test_an_augmentation_is_a_change_if_it_changes_clips() -> None:
     assert changes(off, {**off, "augment": {"noise_prob": 0, "snr_db": [5, 9]}}) == {}
     assert changes({"seed": 1}, on)["augment.noise_prob"] == "was null, is now 0.3"
     assert changes(on, off)["augment.noise_prob"] == "was 0.3, is now null"
+
+
+def test_another_adapter_cannot_continue_from_a_checkpoint(tmp_path: Path) -> None:
+    lora = {"adapter": {"_target_": "kikitori.Lora", "rank": 4, "alpha": 8}}
+    refuse_changes(changes(lora, {"adapter": {**lora["adapter"], "alpha": 16}}), ["adapter"], tmp_path)
+    for other in ({}, {**lora["adapter"], "rank": 8}):
+        with pytest.raises(ConfigError, match=r"adapter\.(_target_|rank): was .* the checkpoint holds its matrices"):
+            refuse_changes(changes(lora, {"adapter": other}), ["adapter"], tmp_path)
 
 
 def test_a_path_written_in_another_way_is_no_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,6 +26,12 @@ TARGETS = (
 )
 
 
+NOT_AVERAGED = (
+    "an average of the weights (ema.decay) would bring back the ranks that adapter=adalora prunes; set ema.decay=null, "
+    "or choose another adapter"
+)
+
+
 @dataclass(frozen=True)
 class Lora:
     """LoRA (Hu et al. 2021): adds scale * B A to each target, A (rank, inputs) random and B (outputs, rank) zero.

@@ -16,7 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 from transformers import WhisperConfig
 
 from kikitori.adapters import layers
-from kikitori.adapters.settings import MAX_RANK, targets_fault
+from kikitori.adapters.settings import MAX_RANK, NOT_AVERAGED, targets_fault
 from kikitori.augmentation.settings import NOT_CACHEABLE, PROBABILITIES, setting_faults
 from kikitori.config import names
 from kikitori.config.arguments import ARGUMENTS, describe, fits
@@ -293,6 +293,8 @@ def _adapter_faults(flat: Mapping[str, Any], wrong_type: Mapping[str, str]) -> I
     rank, first = flat.get("adapter.rank"), flat.get("adapter.initial_rank")
     if isinstance(rank, int) and rank > MAX_RANK:
         yield f"adapter.rank: must be at most {MAX_RANK}, got {rank}"
+    if flat["adapter._target_"] == "kikitori.AdaLora" and flat.get("ema.decay") is not None:
+        yield f"ema.decay: {NOT_AVERAGED}"
     if isinstance(rank, int) and isinstance(first, int) and not rank < first <= MAX_RANK:
         yield f"adapter.initial_rank: must be above adapter.rank={rank} and at most {MAX_RANK}, got {first}"
 

@@ -98,6 +98,7 @@ class Reader(pl.LightningModule):
                 "recording": recording.name,
                 "reading": job.reading,
                 "language": recording.language,
+                "text_language": whisper.processor.text_language,
                 "seconds": round(recording.seconds, 2),
                 "reference": recording.text,
                 **({"joints": list(recording.joints_s)} if recording.set == STAMPS else {}),

@@ -169,11 +169,9 @@ class Planner:
         """Draws a clip next to `clip` that is not in use; None if none is found."""
         language, speaker = self._languages[clip], self.speakers[clip]
         same, among = rng.random() < self.joining.same_speaker, self._by_speaker.get((language, speaker))
-        if same and among is not None and (others := [i for i in among if i not in used]):
-            return others[rng.integers(len(others))]
-        clips = self._by_language[language]
-        drawn = rng.integers(len(clips), size=TRIES).tolist()
-        return next((clips[i] for i in drawn if clips[i] not in used), None)
+        if same and among is not None and (found := _draw(rng, among, used)) is not None:
+            return found
+        return _draw(rng, self._by_language[language], used)
 
     @cached_property
     def _languages(self) -> Sequence[str | None]:
@@ -217,6 +215,15 @@ class Planner:
         # Start, language, task, end; then the timestamps, or the token that there are none.
         stamps = 2 * len(texts) + bool(example.crossing and texts) if example.stamped else 1
         return 4 + sum(texts) + stamps
+
+
+def _draw(rng: np.random.Generator, clips: Sequence[int], used: Sequence[int]) -> int | None:
+    """Draws one of the clips that is not in use; None if TRIES of them are. A list of the others would take too long.
+
+    A speaker may have read the whole corpus.
+    """
+    drawn = (clips[place] for place in rng.integers(len(clips), size=TRIES).tolist())
+    return next((clip for clip in drawn if clip not in used), None)
 
 
 def _on_grid(sample: int) -> int:

@@ -167,7 +167,7 @@ PREDICTION = {
 # What a model read of a recording of the guard.
 GUARD_ROW = {
     **dict.fromkeys(("set!", "recording!", "reading!", "language!", "reference!", "hypothesis!"), str),
-    "detected": str,
+    **dict.fromkeys(("text_language", "detected"), str),
     "seconds!": is_amount,
     "stamps": [is_amount],
     "joints": [is_amount],

@@ -40,6 +40,10 @@ CHANGED_DEFAULTS = {"optim.warmup_steps": None, "data.full_window_share": 0.1}
 FIXED = {
     "callbacks.checkpoint.monitor": "checkpoints were chosen by it from the start",
     "optim._target_": "another optimizer cannot continue from its state",
+    **dict.fromkeys(
+        (f"adapter.{key}" for key in ("_target_", "kind", "rank", "initial_rank", "targets")),
+        "the checkpoint holds its matrices",
+    ),
 }
 # Keys in which a resumed run may differ without resume_accept.
 NOT_OF_THE_RECIPE = re.compile(

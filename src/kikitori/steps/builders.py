@@ -113,6 +113,7 @@ def load_checkpoint(config: dict[str, Any]) -> Whisper:
         whisper.notes[:] = notes
         state = {key.removeprefix("model."): value for key, value in checkpoint["state_dict"].items()}
         whisper.model.load_state_dict(state)
+        whisper.merge_adapter()
     except KikitoriError:
         raise
     except Exception as error:  # a checkpoint of another program may lack or add anything

@@ -17,7 +17,7 @@ from kikitori.guard.figures import WORSE, Counts, compare, count
 from kikitori.guard.reader import Jobs, Reader, jobs
 from kikitori.guard.recordings import Recording, Speech, for_timestamps, of_corpus, of_others, without_speech
 from kikitori.guard.table import describe_figure, guard_lines
-from kikitori.model.processor import Processor
+from kikitori.model.processor import Processor, whisper_code
 from kikitori.model.whisper import Whisper
 from kikitori.runs.record import save, timed
 from kikitori.runs.results import GUARD_ROW, guard_file
@@ -113,6 +113,6 @@ def others(name: str, node: dict[str, Any], most: int, processor: Processor) -> 
     """The test clips of a set that the user names, read in the language of its node."""
     limit = {"test": most, "sample": True}
     data = instantiate({"limit": limit, **node}, f"guard.sets.{name}", load_splits=["test"])
-    own = replace(processor, language=data.language)
+    own = replace(processor, language=whisper_code(data.language))
     data = data.with_processor(own)
     return speech_of(data, "test", most, own.language)

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from kikitori.adapters.adaptive_ranks import AdaptiveRanks
-from kikitori.adapters.settings import AdaLora
+from kikitori.adapters.settings import NOT_AVERAGED, AdaLora
 from kikitori.data.collate import IGNORE_INDEX, Batch
 from kikitori.data.datamodule import SpeechDataModule
 from kikitori.inference.generate import Generated, generate
@@ -110,6 +110,8 @@ class WhisperModule(pl.LightningModule):
             )
         refuse_layerdrop(self.model.config, self.trainer.world_size)
         adapter = self.whisper.adapter
+        if isinstance(adapter, AdaLora) and self.ema_decay is not None:
+            raise ConfigError(NOT_AVERAGED)
         return [SkippedSteps(), *([AdaptiveRanks(self.model, adapter)] if isinstance(adapter, AdaLora) else [])]
 
     def setup(self, stage: str) -> None:
