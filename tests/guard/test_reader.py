@@ -91,6 +91,19 @@ def test_batches_hold_one_window_and_long_recordings_are_alone(micro: Whisper) -
         assert len({recording.is_long for recording in job.recordings}) == 1
 
 
+def test_each_language_is_read_in_its_own_and_what_is_joined_has_its_own_name(micro: Whisper) -> None:
+    clips = speech(2)
+    korean = [replace(clip, name=f"ko {clip.name}", language="ko") for clip in clips]
+    recordings = [*of_corpus(clips, 1.0, "", ", ja"), *of_corpus(korean, 1.0, " ", ", ko")]
+    assert len({(recording.set, recording.name) for recording in recordings}) == len(recordings)
+    for job in jobs(recordings, micro.processor, 4):
+        assert len({recording.language for recording in job.recordings}) == 1
+    rows = read(micro, jobs(recordings, micro.processor, 4))
+    joined = {(row["recording"], row["language"], " " in row["reference"]) for row in rows if "joined" in row["set"]}
+    assert ("2 s, 1, ja", "ja", False) in joined
+    assert ("2 s, 1, ko", "ko", True) in joined
+
+
 @pytest.mark.parametrize("seconds", [0.1, 0.2, 0.4, 0.9])
 def test_clips_with_timestamps_fill_the_window_and_no_more(seconds: float) -> None:
     made = list(for_timestamps(speech(6, seconds), 2.0, ""))

@@ -62,6 +62,7 @@ KEPT = {
     **dict.fromkeys(("language", "task"), str),
     "generation": dict.fromkeys(("max_new_tokens!", "num_beams!"), int),
     **dict.fromkeys(("window", "trained_on", "timestamps"), OBJECT),
+    "languages": [str],
     "base_bits": BASE_BITS.__contains__,
 }
 # Fields that change nothing here: of training, of peft, or stated by the tensors as well.

@@ -30,6 +30,8 @@ CPU_FRAMES = 6_000
 TRAINED_ON_KEY = "kikitori_trained_on"
 # The key with what the guard found of its timestamps.
 TIMESTAMPS_KEY = "kikitori_timestamps"
+# The key of a model's config.json that lists the languages it was trained on, if they are several.
+LANGUAGES_KEY = "kikitori_languages"
 # Attributes of a generation config that `Whisper.configure_generation` sets.
 GENERATION_KEYS = ("max_new_tokens", "num_beams")
 
@@ -61,7 +63,8 @@ class Whisper:
         """The part of the recipe that changes after the model was created."""
         generation = {key: getattr(self.model.generation_config, key, None) for key in GENERATION_KEYS}
         window = self.processor.window.as_plain()
-        return {"generation": generation, "window": window, "trained_on": self.trained_on}
+        languages = {"languages": self.languages} if self.languages else {}
+        return {"generation": generation, "window": window, "trained_on": self.trained_on, **languages}
 
     @property
     def num_parameters(self) -> int:
@@ -110,6 +113,23 @@ class Whisper:
             setattr(config, TIMESTAMPS_KEY, timestamp_facts(facts, "timestamps has "))
         elif hasattr(config, TIMESTAMPS_KEY):
             delattr(config, TIMESTAMPS_KEY)
+
+    @property
+    def languages(self) -> list[str]:
+        """Whisper's codes of the languages of its last training, saved in config.json, that of the processor first.
+
+        Empty for a stock model, and for one that was trained on one language.
+        """
+        return list(getattr(self.model.config, LANGUAGES_KEY, None) or ())
+
+    def set_languages(self, languages: Sequence[str]) -> None:
+        """Changes `languages`. Of several, other tools detect the one of each recording, as with a stock model."""
+        config, own = self.model.config, self.processor.language
+        if len(languages) > 1:
+            setattr(config, LANGUAGES_KEY, sorted(languages, key=lambda code: code != own))
+        elif hasattr(config, LANGUAGES_KEY):
+            delattr(config, LANGUAGES_KEY)
+        self.model.generation_config.language = own if len(languages) < 2 else None
 
     def configure_generation(
         self,

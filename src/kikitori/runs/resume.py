@@ -219,7 +219,10 @@ def check_data(results: Results, summary: Mapping[str, Any], accepted: Sequence[
     """Raises ConfigError if a resumed run finds other clips than it began with."""
     before = results.get("data", {})
     found = {}
-    for part, what, unit in (("splits", "audio or transcripts", "clips"), ("augmentation", "recordings", "recordings")):
+    for part, what, unit in (
+        ("splits", "audio, transcripts or languages", "clips"),
+        ("augmentation", "recordings", "recordings"),
+    ):
         for name, facts in summary.get(part, {}).items():
             earlier = before.get(part, {}).get(name, facts)
             if earlier["digest"] != facts["digest"]:

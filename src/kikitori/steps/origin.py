@@ -48,7 +48,9 @@ def with_origin(cfg: DictConfig | Mapping[str, Any], place: str) -> dict[str, An
 
 
 def _from(start: Path, value: Any) -> Any:
-    """A path of a run, or several by split, absolute if it exists in the folder in which the run was started."""
+    """A path of a run, or several, absolute if it exists in the folder in which the run was started."""
     if isinstance(value, Mapping):
         return {key: _from(start, path) for key, path in value.items()}
+    if isinstance(value, list):
+        return [_from(start, path) for path in value]
     return str(start / value) if (start / expanded(value)).exists() else value
