@@ -16,8 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from windows import against, cell, edits
 
-from kikitori.guard.figures import BETTER, WORSE
-from kikitori.guard.table import MEASURES
+from kikitori.guard.measures import BETTER, WORSE, words
 from kikitori.runs.results import FULL_WINDOW
 from kikitori.runtime.files import read_json
 
@@ -65,7 +64,7 @@ def guard_table(guards: dict[str, list[dict[str, Any]]]) -> Table:
         if row["measure"] == "loops" and not any(other and (other["tuned"] or other["base"]) for other in others):
             continue
         shown = [f"{other['tuned']:.1f}{MARKS.get(other['verdict'], '')}" if other else "" for other in others]
-        table.add_row(*key(row)[:2], MEASURES[row["measure"]], str(row["recordings"]), f"{row['base']:.1f}", *shown)
+        table.add_row(*key(row)[:2], words(row["measure"]), str(row["recordings"]), f"{row['base']:.1f}", *shown)
     return table
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from kikitori.config.validation import GUARDS_OWN
-from kikitori.guard.figures import compare, count, is_stamped, place, timestamp_facts
+from kikitori.guard.figures import certainly_worse, compare, count, is_stamped, place, timestamp_facts
 from kikitori.guard.recordings import OWN, STOCK
 from kikitori.metrics.error_rates import score_clips
 
@@ -23,15 +23,43 @@ def figure(figures: list[dict[str, Any]], measure: str) -> dict[str, Any]:
 def test_text_of_silence_is_counted_in_characters_per_minute() -> None:
     base = count([row("silence", "1", ""), row("silence", "2", "。")])
     tuned = count([row("silence", "1", "はい。"), row("silence", "2", "ご視聴")])
-    found = figure(compare(base, tuned), "invented")
+    found, of_all = (row for row in compare(base, tuned) if row["measure"] == "invented")
     # Punctuation is none: 2 and 3 characters in 20 s.
     assert (found["base"], found["tuned"], found["change"]) == (0, 15, 15)
     assert found["change_ci95"] == pytest.approx([12, 18])
-    assert found["verdict"] == "worse"
+    # Two recordings agree by chance in half of the cases.
+    assert (found["p"], found["verdict"]) == (0.5, "")
+    assert (found["set"], of_all["set"], of_all["tuned"]) == ("no speech", "silence", 15)
+
+
+def test_sounds_without_speech_and_joined_recordings_are_also_counted_together() -> None:
+    def rows(text: str) -> list[dict[str, Any]]:
+        sounds = [row(name, n, text) for name in ("silence", "tone", "pink noise") for n in "12"]
+        return sounds + [row(f"joined {s} s", n, "あい" + text, "あい") for s in (60, 120) for n in "123"]
+
+    found = {r["set"]: r for r in compare(count(rows("")), count(rows("はい"))) if r["measure"] != "loops"}
+    assert (found["no speech"]["recordings"], found["joined"]["recordings"]) == (6, 6)
+    assert found["no speech"]["p"] == found["joined"]["p"] == 2 / 2**6
+    assert [name for name, r in found.items() if r["verdict"] == "worse"] == ["joined", "no speech"]
+    assert found["no speech"]["tuned"] == found["tone"]["tuned"] == 12
+
+
+def test_of_many_figures_those_that_are_worse_by_chance_are_not_certainly_worse() -> None:
+    def figures(*values: float, recordings: int = 16) -> list[dict[str, Any]]:
+        return [{"p": p, "recordings": recordings, "verdict": "worse" if p <= 0.05 else ""} for p in values]
+
+    assert certainly_worse(figures(0.04)) == figures(0.04)
+    # Holm: 0.001 <= 0.05 / 4, but 0.02 > 0.05 / 3.
+    assert certainly_worse(figures(0.001, 0.02, 0.3, 1)) == figures(0.001)
+    assert certainly_worse(figures(0.02, 0.03, 0.3, 1)) == []
+    # Of four recordings no figure can have a verdict, so that it does not count.
+    assert certainly_worse(figures(0.04) + figures(*[0.125] * 9, recordings=4)) == figures(0.04)
+    better = [{"p": 0.001, "recordings": 16, "verdict": "better"}]
+    assert certainly_worse(better + figures(0.04)) == figures(0.04)
 
 
 def test_error_rates_are_all_edits_over_all_lengths() -> None:
-    texts = [("1", "あいうえお"), ("2", "かきくけこ")]
+    texts = [(str(n), "あいうえお") for n in range(6)]
     base = count([row("clips", name, text[:-1] + "ん", text) for name, text in texts])
     tuned = count([row("clips", name, text, text) for name, text in texts])
     found = figure(compare(base, tuned), "cer")
@@ -49,18 +77,19 @@ def test_a_translation_is_scored_as_english_whatever_was_spoken() -> None:
 def test_a_change_whose_interval_holds_zero_has_no_verdict() -> None:
     base = count([row("silence", str(i), "はい" if i % 2 else "") for i in range(10)])
     tuned = count([row("silence", str(i), "" if i % 2 else "はい") for i in range(10)])
-    assert figure(compare(base, tuned), "invented")["verdict"] == ""
+    assert [r["verdict"] for r in compare(base, tuned) if r["measure"] == "invented"] == ["", ""]
 
 
 def test_a_higher_share_of_detected_languages_is_better() -> None:
-    base = count([row("clips", str(i), "あ", "あ", detected="zh") for i in range(3)])
-    tuned = count([row("clips", str(i), "あ", "あ", detected="ja") for i in range(3)])
+    base = count([row("clips", str(i), "あ", "あ", detected="zh") for i in range(6)])
+    tuned = count([row("clips", str(i), "あ", "あ", detected="ja") for i in range(6)])
     found = figure(compare(base, tuned), "detected")
     assert (found["base"], found["tuned"], found["verdict"]) == (0, 100, "better")
 
 
 def test_repetitions_are_counted() -> None:
-    found = figure(compare(count([row("tone", "1", "")]), count([row("tone", "1", "ん" * 225)])), "loops")
+    base, tuned = (count([row("tone", n, text) for n in "123456"]) for text in ("", "ん" * 225))
+    found = figure(compare(base, tuned), "loops")
     assert (found["base"], found["tuned"], found["verdict"]) == (0, 100, "worse")
 
 
@@ -93,7 +122,7 @@ def test_joints_are_found_within_half_a_second() -> None:
 def test_the_guards_own_sets_are_those_whose_names_are_refused() -> None:
     others = place("german")[0]
     assert all(place(name)[0] < others for name in (*GUARDS_OWN, "joined 60 s"))
-    assert len({place(name) for name in GUARDS_OWN}) + 1 == others
+    assert len({place(name) for name in GUARDS_OWN}) + 1 == others  # joined ones have names of their own
 
 
 def test_sets_that_only_one_model_read_are_left_out() -> None:

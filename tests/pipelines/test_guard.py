@@ -12,6 +12,7 @@ from hydra import compose, initialize_config_dir
 from kikitori.compare.leaderboard import leaderboards_of
 from kikitori.compare.page import render
 from kikitori.config.overrides import settle
+from kikitori.guard.figures import certainly_worse
 from kikitori.guard.reader import Job, Reader
 from kikitori.pipelines.guard import guard
 from kikitori.pipelines.train import train
@@ -30,6 +31,7 @@ SMALL = [
 SETS = {
     *("silence", "white noise", "pink noise", "tone", "reversed speech"),
     *("clips", "8 kHz", "noise 10 dB", "joined 6 s", "joined 12 s"),
+    *("joined", "no speech"),
 }
 
 
@@ -58,7 +60,7 @@ def test_a_training_ends_with_its_guard(trained: Path) -> None:
     (clips,) = (r for r in figures if (r["set"], r["reading"], r["measure"]) == ("clips", "own windows", "cer"))
     rows = (trained / "predictions" / "guard_base.jsonl").read_text().splitlines()
     assert clips["recordings"] == 3
-    assert len(rows) == 2 * (4 * 4 + 3 * 4 + 5)
+    assert len(rows) == 2 * (4 * 4 + 3 * 4 + 6)
     assert clips["base"] == pytest.approx(100 * before, rel=0.5)
     assert "**Guard.**" in (trained / "model" / "README.md").read_text()
     assert "## Guard\n\n| set | reading |" in (trained / "results.md").read_text()
@@ -89,7 +91,7 @@ def test_a_run_that_is_interrupted_while_it_is_guarded_reads_nothing_twice(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: list[tuple[str, ...]] = []
-    of_one_model, predict = 2 * (4 * 4 + 3 * 4 + 5), Reader.predict_step
+    of_one_model, predict = 2 * (4 * 4 + 3 * 4 + 6), Reader.predict_step
 
     def predict_step(self: Reader, job: Job, batch_idx: int) -> list[dict[str, Any]]:
         if len(read) > of_one_model + 9:
@@ -108,7 +110,7 @@ def test_a_run_that_is_interrupted_while_it_is_guarded_reads_nothing_twice(
     of_one_model = 10**6
     resumed = run("train", tmp_path, "resume=auto")
     # Of the base nothing; of the tuned model all.
-    assert len(read) == len(set(read)) == 2 * (4 * 4 + 3 * 4 + 5)
+    assert len(read) == len(set(read)) == 2 * (4 * 4 + 3 * 4 + 6)
     assert resumed["guard"] == json.loads((trained / "results.json").read_text())["guard"]
 
 
@@ -134,8 +136,8 @@ def test_a_worse_figure_is_an_error_if_asked_for(tmp_path: Path, monkeypatch: py
     assert (tmp_path / "run" / "model" / "model.safetensors").exists()
 
 
-WORSE = {"set": "silence", "reading": "own windows", "measure": "invented", "recordings": 4, "base": 0.0, "tuned": 6.0}
-WORSE |= {"change": 6.0, "change_ci95": [2.0, 8.0], "verdict": "worse"}
+WORSE = {"set": "silence", "reading": "own windows", "measure": "invented", "recordings": 16, "base": 0.0, "tuned": 6.0}
+WORSE |= {"change": 6.0, "change_ci95": [2.0, 8.0], "p": 0.001, "verdict": "worse"}
 
 
 def test_what_is_missing_is_named_with_its_remedy(trained: Path, tmp_path: Path) -> None:
@@ -182,10 +184,10 @@ def test_the_exit_code_of_the_command_says_whether_a_figure_is_worse(trained: Pa
     run("train", other, "optim.lr=1e-1", "optim.warmup_steps=0", "guard.clips=0")
     codes = []
     for number, (one, two) in enumerate(((trained, other), (other, trained))):
-        words = ["guard", str(one), "--against", str(two), "guard.clips=3", f"hydra.run.dir={number}"]
+        words = ["guard", str(one), "--against", str(two), "guard.clips=12", "data=demo", f"hydra.run.dir={number}"]
         done = kikitori(*words, "guard.fail_if_worse=true", cache=tmp_path)
         figures = json.loads((tmp_path / str(number) / "results.json").read_text())["guard"]
-        assert done.returncode == int(any(row["verdict"] == "worse" for row in figures)), done.stderr
+        assert done.returncode == int(bool(certainly_worse(figures))), done.stderr
         assert ("figures are worse than the base's" in done.stderr.splitlines()[-1]) == bool(done.returncode)
         codes.append(done.returncode)
     assert 1 in codes

@@ -91,7 +91,7 @@ GROUPS = ("data", "augment", "joining", "model", "adapter", "optim", "trainer", 
 # The names of the guard's own sets, besides those that begin with `joined`.
 GUARDS_OWN = (
     *("clips", "8 kHz", "noise 10 dB", "timestamps", "reversed speech"),
-    *("silence", "white noise", "pink noise", "tone"),
+    *("silence", "white noise", "pink noise", "tone", "no speech"),
 )
 # Keys by which the configuration of a command is recognised, in this order.
 OWN_KEYS = {"average": "alphas", "guard": "against", "evaluate": "checkpoint", "train": "callbacks"}

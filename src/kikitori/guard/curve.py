@@ -5,7 +5,8 @@ from html import escape
 from itertools import chain
 from typing import Any, NamedTuple
 
-from kikitori.guard.figures import CER, LOOPS, MEASURES, place
+from kikitori.guard.figures import place
+from kikitori.guard.measures import CER, LOOPS, MEASURES
 from kikitori.guard.recordings import OWN, READINGS, STOCK
 
 COLOURS, CHOSEN = {OWN: "#3d85c6", STOCK: "#e69138"}, "#d1495b"

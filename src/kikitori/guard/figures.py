@@ -5,61 +5,79 @@ resamples of the recordings, as error rates are.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kikitori.guard.recordings import CLIPS, JOINED_WORD, NO_SPEECH, NOISY, OWN, REVERSED, STAMPS, STOCK, TELEPHONE
+from kikitori.guard.measures import (
+    BETTER,
+    CER,
+    DETECTED,
+    ENDED,
+    INVENTED,
+    LOOPS,
+    MEASURES,
+    NEAR,
+    NEAR_S,
+    UNCLEAR,
+    WORSE,
+)
+from kikitori.guard.recordings import (
+    CLIPS,
+    JOINED,
+    NO_SPEECH,
+    NOISY,
+    OWN,
+    REVERSED,
+    SOUNDS,
+    STAMPS,
+    STOCK,
+    TELEPHONE,
+)
 from kikitori.inference.checks import without_repetition
 from kikitori.metrics.bootstrap import interval, resampled
 from kikitori.metrics.error_rates import score_clips
 from kikitori.metrics.normalizer import normalise
+from kikitori.metrics.sign_flip import sign_flip_p
 
-# Seconds by which a timestamp may miss the pause between two clips.
-NEAR_S = 0.5
-
-
-@dataclass(frozen=True)
-class Measure:
-    """What a figure says. unit: its words. scale: factor of the quotient. lower_is_better: else higher is."""
-
-    unit: str
-    scale: float = 100.0
-    lower_is_better: bool = True
-
-
-INVENTED, LOOPS, CER = "invented", "loops", "cer"
-ENDED, NEAR, DETECTED = "stamped", "near joints", "detected"
-MEASURES = {
-    INVENTED: Measure("characters/min", 60_000.0),  # of milliseconds
-    LOOPS: Measure("% of texts repeat themselves"),
-    CER: Measure("CER %"),
-    ENDED: Measure("% with timestamps", lower_is_better=False),
-    NEAR: Measure(f"% of joints within {NEAR_S:g} s", lower_is_better=False),
-    DETECTED: Measure("% detected", lower_is_better=False),
-}
-BETTER, WORSE, UNCLEAR = "better", "worse", ""
+# Figures with a larger p-value have no verdict.
+LEVEL = 0.05
 
 # Numerator and denominator of each recording, by set, reading and measure.
 Counts = dict[tuple[str, str, str], NDArray[np.int64]]
+# What is counted of several sets together, by the kind of set and the measure.
+POOLED = {(JOINED, CER): JOINED, **{(name, INVENTED): SOUNDS for name in NO_SPEECH}}
 
 
 def count(rows: Sequence[Mapping[str, Any]]) -> Counts:
-    """The counts of all figures of a model's rows, see `reader.Reader`; those of a set by the recordings' names."""
+    """The counts of all figures of a model's rows, see `reader.Reader`; those of a set by the recordings' names.
+
+    The characters of all sounds without speech, and the CER of all joined recordings, are figures of their own, because
+    the single sets have few recordings.
+    """
     found: dict[tuple[str, str, str], list[tuple[int, int]]] = {}
     for row in sorted(rows, key=lambda row: (*place(row["set"]), row["reading"], row["recording"])):
         for measure, pair in _counts(row):
-            found.setdefault((row["set"], row["reading"], measure), []).append(pair)
-    return {key: np.array(pairs, dtype=np.int64) for key, pairs in found.items()}
+            names = [row["set"]]
+            if kind := POOLED.get((_kind(row["set"]), measure)):
+                names.append(kind)
+            for name in names:
+                found.setdefault((name, row["reading"], measure), []).append(pair)
+    in_order = sorted(found, key=lambda key: (*place(key[0]), key[1]))
+    return {key: np.array(found[key], dtype=np.int64) for key in in_order}
 
 
 def place(name: str) -> tuple[int, str]:
     """A sort key of sets: the corpus first, what is joined, what is no speech, and the user's own."""
-    known = (CLIPS, TELEPHONE, NOISY, JOINED_WORD, STAMPS, *NO_SPEECH, REVERSED)
-    kind = JOINED_WORD if name.startswith(JOINED_WORD) else name
+    known = (CLIPS, TELEPHONE, NOISY, JOINED, STAMPS, SOUNDS, *NO_SPEECH, REVERSED)
+    kind = _kind(name)
     return known.index(kind) if kind in known else len(known), name
+
+
+def _kind(name: str) -> str:
+    return JOINED if name.startswith(JOINED) else name
 
 
 def _counts(row: Mapping[str, Any]) -> Iterator[tuple[str, tuple[int, int]]]:
@@ -102,32 +120,42 @@ def _value(measure: str, pairs: NDArray[np.int64]) -> dict[str, Any]:
 
 
 def compare(base: Counts, tuned: Counts) -> list[dict[str, Any]]:
-    """Each figure of both models, with the paired interval of the change and a verdict.
+    """Each figure of both models, with the paired interval and the p-value of the change, and a verdict.
 
-    A figure is better or worse if the whole interval of its change is on that side of zero.
+    A figure is better or worse if the whole interval of its change is on that side of zero, and its p-value is at most
+    LEVEL: bootstrap intervals alone are too narrow for few recordings.
     """
     rows = []
     for key in (key for key in base if key in tuned and len(base[key]) == len(tuned[key])):
         name, reading, measure = key
         scale, lower = MEASURES[measure].scale, MEASURES[measure].lower_is_better
         change = [scale * v for v in interval(resampled(tuned[key]) - resampled(base[key]))]
-        verdict = UNCLEAR
-        if change[0] > 0 or change[1] < 0:
+        verdict, p = UNCLEAR, sign_flip_p(base[key], tuned[key])
+        if p <= LEVEL and (change[0] > 0 or change[1] < 0):
             verdict = BETTER if (change[1] < 0) == lower else WORSE
         values = {"base": _quotient(base[key]) * scale, "tuned": _quotient(tuned[key]) * scale}
-        of_both = {"change": values["tuned"] - values["base"], "change_ci95": change, "verdict": verdict}
+        of_both = {"change": values["tuned"] - values["base"], "change_ci95": change, "p": p, "verdict": verdict}
         facts = {"set": name, "reading": reading, "measure": measure, "recordings": len(base[key])}
         rows.append({**facts, **values, **of_both})
     return rows
 
 
+def certainly_worse(figures: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The figures that are worse although many were compared.
+
+    With a probability of 95 % none of them is due to chance (Holm 1979), counting those that can have a verdict.
+    """
+    tested = sorted((row for row in figures if 2 / 2 ** row["recordings"] <= LEVEL), key=lambda row: row["p"])
+    rejected = takewhile(lambda pair: pair[1]["p"] <= LEVEL / (len(tested) - pair[0]), enumerate(tested))
+    return [row for _, row in rejected if row["verdict"] == WORSE]
+
+
 def timestamp_facts(base: Counts, tuned: Counts) -> dict[str, float] | None:
     """What `Whisper.timestamps` holds of the tuned model; None where its timestamps were not read."""
     ended, near = ((STAMPS, STOCK, measure) for measure in (ENDED, NEAR))
-    long = sorted({name for name, _, measure in tuned if name.startswith(JOINED_WORD) and measure == CER})
-    if not {ended, near} <= tuned.keys() & base.keys() or not long:
+    if not {ended, near} <= tuned.keys() & base.keys() or (JOINED, OWN, CER) not in tuned:
         return None
-    by_pauses, by_stamps = (np.concatenate([tuned[name, reading, CER] for name in long]) for reading in (OWN, STOCK))
+    by_pauses, by_stamps = (tuned[JOINED, reading, CER] for reading in (OWN, STOCK))
     near_change = interval(resampled(tuned[near]) - resampled(base[near]))
     cer_change = interval(resampled(by_stamps) - resampled(by_pauses))
     values = {

@@ -12,7 +12,7 @@ from kikitori.guard import sounds
 # The two ways to read: in the windows that the model was trained in, and as stock tools do.
 OWN, STOCK = READINGS = ("own windows", "full window")
 # Sounds of each set without speech, and seconds of each, if the model's window is as long.
-SOUNDS, SOUND_S = 4, 10.0
+SOUNDS_EACH, SOUND_S = 4, 10.0
 NO_SPEECH: dict[str, sounds.Maker] = {
     "silence": sounds.silence,
     "white noise": sounds.white_noise,
@@ -22,12 +22,13 @@ NO_SPEECH: dict[str, sounds.Maker] = {
 REVERSED = "reversed speech"
 # Sets of the corpus.
 CLIPS, TELEPHONE, NOISY, STAMPS = "clips", "8 kHz", "noise 10 dB", "timestamps"
-JOINED_WORD = "joined"
+# All of what is joined, and all of NO_SPEECH.
+JOINED, SOUNDS = "joined", "no speech"
 SNR_DB = 10.0
 # Seconds of silence between joined clips.
 PAUSE_S = 0.5
-# How many recordings are joined, by their length in windows: 60 and 120 s.
-JOINED = {2: 3, 4: 2}
+# How many recordings are joined, by their length in windows: 60 and 120 s. Six can have a verdict.
+JOINED_COUNTS = {2: 4, 4: 2}
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class Recording:
 def without_speech(window_s: float, language: str) -> Iterator[Recording]:
     """Silence, noises and tones. window_s: seconds of the model's window."""
     for name, make in NO_SPEECH.items():
-        for seed in range(SOUNDS):
+        for seed in range(SOUNDS_EACH):
             yield Recording(name, f"{name} {seed + 1}", make(min(SOUND_S, window_s), seed), "", language)
 
 
@@ -79,12 +80,12 @@ def of_corpus(clips: Sequence[Speech], window_s: float, separator: str, label: s
         yield Recording(TELEPHONE, clip.name, sounds.through_telephone(clip.samples), clip.text, clip.language)
         yield Recording(NOISY, clip.name, sounds.with_noise(clip.samples, SNR_DB, seed), clip.text, clip.language)
         yield Recording(REVERSED, clip.name, clip.samples.flip(0), "", clip.language)
-    for windows, count in JOINED.items():
+    for windows, count in JOINED_COUNTS.items():
         endless, seconds = cycle(clips), windows * window_s
         for number in range(count):
             parts = _at_least(endless, seconds)
             name = f"{seconds:g} s, {number + 1}{label}"
-            yield _joined(f"{JOINED_WORD} {seconds:g} s", name, parts, separator, window_s)
+            yield _joined(f"{JOINED} {seconds:g} s", name, parts, separator, window_s)
 
 
 def for_timestamps(clips: Sequence[Speech], window_s: float, separator: str) -> Iterator[Recording]:

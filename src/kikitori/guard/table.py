@@ -3,19 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from kikitori.guard.measures import LOOPS, words
 from kikitori.runtime.errors import shortened
 
 HEADER = ["set", "reading", "figure", "recordings", "base", "tuned", "change", ""]
-# Measures that are shown only where one of the models has some, by their words.
-LOOPS = "loops"
-MEASURES = {
-    "invented": "characters/min",
-    LOOPS: "% of texts that repeat themselves",
-    "cer": "CER %",
-    "stamped": "% with timestamps",
-    "near joints": "% of joints within 0.5 s of one",
-    "detected": "% detected as the language",
-}
 
 
 def guard_rows(figures: Sequence[Mapping[str, Any]]) -> list[list[str]]:
@@ -28,7 +19,7 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
     low, high = row["change_ci95"]
     change = f"{row['change']:+.1f} [{low:+.1f}, {high:+.1f}]"
     values = [f"{row['base']:.1f}", f"{row['tuned']:.1f}", change, row["verdict"]]
-    return [row["set"], row["reading"], MEASURES.get(row["measure"], row["measure"]), str(row["recordings"]), *values]
+    return [row["set"], row["reading"], words(row["measure"]), str(row["recordings"]), *values]
 
 
 def guard_lines(figures: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -45,5 +36,4 @@ def guard_lines(figures: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def describe_figure(row: Mapping[str, Any]) -> str:
     """A figure in words: silence, own windows: characters/min 0.0 → 6.0."""
-    words = MEASURES.get(row["measure"], row["measure"])
-    return f"{row['set']}, {row['reading']}: {words} {row['base']:.1f} → {row['tuned']:.1f}"
+    return f"{row['set']}, {row['reading']}: {words(row['measure'])} {row['base']:.1f} → {row['tuned']:.1f}"

@@ -111,8 +111,8 @@ def _load_adapted(
     adapter.merge_into(whisper.model, base_name)
     whisper.arguments |= {"name": name, "revision": revision, "base": base}
     whisper.notes += chosen.notes if chosen else []
-    whisper.set_timestamps(None)  # those of the base
     _configure(whisper, facts)
+    whisper.set_timestamps(facts.get("timestamps"))  # not those of the base
     return whisper
 
 
@@ -261,8 +261,6 @@ def _configure(whisper: Whisper, recipe: Mapping[str, Any]) -> None:
     whisper.set_window(window_from_plain(recipe.get("window")))
     if recipe.get("trained_on"):
         whisper.set_trained_on(recipe["trained_on"])
-    if recipe.get("timestamps"):
-        whisper.set_timestamps(recipe["timestamps"])
     if recipe.get("languages"):
         whisper.set_languages(checked_languages(recipe["languages"], "it has "))
 

@@ -106,6 +106,7 @@ FIGURE = {
     "recordings!": is_count,
     **dict.fromkeys(("base!", "tuned!", "change!"), is_rate),
     "change_ci95!": is_interval,
+    "p": is_rate,
 }
 STEPS = ("prepare_s", "encode_s", "fit_s", "evaluate_s", "guard_s", "train_clips_per_s", "peak_memory_gb")
 VALIDATION = {"step!": is_count, "train/loss": float, "val/loss": float, "val/cer": is_rate, "val/wer": is_rate}

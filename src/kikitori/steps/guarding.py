@@ -15,7 +15,7 @@ from kikitori.config.targets import instantiate
 from kikitori.corpora.types import Split
 from kikitori.data.datamodule import SpeechDataModule
 from kikitori.guard.digest import reading_digest
-from kikitori.guard.figures import WORSE, Counts, compare, count, timestamp_facts
+from kikitori.guard.figures import Counts, certainly_worse, compare, count, timestamp_facts
 from kikitori.guard.reader import Jobs, Reader, jobs
 from kikitori.guard.recordings import (
     READINGS,
@@ -107,9 +107,10 @@ def _read(file: Path) -> list[dict[str, Any]]:
 
 
 def fail_if_worse(run: Session) -> None:
-    """Raises GuardFailed if a figure is clearly worse than the base's and the configuration asks for that."""
-    worse = [figure for figure in run.results.get("guard", []) if figure["verdict"] == WORSE]
-    if worse and run.config["guard"]["fail_if_worse"]:
+    """Raises GuardFailed if a figure is worse than the base's, not by chance, and the configuration asks for that."""
+    if not run.config["guard"]["fail_if_worse"]:
+        return
+    if worse := certainly_worse(run.results.get("guard", [])):
         raise GuardFailed(
             f"{len(worse)} figures are worse than the base's: {shortened([describe_figure(row) for row in worse])}; "
             f"everything is in {run.folder} (guard.fail_if_worse=true)"
