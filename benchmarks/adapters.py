@@ -32,6 +32,8 @@ WAYS: dict[str, tuple[str, ...]] = {
     "dora": ("adapter=dora",),
     "adalora": ("adapter=adalora", "adapter.every_steps=1"),
     "lora, frozen encoder": ("adapter=lora", "model.freeze=encoder"),
+    "lora, base in 8 bits": ("adapter=lora", "adapter.base_bits=8"),
+    "lora, base in 4 bits": ("adapter=lora", "adapter.base_bits=4"),
     "lora, checkpointing": ("adapter=lora", "model.gradient_checkpointing=true"),
 }
 # (label, key, factor from the stored unit, decimals)
@@ -41,6 +43,7 @@ MEASURES = (
     ("growth of a step, MB per clip", "growth_mb_per_clip", 1.0, 0),
     ("kept for the backward pass, MB per clip", "activation_mb_per_clip", 1.0, 0),
     ("trained weights, M", "trained_weights", 1e-6, 2),
+    ("all weights, MB", "weights_mb", 1.0, 0),
     ("optimizer state, MB", "optimizer_mb", 1.0, 1),
     ("checkpoint, MB", "checkpoint_mb", 1.0, 0),
 )

@@ -18,7 +18,7 @@ from kikitori.config.validation import check_config
 from kikitori.data.datamodule import SpeechDataModule
 from kikitori.metrics.error_rates import score_clips
 from kikitori.model.processor import make_processor
-from kikitori.model.whisper import encode
+from kikitori.model.whisper import Whisper, encode
 from kikitori.runtime.console import quiet_libraries
 from kikitori.runtime.paths import CONF, cache_folder
 from kikitori.steps import builders
@@ -99,7 +99,7 @@ def train(task: Task) -> dict[str, Any]:
     clip_norm = config["trainer"]["gradient_clip_val"]
     module = WhisperModule(whisper, instantiate(config["optim"], "optim"), clip_norm, sizes)
     trainer.fit(module, datamodule=data)
-    measured = meter.measured(whisper.model.config, task.precision) | sizes_of(trainer, whisper.model)
+    measured = meter.measured(whisper.model.config, task.precision) | sizes_of(trainer, whisper)
     module.to(DEVICE).train()
     kept = activation_mb(lambda *shape: loss(module, *shape), whisper.model, meter.parts, task.precision)
     score_clips(["一"], ["二"], data.language)  # loads Sudachi's dictionary, once per run
@@ -111,12 +111,16 @@ def train(task: Task) -> dict[str, Any]:
     return {"train": {**measured, "activation_mb_per_clip": kept}, "evaluate": evaluated}
 
 
-def sizes_of(trainer: pl.Trainer, model: torch.nn.Module) -> dict[str, float]:
-    """Returns the number of trained weights, and the MB of the optimizer's state and of all that a checkpoint holds."""
+def sizes_of(trainer: pl.Trainer, whisper: Whisper) -> dict[str, float]:
+    """Returns the number of trained weights, and the MB of all weights as they are stored in training, of the
+    optimizer's state, and of all that a checkpoint holds.
+    """
     state = [value for of in trainer.optimizers[0].state.values() for value in of.values() if torch.is_tensor(value)]
-    optimizer, weights = (sum(t.numel() * t.element_size() for t in of) / 1e6 for of in (state, model.parameters()))
-    trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
-    return {"trained_weights": trained, "optimizer_mb": optimizer, "checkpoint_mb": optimizer + weights}
+    stored = [*whisper.model.parameters(), *whisper.model.buffers()]
+    optimizer, weights = (sum(tensor.nbytes for tensor in of) / 1e6 for of in (state, stored))
+    checkpoint = optimizer + 4e-6 * whisper.num_parameters  # in fp32
+    trained = sum(weight.numel() for weight in whisper.model.parameters() if weight.requires_grad)
+    return {"trained_weights": trained, "weights_mb": weights, "optimizer_mb": optimizer, "checkpoint_mb": checkpoint}
 
 
 class EndOfStep(pl.Callback):

@@ -4,8 +4,8 @@
 
 Each folder is a sweep over seeds, and a row of the first table: CER of validation and test together, in the windows as
 trained and in the full window, and the paired difference to the model before training. Intervals are bootstrapped over
-clips, whose edits are summed over the seeds. Where a sweep has a folder `guard` of `kikitori guard`, the second table has
-its figures next to those of the base; b and w: better and worse than the base, by the interval of the difference.
+clips, whose edits are summed over the seeds. Where a sweep has a folder `guard` of `kikitori guard`, the second table
+has its figures next to those of the base; b and w: better and worse than the base, by the interval of the difference.
 """
 
 import sys

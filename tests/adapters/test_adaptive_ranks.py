@@ -14,6 +14,7 @@ from kikitori.adapters import layers
 from kikitori.adapters.adaptive_ranks import AVERAGES, AdaptiveRanks, orthogonality_penalty
 from kikitori.adapters.layers import adapter_tensors
 from kikitori.adapters.settings import AdaLora
+from kikitori.config.validation import check_config
 from kikitori.model.loading import rebuild_whisper
 from kikitori.model.whisper import Whisper
 from kikitori.runtime.errors import ConfigError
@@ -138,3 +139,12 @@ def test_a_training_of_one_step_is_refused(adapted: Whisper, tmp_path: Path) -> 
     runner = trainer(tmp_path, max_steps=1)
     with pytest.raises(ConfigError, match="it needs 2 steps at least, not 1"):
         runner.fit(WhisperModule(adapted, OPTIM), training(adapted, 2, 1))
+
+
+def test_an_average_of_the_weights_is_refused(adapted: Whisper, tmp_path: Path) -> None:
+    module = WhisperModule(adapted, OPTIM, ema_decay=0.9)
+    with pytest.raises(ConfigError, match=r"ema_decay=0\.9: the average would keep what adapter=adalora has pruned"):
+        trainer(tmp_path, max_steps=1).fit(module, training(adapted, 1, 1, clips=1))
+    node = {"_target_": "kikitori.AdaLora", "targets": ["q_proj"], "rank": 4}
+    with pytest.raises(ConfigError, match=r"ema\.decay: is 0\.9, but the average would keep"):
+        check_config({"callbacks": {}, "adapter": node, "ema": {"decay": 0.9}})

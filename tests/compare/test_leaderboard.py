@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from run_folders import REFERENCES, with_errors, write_grid, write_run
 
-from kikitori.compare.formats import notes
+from kikitori.compare.formats import figures_of, markdown, notes
 from kikitori.compare.leaderboard import (
     ALIKE,
     BEST,
@@ -18,7 +18,9 @@ from kikitori.compare.leaderboard import (
     pareto,
     rank,
 )
+from kikitori.metrics.normalizer import text_rules
 from kikitori.runs.reader import find_runs
+from kikitori.runtime.files import read_json, write_json
 
 
 def tables(folder: Path) -> list[Leaderboard]:
@@ -192,3 +194,23 @@ def test_random_weights_are_no_base_model(tmp_path: Path) -> None:
     write_run(tmp_path / "a", config={"model": {"d_model": 64}})
     (table,), _ = build_leaderboards([str(tmp_path)])
     assert [row.is_base for row in table.rows] == [False]
+
+
+def test_several_languages_have_a_column_each_with_the_mean_of_the_seeds(tmp_path: Path) -> None:
+    rules = text_rules("ja", ["ja", "ko"])
+    for seed, cer in enumerate((0.1, 0.3)):
+        folder = write_run(tmp_path / str(seed), config=lr(0.1, seed), scoring=rules)
+        results = read_json(folder / "results.json")
+        for rates in results["scores"]["after"].values():
+            rates["languages"] = {"ja": {"cer": cer}, "ko": {"cer": 2 * cer}}
+        write_json(folder / "results.json", results)
+    (table,) = tables(tmp_path)
+    (row,) = table.rows
+    assert row.languages == {"ja": pytest.approx(0.2), "ko": pytest.approx(0.4)}
+    page = markdown([table], [])
+    assert "| val ja CER % | val ko CER % |" in page
+    assert "| 20.0 | 40.0 |" in page
+    assert figures_of(row)["validation_cer_by_language"] == row.languages
+    (alone,) = tables(write_run(tmp_path / "one"))
+    assert "val ja CER %" not in markdown([alone], [])
+    assert "validation_cer_by_language" not in figures_of(alone.rows[0])

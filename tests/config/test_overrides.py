@@ -216,6 +216,7 @@ def test_paths_become_absolute_and_names_on_the_hub_stay(tmp_path: Path, monkeyp
         *(f"resume={tmp_path}/model", "checkpoint="),
     ]
     assert absolute_paths(["model.name=model"]) == [f"model.name={tmp_path}/model"]
+    assert absolute_paths(["data.release=[ja,'k o']"]) == [f"data.release=['{tmp_path}/ja','{tmp_path}/k o']"]
     assert "data.manifest" in PATHS
 
 

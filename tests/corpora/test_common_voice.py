@@ -343,3 +343,78 @@ def test_a_cell_over_the_size_limit_is_reported_with_table_and_line(tmp_path: Pa
     folder = release(tmp_path)
     (folder / "train.tsv").write_bytes(table_of(b"one", b"x" * 200_000))
     assert "train.tsv cannot be read beyond line 2: field larger" in message(folder)
+
+
+def languages(tmp_path: Path, **locales: str) -> list[str]:
+    """Writes a release of several languages, whose speakers are the same; returns the folders of the languages."""
+    folders = []
+    for name, locale in locales.items():
+        folder = write_common_voice(tmp_path / "cv-corpus-27.0-2026-09-09" / name, SPLITS)
+        for table in folder.glob("*.tsv"):
+            table.write_bytes(table.read_bytes().replace(b"\tja\t", f"\t{locale}\t".encode()))
+        folders.append(str(folder))
+    return folders
+
+
+def several(tmp_path: Path, *folders: str) -> Corpus:
+    return common_voice.read_several(folders, ["train"], tmp_path / "cache")
+
+
+def test_several_languages_are_one_corpus_whose_clips_state_theirs(tmp_path: Path) -> None:
+    folders = languages(tmp_path, ja="ja", sv="sv")
+    (tmp_path / "svenska").symlink_to(folders[1])
+    corpus = several(tmp_path, folders[0], str(tmp_path / "svenska"))
+    assert corpus.description == "Common Voice, cv-corpus-27.0-2026-09-09/ja, svenska"
+    for folder, locale in zip(folders, ("ja", "sv"), strict=True):
+        alone = reading(Path(folder), language=locale)
+        own = [clip for clip in corpus.clips if clip.language == locale]
+        assert [(c.name, c.split, c.text) for c in own] == [
+            (f"{locale}/{c.name}", c.split, c.text) for c in alone.clips
+        ]
+        assert [c.source.read_bytes() for c in own] == [c.source.read_bytes() for c in alone.clips]  # type: ignore[union-attr]
+
+
+def test_an_archive_stands_for_its_language(tmp_path: Path) -> None:
+    folders = languages(tmp_path, ja="ja", ko="ko")
+    with tarfile.open(tmp_path / "ko.tar.gz", "w:gz") as tar:
+        tar.add(folders[1], "cv-corpus-27.0-2026-09-09/ko")
+    assert counts(several(tmp_path, str(tmp_path / "ko.tar.gz"), folders[0])) == {
+        split: 2 * number for split, number in counts(reading(Path(folders[0]))).items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("locale", "code"),
+    [("sv-SE", "sv"), ("zh-CN", "zh"), ("zh-HK", "zh"), ("nn-NO", "nn"), ("pa-IN", "pa"), ("yue", "yue")],
+)
+def test_common_voices_codes_become_whispers(tmp_path: Path, locale: str, code: str) -> None:
+    (folder,) = languages(tmp_path, **{locale: locale})
+    assert {clip.language for clip in several(tmp_path, folder).clips} == {code}
+
+
+@pytest.mark.parametrize("locale", ["sah", "ga-IE", "ckb"])
+def test_a_language_that_whisper_lacks_is_named_with_its_remedy(tmp_path: Path, locale: str) -> None:
+    (folder,) = languages(tmp_path, **{locale: locale})
+    with pytest.raises(DataError, match=f"the language of {folder}: '{locale}' is no language of Whisper's.*leave"):
+        several(tmp_path, folder)
+
+
+def test_a_list_that_is_no_list_of_languages_is_refused(tmp_path: Path) -> None:
+    folders = languages(tmp_path, ja="ja", ko="ko")
+    with pytest.raises(DataError, match="holds ja, ko; list the folder of each language"):
+        several(tmp_path, str(Path(folders[0]).parent))
+    with pytest.raises(DataError, match=f"lists the language ja twice; leave out {folders[0]}"):
+        several(tmp_path, *folders, folders[0])
+    with pytest.raises(DataError, match=r"data\.release is an empty list"):
+        several(tmp_path)
+    with pytest.raises(DataError, match="does not exist"):
+        several(tmp_path, str(tmp_path / "nonesuch"))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="holds no language folder"):
+        several(tmp_path, str(tmp_path / "empty"))
+
+
+def test_a_locale_in_a_table_is_no_path(tmp_path: Path) -> None:
+    (folder,) = languages(tmp_path, ja="ja-/../../x")
+    with pytest.raises(DataError, match=r"is of language ja-/\.\./\.\./x"):
+        several(tmp_path, folder)

@@ -265,3 +265,15 @@ def test_a_readme_on_the_hub_names_no_other_files(pattern: str, monkeypatch: pyt
     refuse_connections(monkeypatch)
     with hub._own_files_only("owner/data", []), pytest.raises(DataError, match="is not a file of the dataset"):
         datasets.data_files.resolve_pattern(pattern, "hf://datasets/owner/data@main")
+
+
+def test_each_clip_has_the_language_of_its_row(tmp_path: Path) -> None:
+    folder = write_audiofolder(tmp_path / "corpus", lang=["Japanese", "sv-SE"])
+    assert [clip.language for clip in reading(folder, language_column="lang").clips] == ["ja", "sv"] * 3
+    assert {clip.language for clip in reading(folder).clips} == {None}
+
+
+def test_a_row_without_a_language_of_whispers_is_named(tmp_path: Path) -> None:
+    folder = write_audiofolder(tmp_path / "corpus", lang=["ja", "sah"])
+    assert f"{folder}, row 2 of train: lang: 'sah' is no language" in message(folder, language_column="lang")
+    assert "has no column spoken" in message(folder, language_column="spoken")

@@ -178,7 +178,7 @@ def test_a_file_that_is_no_text_is_named(tmp_path: Path, start: bytes, looks_lik
 def test_a_message_names_some_of_many_columns(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "all.jsonl", [{f"{i}.wav": "text" for i in range(1000)}])
     error = message(tmp_path / "all.jsonl")
-    assert error.endswith("data.start_column, data.end_column. One object of JSON is one row")
+    assert error.endswith("data.end_column, data.language_column. One object of JSON is one row")
     assert "it has: 0.wav, 1.wav, " in error
     assert "19.wav and 980 more. " in error
 
@@ -384,3 +384,35 @@ def test_a_quotation_mark_that_is_never_closed_is_reported_with_the_table(tmp_pa
     for rows in (2, 20_000):  # up to the end of the table, and over csv's size limit of a cell
         (tmp_path / "all.csv").write_text('split,path,text\ntrain,a.wav,"one\n' + "train,b.wav,two\n" * rows)
         assert "all.csv cannot be read beyond line" in message(tmp_path / "all.csv")
+
+
+@pytest.mark.parametrize(
+    ("cell", "code"), [("ja", "ja"), ("Japanese", "ja"), ("zh-TW", "zh"), ("kr", "ko"), (" EN ", "en"), ("cmn", "zh")]
+)
+def test_each_clip_has_the_language_of_its_row(tmp_path: Path, cell: str, code: str) -> None:
+    rows = [{**row, "spoken": cell} for row in ROWS]
+    assert {clip.language for clip in reading(write(tmp_path / "a.csv", rows), language="spoken").clips} == {code}
+    assert {clip.language for clip in reading(tmp_path / "a.csv").clips} == {None}
+
+
+@pytest.mark.parametrize(
+    ("cell", "problem"),
+    [
+        ("", "a.jsonl line 2: spoken is empty; write the clip's language there"),
+        (None, "a.jsonl line 2: spoken is empty; write the clip's language there"),
+        ("xx", "a.jsonl line 2: spoken: 'xx' is no language of Whisper's"),
+        ("ain", "a related language that Whisper has"),
+        ("Japanish", "or ja (japanese)"),
+        (7, "a.jsonl line 2: spoken: '7' is no language"),
+    ],
+)
+def test_a_row_without_a_language_of_whispers_is_named(tmp_path: Path, cell: object, problem: str) -> None:
+    rows = [{**row, "spoken": "ja" if number != 1 else cell} for number, row in enumerate(ROWS)]
+    assert problem in message(write_jsonl(tmp_path / "a.jsonl", rows), language="spoken")
+
+
+def test_a_missing_column_of_languages_is_named_with_its_setting(tmp_path: Path) -> None:
+    assert "has no column spoken; it has: path, text, split, speaker. Name yours with" in (
+        found := message(write(tmp_path / "a.csv", ROWS), language="spoken")
+    )
+    assert "data.language_column" in found

@@ -1,19 +1,12 @@
 """The real command with augmentation: the same weights for any number of workers, and after an interruption."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from commands import SMALL, kikitori
+from commands import SMALL, interrupt, kikitori, weights
 from recordings import write_clip
-from torch import Tensor
 
 pytestmark = pytest.mark.long
 
@@ -24,25 +17,6 @@ STEPS = [
     "validation.every_steps=4",
     "callbacks.checkpoint.monitor=val/loss",
 ]
-
-
-def weights(folder: Path) -> dict[str, Tensor]:
-    saved: dict[str, Any] = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
-    return dict(saved["state_dict"])
-
-
-def interrupt(*words: str, cache: Path, after: Path) -> None:
-    """Kills a run as soon as a file is there."""
-    environment = {**os.environ, "KIKITORI_CACHE": str(cache), "NO_COLOR": "1"}
-    command = [sys.executable, "-m", "kikitori", *words]
-    process = subprocess.Popen(
-        command, cwd=cache, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    while not after.exists():
-        assert process.poll() is None, "the run has ended before it could be interrupted"
-        time.sleep(0.02)
-    process.send_signal(signal.SIGINT)
-    process.wait()
 
 
 def test_workers_and_an_interruption_change_no_weight(tmp_path: Path) -> None:

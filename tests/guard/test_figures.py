@@ -7,6 +7,7 @@ import pytest
 from kikitori.config.validation import GUARDS_OWN
 from kikitori.guard.figures import compare, count, is_stamped, place, timestamp_facts
 from kikitori.guard.recordings import OWN, STOCK
+from kikitori.metrics.error_rates import score_clips
 
 
 def row(name: str, recording: str, hypothesis: str, reference: str = "", **more: Any) -> dict[str, Any]:
@@ -35,6 +36,14 @@ def test_error_rates_are_all_edits_over_all_lengths() -> None:
     tuned = count([row("clips", name, text, text) for name, text in texts])
     found = figure(compare(base, tuned), "cer")
     assert (found["base"], found["tuned"], found["verdict"]) == (20, 0, "better")
+
+
+def test_a_translation_is_scored_as_english_whatever_was_spoken() -> None:
+    texts = {"hypothesis": "it is a colour", "reference": "It's a color."}
+    counts = count([row("clips", "1", **texts, text_language="en", detected="ja")])
+    (score,) = score_clips([texts["reference"]], [texts["hypothesis"]], "en")
+    assert counts["clips", OWN, "cer"].tolist() == [[score.cer_edits, score.cer_length]]
+    assert counts["clips", OWN, "detected"].tolist() == [[1, 1]]
 
 
 def test_a_change_whose_interval_holds_zero_has_no_verdict() -> None:

@@ -1,5 +1,6 @@
 """Both readings of a micro model, and the recordings that are read."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -67,6 +68,12 @@ def test_a_clip_is_read_as_in_an_evaluation(micro: Whisper) -> None:
     assert row["hypothesis"] == expected.text
 
 
+def test_rows_name_the_language_that_is_spoken_and_that_of_the_text(micro: Whisper) -> None:
+    micro.processor = replace(micro.processor, task="translate")
+    (row,) = read(micro, [Job(STOCK, [next(of_corpus(speech(1), 1.0, " "))])])
+    assert (row["language"], row["text_language"]) == ("ja", "en")
+
+
 def test_the_detected_language_is_that_of_transformers(micro: Whisper) -> None:
     features = torch.stack([micro.processor.log_mel(clip.samples, full_window=True) for clip in speech(3)])
     micro.model.eval()
@@ -82,6 +89,19 @@ def test_batches_hold_one_window_and_long_recordings_are_alone(micro: Whisper) -
     for job in jobs(recordings, micro.processor, 3):
         assert len(job.recordings) == 1 if job.recordings[0].is_long else len(job.recordings) <= 3
         assert len({recording.is_long for recording in job.recordings}) == 1
+
+
+def test_each_language_is_read_in_its_own_and_what_is_joined_has_its_own_name(micro: Whisper) -> None:
+    clips = speech(2)
+    korean = [replace(clip, name=f"ko {clip.name}", language="ko") for clip in clips]
+    recordings = [*of_corpus(clips, 1.0, "", ", ja"), *of_corpus(korean, 1.0, " ", ", ko")]
+    assert len({(recording.set, recording.name) for recording in recordings}) == len(recordings)
+    for job in jobs(recordings, micro.processor, 4):
+        assert len({recording.language for recording in job.recordings}) == 1
+    rows = read(micro, jobs(recordings, micro.processor, 4))
+    joined = {(row["recording"], row["language"], " " in row["reference"]) for row in rows if "joined" in row["set"]}
+    assert ("2 s, 1, ja", "ja", False) in joined
+    assert ("2 s, 1, ko", "ko", True) in joined
 
 
 @pytest.mark.parametrize("seconds", [0.1, 0.2, 0.4, 0.9])

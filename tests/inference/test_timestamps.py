@@ -227,7 +227,12 @@ def test_a_window_without_speech_is_named(read: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "written", ["<|0.00|>" + "ん" * 60 + "<|20.00|>", "<|0.00|>" + LONG + "…", "<|0.00|>犬<|0.02|>"]
+    "written",
+    [
+        *("<|0.00|>" + "ん" * 60 + "<|20.00|>", "<|0.00|>" + LONG + "…", "<|0.00|>犬<|0.02|>"),
+        # A text without its end, and the beginning of a sentence that fills the window, in steps of 0.02 s.
+        *("<|0.50|>" + LONG, "<|0.02|>"),
+    ],
 )
 def test_a_window_that_repeats_itself_or_has_no_sentence_is_read_by_its_pauses(read: Any, written: str) -> None:
     pieces, script = read(40, written, f"<|0.00|>{LONG}<|22.00|>")

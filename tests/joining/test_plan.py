@@ -2,6 +2,7 @@
 
 import itertools
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -127,6 +128,25 @@ def test_a_text_that_does_not_fit_is_left_out_with_its_clip() -> None:
     alone = planner([4.0] * 2, Joining(share=1, timestamps=1, previous_text=0), tokens=443)(0, 0)
     # As long as the limit without timestamps.
     assert (alone.stamped, len(alone.sentences), alone.num_tokens) == (False, 1, 447)
+
+
+class Unlisted(Sequence[int]):
+    """Clips of which a list would take too long."""
+
+    def __len__(self) -> int:
+        return 1_000_000
+
+    def __getitem__(self, place: Any) -> Any:
+        return place % 60
+
+    def __iter__(self) -> Iterator[int]:
+        pytest.fail("all clips of a speaker are listed for a draw")
+
+
+def test_a_draw_takes_as_long_for_a_speaker_of_many_clips_as_for_one_of_few() -> None:
+    plan = planner([4.0] * 60, Joining(share=1, same_speaker=1), speakers=1)
+    plan.__dict__["_by_speaker"] = {"0": Unlisted()}
+    assert len(plan(0, 0).sentences) > 3
 
 
 def test_clips_of_unknown_speakers_are_joined_as_of_different_ones() -> None:

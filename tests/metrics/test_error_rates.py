@@ -1,12 +1,16 @@
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from kikitori.metrics.error_rates import (
     change,
+    clip_score,
     corpus_rate,
     edits_and_lengths,
     prediction,
+    rescored,
     score,
     score_clips,
     summarise,
@@ -106,3 +110,49 @@ def test_invisible_characters_and_typed_long_vowels_are_no_errors() -> None:
 def test_a_language_that_is_none_is_refused() -> None:
     with pytest.raises(ValueError, match=r"'japnese' is no language; did you mean ja \(japanese\)"):
         score(["はい"], ["はい"], "japnese")
+
+
+MIXED = [
+    ("ja", "赤い犬が走る", "赤い猫が走る"),
+    ("ko", "빨간 개", "빨간 개"),
+    ("ja", "水", "水"),
+    ("en", "a red dog", "a dog"),
+]
+
+
+def test_each_clip_is_scored_by_the_rules_of_its_language_and_rates_are_also_of_each() -> None:
+    languages, references, hypotheses = zip(*MIXED, strict=True)
+    scores = score_clips(references, hypotheses, languages)
+    for (language, *pair), counts in zip(MIXED, scores, strict=True):
+        assert [counts] == score_clips(*([text] for text in pair), language)
+    # Sudachi's words of Japanese, white space elsewhere.
+    assert [score.wer_length for score in scores] == [4, 2, 1, 3]
+    assert "languages" not in summarise(scores)
+    stated = [replace(score, language=code) for score, code in zip(scores, languages, strict=True)]
+    summary = summarise(stated)
+    # All edits of all clips; readings are of Japanese alone.
+    assert summary["wer"] == 2 / 10
+    assert "cer_reading" not in summary
+    for language in ("en", "ja", "ko"):
+        alone = [score for score in scores if languages[scores.index(score)] == language]
+        assert summary["languages"][language] == summarise(alone)
+    assert summary["languages"]["ja"]["cer_reading"] > 0
+    changes = change(stated, [replace(score, cer_edits=0) for score in stated])["languages"]
+    assert {code: rates["cer"] for code, rates in changes.items()} == {"en": -4 / 9, "ja": -1 / 7, "ko": 0}
+
+
+def test_rows_are_scored_again_in_the_languages_that_they_name() -> None:
+    languages, references, hypotheses = zip(*MIXED, strict=True)
+    scores = [
+        replace(score, language=code)
+        for score, code in zip(score_clips(references, hypotheses, languages), languages, strict=True)
+    ]
+    rows = list(map(prediction, "abcd", references, hypotheses, scores))
+    assert [row["language"] for row in rows] == list(languages)
+    assert [clip_score(row) for row in rows] == scores
+    old = [{**row, "wer_edits": 9} for row in rows]
+    assert rescored(old, "ja", several=True) == (scores, rows)
+    # A translation is English, whatever was said.
+    english, _ = rescored(old, "en")
+    assert [score.wer_length for score in english] == [1, 2, 1, 3]
+    assert [score.language for score in english] == list(languages)

@@ -10,13 +10,14 @@ import torch
 from hydra import compose, initialize_config_dir
 from safetensors.torch import load_file
 
-from kikitori.adapters import layers
+from kikitori.adapters import layers, quantised
 from kikitori.adapters.folder import add_timestamps
 from kikitori.config.overrides import settle
 from kikitori.model.loading import load_whisper
 from kikitori.pipelines import train as pipeline
 from kikitori.pipelines.evaluate import evaluate, load_checkpoint
-from kikitori.runtime.errors import Stopped
+from kikitori.pipelines.mixing import check_alike
+from kikitori.runtime.errors import ModelError, Stopped
 from kikitori.runtime.files import read_json
 from kikitori.runtime.paths import CONF
 from kikitori.training.checkpoints import SaveLastCheckpoint, read_checkpoint
@@ -104,6 +105,13 @@ def test_model_adapter_and_checkpoint_read_the_same_texts(completed: Path, base:
     assert (again.timestamps, again.trained_on, read.timestamps) == (facts, read.trained_on, None)
 
 
+def test_a_checkpoint_is_read_as_a_plain_model_which_can_be_averaged(completed: Path) -> None:
+    settings = {"data": {"language": "ja"}, "model": {"language": None, "task": None}}
+    read = load_checkpoint({**settings, "checkpoint": str(completed / "checkpoints/last.ckpt")})
+    assert read.adapter is None
+    check_alike({"checkpoint": read, "model": load_whisper(str(completed))})
+
+
 def test_a_checkpoint_is_loaded_as_a_lightning_module(completed: Path) -> None:
     module = WhisperModule.load_from_checkpoint(completed / "checkpoints/last.ckpt", weights_only=True)
     assert module.whisper.adapter is not None
@@ -120,10 +128,8 @@ def test_results_and_card_describe_the_adapter(completed: Path) -> None:
     assert "lora of rank 4 (alpha 32) on q_proj v_proj fc1" in (completed / "model/README.md").read_text()
 
 
-def test_a_run_that_is_interrupted_and_resumed_equals_a_whole_one(
-    completed: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    words = ["model=whisper_base", f"model.name={base}", "data.window=null", *ADAPTER]
+def interrupt(monkeypatch: pytest.MonkeyPatch, folder: Path, words: list[str]) -> None:
+    """Starts a run that is stopped by a signal at its third step."""
     on_start = SaveLastCheckpoint.on_train_batch_start
 
     def stop_at_the_third_step(self: Any, trainer: Any, *arguments: Any) -> None:
@@ -134,12 +140,49 @@ def test_a_run_that_is_interrupted_and_resumed_equals_a_whole_one(
     with monkeypatch.context() as changed:
         changed.setattr(SaveLastCheckpoint, "on_train_batch_start", stop_at_the_third_step)
         with pytest.raises(Stopped):
-            run(tmp_path, *words)
+            run(folder, *words)
+
+
+def assert_equal(one: Path, other: Path) -> None:
+    """Asserts that the models and adapters of two runs are equal to the bit."""
+    for name in ("model/model.safetensors", "adapter/adapter_model.safetensors"):
+        expected, found = load_file(one / name), load_file(other / name)
+        assert expected.keys() == found.keys()
+        assert all(torch.equal(found[key], value) for key, value in expected.items())
+
+
+def test_a_run_that_is_interrupted_and_resumed_equals_a_whole_one(
+    completed: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["model=whisper_base", f"model.name={base}", "data.window=null", *ADAPTER]
+    interrupt(monkeypatch, tmp_path, words)
     assert not (tmp_path / "adapter").exists()
     run(tmp_path, *words, "resume=auto")
-    for name in ("model/model.safetensors", "adapter/adapter_model.safetensors"):
-        whole, resumed = load_file(completed / name), load_file(tmp_path / name)
-        assert all(torch.equal(resumed[key], value) for key, value in whole.items())
+    assert_equal(completed, tmp_path)
+
+
+@pytest.mark.long
+@pytest.mark.skipif(not quantised.is_available(), reason=f"a base in 4 bits {quantised.EXTRA}")
+@pytest.mark.parametrize("bits", [8, 4])
+def test_a_base_in_few_bits_is_resumed_and_read_as_it_was_trained(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bits: int
+) -> None:
+    words = ["model=whisper_base", f"model.name={base}", "data.window=null", *ADAPTER, f"adapter.base_bits={bits}"]
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    results = run(whole, *words)
+    assert results["model"]["adapter"]["base_bits"] == bits
+    plain = load_whisper(str(base))
+    assert results["model"]["parameters"] == plain.num_parameters + results["model"]["adapter"]["parameters"]
+    assert f"trained on weights in {bits} bits" in (whole / "model/README.md").read_text(encoding="utf-8")
+    interrupt(monkeypatch, resumed, words)
+    run(resumed, *words, "resume=auto")
+    assert_equal(whole, resumed)
+    best = whole / results["checkpoint"]["best"]
+    expected = texts(whole, "after")
+    for number, place in enumerate((best, whole, whole / "adapter")):
+        assert score(tmp_path / str(number), f"checkpoint={place}") == expected
+    merged, read = load_whisper(str(whole)), load_whisper(str(whole / "adapter"))
+    assert all(torch.equal(merged.model.state_dict()[k], value) for k, value in read.model.state_dict().items())
 
 
 @pytest.mark.long
@@ -150,6 +193,15 @@ def test_cached_outputs_of_a_frozen_encoder_train_adapters_of_the_decoder(base: 
     one, other = (load_file(tmp_path / str(number) / "adapter/adapter_model.safetensors") for number in range(2))
     assert all(".decoder." in name for name in one)
     torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
+
+
+def test_a_checkpoint_whose_base_is_gone_names_both(completed: Path, tmp_path: Path) -> None:
+    checkpoint = read_checkpoint(completed / "checkpoints/last.ckpt")
+    checkpoint["hyper_parameters"]["recipe"]["name"] = "outputs/elsewhere/model"
+    torch.save(checkpoint, tmp_path / "moved.ckpt")
+    settings = {"checkpoint": str(tmp_path / "moved.ckpt"), "data": {"language": "ja"}}
+    with pytest.raises(ModelError, match=r"moved\.ckpt was trained from outputs/elsewhere/model, which does not exist"):
+        load_checkpoint({**settings, "model": {"language": None, "task": None}})
 
 
 def test_an_adapter_of_a_checkpoint_needs_peft(completed: Path, monkeypatch: pytest.MonkeyPatch) -> None:

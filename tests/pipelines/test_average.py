@@ -1,6 +1,7 @@
 """Averages of trained models and their mixtures with a base."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +10,16 @@ import torch
 from hydra import compose, initialize_config_dir
 from safetensors.torch import load_file
 
+from kikitori.adapters import layers
 from kikitori.config.overrides import settle
 from kikitori.guard.recordings import OWN, STOCK
 from kikitori.metrics.error_rates import ClipScore, score_clips
-from kikitori.model.loading import load_whisper
+from kikitori.model.loading import build_whisper, load_whisper
+from kikitori.model.processor import byte_tokenizer
 from kikitori.model.window import FULL
 from kikitori.pipelines.average import Choice, average, choose
 from kikitori.pipelines.guard import guard
+from kikitori.pipelines.mixing import check_alike
 from kikitori.pipelines.train import train
 from kikitori.runtime.errors import ConfigError, ModelError
 from kikitori.runtime.paths import CONF
@@ -140,6 +144,36 @@ def test_a_mixture_that_reads_better_in_the_full_window_is_saved_with_it(
     assert set(results["scores"]) == {"before", "after", "change"}
     assert results["scores"]["after"] == results["curve"][1]["full_window_scores"]
     assert "Scored with each clip padded to the full window" in (tmp_path / "model" / "README.md").read_text()
+
+
+@pytest.mark.long
+@pytest.mark.skipif(not layers.is_available(), reason=f"an adapter {layers.EXTRA}")
+def test_an_adapter_is_merged_before_it_is_averaged(runs: list[Path], tmp_path: Path) -> None:
+    words = ["model=whisper_base", f"model.name={runs[0]}", "adapter=lora", "adapter.rank=2", "optim.lr=1e-2"]
+    best = run("train", tmp_path / "run", *words, "trainer.max_steps=2")["checkpoint"]["best"]
+    for number, place in enumerate(("run", "run/adapter", f"run/{best}")):
+        out = tmp_path / str(number)
+        more = [] if number == 0 else [f"against={runs[0]}"]
+        run(
+            "average",
+            out,
+            f"runs=[{tmp_path / place}]",
+            "data=demo",
+            "data.limit.validation=2",
+            "data.limit.test=2",
+            "guard.clips=0",
+            "alphas=[1]",
+            "alpha=1",
+            *more,
+        )
+        assert all(torch.equal(value, weights(tmp_path / "run")[name]) for name, value in weights(out).items())
+
+
+def test_a_model_of_another_vocabulary_is_named() -> None:
+    one, other = (build_whisper(d_model=32, encoder_layers=1, decoder_layers=1) for _ in range(2))
+    other.processor = replace(other.processor, tokenizer=byte_tokenizer(1))
+    with pytest.raises(ModelError, match="b has another vocabulary than a; average models that were fine-tuned from"):
+        check_alike({"a": one, "b": other})
 
 
 def test_what_cannot_be_averaged_is_named(runs: list[Path], tmp_path: Path) -> None:

@@ -53,3 +53,18 @@ def test_the_card_names_what_changed_the_training_clips() -> None:
     assert "augmentation of the clips (speed 30.0 %, mu-law 5.0 %), seed 3" in model_card(augmented)
     augmented["config"]["augment"] |= {"speed_prob": 0.0, "mu_law_prob": 0}
     assert "augmentation" not in model_card(augmented)
+
+
+def test_the_card_of_several_languages_has_the_rates_of_each_and_says_which_is_read() -> None:
+    several = results("openai/whisper-base")
+    several["data"]["languages"] = ["ko", "ja"]
+    several["model"]["language"] = "ko"
+    of_each = {"ja": {**RATES, "clips": 3}, "ko": {**RATES, "clips": 2}}
+    several["scores"] = {"after": {"test": {**RATES, "languages": of_each}}}
+    card = model_card(several)
+    assert yaml.safe_load(card.split("---\n", 2)[1])["language"] == ["ko", "ja"]
+    rows = [line for line in card.splitlines() if line.startswith("| after training")]
+    assert [row.split(" | ")[1:3] for row in rows] == [["test", "5"], ["test ja", "3"], ["test ko", "2"]]
+    assert "**Languages.** Trained on ko, ja," in card
+    assert "takes `language=`, by default ko." in card
+    assert "**Languages.**" not in model_card(results(None))

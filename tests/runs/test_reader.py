@@ -219,6 +219,24 @@ def test_a_run_scored_by_other_rules_is_scored_again_from_its_transcripts(tmp_pa
     assert run.results["scoring"] == {**text_rules("zh"), "recorded": OLD_RULES}
 
 
+def test_of_several_languages_each_transcript_is_scored_again_by_the_rules_of_its_own(tmp_path: Path) -> None:
+    pair = {"references": ["赤い犬", "빨간 개"], "hypotheses": ["赤い猫", "빨간 고양이"]}
+    recorded = {**text_rules("ja", ["ja", "ko"]), "normaliser": "nfkc-casefold-nopunct-1"}
+    folder = write_run(tmp_path / "old", scoring=recorded, **pair)
+    for path in (folder / "predictions").glob("*.jsonl"):
+        rows = [{**row, "language": code} for row, code in zip(read_lines(path), ("ja", "ko"), strict=True)]
+        write_lines(path, [row | {"wer_edits": 9, "wer_length": 9} for row in rows])
+    (run,) = find_runs(folder)
+    assert [(row["wer_edits"], row["wer_length"]) for row in run.predictions("test")] == [(1, 2), (1, 2)]
+    assert [run.language_of(row) for row in run.predictions("test")] == ["ja", "ko"]
+    assert run.results["scoring"]["segmenter"].endswith("; ko: white space")
+    # As texts of Japanese, whose words Sudachi finds without spaces.
+    (alone,) = find_runs(write_run(tmp_path / "one", scoring=OLD_RULES, **pair))
+    assert alone.language_of({"language": "ko"}) == "ja"
+    (damaged,) = find_runs(write_run(tmp_path / "bad", scoring={**recorded, "languages": ["ja", "../x"]}))
+    assert damaged.status == "unreadable"
+
+
 def test_without_all_transcripts_scores_and_rules_stay_as_recorded(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "old", scoring=OLD_RULES)
     path = folder / "predictions" / "test_before.jsonl"

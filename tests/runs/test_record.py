@@ -114,7 +114,9 @@ def test_changed_clips_are_refused_unless_they_are_accepted(tmp_path: Path) -> N
     before = {"data": facts("a", 36)}
     check_data(before, facts("a", 36), [], tmp_path)
     check_data({"data": {}}, facts("a", 36), [], tmp_path)
-    message = r"resume_accept=\[data\]'\n  data \(train\): audio or transcripts have changed: 36 clips then, 35 now$"
+    message = (
+        r"resume_accept=\[data\]'\n  data \(train\): audio, transcripts or languages have changed: 36 clips then, 35"
+    )
     with pytest.raises(ConfigError, match=message):
         check_data(before, facts("b", 35), [], tmp_path)
     check_data(before, facts("b", 35), ["data"], tmp_path)

@@ -13,6 +13,7 @@ from kikitori.runs.resume import (
     expand_resume,
     expand_resume_sweep,
     keep_changed_defaults,
+    refuse_changes,
     start_folder_of,
 )
 from kikitori.runtime.errors import ConfigError, DataError
@@ -308,3 +309,14 @@ def test_the_models_own_language_is_no_change_of_a_recorded_one(now: str | None,
     recorded = {"model": {"language": "ja", "task": "transcribe"}}
     found = changes(recorded, {"model": {"language": now, "task": None}})
     assert list(found) == (["model.language"] if changed else [])
+
+
+@pytest.mark.parametrize("key", ["_target_", "rank", "targets"])
+def test_a_resumed_run_keeps_the_matrices_of_its_adapter(key: str, tmp_path: Path) -> None:
+    lora = {"_target_": "kikitori.Lora", "rank": 4, "alpha": 8, "targets": ["q_proj"]}
+    other = {"_target_": "kikitori.AdaLora", "rank": 8, "targets": ["fc1"]}[key]
+    found = changes({"adapter": lora}, {"adapter": {**lora, key: other}})
+    with pytest.raises(ConfigError, match=rf"adapter\.{key}: was .*; a resumed run keeps it: the adapter in its"):
+        refuse_changes(found, ["adapter"], tmp_path)
+    assert changes({}, {"adapter": lora}).keys() >= {"adapter._target_", "adapter.rank"}
+    refuse_changes(changes({"adapter": lora}, {"adapter": {**lora, "alpha": 4}}), ["adapter.alpha"], tmp_path)

@@ -108,7 +108,7 @@ def test_validation_and_final_scores_follow_the_models_language_and_task(
     whisper = build_whisper(32, 1, 1, 2, window_s=1, language=language, task=task, max_label_tokens=64)
     monkeypatch.setattr(
         "kikitori.training.lightning_module.generate",
-        lambda whisper, states, seconds: [Generated("一 つの、文", cut=False)] * len(states),
+        lambda whisper, states, seconds, **_: [Generated("一 つの、文", cut=False)] * len(states),
     )
     trainer, module, data = scored(tmp_path, whisper)
     run = session(tmp_path)
@@ -146,7 +146,7 @@ def test_transcripts_that_a_limit_cut_are_counted_and_marked(
 ) -> None:
     trainer, module, data = scored(tmp_path, micro)
 
-    def read(whisper: Whisper, states: Any, seconds: list[float]) -> list[Generated]:
+    def read(whisper: Whisper, states: Any, seconds: list[float], **_: Any) -> list[Generated]:
         return [Generated("犬", cut=s > 0.75) for s in seconds]
 
     monkeypatch.setattr("kikitori.training.lightning_module.generate", read)
@@ -173,7 +173,7 @@ def test_a_model_with_short_windows_is_also_scored_in_the_full_window(
     trainer, module, data = scored(tmp_path, micro)
     calls: list[tuple[int, float | str]] = []
 
-    def read(whisper: Whisper, states: Any, seconds: Any) -> list[Generated]:
+    def read(whisper: Whisper, states: Any, seconds: Any, **_: Any) -> list[Generated]:
         calls.append((states.shape[1], whisper.max_tokens_per_s))
         return [Generated("犬", cut=False)] * len(states)
 

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from kikitori.adapters.layers import NAME, adapter_tensors, linears
 from kikitori.adapters.merging import MAGNITUDE, A, B, E, merge_into
-from kikitori.adapters.settings import MAX_RANK, Lora, scale_of
+from kikitori.adapters.quantised import dequantise, quantise
+from kikitori.adapters.settings import BASE_BITS, MAX_RANK, Lora, scale_of
 from kikitori.runtime.errors import ModelError, one_line, shortened
 from kikitori.runtime.files import OBJECT, UNREADABLE, is_regular, parse, plain, read_text, write_json
 
@@ -61,6 +62,8 @@ KEPT = {
     **dict.fromkeys(("language", "task"), str),
     "generation": dict.fromkeys(("max_new_tokens!", "num_beams!"), int),
     **dict.fromkeys(("window", "trained_on", "timestamps"), OBJECT),
+    "languages": [str],
+    "base_bits": BASE_BITS.__contains__,
 }
 # Fields that change nothing here: of training, of peft, or stated by the tensors as well.
 WITHOUT_EFFECT = {
@@ -91,7 +94,8 @@ class SavedAdapter:
     def merge_into(self, model: nn.Module, base: str) -> None:
         """Merges the adapter into a model. base: the model's name, for messages.
 
-        Raises ModelError, which names both, if the adapter was trained on another model.
+        Raises ModelError, which names both, if the adapter was trained on another model, and without bitsandbytes if it
+        was trained on weights in 8 or 4 bits.
         """
         layers = linears(model)
         trained_on = f", which was trained on {self.base}," if self.base else ""
@@ -107,6 +111,11 @@ class SavedAdapter:
                     f"{another}: its {name} has {sizes[0]} inputs and {sizes[1]} outputs, that model's {own[0]} and "
                     f"{own[1]}; {remedy}"
                 )
+        if bits := self.facts.get("base_bits"):
+            # What it was trained on, in fp32.
+            quantise(model, layers, bits)
+            dequantise(model)
+            layers = linears(model)
         for name, tensors in self.tensors.items():
             merge_into(layers[name], tensors, self.scale)
 
@@ -128,7 +137,7 @@ def save_adapter(
     config["target_modules"] = sorted(_shortest(model, adapter.targets, list(tensors)))
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / CONFIG, config)
-    write_json(folder / FACTS, dict(facts))
+    write_json(folder / FACTS, {**facts, **({"base_bits": adapter.base_bits} if adapter.base_bits else {})})
     flat = {_key(module, part, adapter.kind): value for module, of in tensors.items() for part, value in of.items()}
     save_file({key: value.contiguous() for key, value in flat.items()}, folder / WEIGHTS, {"format": "pt"})
 

@@ -13,7 +13,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from kikitori.adapters.merging import MAGNITUDE, A, B, E, merge_into
+from kikitori.adapters.quantised import dequantise, quantise
 from kikitori.adapters.settings import ATTENTION, FEED_FORWARD, AdaLora, Lora
+from kikitori.runtime.console import silence
 from kikitori.runtime.errors import ModelError
 
 EXTRA = "needs the package peft: pip install 'kikitori[peft]'"
@@ -50,16 +52,19 @@ def matching(model: nn.Module, targets: Sequence[str]) -> list[str]:
 
 
 def inject(model: nn.Module, adapter: Lora, modules: Sequence[str]) -> None:
-    """Puts an adapter into the named layers and freezes everything else.
+    """Puts an adapter into the named layers, stores the base in `adapter.base_bits`, and freezes everything else.
 
-    Raises ModelError if peft is not installed or the model has no such layer.
+    Raises ModelError if peft or bitsandbytes is not installed, or the model has no such layer.
     """
     if not is_available():
         raise ModelError(f"an adapter ({adapter.kind}) {EXTRA}")
+    silence("bitsandbytes")  # which peft imports
     from peft import inject_adapter_in_model
 
     if unknown := set(modules) - linears(model).keys():
         raise ModelError(f"an adapter changes {min(unknown)}, and the model has no such linear layer")
+    if adapter.base_bits:
+        quantise(model, linears(model), adapter.base_bits)
     inject_adapter_in_model(peft_config(adapter, modules), model, NAME)
 
 
@@ -80,14 +85,15 @@ def peft_config(adapter: Lora, modules: Sequence[str]) -> Any:
 def adapter_tensors(model: nn.Module) -> dict[str, dict[str, Tensor]]:
     """The tensors of a model's adapter by the name of their layer, see `Tensors`."""
     found: dict[str, dict[str, Tensor]] = defaultdict(dict)
-    for key, value in model.state_dict().items():
+    for key, parameter in model.named_parameters():
         if tensor := _TENSOR.fullmatch(key):
-            found[tensor[1]][tensor[2]] = value
+            found[tensor[1]][tensor[2]] = parameter.detach()
     return dict(found)
 
 
 def merge(model: nn.Module, scale: float) -> None:
-    """Merges a model's adapter into its layers, which become plain linear layers again."""
+    """Merges a model's adapter into its layers, which become plain linear layers again, with fp32 weights."""
+    dequantise(model)
     for name, tensors in adapter_tensors(model).items():
         layer: Any = model.get_submodule(name)
         merge_into(layer.base_layer, tensors, scale)

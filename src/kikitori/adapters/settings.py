@@ -16,6 +16,12 @@ from kikitori.runtime.errors import (
 
 # Far above what helps: a matrix of rank 1,024 and its counterpart are as large as a layer of whisper-small.
 MAX_RANK = 1_024
+# In which the base's weights may be stored; None: as they are.
+BASE_BITS = (None, 8, 4)
+# Why ema.decay is refused with AdaLoRA.
+NO_AVERAGE = (
+    "the average would keep what adapter=adalora has pruned; set ema.decay to null, or choose lora, rslora or dora"
+)
 # The linear layers of a Whisper's encoder and decoder layers. Both have self_attn; encoder_attn is the decoder's
 # attention to the encoder's outputs.
 ATTENTION, FEED_FORWARD = ("q_proj", "k_proj", "v_proj", "out_proj"), ("fc1", "fc2")
@@ -33,7 +39,8 @@ class Lora:
     rank: of both matrices. alpha: the scale is alpha / rank. dropout: of what A reads, in training. targets: names of
     linear layers, see TARGETS; a name without its block stands for that of every block.
     kind: lora; rslora, with a scale of alpha / sqrt(rank) (Kalajdzievski 2023); or dora, which also trains the norm of
-    each output's weights (Liu et al. 2024).
+    each output's weights (Liu et al. 2024). base_bits: in which the weights of the model's linear layers are stored, 8
+    or 4 (QLoRA, Dettmers et al. 2023); None for 32.
     Raises ConfigError for a value that is out of range.
     """
 
@@ -42,6 +49,7 @@ class Lora:
     dropout: float = 0.0
     targets: Sequence[str] = ("q_proj", "v_proj")
     kind: Literal["lora", "rslora", "dora"] = "lora"
+    base_bits: Literal[4, 8] | None = None
 
     KINDS: ClassVar[tuple[str, ...]] = ("lora", "rslora", "dora")
 
@@ -53,6 +61,8 @@ class Lora:
             raise ConfigError(f"adapter.rank={self.rank}: must be at most {MAX_RANK}")
         if self.kind not in self.KINDS:
             raise ConfigError(f"adapter.kind={self.kind}: must be {' or '.join(self.KINDS)}")
+        if self.base_bits not in BASE_BITS:
+            raise ConfigError(f"adapter.base_bits={self.base_bits}: must be 8, 4 or null")
         if fault := targets_fault(self.targets):
             raise ConfigError(f"adapter.targets: {fault}")
 

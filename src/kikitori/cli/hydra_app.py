@@ -121,7 +121,7 @@ def make_paths_absolute(cfg: DictConfig) -> None:
     start = Path(HydraConfig.get().runtime.cwd)
     for key in PATHS:
         node = OmegaConf.select(cfg, key, throw_on_missing=False)
-        for part, path in leaves(OmegaConf.to_container(node) if OmegaConf.is_config(node) else node, key):
+        for part, path in leaves(OmegaConf.to_container(node) if OmegaConf.is_config(node) else node, key, True):
             if isinstance(path, str) and (start / expanded(path)).exists():
                 OmegaConf.update(cfg, part, str(start / expanded(path)))
 

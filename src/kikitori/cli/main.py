@@ -147,17 +147,22 @@ def _prepare_line(command: str, words: list[str]) -> list[str]:
 
 def _models(key: str, words: list[str]) -> list[str]:
     """The words of `guard MODEL --against BASE` as overrides. key: of the models; `runs` takes several."""
-    found, models, rest = [], [], iter(words)
+    found, others, rest = [], [], iter(words)
     for word in rest:
         option, equals, base = word.partition("=")
         if option == "--against":
-            found.append(override("against", base if equals else next(rest, "")))
-        elif "=" in word or word.startswith(("-", "+", "~")):
-            found.append(word)
+            if not (base := base if equals else next(rest, "")):
+                sys.exit("kikitori: --against: needs a model, such as --against openai/whisper-small")
+            found.append(override("against", base))
         else:
-            models.append(word)
+            others.append(word)
+    options, plain = split_words(others)
+    models = [word for word in plain if "=" not in word and not word.startswith(("+", "~"))]
+    found += [*options, *(word for word in plain if word not in models)]
     if key == "runs" and models:
         return [f"{key}=[{','.join(override('', model)[1:] for model in models)}]", *found]
+    if len(models) > 1:
+        sys.exit(f"kikitori: {models[1]}: one model is compared, {models[0]}; its base is --against {models[1]}")
     return [*(override(key, model) for model in models), *found]
 
 

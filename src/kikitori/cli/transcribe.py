@@ -39,7 +39,10 @@ def main() -> None:
         "--model", required=True, help="folder of a run, a model or an adapter, or name on the Hugging Face Hub"
     )
     parser.add_argument("--base", help="where MODEL is an adapter's folder: its base (default: the one that it names)")
-    parser.add_argument("--language", help="code or name, such as ja (default: that of the fine-tuned model, else ja)")
+    parser.add_argument(
+        "--language",
+        help="code or name, such as ja (default: that of the fine-tuned model, the first of several, else ja)",
+    )
     parser.add_argument(
         "--task", help="transcribe or translate (default: that of the fine-tuned model, else transcribe)"
     )
@@ -181,6 +184,9 @@ def transcribe_files(
             "once the run has completed; kikitori evaluate checkpoint=FILE scores any checkpoint"
         )
     whisper = load_whisper(model, language, task, base=base)
+    if whisper.languages and language is None:
+        own = whisper.processor.language
+        report(f"{model} was trained on {', '.join(whisper.languages)}: read as {own} (--language chooses another)")
     if segments == "timestamps":
         timestamp_rule(whisper)  # before the first file is decoded
         if whisper.trained_on and not whisper.trained_on.get("timestamps"):

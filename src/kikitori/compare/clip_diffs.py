@@ -49,16 +49,15 @@ def clips_of_table(table: Leaderboard, max_audio: int = MAX_AUDIO) -> dict[str, 
 
 def clips_of_run(run: Run, split: str) -> dict[str, Any]:
     """The clips by how much worse they got, and the types of errors; `before` is missing where nothing was trained."""
-    language = run.text_language
     after = run.predictions(split)
     before = {row["clip"]: row for row in run.predictions(split, "before")} if run.stage == "after" else {}
     ordered = sorted(
         after, key=lambda row: (_added_edits(before.get(row["clip"]), row), row["cer_edits"]), reverse=True
     )
-    errors = {"after": _errors(after, language)}
+    errors = {"after": _errors(after, [run.language_of(row) for row in after])}
     if before:
-        errors["before"] = _errors(list(before.values()), language)
-    clips = [_clip(before.get(row["clip"]), row, language) for row in ordered[:MAX_CLIPS]]
+        errors["before"] = _errors(list(before.values()), [run.language_of(row) for row in before.values()])
+    clips = [_clip(before.get(row["clip"]), row, run.language_of(row)) for row in ordered[:MAX_CLIPS]]
     return {"clips": clips, "total": len(after), "errors": errors}
 
 
@@ -97,10 +96,10 @@ def _shortened(text: str, limit: int = 200) -> str:
     return text if len(text) <= limit else f"{text[:limit]} … ({len(text) - limit} more)"
 
 
-def _errors(rows: Sequence[dict[str, Any]], language: str) -> dict[str, Any]:
+def _errors(rows: Sequence[dict[str, Any]], languages: Sequence[str]) -> dict[str, Any]:
     references, hypotheses = [row["reference"] for row in rows], [row["hypothesis"] for row in rows]
-    errors = error_types(references, hypotheses, language)
-    words = word_errors(references, hypotheses, language)
+    errors = error_types(references, hypotheses, languages)
+    words = word_errors(references, hypotheses, languages)
     words = [(reference, _shortened(hypothesis, 60), count) for reference, hypothesis, count in words[:MAX_ERRORS]]
     return {**errors, "rows": errors["rows"][:MAX_ERRORS], "words": words}
 

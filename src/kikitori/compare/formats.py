@@ -66,6 +66,7 @@ def scores(row: Row) -> dict[str, str]:
         "spread": spread(row),
         "against the best": verdict(row),
         "test CER %": bracketed(row.estimate.get("test")),
+        **{f"val {code} CER %": number(None if cer is None else 100 * cer) for code, cer in row.languages.items()},
     }
 
 
@@ -176,6 +177,7 @@ def figures_of(row: Row) -> dict[str, Any]:
         estimate = row.estimate.get(split)
         record[split] = {"cer": row.each[split], **({"mean": asdict(estimate)} if estimate else {})}
     cost = {key: row.cost(key) for key in ("prepare_s", "fit_s", "evaluate_s", "train_clips_per_s", "peak_memory_gb")}
+    record |= {"validation_cer_by_language": row.languages} if row.languages else {}
     return {**record, "validation_wer": row.wer, "device_hours": row.hours, "parameters": row.parameters, "cost": cost}
 
 

@@ -48,7 +48,7 @@ class Row:
     where it was scored. estimate: their mean, with an interval over clips but not over seeds. difference: validation
     CER minus that of the best row, on the same resamples of clips. seeds_overlap: whether the lowest seed of this row
     is at or below the highest of the best row, so that more seeds may change the order. counts: the data of the
-    intervals.
+    intervals. languages: mean validation CER of each of several languages; None where a row lacks it.
     """
 
     runs: list[Run]
@@ -59,6 +59,7 @@ class Row:
     verdict: str = UNRANKED
     seeds_overlap: bool = False
     counts: dict[str, "Counts"] = field(default_factory=dict, repr=False)
+    languages: dict[str, float | None] = field(default_factory=dict)
 
     @property
     def label(self) -> str:
@@ -145,6 +146,10 @@ def rank(runs: Sequence[Run]) -> list[Row]:
     for run in [*runs, *base_models(runs)]:
         groups.setdefault(run.identity, []).append(run)
     rows = [_row(group, keys) for group in groups.values()]
+    languages = sorted({code for run in runs for code in run.language_scores("validation")})
+    for row in rows:
+        of_runs = [run.language_scores("validation") for run in row.runs] if languages else []
+        row.languages = {code: mean(of.get(code) for of in of_runs) for code in languages}
     rows.sort(key=lambda row: row.estimate["validation"].value if "validation" in row.estimate else np.inf)
     if rows and "validation" in rows[0].estimate:
         rows[0].verdict = BEST

@@ -172,6 +172,7 @@ def _leaderboard_row(table: Leaderboard, rank: int, row: Row) -> dict[str, Any]:
         "spread": max(row.each["validation"], default=0) - min(row.each["validation"], default=0),
         "against the best": row.difference.value if row.difference else 0.0 if row.verdict == BEST else None,
         "test CER %": test and test.value,
+        **{f"val {code} CER %": cer for code, cer in row.languages.items()},
         "time": sum(row.cost(key) or 0 for key in ("fit_s", "evaluate_s")),
         "clips/s": row.cost("train_clips_per_s"),
         "peak GB": row.cost("peak_memory_gb"),

@@ -197,6 +197,9 @@ def _absolute_path(word: str) -> str:
     key, value = word.partition("=")[0], value_of(word)
     if key not in PATHS or not value:
         return word
+    read = _parse(word)
+    if read and isinstance(given := read.value(), list):
+        return f"{key}=[{','.join(quote(os.path.abspath(str(path))) for path in given)}]"
     return override(key, os.path.abspath(value)) if key in FILES or os.path.exists(value) else word
 
 

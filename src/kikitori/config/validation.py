@@ -15,8 +15,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from transformers import WhisperConfig
 
-from kikitori.adapters import layers
-from kikitori.adapters.settings import MAX_RANK, targets_fault
+from kikitori.adapters import layers, quantised
+from kikitori.adapters.settings import MAX_RANK, NO_AVERAGE, targets_fault
 from kikitori.augmentation.settings import NOT_CACHEABLE, PROBABILITIES, setting_faults
 from kikitori.config import names
 from kikitori.config.arguments import ARGUMENTS, describe, fits
@@ -296,11 +296,15 @@ def _adapter_faults(flat: Mapping[str, Any], wrong_type: Mapping[str, str]) -> I
         return
     if not layers.is_available():
         yield f"adapter: {layers.EXTRA}"
+    if (bits := flat.get("adapter.base_bits")) and not quantised.is_available():
+        yield f"adapter.base_bits: {bits} {quantised.EXTRA}"
     if "adapter.targets" not in wrong_type and (fault := targets_fault(flat.get("adapter.targets"))):
         yield f"adapter.targets: {fault}"
     rank, first = flat.get("adapter.rank"), flat.get("adapter.initial_rank")
     if isinstance(rank, int) and rank > MAX_RANK:
         yield f"adapter.rank: must be at most {MAX_RANK}, got {rank}"
+    if flat["adapter._target_"] == "kikitori.AdaLora" and flat.get("ema.decay") is not None:
+        yield f"ema.decay: is {flat['ema.decay']}, but {NO_AVERAGE}"
     if isinstance(rank, int) and isinstance(first, int) and not rank < first <= MAX_RANK:
         yield f"adapter.initial_rank: must be above adapter.rank={rank} and at most {MAX_RANK}, got {first}"
 

@@ -5,6 +5,7 @@ table, ss-corpus-ja.tsv, with a split column and also recordings that nobody has
 """
 
 import csv
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -16,7 +17,7 @@ from typing import Any
 from kikitori.corpora.archive import unpack
 from kikitori.corpora.audio_files import AudioFiles
 from kikitori.corpora.table_reader import check_encoding, open_table
-from kikitori.corpora.types import SPLITS, Clip, Corpus, Reason, Reject, Split
+from kikitori.corpora.types import SPLITS, Clip, Corpus, Reason, Reject, Split, stated_language
 from kikitori.runtime.errors import DataError
 from kikitori.runtime.files import expanded
 from kikitori.runtime.paths import check_owner
@@ -81,14 +82,67 @@ def read(
     return Corpus(f"Common Voice, {_name(folder)}", clips, rejects, _name(folder), {**reasons, **absent})
 
 
+def read_several(
+    releases: Sequence[str],
+    train_splits: Sequence[str],
+    cache: Path,
+    splits: Sequence[Split] = SPLITS,
+    roots: Sequence[str] = (),
+    allow_shared_speakers: bool = False,
+) -> Corpus:
+    """Reads releases, or folders, of one language each; each clip states its own, and its name begins with it.
+
+    The speakers of splits are kept apart within each language. Arguments: see `read`.
+    Raises DataError as `read`, for a release of several languages, and for a language twice or that Whisper lacks.
+    """
+    if not releases:
+        raise DataError("data.release is an empty list; give a release, or the folder of each language")
+    clips: list[Clip] = []
+    rejects: list[Reject] = []
+    names: dict[str, str] = {}
+    absent: dict[Split, str] = {}
+    for release in releases:
+        locale = only_language(expanded(release), cache)
+        if locale in names:
+            raise DataError(f"data.release lists the language {locale} twice; leave out {release}")
+        code = stated_language(locale, f"data.release: the language of {release}")
+        corpus = read(release, locale, train_splits, cache, splits, roots, allow_shared_speakers)
+        names[locale], absent = str(corpus.release), {**corpus.absent, **absent}
+        clips += [replace(clip, name=f"{locale}/{clip.name}", language=code) for clip in corpus.clips]
+        rejects += [replace(reject, name=f"{locale}/{reject.name}") for reject in corpus.rejects]
+    together = ", ".join(names.values())
+    return Corpus(f"Common Voice, {together}", clips, rejects, together, absent)
+
+
+def only_language(release: Path, cache: Path) -> str:
+    """The code of the language of a release or a folder that holds one. Raises DataError for several, or none."""
+    folders = language_folders(release, cache)
+    if len(folders) != 1:
+        names = ", ".join(sorted(filter(None, folders))) or "no language folder, which has a folder clips or audios"
+        raise DataError(f"data.release: {release} holds {names}; list the folder of each language")
+    ((name, folder),) = folders.items()
+    return name or _locale(folder) or folder.name
+
+
 def find_language(release: Path, language: str, cache: Path) -> Path:
     """Returns the folder of one language: its tables and recordings. An archive is unpacked into the cache, once."""
+    languages = {name or language: folder for name, folder in language_folders(release, cache).items()}
+    if language not in languages:
+        names = ", ".join(sorted(languages)) or "no language folder, which has a folder clips or audios"
+        raise DataError(f"data.language={language}: {release} holds {names}. Set data.language, or data.release.")
+    return languages[language]
+
+
+def language_folders(release: Path, cache: Path) -> dict[str, Path]:
+    """The language folders of a release by their names; "" for the release itself, whose name may be any.
+
+    An archive is unpacked into the cache, once.
+    """
     if not release.exists():
         raise DataError(
             f"data.release={release} does not exist. Download a release from Mozilla Data Collective "
             "and pass its .tar.gz, or the folder it unpacks to."
         )
-    given = release
     if release.name in AUDIO and release.is_dir():
         release = release.parent
     if release.is_file():
@@ -102,17 +156,23 @@ def find_language(release: Path, language: str, cache: Path) -> Path:
     inside = ("", "*/", "*/*/")
     found = [f.parent for depth in inside for name in AUDIO for f in sorted(release.glob(depth + name)) if f.is_dir()]
     # Of two folders of one language the upper one, which is the last here.
-    languages = {_language(f) or (language if f == release else f.name): f for f in reversed(found)}
-    if language not in languages:
-        names = ", ".join(sorted(languages)) or "no language folder, which has a folder clips or audios"
-        raise DataError(f"data.language={language}: {given} holds {names}. Set data.language, or data.release.")
-    return languages[language]
+    return {_language(f) or ("" if f == release else f.name): f for f in reversed(found)}
 
 
 def _language(folder: Path) -> str | None:
     """The language of a folder of Spontaneous Speech, by the name of its table."""
     names = [table.stem.removeprefix(SPONTANEOUS_TABLE) for table in folder.glob(f"{SPONTANEOUS_TABLE}*.tsv")]
     return names[0] if names else None
+
+
+def _locale(folder: Path) -> str | None:
+    """The language that the tables of Scripted Speech state; None if they state none."""
+    for table in sorted(folder.glob("*.tsv")):
+        with open_table(table, delimiter="\t", quoting=csv.QUOTE_NONE) as reader:
+            locale = next((row.get("locale") for row in reader), None)
+            if locale and re.fullmatch(r"[A-Za-z]{2,3}(-[A-Za-z]{2,4})?", locale):
+                return locale
+    return None
 
 
 def scripted_rows(folder: Path, language: str, tables: Mapping[str, Split]) -> Iterator[Row | Reject]:

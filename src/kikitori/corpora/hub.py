@@ -15,7 +15,7 @@ from datasets import Audio, Dataset, disable_progress_bars, load_dataset
 
 from kikitori.audio.formats import AudioError
 from kikitori.corpora.audio_files import is_inside
-from kikitori.corpora.types import OUTSIDE_DATASET, SPLITS, Clip, Corpus, Split
+from kikitori.corpora.types import OUTSIDE_DATASET, SPLITS, Clip, Corpus, Split, stated_language
 from kikitori.runtime.console import shows_bars
 from kikitori.runtime.errors import DataError
 
@@ -31,6 +31,7 @@ def read(
     audio_column: str,
     text_column: str,
     speaker_column: str | None,
+    language_column: str | None = None,
     needed: Sequence[Split] = SPLITS,
     other_roots: Sequence[str] = (),
 ) -> Corpus:
@@ -50,7 +51,8 @@ def read(
     for split in needed:
         if own := splits.get(split):
             rows = _load_split(name, config, revision, own, roots)
-            clips += _split_clips(rows, name, split, audio_column, text_column, speaker_column, roots)
+            columns = (audio_column, text_column, speaker_column, language_column)
+            clips += _split_clips(rows, name, split, *columns, roots)
     return Corpus(f"hub, {name}" + (f" {config}" if config else ""), clips, [], absent=absent)
 
 
@@ -90,14 +92,16 @@ def _split_clips(
     audio_column: str,
     text_column: str,
     speaker_column: str | None,
+    language_column: str | None,
     roots: Sequence[Path | str],
 ) -> Iterator[Clip]:
     """Yields the clips of one split, without reading their audio."""
-    if missing := {audio_column, text_column, *filter(None, [speaker_column])} - set(rows.column_names):
+    others = (speaker_column, language_column)
+    if missing := {audio_column, text_column, *filter(None, others)} - set(rows.column_names):
         raise DataError(
             f"data.name={name} has no column {' or '.join(sorted(missing))}; "
             f"it has: {', '.join(rows.column_names)}. "
-            "Set data.audio_column, data.text_column and data.speaker_column."
+            "Set data.audio_column, data.text_column, data.speaker_column and data.language_column."
         )
     try:
         recordings = rows.select_columns(audio_column).cast_column(audio_column, Audio(decode=False))
@@ -105,11 +109,11 @@ def _split_clips(
         raise DataError(f"data.audio_column={audio_column} of {name} holds no audio: {error}") from error
     # As Arrow's values: as images or videos, `datasets` would open the files and addresses that a column names.
     values = rows.with_format("arrow")
-    texts, speakers = (
+    texts, speakers, languages = (
         values.select_columns(column)[:][column].to_pylist() if column else [None] * len(rows)
-        for column in (text_column, speaker_column)
+        for column in (text_column, *others)
     )
-    for index, (text, speaker) in enumerate(zip(texts, speakers, strict=True)):
+    for index, (text, speaker, language) in enumerate(zip(texts, speakers, languages, strict=True)):
         if not isinstance(text, str | None):
             raise DataError(f"data.text_column={text_column} of {name} holds {type(text).__name__}, not text")
         yield Clip(
@@ -119,6 +123,9 @@ def _split_clips(
             identity=f"{rows._fingerprint} {index}",
             source=partial(_read_recording, recordings, index, audio_column, roots),
             speaker=None if speaker is None else str(speaker),
+            language=stated_language(language, f"{name}, row {index + 1} of {split}: {language_column}")
+            if language_column
+            else None,
         )
 
 

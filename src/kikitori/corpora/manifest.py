@@ -1,7 +1,7 @@
 """Reads your own recordings: a list (.csv, .tsv, .jsonl or .json) with a path and a text column."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import chain, islice
 from math import isfinite
 from pathlib import Path
@@ -9,7 +9,7 @@ from typing import Any
 
 from kikitori.corpora.audio_files import AudioFiles
 from kikitori.corpora.table_reader import cell, columns_of, is_json, read_rows
-from kikitori.corpora.types import SPLITS, Clip, Corpus, Reject, Split
+from kikitori.corpora.types import SPLITS, Clip, Corpus, Reject, Split, stated_language
 from kikitori.runtime.errors import DataError, shortened
 from kikitori.runtime.files import expanded
 
@@ -27,7 +27,9 @@ KALDI = ("wav.scp", "segments", "utt2spk")
 
 @dataclass(frozen=True)
 class Columns:
-    """The names of a list's columns. start, end: of a part of a recording, in seconds. None: there is none."""
+    """The names of a list's columns. start, end: of a part of a recording, in seconds. language: of what is said, by
+    Whisper's code, another code or a name. None: there is none.
+    """
 
     path: str = "path"
     text: str = "text"
@@ -35,6 +37,7 @@ class Columns:
     speaker: str | None = None
     start: str | None = None
     end: str | None = None
+    language: str | None = None
 
 
 def read(
@@ -47,7 +50,7 @@ def read(
 
     The rows of one list without a split column are training clips. splits: those to read. roots: other folders than a
     list's own in which its recordings may lie.
-    Raises DataError if a list or a column is missing, or a row names an unknown split.
+    Raises DataError if a list or a column is missing, or a row names an unknown split, or no language of Whisper's.
     """
     given = {"": files} if isinstance(files, str) else files
     lists = {key and _split(key, "data.manifest"): expanded(name) for key, name in given.items() if name}
@@ -109,7 +112,10 @@ def _read_row(
     if None in row or not isinstance(path, str) or not isinstance(text, str) or isinstance(part, str):
         return Reject(ascii(path), split, "malformed row", f"{place}: {part}" if isinstance(part, str) else place)
     speaker = cell(row, columns.speaker) if columns.speaker else None
-    return files.clip(path, split, text, None if speaker is None else str(speaker), part)
+    clip = files.clip(path, split, text, None if speaker is None else str(speaker), part)
+    if columns.language is None or isinstance(clip, Reject):
+        return clip
+    return replace(clip, language=stated_language(cell(row, columns.language), f"{place}: {columns.language}"))
 
 
 def _part(row: dict[str, Any], columns: Columns) -> tuple[float, float | None] | str | None:
@@ -157,7 +163,7 @@ def _check_file(table: Path) -> None:
 
 def _check_columns(table: Path, columns: Columns, names: Sequence[str]) -> None:
     """Raises DataError if a list lacks a column that it must have."""
-    needed = [columns.path, columns.text, columns.speaker, columns.start, columns.end]
+    needed = [columns.path, columns.text, columns.speaker, columns.start, columns.end, columns.language]
     needed += [columns.split] if columns.split != SPLIT_COLUMN else []
     if missing := [name for name in needed if name is not None and name not in names]:
         header = "One object of JSON is one row" if is_json(table) else "The first line of a .csv or .tsv names them"

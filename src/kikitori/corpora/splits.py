@@ -4,6 +4,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from hashlib import sha256
+from itertools import chain
 from unicodedata import normalize
 
 from kikitori.corpora.types import SPLITS, Clip, Corpus, Split
@@ -16,18 +17,31 @@ def hold_out(corpus: Corpus, share: float) -> Corpus:
     """Moves a share of the training clips to the test split, and as many to validation, where the corpus has none.
 
     All clips of a speaker (if unknown: of a recording) move together, by a hash of the name. So those that are held
-    out stay so when rows are added, and no file has to be written.
+    out stay so when rows are added, and no file has to be written. The clips of each language are divided separately.
     Raises DataError if the corpus has both splits, or too few speakers or recordings.
     """
-    scored: tuple[Split, Split] = ("test", "validation")
-    missing = [split for split in scored if not any(clip.split == split for clip in corpus.clips)]
-    if not missing:
+    parts: dict[str | None, list[Clip]] = {} if corpus.clips else {None: []}
+    for clip in corpus.clips:
+        parts.setdefault(clip.language, []).append(clip)
+    if not any(map(_missing, parts.values())):
         raise DataError(f"data.held_out={share}: the corpus has a validation and a test split; leave it out")
-    train = [clip for clip in corpus.clips if clip.split == "train"]
+    divided = chain.from_iterable(_hold_out(clips, language, share) for language, clips in parts.items())
+    return replace(corpus, clips=list(divided))
+
+
+def _missing(clips: Sequence[Clip]) -> list[Split]:
+    """The splits for scoring of which there is no clip."""
+    scored: tuple[Split, Split] = ("test", "validation")
+    return [split for split in scored if not any(clip.split == split for clip in clips)]
+
+
+def _hold_out(clips: Sequence[Clip], language: str | None, share: float) -> list[Clip]:
+    missing, train = _missing(clips), [clip for clip in clips if clip.split == "train"]
     places = {group: _place(group) for group in {_group(clip) for clip in train}}
-    if len(places) <= len(missing):
+    which = f" of the language {language}" if language else ""
+    if missing and len(places) <= len(missing):
         raise DataError(
-            f"data.held_out={share}: {len(places)} speakers or recordings are too few for training, "
+            f"data.held_out={share}: {len(places)} speakers or recordings{which} are too few for training, "
             f"{' and '.join(missing)}; without data.speaker_column the clips of one speaker are divided"
         )
     left = sorted(places, key=lambda group: (places[group], group))
@@ -38,11 +52,11 @@ def hold_out(corpus: Corpus, share: float) -> Corpus:
         chosen = chosen[: len(left) - (len(missing) + 1 - number)]
         moved |= dict.fromkeys(chosen, split)
         left = left[len(chosen) :]
-    clips = [replace(c, split=moved.get(_group(c), "train")) if c.split == "train" else c for c in corpus.clips]
     for split in missing:
         count = sum(moved.get(_group(clip)) == split for clip in train)
-        log.info("held out for %s: %d of %d clips (%.0f %%)", split, count, len(train), 100 * count / len(train))
-    return replace(corpus, clips=clips)
+        facts = (split, count, len(train), which, 100 * count / len(train))
+        log.info("held out for %s: %d of %d clips%s (%.0f %%)", *facts)
+    return [replace(c, split=moved.get(_group(c), "train")) if c.split == "train" else c for c in clips]
 
 
 def _group(clip: Clip) -> str:

@@ -5,6 +5,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from kikitori.metrics.languages import known_code
+from kikitori.runtime.errors import DataError
+
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
@@ -53,7 +56,7 @@ class Clip:
     and time, and the part). source: a file, or a function that returns a file or the bytes of one. part: start and end
     in seconds, the end None for that of the recording; None for a whole recording. speaker: only for keeping the
     speakers of splits apart, and for joining clips of one speaker in training; it is written nowhere. duration_s: as
-    the corpus lists it.
+    the corpus lists it. language: Whisper's code, in a corpus that states one for each clip; None for the model's.
     """
 
     name: str
@@ -64,11 +67,27 @@ class Clip:
     speaker: str | None = None
     duration_s: float | None = None
     part: tuple[float, float | None] | None = None
+    language: str | None = None
 
     @property
     def recording(self) -> str:
         """The name of the recording that this is a part of; the clip's own name if it is all of it."""
         return self.name.rpartition(PART)[0] if self.part else self.name
+
+
+def stated_language(value: object, place: str) -> str:
+    """Whisper's code of the language that a corpus states for a clip. place: where, for messages.
+
+    Raises DataError for none at all, and for one that Whisper does not have.
+    """
+    if value is None or not str(value).strip():
+        raise DataError(f"{place} is empty; write the clip's language there, such as ja, or leave the row out")
+    try:
+        return known_code(str(value))
+    except ValueError as error:
+        raise DataError(
+            f"{place}: {error} (give a related language that Whisper has, such as ja, or leave these clips out)"
+        ) from error
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,10 +23,11 @@ class Batch(TypedDict):
     input_features: (clips, mels, frames) float32 for each window in the batch, usually one; or, if they are cached,
     encoder_states: (clips, positions, d_model). labels: (batch, tokens) int64. decoder_input_ids: what the decoder
     reads, (batch, tokens) int64; None if it follows from the labels, because no clip has a prompt. num_tokens: how many
-    labels are supervised, by clip. clips: names. texts: references. seconds: durations, 0 of a clip that only fills up
-    a training batch. weights: (batch,) float32, factors of the clips' summed token losses; None outside training, or
-    for a sampler that gives none. step_clips: clips of the training step over all processes, if the sampler counts
-    them. What the CPU reads is in lists: for a tensor, it would wait for the GPU.
+    labels are supervised, by clip. clips: names. languages: Whisper's codes, None for the model's language. texts:
+    references. seconds: durations, 0 of a clip that only fills up a training batch. weights: (batch,) float32, factors
+    of the clips' summed token losses; None outside training, or for a sampler that gives none. step_clips: clips of the
+    training step over all processes, if the sampler counts them. What the CPU reads is in lists: for a tensor, it would
+    wait for the GPU.
     """
 
     input_features: list[Tensor]
@@ -35,6 +36,7 @@ class Batch(TypedDict):
     decoder_input_ids: Tensor | None
     num_tokens: list[int]
     clips: list[str]
+    languages: list[str | None]
     texts: list[str]
     seconds: list[float]
     weights: Tensor | None
@@ -62,6 +64,7 @@ def collate(examples: list[dict[str, Any]]) -> Batch:
         decoder_input_ids=None if inputs is None else _padded(inputs, examples[0]["tokens"][-1]),
         num_tokens=[len(tokens) for tokens in supervised],
         clips=[e["clip"] for e in examples],
+        languages=[e.get("language") for e in examples],
         texts=[e["text"] for e in examples],
         seconds=[0.0 if e.get("weight") == 0 else e["seconds"] for e in examples],
         weights=None if weights[0] is None else torch.tensor(weights),
@@ -107,13 +110,14 @@ def check_label_contract(batch: Batch, processor: Processor) -> None:
         windows = {processor.window_frames(round(s * SAMPLE_RATE)) for s in batch["seconds"]} | {processor.frames}
         if mels != processor.num_mel_bins or frames not in windows or not part.isfinite().all():
             wrong.append(f"features of shape {tuple(part.shape)} are not finite log-Mels of the window")
-    for clip, row, inputs in zip(batch["clips"], labels.tolist(), decoder_input_ids.tolist(), strict=True):
+    rows = zip(batch["clips"], batch["languages"], labels.tolist(), decoder_input_ids.tolist(), strict=True)
+    for clip, language, row, inputs in rows:
         supervised = [token for token in row if token != IGNORE_INDEX]
         if inputs.count(start) != 1:
             wrong.append(f"{clip}: {inputs.count(start)} start tokens in the decoder's input, must be 1")
             continue
         prompt = inputs.index(start)
-        if fault := label_fault(processor, [*inputs[: prompt + 1], *supervised]):
+        if fault := label_fault(processor.of(language), [*inputs[: prompt + 1], *supervised]):
             wrong.append(f"{clip}: {fault}")
         if row[prompt : prompt + len(supervised)] != supervised:
             wrong.append(f"{clip}: a masked label precedes a supervised one")

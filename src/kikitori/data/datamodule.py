@@ -5,6 +5,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, Self, cast
 
@@ -22,7 +23,7 @@ from kikitori.corpora.types import SPLITS, Clip, Corpus, Reject, Split
 from kikitori.data.collate import Batch, collate
 from kikitori.data.dataset import ExampleLists, SpeechDataset
 from kikitori.data.encoder_cache import EncoderCache, build_encoder_caches, check_cacheable, key
-from kikitori.data.filters import FilterRules, check_limit
+from kikitori.data.filters import FilterRules, check_limit, subset
 from kikitori.data.preparation import (
     PreparedData,
     Sounds,
@@ -37,12 +38,11 @@ from kikitori.data.sampler import SampledClip, ScoringBatches, StepSampler
 from kikitori.joining.plan import Planner
 from kikitori.joining.settings import Joining
 from kikitori.model.features import FRAMES_PER_SECOND, HOP_LENGTH
-from kikitori.model.processor import Processor
+from kikitori.model.processor import Processor, whisper_code
 from kikitori.model.window import FULL, Window, make_window
 from kikitori.runtime.errors import ConfigError, DataError, check_above_zero, check_fraction, check_not_negative
 from kikitori.runtime.paths import DEMO, cache_folder
 from kikitori.runtime.processes import exit_with_parent, kill_workers_at_exit, worker_start_method
-from kikitori.runtime.rng import seeded_sample
 
 ALL_CLIPS: Mapping[str, Any] = MappingProxyType({})
 # Of the clips to score. Not that of the run: runs with different seeds are compared on the same clips.
@@ -56,7 +56,8 @@ class SpeechDataModule(pl.LightningDataModule):
     A subclass adds `read`. The number of processes that share the clips, and this one's rank, are those of the Trainer.
 
     processor: the model's, as in `Demo(processor=whisper.processor)`; None if only the audio is to be prepared.
-    language: of the corpus; None for the processor's, or else `ja`.
+    language: of the corpus; None for the processor's, or else `ja`. A corpus may state a language for each clip, see
+    `languages`.
     global_batch_size: clips of an optimizer step, over all processes. micro_batch_size: clips of it that a process
     computes at once, see `kikitori.training.batch_size_finder`. eval_batch_size: clips of the full window that a
     process transcribes at once; batches of shorter windows are proportionally larger.
@@ -166,6 +167,16 @@ class SpeechDataModule(pl.LightningDataModule):
         raise NotImplementedError
 
     @property
+    def languages(self) -> list[str]:
+        """Whisper's codes of the clips' languages, that of `language` first, the others as the corpus lists them.
+
+        Empty if the corpus states none: then all clips are of the model's language.
+        """
+        clips = self.load_corpus().clips
+        found = dict.fromkeys(clip.language for clip in clips if clip.language and clip.split in self.splits)
+        return sorted(found, key=lambda code: code != whisper_code(self.language))
+
+    @property
     def splits_to_read(self) -> Sequence[Split]:
         """The splits that `read` should return if the corpus has them: more than are served if some are held out."""
         return SPLITS if self.held_out else self.splits
@@ -203,6 +214,8 @@ class SpeechDataModule(pl.LightningDataModule):
         """
         if self._prepared is None:
             corpus = self.load_corpus()
+            if self.processor:
+                self.processor.check_languages(self.languages)
             self.rejects = unreadable_rows(corpus, self.splits)
             prepared = prepare(corpus, self.splits, self.limit, self.rules, self.processor)
             self.rejects = prepared.rejects
@@ -228,7 +241,9 @@ class SpeechDataModule(pl.LightningDataModule):
     def summary(self) -> dict[str, Any]:
         """The `data` of results.json."""
         folders = {name: sounds.summary() for name, sounds in self._sounds.items()}
-        return self.prepared.summary(self.language) | ({"augmentation": folders} if folders else {})
+        stated = self.languages
+        facts = self.prepared.summary(stated[0] if stated else self.language)
+        return facts | ({"languages": stated} if stated else {}) | ({"augmentation": folders} if folders else {})
 
     def reject_rows(self) -> list[dict[str, str]]:
         """The rows of rejects.jsonl."""
@@ -369,10 +384,7 @@ class SpeechDataModule(pl.LightningDataModule):
 
     def scored(self, split: Split, clips: int | None = None) -> Sequence[Clip]:
         """The clips of a split, or a sample of `clips` of them: the same for every run, whatever its seed."""
-        every = self._clips_of(split)
-        if clips is None or clips >= len(every):
-            return every
-        return [every[i] for i in seeded_sample(len(every), clips, SAMPLE_SEED)]
+        return subset(self._clips_of(split), clips, SAMPLE_SEED)
 
     def _share(self, split: Split, dataset: SpeechDataset) -> DataLoader[Batch]:
         if len(dataset) < self.world_size:
@@ -417,23 +429,23 @@ class SpeechDataModule(pl.LightningDataModule):
 
 
 class CommonVoice(SpeechDataModule):
-    """`data=common_voice`: a Common Voice release as downloaded (.tar.gz), unpacked, or its language folder."""
+    """`data=common_voice`: a Common Voice release as downloaded (.tar.gz), unpacked, or its language folder.
 
-    def __init__(self, release: str, train_splits: str | Sequence[str] = ("train",), **loading: Any) -> None:
+    release: or a list of those of several languages.
+    """
+
+    def __init__(
+        self, release: str | Sequence[str], train_splits: str | Sequence[str] = ("train",), **loading: Any
+    ) -> None:
         super().__init__(**loading)
         self.release = release
         self.train_splits = [train_splits] if isinstance(train_splits, str) else train_splits
 
     def read(self) -> Corpus:
-        return common_voice.read(
-            str(self.release),
-            self.language,
-            self.train_splits,
-            cache_folder(),
-            self.splits_to_read,
-            self.roots,
-            self.rules.allow_shared_speakers,
-        )
+        rest = (self.train_splits, cache_folder(), self.splits_to_read, self.roots, self.rules.allow_shared_speakers)
+        if isinstance(self.release, str | Path):
+            return common_voice.read(str(self.release), self.language, *rest)
+        return common_voice.read_several(list(map(str, self.release)), *rest)
 
 
 class Demo(SpeechDataModule):
@@ -453,7 +465,7 @@ class Demo(SpeechDataModule):
 class Manifest(SpeechDataModule):
     """`data=manifest`: your own recordings, in a .csv, .tsv, .jsonl or .json list, or in one list per split.
 
-    start_column, end_column: of lists of parts of recordings, in seconds.
+    start_column, end_column: of lists of parts of recordings, in seconds. language_column: of each clip's language.
     """
 
     def __init__(
@@ -465,11 +477,13 @@ class Manifest(SpeechDataModule):
         speaker_column: str | None = None,
         start_column: str | None = None,
         end_column: str | None = None,
+        language_column: str | None = None,
         **loading: Any,
     ) -> None:
         super().__init__(**loading)
         self.manifest = manifest
-        self.columns = Columns(path_column, text_column, split_column, speaker_column, start_column, end_column)
+        parts = (start_column, end_column)
+        self.columns = Columns(path_column, text_column, split_column, speaker_column, *parts, language_column)
 
     def read(self) -> Corpus:
         files = self.manifest if isinstance(self.manifest, Mapping) else str(self.manifest)
@@ -479,7 +493,8 @@ class Manifest(SpeechDataModule):
 class Hub(SpeechDataModule):
     """`data=hub`: an audio dataset on the Hugging Face Hub, or a folder in its layout.
 
-    splits: the dataset's own names of train, validation and test; None for one that it does not have.
+    splits: the dataset's own names of train, validation and test; None for one that it does not have. language_column:
+    of each clip's language.
     """
 
     def __init__(
@@ -491,11 +506,12 @@ class Hub(SpeechDataModule):
         audio_column: str = "audio",
         text_column: str = "transcription",
         speaker_column: str | None = None,
+        language_column: str | None = None,
         **loading: Any,
     ) -> None:
         super().__init__(**loading)
         self.location = (name, config, revision, dict(splits))
-        self.columns = (audio_column, text_column, speaker_column)
+        self.columns = (audio_column, text_column, speaker_column, language_column)
 
     def read(self) -> Corpus:
         from kikitori.corpora import hub  # here, because importing datasets takes most of a second

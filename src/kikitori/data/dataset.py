@@ -56,9 +56,11 @@ class SpeechDataset(Dataset[dict[str, Any]]):
     def __getitem__(self, key: int | SampledClip) -> dict[str, Any]:
         sampled = key if isinstance(key, SampledClip) else (key, None, False, None, None, None)
         index, weight, full_window, step_clips, step, example = sampled
-        if example:
-            return {**self._example(example, full_window, step), "weight": weight, "step_clips": step_clips}
         clip = self.clips[index]
+        processor = self.processor.of(clip.language)
+        facts = {"language": clip.language, "weight": weight, "step_clips": step_clips}
+        if example:
+            return {**self._example(example, processor, full_window, step), **facts}
         window = FULL if full_window else self.processor.window
         samples = self.audio.decoded[clip.name].samples
         inputs: dict[str, Any]
@@ -70,8 +72,8 @@ class SpeechDataset(Dataset[dict[str, Any]]):
                 waveform = self.augmenter(waveform, step, clip.name, index, self.processor.frames * HOP_LENGTH)
             samples = len(waveform)
             inputs = {"input_features": self.processor.log_mel(waveform, full_window)}
-        tokens = self.processor.encode(clip.text)
-        if fault := self.processor.label_fault(tokens):
+        tokens = processor.encode(clip.text)
+        if fault := processor.label_fault(tokens):
             raise DataError(f"{clip.name}: {fault}")
         return {
             **inputs,
@@ -79,13 +81,14 @@ class SpeechDataset(Dataset[dict[str, Any]]):
             "clip": clip.name,
             "text": clip.text,
             "seconds": samples / SAMPLE_RATE,
-            "weight": weight,
-            "step_clips": step_clips,
+            **facts,
         }
 
-    def _example(self, example: Example, full_window: bool, step: int | None) -> dict[str, Any]:
-        """What a planned example adds to `__getitem__`: `prompt`, the number of tokens before the start token."""
-        processor = self.processor
+    def _example(self, example: Example, processor: Processor, full_window: bool, step: int | None) -> dict[str, Any]:
+        """What a planned example adds to `__getitem__`: `prompt`, the number of tokens before the start token.
+
+        processor: of the clips' language, which all of them share.
+        """
         samples = example_samples(example, self._pcm, round(processor.window_s * SAMPLE_RATE))
         texts = [self.clips[placed.clip].text for placed in example.sentences]
         name = "+".join(self.clips[placed.clip].name for placed in example.sentences)
@@ -95,7 +98,7 @@ class SpeechDataset(Dataset[dict[str, Any]]):
             changes_speed = not (example.joined or example.stamped)
             most = processor.frames * HOP_LENGTH if changes_speed else len(samples)
             samples = self.augmenter(samples, step, name, first, most, changes_speed)
-        labels = self._labels(example, texts)
+        labels = self._labels(example, processor, texts)
         if fault := label_fault(processor, labels.tokens):
             raise DataError(f"{name}: {fault}")
         return {
@@ -107,14 +110,14 @@ class SpeechDataset(Dataset[dict[str, Any]]):
             "seconds": len(samples) / SAMPLE_RATE,
         }
 
-    def _labels(self, example: Example, texts: Sequence[str]) -> Labels:
-        separator = self.processor.separator
+    def _labels(self, example: Example, processor: Processor, texts: Sequence[str]) -> Labels:
+        separator = processor.separator
         before = separator.join(self.clips[clip].text for clip in example.previous)
         after = [text if i == 0 else separator + text for i, text in enumerate(texts)]
-        previous, *sentences = self.processor.encode_texts([before, *after])
+        previous, *sentences = processor.encode_texts([before, *after])
         spans = [(placed.start, placed.end) for placed in example.sentences] if example.stamped else None
         crossing = example.crossing.start if example.crossing else None
-        return label_ids(self.processor, sentences, spans, crossing, previous)
+        return label_ids(processor, sentences, spans, crossing, previous)
 
     def _pcm(self, index: int) -> NDArray[np.int16]:
         return self.audio.pcm(self.clips[index].name)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import quantiles
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from kikitori.runtime.errors import ConfigError, DataError, check_above_zero, ch
 from kikitori.runtime.rng import seeded_sample
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 # Beginnings of errors in the audio cache that have a reason of their own; all others are "undecodable".
 REASONS: dict[str, Reason] = {"missing": "missing", CUT_SHORT: "cut short", OUTSIDE_DATASET: "outside the corpus"}
@@ -97,12 +98,27 @@ def take_subset(clips: Sequence[Clip], limit: Mapping[str, Any]) -> list[Clip]:
     kept: list[Clip] = []
     for split in SPLITS:
         rows = [clip for clip in clips if clip.split == split]
-        n = limit.get(split)
-        if n is not None and n < len(rows):
-            seed = 0 if sample is True else sample
-            rows = rows[:n] if sample is False else [rows[i] for i in seeded_sample(len(rows), n, seed)]
-        kept += rows
+        kept += subset(rows, limit.get(split), None if sample is False else 0 if sample is True else sample)
     return kept
+
+
+def subset(clips: Sequence[Clip], n: int | None, seed: int | None) -> list[Clip]:
+    """n clips in their order, None for all: a sample of a seed, or without one the first.
+
+    Of clips of several languages as many of each, as far as there are.
+    """
+    if n is None or n >= len(clips):
+        return list(clips)
+    places: dict[str | None, list[int]] = {}
+    for place, clip in enumerate(clips):
+        places.setdefault(clip.language, []).append(place)
+    chosen: list[int] = []
+    # The language with the fewest first, so that others can have what it leaves.
+    for left, of_language in zip(range(len(places), 0, -1), sorted(places.values(), key=len), strict=True):
+        count = min(-(-(n - len(chosen)) // left), len(of_language))
+        among = range(count) if seed is None else seeded_sample(len(of_language), count, seed)
+        chosen += [of_language[i] for i in among]
+    return [clips[i] for i in sorted(chosen)]
 
 
 def with_true_durations(clips: Sequence[Clip], decoded: Mapping[str, Decoded]) -> list[Clip]:
@@ -237,6 +253,20 @@ def count_reasons(rejects: Iterable[Reject]) -> dict[Reason, int]:
     return dict(Counter(reject.reason for reject in rejects).most_common())
 
 
+def check_languages(splits: Mapping[Split, Sequence[Clip]]) -> None:
+    """Raises DataError if a split that has clips lacks a language that another split has."""
+    counts = {split: Counter(clip.language for clip in clips) for split, clips in splits.items() if clips}
+    every = dict.fromkeys(language for languages in counts.values() for language in languages)
+    for split, languages in counts.items():
+        if missing := [language for language in every if language not in languages]:
+            found = "; ".join(f"{s} {', '.join(f'{n} {code}' for code, n in of.items())}" for s, of in counts.items())
+            raise DataError(
+                f"the {split} split has no clip of the language {missing[0]} that can be used (clips: {found}). Add "
+                "some, take them from the training clips (data.held_out=0.1, where a language has no such split), "
+                "raise data.limit, or leave this language out"
+            )
+
+
 def check_split_leakage(splits: Mapping[Split, Sequence[tuple[Clip, Decoded]]], rules: FilterRules) -> None:
     """Raises DataError if two splits have a speaker or a clip in common, which would make scores too optimistic.
 
@@ -250,7 +280,8 @@ def check_split_leakage(splits: Mapping[Split, Sequence[tuple[Clip, Decoded]]], 
             f"{len(shared_clips)} clips are both in validation and in test, such as {name}. Remove them from "
             "validation; its scores choose the checkpoint that is tested"
         )
-    shared_speakers = _shared((clip.speaker, split) for split, clip, _ in rows if clip.speaker)
+    # Of one language: Common Voice divides the speakers of each by itself.
+    shared_speakers = _shared(((clip.language, clip.speaker), split) for split, clip, _ in rows if clip.speaker)
     if shared_speakers and not rules.allow_shared_speakers:
         raise DataError(
             f"{len(shared_speakers)} speakers are in two splits. Give all clips of a speaker the same split, or let "
@@ -259,6 +290,6 @@ def check_split_leakage(splits: Mapping[Split, Sequence[tuple[Clip, Decoded]]], 
         )
 
 
-def _shared(pairs: Iterable[tuple[str, str]]) -> set[str]:
-    splits: dict[str, str] = {}
+def _shared(pairs: Iterable[tuple[T, str]]) -> set[T]:
+    splits: dict[T, str] = {}
     return {value for value, split in pairs if splits.setdefault(value, split) != split}

@@ -5,6 +5,7 @@ Folders of noise and rooms, for augmentation, are decoded into caches of the sam
 
 import logging
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -24,6 +25,7 @@ from kikitori.corpora.types import Clip, Corpus, Decoded, Reject, Split
 from kikitori.data.audio_cache import AudioCache, build_audio_cache
 from kikitori.data.filters import (
     FilterRules,
+    check_languages,
     check_rate,
     check_split_leakage,
     count_reasons,
@@ -67,6 +69,8 @@ class PreparedData:
             over = sum(s > longest_s for s in seconds)
             facts = {"clips": len(seconds), "seconds": round(sum(seconds), 2), "clips_over_window": over}
             splits[split] = {**facts, "store": self.audio_caches[split].path.name, "digest": self.digest(split)}
+            if languages := Counter(clip.language for clip in self.clips[split] if clip.language):
+                splits[split]["languages"] = dict(sorted(languages.items()))
         return {
             "corpus": self.corpus.description,
             "release": self.corpus.release,
@@ -76,9 +80,10 @@ class PreparedData:
         }
 
     def digest(self, split: Split) -> str:
-        """A hash of a split's clip names, audio and transcripts, independent of their order."""
+        """A hash of a split's clip names, audio, transcripts and stated languages, independent of their order."""
         decoded = self.audio_caches[split].decoded
-        rows = sorted(f"{clip.name}\t{decoded[clip.name].digest}\t{clip.text}\n" for clip in self.clips[split])
+        facts = ((c.name, decoded[c.name].digest, c.text, *filter(None, [c.language])) for c in self.clips[split])
+        rows = sorted("\t".join(row) + "\n" for row in facts)
         return sha256("".join(rows).encode()).hexdigest()[:16]
 
     def durations_s(self, split: Split) -> list[float]:
@@ -98,12 +103,14 @@ class PreparedData:
         assert processor is not None
         decoded, around = self.audio_caches["train"].decoded, len(processor.prefix)
         first = [count - around for count in self.train_tokens]  # start and end: one is in the prefix, one not counted
+        languages = [clip.language for clip in clips]
+        separators = {language: processor.of(language).separator for language in {*languages}}
         next_tokens = first
-        if processor.separator:
-            texts = [processor.separator + clip.text for clip in clips]
+        if any(separators.values()):
+            texts = [separators[clip.language] + clip.text for clip in clips]
             next_tokens = [count - around - 1 for count in processor.count_tokens(texts)]
         samples, speakers = [decoded[clip.name].samples for clip in clips], [clip.speaker for clip in clips]
-        planner = Planner(joining, processor, seed, samples, first, next_tokens, speakers)
+        planner = Planner(joining, processor, seed, samples, first, next_tokens, speakers, languages)
         check_joinable(planner)
         return planner
 
@@ -177,6 +184,7 @@ def check_usable(prepared: PreparedData, rules: FilterRules) -> None:
     check_split_leakage(
         {s: [(clip, decoded[s].decoded[clip.name]) for clip in prepared.clips[s]] for s in splits}, rules
     )
+    check_languages(prepared.clips)
     for split in splits:
         if not prepared.clips[split]:
             counts = ", ".join(f"{s} {sum(clip.split == s for clip in listed)}" for s in splits)

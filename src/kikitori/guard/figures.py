@@ -63,7 +63,8 @@ def place(name: str) -> tuple[int, str]:
 
 
 def _counts(row: Mapping[str, Any]) -> Iterator[tuple[str, tuple[int, int]]]:
-    hypothesis, language = row["hypothesis"], row["language"]
+    # A translation is English, whatever was spoken.
+    hypothesis, language = row["hypothesis"], row.get("text_language", row["language"])
     if row["set"] == STAMPS:
         stamps, joints = row["stamps"], row["joints"]
         yield ENDED, (int(is_stamped(stamps)), 1)
@@ -79,7 +80,7 @@ def _counts(row: Mapping[str, Any]) -> Iterator[tuple[str, tuple[int, int]]]:
     (score,) = score_clips([row["reference"]], [hypothesis], language)
     yield CER, (score.cer_edits, score.cer_length)
     if "detected" in row:
-        yield DETECTED, (int(row["detected"] == language), 1)
+        yield DETECTED, (int(row["detected"] == row["language"]), 1)
 
 
 def is_stamped(stamps: Sequence[float]) -> bool:

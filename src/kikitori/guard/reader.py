@@ -99,11 +99,11 @@ class Reader(pl.LightningModule):
         whisper = replace(self.whisper, processor=replace(self.whisper.processor, language=language))
         if job.reading == STOCK:  # stock tools have neither
             whisper = replace(whisper, processor=replace(whisper.processor, window=FULL), max_tokens_per_s=inf)
-        rows = []
+        rows, text_language = [], whisper.processor.text_language
         for recording, found in zip(job.recordings, list(read(whisper, job)), strict=True):
             own = found.pop(OWN, None)
-            rows.append(_row(recording, job.reading, found))
-            rows += [_row(recording, OWN, {"hypothesis": own})] if own is not None else []
+            rows.append(_row(recording, job.reading, text_language, found))
+            rows += [_row(recording, OWN, text_language, {"hypothesis": own})] if own is not None else []
         return rows
 
     def _short(self, whisper: Whisper, job: Job) -> Iterator[dict[str, Any]]:
@@ -157,13 +157,14 @@ class Reader(pl.LightningModule):
         return features.to(self.device, self.model.dtype)
 
 
-def _row(recording: Recording, reading: str, found: dict[str, Any]) -> dict[str, Any]:
+def _row(recording: Recording, reading: str, text_language: str, found: dict[str, Any]) -> dict[str, Any]:
     """A row with the facts of its recording."""
     return {
         "set": recording.set,
         "recording": recording.name,
         "reading": reading,
         "language": recording.language,
+        "text_language": text_language,
         "seconds": round(recording.seconds, 2),
         "reference": recording.text,
         **({"joints": list(recording.joints_s)} if recording.set == STAMPS else {}),

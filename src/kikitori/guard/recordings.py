@@ -69,8 +69,11 @@ def without_speech(window_s: float, language: str) -> Iterator[Recording]:
             yield Recording(name, f"{name} {seed + 1}", make(min(SOUND_S, window_s), seed), "", language)
 
 
-def of_corpus(clips: Sequence[Speech], window_s: float, separator: str) -> Iterator[Recording]:
-    """Clips as they are, altered, reversed and joined. separator: what stands between the texts of two clips."""
+def of_corpus(clips: Sequence[Speech], window_s: float, separator: str, label: str = "") -> Iterator[Recording]:
+    """Clips as they are, altered, reversed and joined, all of one language.
+
+    separator: what stands between the texts of two clips. label: the end of the names of what is joined.
+    """
     for seed, clip in enumerate(clips):
         yield Recording(CLIPS, clip.name, clip.samples, clip.text, clip.language)
         yield Recording(TELEPHONE, clip.name, sounds.through_telephone(clip.samples), clip.text, clip.language)
@@ -80,7 +83,8 @@ def of_corpus(clips: Sequence[Speech], window_s: float, separator: str) -> Itera
         endless, seconds = cycle(clips), windows * window_s
         for number in range(count):
             parts = _at_least(endless, seconds)
-            yield _joined(f"{JOINED_WORD} {seconds:g} s", f"{seconds:g} s, {number + 1}", parts, separator, window_s)
+            name = f"{seconds:g} s, {number + 1}{label}"
+            yield _joined(f"{JOINED_WORD} {seconds:g} s", name, parts, separator, window_s)
 
 
 def for_timestamps(clips: Sequence[Speech], window_s: float, separator: str) -> Iterator[Recording]:

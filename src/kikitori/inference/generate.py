@@ -32,24 +32,33 @@ class Generated:
 
 
 def generate(
-    whisper: Whisper, encoder_states: Tensor, seconds: Sequence[float], stop_loops: bool = False
+    whisper: Whisper,
+    encoder_states: Tensor,
+    seconds: Sequence[float],
+    stop_loops: bool = False,
+    languages: Sequence[str | None] | None = None,
 ) -> list[Generated]:
     """Generates the text of each row of (batch, positions, d_model), as `Whisper.configure_generation` set it.
 
     seconds: durations of the audio, which limit the text of each row in greedy decoding. stop_loops: whether a row that
-    repeats itself is cut off, too. With several beams, `generate` of transformers is used, without either.
+    repeats itself is cut off, too. With several beams, `generate` of transformers is used, without either. languages:
+    Whisper's code of each row's, None for the processor's.
     """
     processor, model, limit = whisper.processor, whisper.model, whisper.model.generation_config.max_new_tokens
+    codes = languages or [None] * len(encoder_states)
+    processors = {code: processor.of(code) for code in {*codes}}
     if model.generation_config.num_beams == 1:
         available_s = [s + MARGIN_S for s in seconds]
-        rows = greedy(model, encoder_states, processor.prefix, limit, whisper.token_s, available_s, stop_loops)
+        prefixes = [processors[code].prefix for code in codes]
+        rows = greedy(model, encoder_states, prefixes, limit, whisper.token_s, available_s, stop_loops)
         texts = processor.decode([row.tokens for row in rows])
         return [
             Generated(text, not row.ended, row.no_speech, row.logprob / (len(row.tokens) + 1), row.tokens)
             for text, row in zip(texts, rows, strict=True)
         ]
     outputs = BaseModelOutput(last_hidden_state=encoder_states)
-    tokens = model.generate(encoder_outputs=outputs, language=processor.language, task=processor.task)
+    own = [processors[code].language for code in codes]
+    tokens = model.generate(encoder_outputs=outputs, language=own, task=processor.task)
     lengths = (tokens != processor.tokenizer.eos_token_id).sum(dim=1).tolist()
     return [Generated(text, n >= limit) for text, n in zip(processor.decode(tokens), lengths, strict=True)]
 

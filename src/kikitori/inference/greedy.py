@@ -38,7 +38,7 @@ class Row:
 def greedy(
     model: WhisperForConditionalGeneration,
     encoder_states: Tensor,
-    prefix: Sequence[int],
+    prefix: Sequence[int] | Sequence[Sequence[int]],
     max_new_tokens: int,
     token_s: Callable[[int], float] = lambda token: 0.0,
     seconds: Sequence[float] | None = None,
@@ -49,9 +49,9 @@ def greedy(
 
     model: in eval mode. Only suppress_tokens, begin_suppress_tokens, eos_token_id (one) and no_timestamps_token_id,
     before which the no-speech token is in the vocabulary, of its generation config are used. encoder_states: (batch,
-    positions, d_model), any number of positions. prefix: the first tokens of every row, with the start token. rule:
-    called for each token with the tokens of the rows that have not ended and their logits (rows, vocabulary), which it
-    may lower in place.
+    positions, d_model), any number of positions. prefix: the first tokens of every row, with the start token; or those
+    of each row, all with the start token at the same place. rule: called for each token with the tokens of the rows
+    that have not ended and their logits (rows, vocabulary), which it may lower in place.
     A row is cut off after max_new_tokens, which count the end token as generate does and are limited by the decoder's
     context, or once its tokens take more than its `seconds`, by `token_s`, or with `stop_loops` once it repeats itself.
 
@@ -61,18 +61,19 @@ def greedy(
     Timestamps are ordinary tokens here, while generate stops at a pair of them and continues from the second one.
     """
     config, decoder, device = model.generation_config, model.model.decoder, encoder_states.device
-    limit = min(max_new_tokens, model.config.max_target_positions - len(prefix))
+    prefixes = torch.tensor(prefix).expand(len(encoder_states), -1)
+    limit = min(max_new_tokens, model.config.max_target_positions - prefixes.shape[1])
     suppressed = torch.tensor(config.suppress_tokens or [], dtype=torch.long, device=device)
     suppressed_first = torch.tensor(config.begin_suppress_tokens or [], dtype=torch.long, device=device)
     cache = EncoderDecoderCache(DynamicCache(), Cache(layer_class_to_replicate=CrossAttentionCache))
     rows: list[Row] = []
     active = list(range(len(encoder_states)))  # the row at each position of the batch
-    tokens = torch.tensor([list(prefix)] * len(active), device=device)
+    tokens = prefixes.contiguous().to(device)
     with _weights_cast_once(device.type):
         for length in range(1, limit + 1 if active else 1):
             states = decoder(tokens, encoder_hidden_states=encoder_states, past_key_values=cache, use_cache=True)
             if length == 1:
-                start = list(prefix).index(model.config.decoder_start_token_id)
+                start = prefixes[0].tolist().index(model.config.decoder_start_token_id)
                 at_start = model.proj_out(states.last_hidden_state[:, start]).float().softmax(dim=1)
                 rows = [Row(p) for p in at_start[:, config.no_timestamps_token_id - 1].tolist()]
             # In float32 like in generate, but only of the last position: generate computes the whole prefix.

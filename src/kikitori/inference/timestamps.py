@@ -150,10 +150,13 @@ class _WindowReader:
         doubt = self._doubt(row, segments, self.samples[at : at + reach])
         if doubt == NO_SPEECH_FOUND:
             return _Reading([Piece(*_times(place), "", doubt)], place.stop, [])
-        if not segments and row.ended and (cut_off or not row.tokens):
-            # Nothing, or the beginning of a sentence alone.
-            return _Reading([], min(at + _sample(cut_off), place.stop) if cut_off else place.stop, [])
-        if doubt == REPEATED or not segments or reach < min(SHORTEST_S * SAMPLE_RATE, place.stop - at):
+        if row.ended and not row.tokens:
+            return _Reading([], place.stop, [])
+        is_beginning = not segments and row.ended and row.tokens[-1] >= self.rule.first
+        if is_beginning:  # of a sentence, without any text
+            reach = _sample(cut_off or 0)
+        is_read = (segments or is_beginning) and reach >= min(SHORTEST_S * SAMPLE_RATE, place.stop - at)
+        if doubt == REPEATED or not is_read:
             return self._by_pauses(place)
         is_done = place.stop == len(self.samples) and row.ended and cut_off is None
         text = [token for segment in segments for token in segment.tokens]

@@ -73,6 +73,7 @@ class Planner:
 
     samples: of each clip. first_tokens, next_tokens: text tokens of each clip, alone and after another one, which a
     separator may precede. speakers: of each clip, None if unknown; they serve to choose clips and go nowhere else.
+    languages: of each clip; those of a window, and of its prompt, are of one. None: all clips are of one.
     """
 
     joining: Joining
@@ -82,6 +83,7 @@ class Planner:
     first_tokens: Sequence[int]
     next_tokens: Sequence[int]
     speakers: Sequence[str | None]
+    languages: Sequence[str | None] | None = None
 
     @property
     def window(self) -> int:
@@ -165,18 +167,29 @@ class Planner:
 
     def _next(self, rng: np.random.Generator, clip: int, used: Sequence[int]) -> int | None:
         """Draws a clip next to `clip` that is not in use; None if none is found."""
-        same, among = rng.random() < self.joining.same_speaker, self._by_speaker.get(self.speakers[clip])
-        if same and among is not None and (others := [i for i in among if i not in used]):
-            return others[rng.integers(len(others))]
-        drawn = rng.integers(len(self.samples), size=TRIES).tolist()
-        return next((i for i in drawn if i not in used), None)
+        language, speaker = self._languages[clip], self.speakers[clip]
+        same, among = rng.random() < self.joining.same_speaker, self._by_speaker.get((language, speaker))
+        if same and among is not None and (found := _draw(rng, among, used)) is not None:
+            return found
+        return _draw(rng, self._by_language[language], used)
 
     @cached_property
-    def _by_speaker(self) -> dict[str | None, list[int]]:
+    def _languages(self) -> Sequence[str | None]:
+        return self.languages or [None] * len(self.samples)
+
+    @cached_property
+    def _by_language(self) -> dict[str | None, list[int]]:
         found: dict[str | None, list[int]] = {}
-        for clip, speaker in enumerate(self.speakers):
+        for clip, language in enumerate(self._languages):
+            found.setdefault(language, []).append(clip)
+        return found
+
+    @cached_property
+    def _by_speaker(self) -> dict[tuple[str | None, str | None], list[int]]:
+        found: dict[tuple[str | None, str | None], list[int]] = {}
+        for clip, (language, speaker) in enumerate(zip(self._languages, self.speakers, strict=True)):
             if speaker is not None:
-                found.setdefault(speaker, []).append(clip)
+                found.setdefault((language, speaker), []).append(clip)
         return found
 
     def _pause(self, rng: np.random.Generator) -> int:
@@ -202,6 +215,15 @@ class Planner:
         # Start, language, task, end; then the timestamps, or the token that there are none.
         stamps = 2 * len(texts) + bool(example.crossing and texts) if example.stamped else 1
         return 4 + sum(texts) + stamps
+
+
+def _draw(rng: np.random.Generator, clips: Sequence[int], used: Sequence[int]) -> int | None:
+    """Draws one of the clips that is not in use; None if TRIES of them are. A list of the others would take too long.
+
+    A speaker may have read the whole corpus.
+    """
+    drawn = (clips[place] for place in rng.integers(len(clips), size=TRIES).tolist())
+    return next((clip for clip in drawn if clip not in used), None)
 
 
 def _on_grid(sample: int) -> int:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jiwer
 
+from kikitori.metrics.languages import of_each
 from kikitori.metrics.normalizer import normalise, split_words
 
 CHARACTERS = jiwer.ReduceToListOfListOfChars()
@@ -31,16 +32,16 @@ def spans(reference: str, hypothesis: str) -> list[Span]:
     ]
 
 
-def error_types(references: Sequence[str], hypotheses: Sequence[str], language: str) -> dict[str, Any]:
+def error_types(references: Sequence[str], hypotheses: Sequence[str], language: str | Sequence[str]) -> dict[str, Any]:
     """Counts the errors of many clips by single characters of normalised text, so that they add up to CER's edits.
 
-    Returns `rows`: (kind, reference, hypothesis, count), the most frequent first; `totals`: edits of each kind;
-    `characters`: the total length of the references.
+    language: of all texts, or of each clip's. Returns `rows`: (kind, reference, hypothesis, count), the most frequent
+    first; `totals`: edits of each kind; `characters`: the total length of the references.
     """
     errors: Counter[Span] = Counter()
     characters = 0
-    for pair in zip(references, hypotheses, strict=True):
-        reference, hypothesis = (normalise(text, language) for text in pair)
+    for *pair, code in zip(references, hypotheses, of_each(language, len(references)), strict=True):
+        reference, hypothesis = (normalise(text, code) for text in pair)
         characters += len(reference)
         for span in spans(reference, hypothesis):
             errors.update(_single_edits(span))
@@ -50,14 +51,20 @@ def error_types(references: Sequence[str], hypotheses: Sequence[str], language: 
     return {"rows": rows, "totals": totals, "characters": characters}
 
 
-def word_errors(references: Sequence[str], hypotheses: Sequence[str], language: str) -> list[tuple[str, str, int]]:
+def word_errors(
+    references: Sequence[str], hypotheses: Sequence[str], language: str | Sequence[str]
+) -> list[tuple[str, str, int]]:
     """Counts the errors of many clips by words of normalised text; adjacent wrong words are one error.
 
     Returns (reference, hypothesis, count), the most frequent first.
     """
-    pairs = [[split_words(normalise(text, language), language) for text in texts] for texts in (references, hypotheses)]
+    languages = of_each(language, len(references))
+    reference_words, hypothesis_words = (
+        [split_words(normalise(text, code), code) for text, code in zip(texts, languages, strict=True)]
+        for texts in (references, hypotheses)
+    )
     errors: Counter[tuple[str, str]] = Counter()
-    for reference, hypothesis in zip(*pairs, strict=True):
+    for reference, hypothesis in zip(reference_words, hypothesis_words, strict=True):
         aligned = jiwer.process_words([" ".join(reference)], [" ".join(hypothesis)]).alignments[0]
         for is_equal, group in groupby(aligned, key=lambda chunk: chunk.type == "equal"):
             chunks = list(group)

@@ -1,7 +1,7 @@
 """Languages by code or name: Whisper's own codes, those of corpora, and English names."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
 # Whisper's codes and names.
@@ -51,6 +51,19 @@ def language_code(language: str) -> str:
         return primary
     remedy = closest(language) or "; give its code or English name, such as ja or japanese"
     raise ValueError(f"{language!r} is no language{remedy}")
+
+
+def known_code(language: str) -> str:
+    """Returns Whisper's code of a language. Raises ValueError for one that Whisper does not have."""
+    code = language_code(language)
+    if code not in LANGUAGES:
+        raise ValueError(f"{language!r} is no language of Whisper's{closest(language)}")
+    return code
+
+
+def of_each(language: str | Sequence[str], count: int) -> Sequence[str]:
+    """The language of each of `count` texts, given one for all of them or one for each."""
+    return [language] * count if isinstance(language, str) else language
 
 
 def closest(language: str, codes: Iterable[str] = LANGUAGES) -> str:

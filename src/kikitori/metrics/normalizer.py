@@ -5,8 +5,10 @@ Error rates of Japanese depend on all three, so every result names the normalise
 
 import re
 import unicodedata
+from collections.abc import Sequence
 from functools import cache, lru_cache
 from importlib.metadata import version
+from typing import Any
 
 from sudachipy import Dictionary, Morpheme, SplitMode, Tokenizer
 
@@ -100,9 +102,16 @@ def segmenter(language: str = "ja") -> str:
     return f"sudachipy {version('sudachipy')} mode C, sudachidict-core {version('sudachidict-core')}"
 
 
-def text_rules(language: str) -> dict[str, str]:
-    """The language by whose rules text is scored, the normaliser and the segmenter: `scoring` in results."""
-    return {"language": language_code(language), "normaliser": NORMALISER, "segmenter": segmenter(language)}
+def text_rules(language: str, languages: Sequence[str] = ()) -> dict[str, Any]:
+    """The language by whose rules text is scored, the normaliser and the segmenter: `scoring` in results.
+
+    languages: of texts of several languages, each of which is scored by the rules of its own.
+    """
+    rules = {"language": language_code(language), "normaliser": NORMALISER, "segmenter": segmenter(language)}
+    if len(set(languages)) < 2:
+        return rules
+    words = "; ".join(f"{code}: {segmenter(code)}" for code in sorted({*languages}))
+    return {**rules, "segmenter": words, "languages": sorted({*languages})}
 
 
 @cache

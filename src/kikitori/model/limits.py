@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from transformers import GenerationConfig, WhisperConfig
 from transformers.activations import ACT2FN
 
+from kikitori.metrics.languages import LANGUAGES
 from kikitori.runtime.errors import ModelError
 
 # Parameters, twice those of the largest Whisper.
@@ -154,6 +155,14 @@ def _complete(found: dict[str, Any], needed: Mapping[str, Rule], where: str) -> 
     if missing := needed.keys() - found.keys():
         raise ModelError(f"{where}no {min(missing)}; use another model")
     return found
+
+
+def languages(values: Any, where: str) -> list[str]:
+    """Returns what `Whisper.languages` holds. Raises ModelError unless it is a list of Whisper's codes."""
+    rule = list_of(
+        Rule(lambda v: isinstance(v, str) and v in LANGUAGES, "a code of Whisper's languages"), len(LANGUAGES)
+    )
+    return list(checked({"languages": values}, {"languages": rule}, where)["languages"])
 
 
 def parameters(config: WhisperConfig) -> int:

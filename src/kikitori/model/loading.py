@@ -31,6 +31,7 @@ from kikitori.model.limits import (
     trained_on,
     whisper_config,
 )
+from kikitori.model.limits import languages as checked_languages
 from kikitori.model.processor import (
     FRAMES_PER_POSITION,
     START,
@@ -43,7 +44,14 @@ from kikitori.model.processor import (
     whisper_code,
 )
 from kikitori.model.source import base_of, check_files, check_tokenizer, check_type, locate
-from kikitori.model.whisper import GENERATION_KEYS, TIMESTAMPS_KEY, TRAINED_ON_KEY, Whisper, allow_empty_text
+from kikitori.model.whisper import (
+    GENERATION_KEYS,
+    LANGUAGES_KEY,
+    TIMESTAMPS_KEY,
+    TRAINED_ON_KEY,
+    Whisper,
+    allow_empty_text,
+)
 from kikitori.model.window import window_from_plain
 from kikitori.runtime.distributed import rank
 from kikitori.runtime.errors import ConfigError, KikitoriError, ModelError, check_above_zero, one_line
@@ -95,7 +103,8 @@ def _load_adapted(
     adapter = read_adapter(expanded(name))
     base_name, facts = base_of(adapter, base), adapter.facts
     own = (facts.get("language"), facts.get("task"))
-    chosen = choose_language_and_task(name, given, own, default_language) if own != (None, None) else None
+    languages = facts.get("languages", ())
+    chosen = choose_language_and_task(name, given, own, default_language, languages) if own != (None, None) else None
     language_and_task = (chosen.language, chosen.task) if chosen else given
     base_revision = revision or (None if base or Path(base_name).is_dir() else adapter.revision)
     whisper = _load(base_name, language_and_task, base_revision, default_language, offline=base is None, **rest)
@@ -129,9 +138,9 @@ def _load(
         saved = _saved_generation(name, place, safely, saved_config)
         check_tokenizer(name, tokenizer, saved_config, saved)
         _add_timestamps(tokenizer, saved_config)
-        chosen = choose_language_and_task(
-            name, given, (getattr(saved, "language", None), getattr(saved, "task", None)), default_language
-        )
+        own = (getattr(saved, "language", None), getattr(saved, "task", None))
+        languages = getattr(saved_config, LANGUAGES_KEY, ())
+        chosen = choose_language_and_task(name, given, own, default_language, languages)
         processor = make_processor(tokenizer, saved_config, chosen.language, chosen.task, name)
         _check_size(name, Path(place), saved_config)
         # fp32, because large-v3's file is fp16 and optimisation needs fp32 master weights. The attention is set
@@ -231,7 +240,7 @@ def rebuild_whisper(recipe: dict[str, Any]) -> Whisper:
 
     Raises ModelError if the recipe has keys that kikitori never writes, which would become arguments of transformers.
     """
-    others = ("builder", "window", "generation", "trained_on", "adapter")
+    others = ("builder", "window", "generation", "trained_on", "languages", "adapter")
     arguments = {key: value for key, value in recipe.items() if key not in others}
     builder = load_whisper if recipe.get("builder") == "load" else build_whisper
     if unknown := sorted(set(map(str, arguments)) - (set(inspect.signature(builder).parameters) - {"config"})):
@@ -254,6 +263,8 @@ def _configure(whisper: Whisper, recipe: Mapping[str, Any]) -> None:
         whisper.set_trained_on(recipe["trained_on"])
     if recipe.get("timestamps"):
         whisper.set_timestamps(recipe["timestamps"])
+    if recipe.get("languages"):
+        whisper.set_languages(checked_languages(recipe["languages"], "it has "))
 
 
 class Chosen(NamedTuple):
@@ -265,18 +276,28 @@ class Chosen(NamedTuple):
 
 
 def choose_language_and_task(
-    name: str, given: tuple[str | None, str | None], own: tuple[str | None, str | None], default_language: str
+    name: str,
+    given: tuple[str | None, str | None],
+    own: tuple[str | None, str | None],
+    default_language: str,
+    languages: Sequence[str] = (),
 ) -> Chosen:
     """Chooses the language and task of a model: those given, or those it was trained with, or the default.
 
-    own: None for a stock model. The notes, and the use of the default, are logged in one process of a run.
+    own: None for a stock model. languages: those of a model that was trained with several; the first is its own, unless
+    another of them is given. The notes, and the use of the default, are logged in one process of a run.
     """
     language, task = given[0] and whisper_code(given[0]), given[1]
     own_language, own_task = _own_code(own[0]), own[1]
+    if languages:
+        own_language = language if language in languages else languages[0]
     notes = [
         f"model.{key}={setting} is used, as set; {name} was trained with {trained}"
-        for key, setting, trained in (("language", language, own_language), ("task", task, own_task))
-        if setting and trained and setting != trained
+        for key, setting, trained, own in (
+            ("language", language, ", ".join(languages) or own_language, own_language),
+            ("task", task, own_task, own_task),
+        )
+        if setting and own and setting != own
     ]
     assumed = f"{name} was saved without a language; {default_language} is used, since none is set"
     if rank() == 0:
@@ -315,6 +336,8 @@ def _config(name: str, values: Mapping[str, Any]) -> WhisperConfig:
         setattr(config, TRAINED_ON_KEY, trained_on(values[TRAINED_ON_KEY], f"{where}{TRAINED_ON_KEY} with "))
     if values.get(TIMESTAMPS_KEY):
         setattr(config, TIMESTAMPS_KEY, timestamp_facts(values[TIMESTAMPS_KEY], f"{where}{TIMESTAMPS_KEY} with "))
+    if values.get(LANGUAGES_KEY):
+        setattr(config, LANGUAGES_KEY, checked_languages(values[LANGUAGES_KEY], f"{where}{LANGUAGES_KEY}: "))
     return config
 
 
@@ -377,6 +400,7 @@ def _finish(
     arguments |= {"language": processor.language, "task": processor.task}
     whisper = Whisper(model, processor, arguments, list(notes))
     allow_empty_text(model, bool((whisper.trained_on or {}).get("non_speech")))
+    whisper.set_languages(whisper.languages)
     whisper.configure_generation(_max_new_tokens(saved, processor), saved.num_beams)
     return whisper
 

@@ -6,7 +6,7 @@ It needs no weights, so that a corpus can be checked before a model is loaded. A
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import NamedTuple
 
@@ -62,6 +62,19 @@ class Processor:
     def window_s(self) -> float:
         """The encoder's full window in seconds."""
         return self.frames / features.FRAMES_PER_SECOND
+
+    def of(self, language: str | None) -> "Processor":
+        """The processor of clips of another language, by Whisper's code; None for its own."""
+        return self if language in (None, self.language) else replace(self, language=language)
+
+    def check_languages(self, languages: Sequence[str]) -> None:
+        """Raises ModelError for a language that the model does not have. languages: Whisper's codes."""
+        vocabulary = self.tokenizer.get_vocab()
+        if missing := [code for code in languages if f"<|{code}|>" not in vocabulary]:
+            raise ModelError(
+                f"the clips are of {', '.join(languages)}, and the model does not have {', '.join(missing)}; leave "
+                "these clips out, or state a related language for them that it has"
+            )
 
     @cached_property
     def prefix(self) -> list[int]:

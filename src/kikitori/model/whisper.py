@@ -12,6 +12,7 @@ from transformers import WhisperForConditionalGeneration
 
 from kikitori.adapters.folder import save_adapter
 from kikitori.adapters.layers import inject, matching, merge
+from kikitori.adapters.quantised import quantised_layers
 from kikitori.adapters.settings import Lora
 from kikitori.model.limits import GENERATION, checked, timestamp_facts, trained_on
 from kikitori.model.processor import WINDOW_KEY, Processor
@@ -29,6 +30,8 @@ CPU_FRAMES = 6_000
 TRAINED_ON_KEY = "kikitori_trained_on"
 # The key with what the guard found of its timestamps.
 TIMESTAMPS_KEY = "kikitori_timestamps"
+# The key of a model's config.json that lists the languages it was trained on, if they are several.
+LANGUAGES_KEY = "kikitori_languages"
 # Attributes of a generation config that `Whisper.configure_generation` sets.
 GENERATION_KEYS = ("max_new_tokens", "num_beams")
 
@@ -60,7 +63,14 @@ class Whisper:
         """The part of the recipe that changes after the model was created."""
         generation = {key: getattr(self.model.generation_config, key, None) for key in GENERATION_KEYS}
         window = self.processor.window.as_plain()
-        return {"generation": generation, "window": window, "trained_on": self.trained_on}
+        languages = {"languages": self.languages} if self.languages else {}
+        return {"generation": generation, "window": window, "trained_on": self.trained_on, **languages}
+
+    @property
+    def num_parameters(self) -> int:
+        """All weights, however they are stored."""
+        stored = sum(layer.in_features * layer.out_features for layer in quantised_layers(self.model).values())
+        return self.model.num_parameters() + stored
 
     def set_window(self, window: Window) -> None:
         """Changes how far clips are padded; it is saved with the model."""
@@ -104,6 +114,23 @@ class Whisper:
         elif hasattr(config, TIMESTAMPS_KEY):
             delattr(config, TIMESTAMPS_KEY)
 
+    @property
+    def languages(self) -> list[str]:
+        """Whisper's codes of the languages of its last training, saved in config.json, that of the processor first.
+
+        Empty for a stock model, and for one that was trained on one language.
+        """
+        return list(getattr(self.model.config, LANGUAGES_KEY, None) or ())
+
+    def set_languages(self, languages: Sequence[str]) -> None:
+        """Changes `languages`. Of several, other tools detect the one of each recording, as with a stock model."""
+        config, own = self.model.config, self.processor.language
+        if len(languages) > 1:
+            setattr(config, LANGUAGES_KEY, sorted(languages, key=lambda code: code != own))
+        elif hasattr(config, LANGUAGES_KEY):
+            delattr(config, LANGUAGES_KEY)
+        self.model.generation_config.language = own if len(languages) < 2 else None
+
     def configure_generation(
         self,
         max_new_tokens: int | None,
@@ -134,10 +161,11 @@ class Whisper:
         return 1 / self.max_tokens_per_s
 
     def add_adapter(self, adapter: Lora, modules: Sequence[str] | None = None) -> None:
-        """Puts an adapter into the layers, in place, and freezes all other weights.
+        """Puts an adapter into the layers, in place, and freezes all other weights, stored in `adapter.base_bits`.
 
         modules: names of the layers; None for all that the adapter's targets name and that were trained so far, so with
-        a frozen encoder those of the decoder. Needs the package peft. Raises ModelError if that is impossible.
+        a frozen encoder those of the decoder. Needs the package peft, and for base_bits bitsandbytes. Raises ModelError
+        if that is impossible.
         """
         if self.adapter:
             raise ModelError("the model has an adapter already; merge it first: whisper.merge_adapter()")

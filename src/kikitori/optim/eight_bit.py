@@ -1,11 +1,11 @@
 """AdamW of bitsandbytes, whose moments are stored in 8 bits."""
 
-import logging
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from kikitori.runtime.console import silence
 from kikitori.runtime.errors import ConfigError
 
 # Numbers that share a scale, and the values that 8 bits stand for.
@@ -14,8 +14,7 @@ BLOCK, VALUES = 256, 256
 
 def import_bitsandbytes() -> Any:
     """The package. Raises ConfigError that names the extra."""
-    # It warns of kernels for another purpose.
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    silence("bitsandbytes")  # which warns of kernels for another purpose
     try:
         import bitsandbytes
     except ImportError as error:

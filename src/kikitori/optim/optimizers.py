@@ -131,7 +131,7 @@ def _with_schedule(
 
 
 def _adamw(model: nn.Module, lr: float, weight_decay: float, betas: Betas) -> AdamW:
-    return _fused_adamw(_trainable(model), lr, weight_decay, betas)
+    return _fused_adamw(parameter_groups(model, weight_decay), lr, betas)
 
 
 def _adamw8bit(model: nn.Module, lr: float, weight_decay: float, betas: Betas) -> ComposedOptimizer:
@@ -139,7 +139,8 @@ def _adamw8bit(model: nn.Module, lr: float, weight_decay: float, betas: Betas) -
     in_8_bits = [p for p in _trainable(model) if p.ndim >= 2 and id(p) not in embeddings]
     group = {"params": in_8_bits, "weight_decay": weight_decay}
     eight_bit = make_adamw8bit([group], lr=lr, betas=(betas[0], betas[1]))
-    return ComposedOptimizer(eight_bit, _fused_adamw(_others(model, in_8_bits), lr, weight_decay, betas))
+    others = _groups(_others(model, in_8_bits), weight_decay)
+    return ComposedOptimizer(eight_bit, _fused_adamw(others, lr, betas))
 
 
 def _muon(model: nn.Module, lr: float, weight_decay: float, momentum: float, betas: Betas) -> ComposedOptimizer:
@@ -148,11 +149,12 @@ def _muon(model: nn.Module, lr: float, weight_decay: float, momentum: float, bet
     matrices = [p for p in _trainable(model) if p.ndim == 2 and min(p.shape) > 1 and id(p) not in embeddings]
     group = {"params": matrices, "weight_decay": weight_decay}
     of_matrices = Muon([group], lr=lr, momentum=momentum, adjust_lr_fn="match_rms_adamw")
-    return ComposedOptimizer(of_matrices, _fused_adamw(_others(model, matrices), lr, weight_decay, betas))
+    others = _groups(_others(model, matrices), weight_decay)
+    return ComposedOptimizer(of_matrices, _fused_adamw(others, lr, betas))
 
 
-def _fused_adamw(parameters: Iterable[Parameter], lr: float, weight_decay: float, betas: Betas) -> AdamW:
-    optimizer = AdamW(_groups(parameters, weight_decay), lr=lr, betas=(betas[0], betas[1]), fused=True)
+def _fused_adamw(groups: list[dict[str, Any]], lr: float, betas: Betas) -> AdamW:
+    optimizer = AdamW(groups, lr=lr, betas=(betas[0], betas[1]), fused=True)
     # The kernel could undo the loss scaling itself, but then gradients could not be clipped before it.
     optimizer._step_supports_amp_scaling = False
     return optimizer

@@ -86,6 +86,8 @@ def average(cfg: DictConfig | dict[str, Any], folder: Path) -> Results:
 def load_weights(run: Session) -> tuple[Whisper, Ends]:
     """A model with the settings of the first of `runs`, and the ends of the curve."""
     models = {name: load_model({**run.config, "checkpoint": name}, "checkpoint") for name in run.config["runs"]}
+    for model in models.values():
+        model.merge_adapter()  # of a .ckpt
     whisper = next(iter(models.values()))
     own = {"language": whisper.processor.language, "task": whisper.processor.task}
     against = load_model({**run.config, "model": own}, "against")

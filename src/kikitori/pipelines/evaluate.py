@@ -20,7 +20,7 @@ def evaluate(cfg: DictConfig | dict[str, Any], folder: Path) -> Results:
         trainer = build_trainer(run.trainer_settings, folder, [], [])
         data = build_data(run.config, trainer)
         data.load_corpus()  # first, so that a missing corpus is found before a model is loaded
-        whisper = load_checkpoint(run.config) if run.config["checkpoint"] else build_model(run.config)
+        whisper = load_checkpoint(run.config) if run.config["checkpoint"] else build_model(run.config, data.languages)
         whisper.set_window(data.window or whisper.processor.window)
         data = data.with_processor(whisper.processor)
         prepare_data(run.config, data, folder, run.results)

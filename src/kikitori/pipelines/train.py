@@ -22,6 +22,7 @@ from kikitori.runs.model_card import model_card
 from kikitori.runs.record import save, timed
 from kikitori.runs.results import Results
 from kikitori.runs.results_md import examples_table
+from kikitori.runs.summary import with_languages
 from kikitori.runs.wandb_logger import WandbRunLogger
 from kikitori.runtime.distributed import is_main
 from kikitori.runtime.errors import ConfigError
@@ -78,7 +79,7 @@ def load_data_and_model(run: Session) -> tuple[SpeechDataModule, Whisper, Window
     """The decoded and filtered clips, the model, and the windows that the model was trained in before."""
     data = build_data(run.config)
     data.load_corpus()  # first, so that a missing corpus is found before a model is loaded
-    whisper = build_model(run.config)
+    whisper = build_model(run.config, data.languages)
     pretrained_window = whisper.processor.window
     whisper.set_window(data.window or pretrained_window)
     data = data.with_processor(whisper.processor)
@@ -253,7 +254,9 @@ def log_scores(loggers: list[Logger], results: Results, folder: Path) -> None:
     scores = results["scores"]
     rates = {
         stage: {
-            f"{stage}/{split}/{rate}": rates[rate] for split, rates in scores[stage].items() for rate in ("cer", "wer")
+            f"{stage}/{split}/{rate}": rates[rate]
+            for split, rates in with_languages(scores[stage], "/").items()
+            for rate in ("cer", "wer")
         }
         for stage in ("before", "after")
     }

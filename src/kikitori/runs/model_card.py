@@ -8,7 +8,14 @@ from typing import Any
 
 from kikitori.guard.table import guard_rows
 from kikitori.runs.results import FULL_WINDOW
-from kikitori.runs.summary import full_window_rates, long_recordings_lines, percent, plain_text, rate_cell
+from kikitori.runs.summary import (
+    full_window_rates,
+    long_recordings_lines,
+    percent,
+    plain_text,
+    rate_cell,
+    with_languages,
+)
 
 
 def model_card(results: Mapping[str, Any]) -> str:
@@ -19,11 +26,11 @@ def model_card(results: Mapping[str, Any]) -> str:
     if results.get("averaged"):
         stages = {"before": "base", "after": "mixture", FULL_WINDOW: "mixture, in the full window"}
     for stage, words in stages.items():
-        for split, rates in scores.get(stage, {}).items():
+        for split, rates in with_languages(scores.get(stage, {})).items():
             rows.append((words, split, str(rates["clips"]), rate_cell(rates, "cer"), rate_cell(rates, "wer")))
     table = "\n".join("| " + " | ".join(cells) + " |" for cells in rows)
     return f"""---
-language: "{data["language"]}"
+{_languages(data)}
 library_name: transformers
 pipeline_tag: automatic-speech-recognition
 {_base_model(results)}---
@@ -36,7 +43,7 @@ Rates are all edits divided by all lengths, on normalised text, with 95 % bootst
 
 **Windows.** {_trained(results)} with each clip padded to {model["window"]}.{_full_window_share(results)}
 {_stock_pipeline(results)}
-{_guard(results)}
+{_reading(results)}{_guard(results)}
 **Training.** {_training(results)}{_joined(results)}
 
 ```python
@@ -45,6 +52,26 @@ import kikitori
 whisper = kikitori.load_whisper("path/to/this/folder")
 print(kikitori.transcribe(whisper, "talk.mp3"))
 ```
+"""
+
+
+def _languages(data: Mapping[str, Any]) -> str:
+    """The metadata of the language, or of several."""
+    several = data.get("languages", [])
+    return (
+        f"language: {json.dumps(several)}" if len(several) > 1 else f'language: "{(several or [data["language"]])[0]}"'
+    )
+
+
+def _reading(results: Mapping[str, Any]) -> str:
+    """How the language of a recording is chosen, for a model of several."""
+    several = results["data"].get("languages", [])
+    if len(several) < 2:
+        return ""
+    own = results["model"]["language"]
+    return f"""
+**Languages.** Trained on {", ".join(several)}, each clip with the token of its own language. transformers' pipeline
+detects the language of a recording unless it is given one; `kikitori.load_whisper` takes `language=`, by default {own}.
 """
 
 
@@ -109,8 +136,10 @@ def _adapter(settings: Mapping[str, Any]) -> str | None:
     if not settings:
         return None
     targets = plain_text(" ".join(map(str, settings.get("targets", []))))
+    bits = f", trained on weights in {settings['base_bits']} bits" if settings.get("base_bits") else ""
     return (
         f"{settings.get('kind', 'adalora')} of rank {settings.get('rank')} (alpha {settings.get('alpha')}) on {targets}"
+        f"{bits}"
     )
 
 

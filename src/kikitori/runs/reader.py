@@ -19,7 +19,14 @@ import yaml
 
 from kikitori.config.names import OF_TRAINING, translate
 from kikitori.config.overrides import config_folders, flatten
-from kikitori.metrics.error_rates import clip_score, corpus_rate, edits_and_lengths, rescored
+from kikitori.metrics.error_rates import (
+    clip_score,
+    corpus_rate,
+    edits_and_lengths,
+    rescored,
+    row_language,
+    summarise,
+)
 from kikitori.metrics.normalizer import text_rules
 from kikitori.runs.results import RESULTS, SWEEP, predictions_file, read_predictions, read_results, read_sweep
 from kikitori.runtime.errors import DataError, one_line
@@ -86,6 +93,15 @@ class Run:
         return str(self.results.get("scoring", {}).get("language") or _text_language(self.results))
 
     @property
+    def has_languages(self) -> bool:
+        """Whether each transcript is scored by the rules of its own language."""
+        return "languages" in self.results.get("scoring", {})
+
+    def language_of(self, row: Mapping[str, Any]) -> str:
+        """The language by whose rules a transcript is scored."""
+        return row_language(row, self.text_language, self.has_languages)
+
+    @property
     def is_rescored(self) -> bool:
         """Whether scores are computed from the transcripts, because those in results.json are by other rules."""
         return "recorded" in self.results.get("scoring", {})
@@ -97,6 +113,13 @@ class Run:
             return corpus_rate(edits_and_lengths([clip_score(row) for row in self.predictions(split, stage)], rate))
         return None if rates is None else rates.get(rate)
 
+    def language_scores(self, split: str) -> dict[str, float]:
+        """The CER of each language of a split, if there are several."""
+        rates = self.results.get("scores", {}).get(self.stage, {}).get(split, {})
+        if self.is_rescored:
+            rates = summarise([clip_score(row) for row in self.predictions(split)])
+        return {code: of["cer"] for code, of in rates.get("languages", {}).items()}
+
     def predictions_path(self, split: str, stage: str = "") -> Path:
         """The file with each clip's transcript."""
         return predictions_file(self.folder, split, stage or self.stage)
@@ -105,7 +128,8 @@ class Run:
         """The rows of that file, sorted by clip name; empty if it is missing or truncated."""
         path = self.predictions_path(split, stage)
         try:
-            rows = _rescored_rows(path, self.text_language) if self.is_rescored else read_predictions(path)
+            rules = (self.text_language, self.has_languages)
+            rows = _rescored_rows(path, *rules) if self.is_rescored else read_predictions(path)
         except DataError:
             return []
         return sorted(rows, key=lambda row: (row["clip"], row["reference"]))
@@ -261,9 +285,10 @@ def _todays_scoring(results: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     Without transcripts, a run is compared only with runs that were scored in the same way. Raises ValueError for a
     language that is none.
     """
-    recorded = {key: results.get("scoring", {}).get(key) for key in ("language", "normaliser", "segmenter")}
+    keys = ("language", "normaliser", "segmenter", "languages")
+    recorded = {key: results.get("scoring", {}).get(key) for key in keys}
     recorded = {key: value for key, value in recorded.items() if value is not None}
-    rules = text_rules(recorded.get("language") or _text_language(results))
+    rules = text_rules(recorded.get("language") or _text_language(results), recorded.get("languages", ()))
     if all(recorded.get(key, rules[key]) == rules[key] for key in ("normaliser", "segmenter")):
         return recorded
     scored = [(s, split, rates) for s, of in results["scores"].items() if s != "change" for split, rates in of.items()]
@@ -275,8 +300,8 @@ def _todays_scoring(results: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 
 
 @lru_cache(maxsize=64)
-def _rescored_rows(path: Path, language: str) -> list[dict[str, Any]]:
-    return rescored(read_predictions(path), language)[1]
+def _rescored_rows(path: Path, language: str, several: bool) -> list[dict[str, Any]]:
+    return rescored(read_predictions(path), language, several)[1]
 
 
 def _run_folders(place: str) -> list[Path]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from kikitori.config.overrides import leaves
+from kikitori.metrics.languages import LANGUAGES
 from kikitori.runtime.errors import DataError
 from kikitori.runtime.files import expanded, read_json, read_lines
 
@@ -81,10 +82,24 @@ def is_interval(value: Any) -> bool:
     return isinstance(value, list) and len(value) == 2 and all(map(is_rate, value))
 
 
+def is_language(value: Any) -> bool:
+    """Whether a value is one of Whisper's codes."""
+    return isinstance(value, str) and value in LANGUAGES
+
+
 # What the files hold, as kinds for `parse`; keys that are not listed are read nowhere.
-RATES = {"cer!": is_rate, **dict.fromkeys(("wer", "cer_raw", "wer_raw", "cer_reading"), is_rate)}
+RATES: dict[str, Any] = {"cer!": is_rate, **dict.fromkeys(("wer", "cer_raw", "wer_raw", "cer_reading"), is_rate)}
 RATES |= {"cer_ci95": is_interval, "wer_ci95": is_interval, "clips": is_count, "cut": is_count}
-SPLIT = {"clips!": is_count, "seconds": is_amount, "clips_over_window": is_count, "store": is_store, "digest": str}
+# Of clips of several languages, the rates of each.
+RATES |= {"languages": {is_language: {**RATES}}}
+SPLIT: dict[str, Any] = {
+    "clips!": is_count,
+    "seconds": is_amount,
+    "clips_over_window": is_count,
+    "store": is_store,
+    "digest": str,
+}
+SPLIT |= {"languages": {is_language: is_count}}
 # A figure of the guard, for a model and its base.
 FIGURE = {
     **dict.fromkeys(("set!", "reading!", "measure!", "verdict!"), str),
@@ -112,14 +127,19 @@ RECORD = {
     "config": CONFIGURATION,
     "scores": {is_name: {is_name: RATES}},
     "scored": {str: {str: str}},
-    "scoring": dict.fromkeys(("language", "normaliser", "segmenter"), str),
+    "scoring": {**dict.fromkeys(("language", "normaliser", "segmenter"), str), "languages": [is_language]},
     "history": [VALIDATION],
     "guard": [FIGURE],
     "long_recordings": {"segments!": ("pauses", "timestamps").__contains__, "reason!": str},
     "averaged": {"runs": is_count, "alpha": is_amount, "reading": str},
     "checkpoint": {"steps": is_count, "best": str, "best_step": is_count, "monitor": str, "value": float},
     "cost": {**dict.fromkeys(STEPS, is_amount), "devices": is_count, "device": str},
-    "data": {"corpus": str, "language": str, "splits": {str: SPLIT}, "rejects": {str: is_count}},
+    "data": {
+        **dict.fromkeys(("corpus", "language"), str),
+        "languages": [is_language],
+        "splits": {str: SPLIT},
+        "rejects": {str: is_count},
+    },
     "model": dict.fromkeys(("name", "window", "language", "task"), str)
     | {"parameters": is_count, "window_s": is_amount, "notes": [str]},
     "versions": {str: str},
@@ -145,11 +165,12 @@ SWEEP_RECORD = {"trials!": [TRIAL], "command": is_command, "cwd": str, "started"
 PREDICTION = {
     **dict.fromkeys(("clip!", "reference!", "hypothesis!"), str),
     **dict.fromkeys(("cer_edits!", "cer_length!"), is_count),
+    "language": is_language,
 }
 # What a model read of a recording of the guard.
 GUARD_ROW = {
     **dict.fromkeys(("set!", "recording!", "reading!", "language!", "reference!", "hypothesis!"), str),
-    "detected": str,
+    **dict.fromkeys(("text_language", "detected"), str),
     "seconds!": is_amount,
     "stamps": [is_amount],
     "joints": [is_amount],

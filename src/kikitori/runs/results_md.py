@@ -81,7 +81,7 @@ def examples_table(results: Mapping[str, Any], folder: Path) -> str:
 def facts(results: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
     """What the result depends on and what it cost, as names and words; words are empty where there is nothing."""
     data, scoring, model = results["data"], results["scoring"], results["model"]
-    splits = ", ".join(f"{name} {s['clips']} clips, {s['seconds']:.0f} s" for name, s in data["splits"].items())
+    splits = ", ".join(f"{name} {_clips(s)}, {s['seconds']:.0f} s" for name, s in data["splits"].items())
     rejects = ", ".join(f"{n} {reason}" for reason, n in data["rejects"].items()) or "none"
     yield "Command", f"`{command_line(results)}`"
     yield "Time", when(results)
@@ -95,6 +95,13 @@ def facts(results: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
     yield "Cost", cost_line(results["cost"])
     yield "Disk", disk_line(results)
     yield "Code", code(results)
+
+
+def _clips(facts: Mapping[str, Any]) -> str:
+    """The number of clips, and of each of several languages: `30 clips (20 ja, 10 ko)`."""
+    languages = facts.get("languages", {})
+    several = f" ({', '.join(f'{count} {code}' for code, count in languages.items())})" if len(languages) > 1 else ""
+    return f"{facts['clips']} clips{several}"
 
 
 def when(results: Mapping[str, Any]) -> str:

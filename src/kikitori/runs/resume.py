@@ -40,6 +40,10 @@ CHANGED_DEFAULTS = {"optim.warmup_steps": None, "data.full_window_share": 0.1}
 FIXED = {
     "callbacks.checkpoint.monitor": "checkpoints were chosen by it from the start",
     "optim._target_": "another optimizer cannot continue from its state",
+    **dict.fromkeys(
+        (f"adapter.{key}" for key in ("_target_", "kind", "rank", "initial_rank", "targets")),
+        "the adapter in its checkpoints has the matrices of these settings",
+    ),
 }
 # Keys in which a resumed run may differ without resume_accept.
 NOT_OF_THE_RECIPE = re.compile(
@@ -215,7 +219,10 @@ def check_data(results: Results, summary: Mapping[str, Any], accepted: Sequence[
     """Raises ConfigError if a resumed run finds other clips than it began with."""
     before = results.get("data", {})
     found = {}
-    for part, what, unit in (("splits", "audio or transcripts", "clips"), ("augmentation", "recordings", "recordings")):
+    for part, what, unit in (
+        ("splits", "audio, transcripts or languages", "clips"),
+        ("augmentation", "recordings", "recordings"),
+    ):
         for name, facts in summary.get(part, {}).items():
             earlier = before.get(part, {}).get(name, facts)
             if earlier["digest"] != facts["digest"]:
@@ -226,7 +233,7 @@ def check_data(results: Results, summary: Mapping[str, Any], accepted: Sequence[
 
 def refuse_changes(found: Mapping[str, str], accepted: Sequence[str], folder: Path) -> None:
     """Raises ConfigError for changes that `resume_accept` does not name; a key there covers the keys below it."""
-    for key in found.keys() & FIXED.keys():
+    for key in filter(found.__contains__, FIXED):
         raise ConfigError(f"{key}: {found[key]}; a resumed run keeps it: {FIXED[key]}")
     refused = {k: how for k, how in found.items() if not any(re.match(rf"{re.escape(a)}\b", k) for a in accepted)}
     if refused:

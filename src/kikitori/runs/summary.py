@@ -25,7 +25,7 @@ UNFOLDED = 10_000
 
 def rows(results: Mapping[str, Any]) -> list[list[str]]:
     """The table of a run, header first: rates in percent, 95 % intervals in brackets."""
-    scores = results["scores"]
+    scores = {stage: with_languages(rates) for stage, rates in results["scores"].items()}
     if "before" not in scores or "after" not in scores:
         (stage,) = scores
         table = [["split", "clips", "CER %", "WER %", "raw CER %", "raw WER %"]]
@@ -39,6 +39,15 @@ def rows(results: Mapping[str, Any]) -> list[list[str]]:
         cells = [rate_cell(before, "cer"), rate_cell(after, "cer"), rate_cell(change, "cer", sign="+")]
         table.append([split, str(after["clips"]), *cells, rate_cell(before, "wer"), rate_cell(after, "wer")])
     return table
+
+
+def with_languages(scores: Mapping[str, Any], between: str = " ") -> dict[str, Any]:
+    """The rates of each split, followed by those of its languages if it has several, as `test ja`."""
+    found: dict[str, Any] = {}
+    for split, rates in scores.items():
+        found[split] = rates
+        found |= {f"{split}{between}{code}": of for code, of in rates.get("languages", {}).items()}
+    return found
 
 
 def title(results: Mapping[str, Any]) -> str:
@@ -123,7 +132,8 @@ def long_recordings_lines(results: Mapping[str, Any]) -> list[str]:
 def full_window_rates(results: Mapping[str, Any]) -> str:
     """The rates in the full window of a model that was trained in shorter ones; empty for any other model."""
     scores = results["scores"].get(FULL_WINDOW, {})
-    rates = (f"{split} CER {rate_cell(score, 'cer')} % ({score['clips']} clips)" for split, score in scores.items())
+    named = with_languages(scores).items()
+    rates = (f"{split} CER {rate_cell(score, 'cer')} % ({score['clips']} clips)" for split, score in named)
     return ", ".join(rates)
 
 
@@ -147,7 +157,8 @@ def cut_lines(results: Mapping[str, Any]) -> list[str]:
 
 def reading_lines(results: Mapping[str, Any]) -> list[str]:
     """The lenient rate of Japanese as a sentence, before and after training; no line where there is none."""
-    stages = [scores for stage, scores in results["scores"].items() if stage in ("before", "after", "evaluated")]
+    wanted = ("before", "after", "evaluated")
+    stages = [with_languages(scores) for stage, scores in results["scores"].items() if stage in wanted]
     rates = {split: [scores[split].get("cer_reading") for scores in stages] for split in stages[-1]}
     parts = [f"{split} {' → '.join(map(percent, of))} %" for split, of in rates.items() if None not in of]
     words = "CER of readings, in which kana, kanji and digits of the same words are equal"

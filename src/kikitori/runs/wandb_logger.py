@@ -29,7 +29,9 @@ from pytorch_lightning.utilities import rank_zero_only
 from kikitori.audio.waveform import SAMPLE_RATE
 from kikitori.config.overrides import sweep_name
 from kikitori.metrics.alignment import error_types
+from kikitori.metrics.error_rates import row_language
 from kikitori.runs.results import FINISHED, WANDB_RUN_ID, predictions_file
+from kikitori.runs.summary import with_languages
 from kikitori.runtime.errors import ConfigError, one_line
 from kikitori.runtime.files import read_lines, read_text, write_text
 from kikitori.runtime.paths import shown_path
@@ -189,7 +191,8 @@ class WandbRunLogger(WandbLogger):
     def finish(self, results: Mapping[str, Any], language: str, pcm: Callable[[str], NDArray[np.int16]]) -> None:
         """Sends the tables of validation clips and errors, the summary, and the best model if log_model is set.
 
-        pcm: returns a validation clip's samples, (samples,) int16 at 16 kHz, by its name.
+        language: of the texts, if they are of one. pcm: returns a validation clip's samples, (samples,) int16 at
+        16 kHz, by its name.
         """
         import wandb
 
@@ -200,7 +203,9 @@ class WandbRunLogger(WandbLogger):
         before, after = (
             read_lines(predictions_file(self.folder, "validation", stage)) for stage in ("before", "after")
         )
-        errors = wandb.Table(["kind", "reference", "hypothesis", "count"], most_common_errors(after, language))
+        several = "languages" in results["scoring"]
+        common = most_common_errors(after, [row_language(row, language, several) for row in after])
+        errors = wandb.Table(["kind", "reference", "hypothesis", "count"], common)
         self.experiment.log(
             {"validation_sample": self._table(sample_rows(before, after), pcm), "validation_errors": errors}
         )
@@ -329,12 +334,13 @@ def sample_rows(before: list[Row], after: list[Row]) -> list[Row]:
         cer = [100 * row["cer_edits"] / max(1, row["cer_length"]) for row in (old, new)]
         texts = {"reference": new["reference"], "before": old["hypothesis"], "after": new["hypothesis"]}
         rates = {"CER % before": cer[0], "CER % after": cer[1], "change": cer[1] - cer[0]}
-        rows.append({"clip": new["clip"], **texts, **rates})
+        language = {"language": new["language"]} if "language" in new else {}
+        rows.append({"clip": new["clip"], **language, **texts, **rates})
     return sorted(rows, key=lambda row: (row["change"], row["CER % after"]), reverse=True)
 
 
-def most_common_errors(predictions: list[Row], language: str) -> list[list[Any]]:
-    """The most common errors of each kind, most common first."""
+def most_common_errors(predictions: list[Row], language: str | Sequence[str]) -> list[list[Any]]:
+    """The most common errors of each kind, most common first. language: of all texts, or of each clip's."""
     references, hypotheses = ([row[key] for row in predictions] for key in ("reference", "hypothesis"))
     errors = error_types(references, hypotheses, language)["rows"]
     left = dict.fromkeys((kind for kind, *_ in errors), ERRORS_PER_KIND)
@@ -350,7 +356,7 @@ def summary(results: Mapping[str, Any]) -> Row:
     scores = {
         f"{stage}/{split}/{rate}": rates[rate]
         for stage, splits in results["scores"].items()
-        for split, rates in splits.items()
+        for split, rates in with_languages(splits, "/").items()
         for rate in ("cer", "wer")
     }
     guard = {

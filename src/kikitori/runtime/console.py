@@ -139,6 +139,11 @@ def quiet_libraries() -> None:
         logging.disable(logging.INFO)
 
 
+def silence(library: str) -> None:
+    """Silences a library's warnings, where none concerns a user."""
+    logging.getLogger(library).setLevel(logging.ERROR)
+
+
 class _Stdout:
     """The present sys.stdout. While there is a progress bar, rich replaces that by a stream that prints above it."""
 

@@ -1,6 +1,7 @@
 """The steps that pipelines share: build the data module, decode and filter its clips, load the model."""
 
 import logging
+from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ from kikitori.data.datamodule import SpeechDataModule
 from kikitori.data.filters import doubtful_texts
 from kikitori.metrics.normalizer import text_rules
 from kikitori.model.loading import choose_language_and_task, load_whisper, rebuild_whisper
-from kikitori.model.source import model_folder
+from kikitori.model.processor import whisper_code
+from kikitori.model.source import is_path, model_folder
 from kikitori.model.whisper import Whisper
 from kikitori.model.window import describe_window
 from kikitori.runs.record import timed
@@ -41,9 +43,16 @@ def build_data(config: dict[str, Any], trainer: pl.Trainer | None = None) -> Spe
     return data
 
 
-def build_model(config: dict[str, Any]) -> Whisper:
-    """The configured model with its adapter. Where no language is set, its own, or else that of the corpus."""
+def build_model(config: dict[str, Any], languages: Sequence[str] = ()) -> Whisper:
+    """The configured model with its adapter. Where no language is set, its own, or else that of the corpus.
+
+    languages: those that the clips state; of them the model has the one that is set, or else the first.
+    """
     settings, language = config["model"], config["data"]["language"]
+    if languages:
+        given = settings.get("language")
+        own = whisper_code(given) if given else None
+        settings = {**settings, "language": own if own in languages else languages[0]}
     if settings["_target_"] == "kikitori.load_whisper":
         more = {"default_language": language}
     else:  # a model that is made here, which has no language of its own
@@ -98,13 +107,19 @@ def load_checkpoint(config: dict[str, Any]) -> Whisper:
     try:
         checkpoint = read_checkpoint(path)
         recipe = checkpoint["hyper_parameters"]["recipe"]
-        language, task, notes = choose_language_and_task(
-            path.name, given, (recipe["language"], recipe["task"]), default
-        )
+        base = recipe.get("name") or ""
+        if is_path(base) and not Path(base).expanduser().exists():
+            raise ModelError(
+                f"checkpoint={path} was trained from {base}, which does not exist; start the command in the folder in "
+                "which the run was started, or give the run's model/ folder instead"
+            )
+        own, languages = (recipe["language"], recipe["task"]), recipe.get("languages", ())
+        language, task, notes = choose_language_and_task(path.name, given, own, default, languages)
         whisper = rebuild_whisper({**recipe, "language": language, "task": task})
         whisper.notes[:] = notes
         state = {key.removeprefix("model."): value for key, value in checkpoint["state_dict"].items()}
         whisper.model.load_state_dict(state)
+        whisper.merge_adapter()
     except KikitoriError:
         raise
     except Exception as error:  # a checkpoint of another program may lack or add anything
@@ -133,7 +148,7 @@ def configure_model(session: Session, whisper: Whisper) -> None:
     whisper.configure_generation(**session.config["generation"])
     session.results["model"] = {
         "name": model_name(session.config),
-        "parameters": whisper.model.num_parameters(),
+        "parameters": whisper.num_parameters,
         "window_s": whisper.processor.window_s,
         "window": describe_window(whisper.processor.window),
         "language": whisper.processor.language,
@@ -141,17 +156,27 @@ def configure_model(session: Session, whisper: Whisper) -> None:
         **({"adapter": adapter_facts(whisper)} if whisper.adapter else {}),
         **({"notes": whisper.notes} if whisper.notes else {}),
     }
-    rules, earlier = text_rules(whisper.processor.text_language), session.results.get("scoring")
+    rules, earlier = scoring_rules(session.results, whisper), session.results.get("scoring")
     if earlier and earlier | rules != earlier:  # resumed by another version
         log.info("from here on scored by %(normaliser)s and words by %(segmenter)s; earlier validations are not", rules)
     session.results["scoring"] = rules
 
 
+def scoring_rules(results: Results, whisper: Whisper) -> dict[str, Any]:
+    """The rules by which text is scored; of clips of several languages, each by those of its own."""
+    processor, languages = whisper.processor, results["data"].get("languages", [])
+    return text_rules(processor.text_language, [processor.of(code).text_language for code in languages])
+
+
 def adapter_facts(whisper: Whisper) -> dict[str, Any]:
-    """The kind of a model's adapter, the number of its layers, and of its weights, which alone are trained."""
+    """The kind of a model's adapter, the number of its layers, and of its weights, which alone are trained; and the
+    bits of the base's weights, if they are not 32.
+    """
     trained = sum(weight.numel() for weight in whisper.model.parameters() if weight.requires_grad)
     layers = len(whisper.arguments["adapter"]["modules"])
-    return {"kind": whisper.arguments["adapter"]["kind"], "layers": layers, "parameters": trained}
+    facts = {"kind": whisper.arguments["adapter"]["kind"], "layers": layers, "parameters": trained}
+    bits = whisper.arguments["adapter"]["base_bits"]
+    return {**facts, "base_bits": bits} if bits else facts
 
 
 def model_name(config: dict[str, Any]) -> str:

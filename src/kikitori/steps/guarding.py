@@ -28,8 +28,7 @@ from kikitori.guard.recordings import (
 )
 from kikitori.guard.table import describe_figure, guard_lines
 from kikitori.inference.reading import choose_reading
-from kikitori.metrics.normalizer import word_separator
-from kikitori.model.processor import Processor
+from kikitori.model.processor import Processor, whisper_code
 from kikitori.model.whisper import Whisper
 from kikitori.model.window import Window
 from kikitori.runs.record import save, timed
@@ -124,10 +123,13 @@ def make_guard(run: Session, trainer: pl.Trainer, data: SpeechDataModule, proces
         return None
     split: Split = "test" if "test" in data.splits else "validation"
     clips = speech_of(data, split, settings["clips"], processor.language)
-    separator, window_s = word_separator(processor.text_language), processor.window_s
-    found = [*without_speech(window_s, processor.language), *of_corpus(clips, window_s, separator)]
-    if processor.timestamp_begin is not None:
-        found += for_timestamps(clips, window_s, separator)
+    window_s, languages = processor.window_s, dict.fromkeys(clip.language for clip in clips)
+    found = [*without_speech(window_s, processor.language)]
+    for language in languages:
+        alike, separator = [clip for clip in clips if clip.language == language], processor.of(language).separator
+        found += of_corpus(alike, window_s, separator, f", {language}" * (len(languages) > 1))
+        if processor.timestamp_begin is not None:
+            found += for_timestamps(alike, window_s, separator)
     for name, node in settings["sets"].items():
         try:
             found += of_others(name, others(name, node, settings["clips"], processor))
@@ -138,16 +140,16 @@ def make_guard(run: Session, trainer: pl.Trainer, data: SpeechDataModule, proces
 
 
 def speech_of(data: SpeechDataModule, split: Split, most: int, language: str) -> list[Speech]:
-    """A sample of the clips of a split, the same for every run. language: Whisper's code."""
+    """A sample of the clips of a split, the same for every run. language: of clips that state none, Whisper's code."""
     audio = data.prepared.audio_caches[split]
     clips = data.scored(split, most)
-    return [Speech(clip.name, to_float(audio.pcm(clip.name)), clip.text, language) for clip in clips]
+    return [Speech(clip.name, to_float(audio.pcm(clip.name)), clip.text, clip.language or language) for clip in clips]
 
 
 def others(name: str, node: dict[str, Any], most: int, processor: Processor) -> list[Speech]:
     """The test clips of a set that the user names, read in the language of its node."""
     limit = {"test": most, "sample": True}
     data = instantiate({"limit": limit, **node}, f"guard.sets.{name}", load_splits=["test"])
-    own = replace(processor, language=data.language)
+    own = replace(processor, language=whisper_code(data.language))
     data = data.with_processor(own)
     return speech_of(data, "test", most, own.language)

@@ -16,7 +16,7 @@ from kikitori.runtime.files import expanded
 def with_origin(cfg: DictConfig | Mapping[str, Any], place: str) -> dict[str, Any]:
     """The configuration, in which `data` and `against` are those of a model's run where none is chosen.
 
-    place: the model. Raises ConfigError for one that belongs to no run, or began with random weights.
+    place: the model. Raises ConfigError for one that belongs to no run, or began with random weights or a revision.
     """
     values: Any = to_plain(cfg) if isinstance(cfg, DictConfig) else dict(cfg)
     folder = folder_of_run(Path(place))
@@ -28,20 +28,29 @@ def with_origin(cfg: DictConfig | Mapping[str, Any], place: str) -> dict[str, An
             raise ConfigError(f"{typed[0]}: belongs to a corpus; choose it as well: {choices}")
         if TARGET not in config.get("data", {}):
             raise ConfigError(f"data: not chosen, and {place} is no run that would name its corpus; pass data=...")
-        # Folders outside of the corpus are typed, never read from a file.
-        values["data"] = {**config["data"], "roots": None}
+        # Folders outside of the corpus are typed, never read from a file; the cache is of one frozen encoder.
+        values["data"] = {**config["data"], "roots": None, "cache_encoder_outputs": False}
         for key in ("release", "manifest", "name"):
             if key in values["data"]:
                 values["data"][key] = _from(start, values["data"][key])
-    base = config.get("model", {}).get("name") or config.get("against")  # of a training, or of an average
+    model = config.get("model", {})
+    # Of a training, or of an average.
+    base, revision = model.get("name") or config.get("against"), model.get("revision")
     if not values["against"] and not base:
         raise ConfigError(f"against: not set, and {place} does not name its base; pass --against with a model")
+    if not values["against"] and revision:
+        raise ConfigError(
+            f"against: not set, and {place} began with the revision {revision} of {base}, not with its main branch; "
+            "pass --against with a folder of it (hf download --revision)"
+        )
     values["against"] = values["against"] or _from(start, base)
     return dict(values)
 
 
 def _from(start: Path, value: Any) -> Any:
-    """A path of a run, or several by split, absolute if it exists in the folder in which the run was started."""
+    """A path of a run, or several, absolute if it exists in the folder in which the run was started."""
     if isinstance(value, Mapping):
         return {key: _from(start, path) for key, path in value.items()}
+    if isinstance(value, list):
+        return [_from(start, path) for path in value]
     return str(start / value) if (start / expanded(value)).exists() else value

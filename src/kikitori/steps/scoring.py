@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from math import inf
 from typing import Any
@@ -56,10 +56,12 @@ class Scorer:
             announce_scoring(self.trainer, f"scoring {describe_stage(split, stage)}")
             began = time.monotonic()
             scores[split], cut = self._score_split(stage, split, sample.get(split), window)
-            rates[split] = {**summarise(scores[split]), "cut": cut}
+            rates[split] = with_cut(summarise(scores[split]), scores[split], cut)
             shown = ", ".join(f"{rate.upper()} {100 * rates[split][rate]:.1f} %" for rate in ("cer", "wer"))
             seconds = duration(time.monotonic() - began)
             log.info("%s: %s; %d clips, %s", describe_stage(split, stage), shown, len(scores[split]), seconds)
+            for language, of in rates[split].get("languages", {}).items():
+                log.info("  %s: CER %.1f %%; %d clips", language, 100 * of["cer"], of["clips"])
         self.run.results.setdefault("scored", {})[stage] = {split: self.data.prepared.digest(split) for split in scores}
         return scores
 
@@ -87,19 +89,29 @@ class Scorer:
 
     def _score_split(
         self, stage: str, split: Split, limit: int | None, window: Window | None
-    ) -> tuple[list[ClipScore], int]:
-        """The score of each clip, and how many transcripts were cut off."""
+    ) -> tuple[list[ClipScore], list[bool]]:
+        """The score of each clip, and whether its transcript was cut off."""
         batches: Any = self.trainer.predict(self.module, self.data.score_dataloader(split, limit, window))
         found = {row[:2]: row for row in gather_rows([row for batch in batches for row in batch])}
         # In the order in which `compare` resamples clips, so that both give the same intervals.
-        ordered = [found[key] for key in sorted((clip.name, clip.text) for clip in self.data.scored(split, limit))]
-        clips, references, hypotheses, cut = zip(*ordered, strict=True)
-        scores = score_clips(references, hypotheses, self.module.processor.text_language)
+        listed = sorted(self.data.scored(split, limit), key=lambda clip: (clip.name, clip.text))
+        clips, references, hypotheses, cut = zip(*(found[clip.name, clip.text] for clip in listed), strict=True)
+        rules = [self.module.processor.of(clip.language).text_language for clip in listed]
+        scores = score_clips(references, hypotheses, rules)
+        if len(self.data.languages) > 1:
+            scores = [replace(score, language=clip.language) for score, clip in zip(scores, listed, strict=True)]
         if is_main():
             predictions = map(prediction, clips, references, hypotheses, scores)
             rows = ({**row, "cut": was_cut} for row, was_cut in zip(predictions, cut, strict=True))
             write_lines(predictions_file(self.run.folder, split, stage), rows)
-        return scores, sum(cut)
+        return scores, list(cut)
+
+
+def with_cut(rates: dict[str, Any], scores: Sequence[ClipScore], cut: Sequence[bool]) -> dict[str, Any]:
+    """Rates with the number of transcripts that were cut off, of all clips and of those of each language."""
+    for language, of in rates.get("languages", {}).items():
+        of["cut"] = sum(was for score, was in zip(scores, cut, strict=True) if score.language == language)
+    return {**rates, "cut": sum(cut)}
 
 
 def announce_scoring(trainer: pl.Trainer, title: str) -> None:
@@ -143,15 +155,17 @@ def is_scored(run: Session, data: SpeechDataModule, stage: str, sample: Mapping[
 def read_scores(run: Session, splits: Sequence[Split], stage: str, language: str) -> Scores:
     """Scores the transcripts that were written before the run was interrupted, as texts of a language.
 
-    The counts written next to them may be by the rules of another version; they are replaced.
+    Of clips of several languages each is scored as a text of its own. The counts written next to them may be by the
+    rules of another version; they are replaced.
     """
     scores: Scores = {}
     rates = run.results["scores"][stage] = {}
+    several = "languages" in run.results.get("scoring", {})
     for split in splits:
         path = predictions_file(run.folder, split, stage)
         rows = sorted(read_lines(path, PREDICTION), key=lambda row: (row["clip"], row["reference"]))
-        scores[split], rows = rescored(rows, language)
+        scores[split], rows = rescored(rows, language, several)
         if is_main():
             write_lines(path, rows)
-        rates[split] = {**summarise(scores[split]), "cut": sum(row.get("cut", False) for row in rows)}
+        rates[split] = with_cut(summarise(scores[split]), scores[split], [row.get("cut", False) for row in rows])
     return scores

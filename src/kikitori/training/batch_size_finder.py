@@ -111,7 +111,7 @@ def key(whisper: Whisper, trainer: pl.Trainer, frames: int, share: int, tokens: 
     free, total = torch.cuda.mem_get_info(trainer.strategy.root_device)
     config, gpu = whisper.model.config, torch.cuda.get_device_properties(trainer.strategy.root_device)
     trained = sum(p.numel() for p in whisper.model.parameters() if p.requires_grad)
-    sizes = (whisper.model.num_parameters(), trained, config.d_model, config.encoder_layers, config.decoder_layers)
+    sizes = (whisper.num_parameters, trained, config.d_model, config.encoder_layers, config.decoder_layers)
     dropouts = (config.dropout, config.attention_dropout, config.activation_dropout)
     how = (
         trainer.precision,

@@ -35,6 +35,8 @@ log = logging.getLogger(__name__)
 
 # Instead of torch's own message, which advises to load the file without this restriction.
 NOT_PLAIN = "is damaged, or holds more than weights and plain values"
+# torch's message for weights of other names or shapes.
+OTHER_MODEL = "Error(s) in loading state_dict"
 
 
 def _are_weights(value: Any) -> bool:
@@ -191,10 +193,12 @@ def resumed(trainer: pl.Trainer, path: Path | None) -> Iterator[None]:
         if path is None or steps or isinstance(error, KikitoriError) or remedy_of(error):
             raise
         log.debug("traceback:", exc_info=True)
-        raise TrainingError(
-            f"training does not continue from {path}: {type(error).__name__}: {one_line(error)}; if this checkpoint is "
-            "damaged, delete it and resume again, from an earlier one"
-        ) from error
+        reason, *mismatches = (f"{type(error).__name__}: {one_line(error)}", *str(error).splitlines()[1:])
+        remedy = "if this checkpoint is damaged, delete it and resume again, from an earlier one"
+        if mismatches and OTHER_MODEL in reason:
+            reason = f"its weights are of another model: {mismatches[0].strip()}"
+            remedy = f"resume with the settings of model and adapter that it was trained with; {remedy}"
+        raise TrainingError(f"training does not continue from {path}: {reason}; {remedy}") from error
 
 
 def saved_step(path: Path) -> int:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from kikitori.adapters.adaptive_ranks import AdaptiveRanks
-from kikitori.adapters.settings import AdaLora
+from kikitori.adapters.settings import NO_AVERAGE, AdaLora
 from kikitori.data.collate import IGNORE_INDEX, Batch
 from kikitori.data.datamodule import SpeechDataModule
 from kikitori.inference.generate import Generated, generate
@@ -110,6 +110,8 @@ class WhisperModule(pl.LightningModule):
             )
         refuse_layerdrop(self.model.config, self.trainer.world_size)
         adapter = self.whisper.adapter
+        if isinstance(adapter, AdaLora) and self.ema_decay is not None:
+            raise ConfigError(f"ema_decay={self.ema_decay}: {NO_AVERAGE}")
         return [SkippedSteps(), *([AdaptiveRanks(self.model, adapter)] if isinstance(adapter, AdaLora) else [])]
 
     def setup(self, stage: str) -> None:
@@ -135,6 +137,7 @@ class WhisperModule(pl.LightningModule):
             log.info("clips are padded to %s, also when the model transcribes", describe_window(processor.window))
         if stage == "fit":
             self.whisper.set_trained_on(data.trained_on())
+            self.whisper.set_languages(data.languages)
         if stage == "fit" and self.micro_batch_sizes is None:
             averaged = self.ema_decay is not None
             self._found_sizes = find_micro_batch_sizes(self.trainer, self.whisper, data, averaged)
@@ -259,13 +262,14 @@ class WhisperModule(pl.LightningModule):
         def assess(features: Tensor, rows: slice) -> tuple[Tensor, list[Generated]]:
             # One encoder pass for both.
             states = self.encoder_states(batch, features)
-            return self._losses(batch, states, rows).sum(), generate(self.whisper, states, batch["seconds"][rows])
+            return self._losses(batch, states, rows).sum(), self._generate(batch, states, rows)
 
         losses, parts = zip(
             *(found for part in micro_batches(batch) for found in split_on_oom(assess, *part)), strict=True
         )
         loss, generated = torch.stack(losses).sum(), list(chain.from_iterable(parts))
-        scores = score_clips(batch["texts"], [row.text for row in generated], self.processor.text_language)
+        languages = [self.processor.of(code).text_language for code in batch["languages"]]
+        scores = score_clips(batch["texts"], [row.text for row in generated], languages)
         cer, wer = (edits_and_lengths(scores, rate).sum(axis=0) for rate in ("cer", "wer"))
         cut = sum(row.cut for row in generated)
         counts = torch.tensor([*cer, *wer, cut, len(generated)], dtype=torch.float64)
@@ -298,13 +302,17 @@ class WhisperModule(pl.LightningModule):
         """The prediction of each row."""
 
         def transcribe(features: Tensor, rows: slice) -> list[Generated]:
-            return generate(self.whisper, self.encoder_states(batch, features), batch["seconds"][rows])
+            return self._generate(batch, self.encoder_states(batch, features), rows)
 
         generated = [row for part in micro_batches(batch) for rows in split_on_oom(transcribe, *part) for row in rows]
         return [
             Prediction(clip, reference, row.text, row.cut)
             for clip, reference, row in zip(batch["clips"], batch["texts"], generated, strict=True)
         ]
+
+    def _generate(self, batch: Batch, states: Tensor, rows: slice) -> list[Generated]:
+        """The text of each clip of a micro-batch, in its own language."""
+        return generate(self.whisper, states, batch["seconds"][rows], languages=batch["languages"][rows])
 
     def on_train_start(self) -> None:
         # A checkpoint restores its optimizer's settings; if they differ from the configured ones, the latter apply.

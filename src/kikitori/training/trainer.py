@@ -190,7 +190,8 @@ def ddp(collective_timeout_s: float = 1800) -> DDPStrategy:
     collective_timeout_s: how long a process waits for the others before it ends with an error. It must exceed the time
     by which processes may differ when they synchronise, mostly after their shares of a validation.
     """
-    return Ddp(timeout=timedelta(seconds=collective_timeout_s))
+    # The buffers of a Whisper are frozen weights in 8 or 4 bits: equal everywhere, and too large to send in each step.
+    return Ddp(timeout=timedelta(seconds=collective_timeout_s), broadcast_buffers=False)
 
 
 class Ddp(DDPStrategy):
