@@ -123,7 +123,7 @@ def long_recordings_lines(results: Mapping[str, Any]) -> list[str]:
     if not (found := results.get("long_recordings")):
         return []
     segments, reason = found["segments"], found["reason"]
-    if results["command"] != "guard":
+    if results.get("command") != "guard":  # the other processes of a run do not have it
         return [f"kikitori transcribe reads long recordings by {segments}: {reason}"]
     # It changes no model's folder.
     return [f"Long recordings are best read by {segments} (kikitori transcribe --segments {segments}): {reason}"]
