@@ -1,10 +1,11 @@
 """`kikitori average`: the mean of tuned models, and its mixtures with their base, from none of it to all of it."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from omegaconf import DictConfig
+from torch import Tensor
 
 from kikitori.guard.curve import curve_page
 from kikitori.guard.figures import Counts, figures
@@ -85,15 +86,21 @@ def average(cfg: DictConfig | dict[str, Any], folder: Path) -> Results:
 
 def load_weights(run: Session) -> tuple[Whisper, Ends]:
     """A model with the settings of the first of `runs`, and the ends of the curve."""
-    models = {name: load_model({**run.config, "checkpoint": name}, "checkpoint") for name in run.config["runs"]}
-    for model in models.values():
-        model.merge_adapter()  # of a .ckpt
-    whisper = next(iter(models.values()))
+    first, *others = run.config["runs"]
+    whisper = load_model({**run.config, "checkpoint": first}, "checkpoint")
     own = {"language": whisper.processor.language, "task": whisper.processor.task}
     against = load_model({**run.config, "model": own}, "against")
-    check_alike({**models, f"against={run.config['against']}": against})
-    tuned = mean([weights_of(model.model) for model in models.values()])
-    return whisper, Ends(weights_of(against.model), tuned, against.processor.window, whisper.processor.window)
+    check_alike({first: whisper, f"against={run.config['against']}": against})
+
+    def tuned() -> Iterator[Mapping[str, Tensor]]:
+        yield whisper.model.state_dict()
+        for name in others:
+            model = load_model({**run.config, "checkpoint": name}, "checkpoint")
+            check_alike({first: whisper, name: model})
+            yield model.model.state_dict()
+
+    windows = against.processor.window, whisper.processor.window
+    return whisper, Ends(weights_of(against.model), mean(tuned()), *windows)
 
 
 def mix_into(whisper: Whisper, ends: Ends, alpha: float) -> None:

@@ -1,6 +1,6 @@
 """Averages of the weights of several models, and mixtures of two."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -17,12 +17,20 @@ def weights_of(model: WhisperForConditionalGeneration) -> Weights:
     return {name: value.detach().to("cpu", copy=True) for name, value in model.state_dict().items()}
 
 
-def mean(every: Sequence[Mapping[str, Tensor]]) -> Weights:
-    """The mean of each weight, summed in double precision. All must have the same names and shapes."""
-    return {
-        name: torch.stack([weights[name].double() for weights in every]).mean(0).to(first.dtype)
-        for name, first in every[0].items()
-    }
+def mean(every: Iterable[Mapping[str, Tensor]]) -> Weights:
+    """The mean of each weight, summed in double precision, of one model after the other.
+
+    All must have the same names and shapes.
+    """
+    models = iter(every)
+    first = next(models)
+    count, types = 1, {name: value.dtype for name, value in first.items()}
+    sums = {name: value.detach().to("cpu", torch.float64, copy=True) for name, value in first.items()}
+    for weights in models:
+        count += 1
+        for name, total in sums.items():
+            total += weights[name].cpu()
+    return {name: (total / count).to(types[name]) for name, total in sums.items()}
 
 
 def mix(base: Mapping[str, Tensor], tuned: Mapping[str, Tensor], alpha: float) -> Weights:
