@@ -16,9 +16,10 @@ from rich.console import Console
 from rich.table import Table
 from windows import against, cell, edits
 
+from kikitori.guard.figures import compare, count
 from kikitori.guard.measures import BETTER, WORSE, words
-from kikitori.runs.results import FULL_WINDOW
-from kikitori.runtime.files import read_json
+from kikitori.runs.results import FULL_WINDOW, guard_file
+from kikitori.runtime.files import read_json, read_lines
 
 HEADINGS = ("seeds", "loss", "windows as trained", "against base", "full window", "against base")
 MARKS = {BETTER: " b", WORSE: " w"}
@@ -31,7 +32,7 @@ def main() -> None:
     for sweep in sweeps:
         table.add_row(sweep.name, *cells(completed(sweep)))
     console.print(table)
-    guards = {sweep.name: read_json(sweep / "guard" / "results.json")["guard"] for sweep in sweeps if guarded(sweep)}
+    guards = {sweep.name: figures_of(sweep / "guard") for sweep in sweeps if guarded(sweep)}
     if guards:
         console.print(guard_table(guards))
 
@@ -53,6 +54,12 @@ def cells(folders: list[Path]) -> list[str]:
 def guarded(sweep: Path) -> bool:
     results = sweep / "guard" / "results.json"
     return results.exists() and read_json(results)["status"] == "completed"
+
+
+def figures_of(guard: Path) -> list[dict[str, Any]]:
+    """The guard's figures, computed from the texts that both models read."""
+    base, tuned = (count(read_lines(guard_file(guard, who))) for who in ("base", "tuned"))
+    return compare(base, tuned)
 
 
 def guard_table(guards: dict[str, list[dict[str, Any]]]) -> Table:
