@@ -161,6 +161,7 @@ def test_the_cost_of_each_augmentation_is_measured(tmp_path: Path, monkeypatch: 
     assert table[-1].startswith("- 6 clips, 2 times in each of 1 rounds")
 
 
+@pytest.mark.long
 def test_ways_to_train_are_compared_in_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("peft", reason="adapters need the package peft")
     monkeypatch.setattr(stand_ins, "BASE", {**MICRO, "vocab_size": 51865})

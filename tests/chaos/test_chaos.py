@@ -12,6 +12,7 @@ pytestmark = pytest.mark.slow
 # (training/test_interrupted_training.py, training/test_checkpoint_files.py, data/test_audio_cache.py).
 LONG = {
     "damaged_checkpoint",
+    "killed_at_any_moment",
     "killed_in_a_save",
     "forked_like_plain",
     "clock_set_back",

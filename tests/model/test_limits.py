@@ -192,7 +192,6 @@ def test_the_number_of_parameters_is_that_of_the_model(micro: Whisper) -> None:
         {"window_s": 10**6},
         {"window": {"edges_s": "x", "margin_s": 0}},
         {"trained_on": {"p95_s": "x"}},
-        {"timestamps": {"stamped": 101}},
         {"languages": ["ja", 7]},
         {"languages": {"ja": "ko"}},
         {"generation": {"max_new_tokens": 5, "num_beams": 10**6}},

@@ -221,6 +221,11 @@ def override_syntax(value: Any) -> str:
     return "null" if value is None else str(value).lower()
 
 
+def sampled(cases: list[tuple[str, Any]]) -> list[Any]:
+    """Every third case; the others take a minute together, so they are `long`. `make chaos` tries all."""
+    return [case if i % 3 == 0 else pytest.param(*case, marks=pytest.mark.long) for i, case in enumerate(cases)]
+
+
 def write_experiment(folder: Path, key: str, value: Any) -> None:
     for part in reversed(key.split(".")):
         value = {part: value}
@@ -229,14 +234,14 @@ def write_experiment(folder: Path, key: str, value: Any) -> None:
     path.write_text("# @package _global_\n" + yaml.safe_dump(value), encoding="utf-8")
 
 
-@pytest.mark.parametrize(("key", "value"), [*TARGETS, *HYDRAS])
+@pytest.mark.parametrize(("key", "value"), sampled([*TARGETS, *HYDRAS]))
 def test_a_hostile_override_is_refused_and_nothing_is_called(key: str, value: Any) -> None:
     message = refusal(f"++{key}={override_syntax(value)}")
     assert key in message.replace("hydra.job.env_set", key).replace("hydra.callbacks", key)
     assert "ConfigError" in message
 
 
-@pytest.mark.parametrize(("key", "value"), [*TARGETS, *HYDRAS, *FILES_ONLY])
+@pytest.mark.parametrize(("key", "value"), sampled([*TARGETS, *HYDRAS, *FILES_ONLY]))
 def test_a_hostile_file_is_refused_and_nothing_is_called(tmp_path: Path, key: str, value: Any) -> None:
     write_experiment(tmp_path, key, value)
     message = refusal("--config-dir", "stranger", "experiment=evil")

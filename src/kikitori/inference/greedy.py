@@ -62,6 +62,8 @@ def greedy(
     """
     config, decoder, device = model.generation_config, model.model.decoder, encoder_states.device
     prefixes = torch.tensor(prefix).expand(len(encoder_states), -1)
+    first = prefix[0] if isinstance(prefix[0], Sequence) else prefix
+    start = list(first).index(model.config.decoder_start_token_id)
     limit = min(max_new_tokens, model.config.max_target_positions - prefixes.shape[1])
     suppressed = torch.tensor(config.suppress_tokens or [], dtype=torch.long, device=device)
     suppressed_first = torch.tensor(config.begin_suppress_tokens or [], dtype=torch.long, device=device)
@@ -73,7 +75,6 @@ def greedy(
         for length in range(1, limit + 1 if active else 1):
             states = decoder(tokens, encoder_hidden_states=encoder_states, past_key_values=cache, use_cache=True)
             if length == 1:
-                start = prefixes[0].tolist().index(model.config.decoder_start_token_id)
                 at_start = model.proj_out(states.last_hidden_state[:, start]).float().softmax(dim=1)
                 rows = [Row(p) for p in at_start[:, config.no_timestamps_token_id - 1].tolist()]
             # In float32 like in generate, but only of the last position: generate computes the whole prefix.
