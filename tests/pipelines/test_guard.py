@@ -31,7 +31,7 @@ SMALL = [
 SETS = {
     *("silence", "white noise", "pink noise", "tone", "reversed speech"),
     *("clips", "8 kHz", "noise 10 dB", "joined 6 s", "joined 12 s"),
-    "no speech",  # and no "joined": the recordings hold the same three clips
+    *("joined", "no speech"),
 }
 
 
