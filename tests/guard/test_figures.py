@@ -44,6 +44,17 @@ def test_sounds_without_speech_and_joined_recordings_are_also_counted_together()
     assert found["no speech"]["tuned"] == found["tone"]["tuned"] == 12
 
 
+def test_joined_recordings_of_the_same_clips_are_not_counted_together() -> None:
+    def rows(text: str) -> list[dict[str, Any]]:
+        own = [row("joined 60 s", n, "あい" + text, "あい") for n in "12"]
+        return own + [row("joined 120 s", n, "あい" + text, "あい", repeats=True) for n in "1234"]
+
+    found = {r["set"]: r for r in compare(count(rows("")), count(rows("はい"))) if r["measure"] == "cer"}
+    # Six that agree would have a verdict.
+    assert {name: r["recordings"] for name, r in found.items()} == {"joined": 2, "joined 60 s": 2, "joined 120 s": 4}
+    assert {r["verdict"] for r in found.values()} == {""}
+
+
 def test_of_many_figures_those_that_are_worse_by_chance_are_not_certainly_worse() -> None:
     def figures(*values: float, recordings: int = 16) -> list[dict[str, Any]]:
         return [{"p": p, "recordings": recordings, "verdict": "worse" if p <= 0.05 else ""} for p in values]

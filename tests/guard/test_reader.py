@@ -36,6 +36,17 @@ def test_each_recording_is_read_in_both_ways(micro: Whisper) -> None:
     assert {row["seconds"] for row in rows if row["set"].startswith("joined")} == {2.8, 5.0}
 
 
+@pytest.mark.parametrize("clips", [7, 21, 22])
+def test_a_joined_recording_repeats_if_an_earlier_one_holds_a_clip_of_it(clips: int) -> None:
+    recordings = [recording for recording in of_corpus(speech(clips), 1.0, " ") if recording.set.startswith("joined")]
+    used: set[str] = set()
+    for recording in recordings:
+        parts = recording.text.split()
+        assert recording.repeats == (len({*parts} - used) < len(parts))
+        used |= {*parts}
+    assert [recording.repeats for recording in recordings].count(False) == {7: 2, 21: 5, 22: 6}[clips]
+
+
 @pytest.mark.parametrize("edges", [(), (0.7,)])
 def test_both_readings_at_once_are_those_of_each_alone(micro: Whisper, edges: tuple[float, ...]) -> None:
     """Short clips share the full window without edges; the limit cuts texts in own windows only."""

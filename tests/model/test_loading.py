@@ -73,6 +73,17 @@ def test_the_saved_generation_config_keeps_language_and_task(micro: Whisper, tmp
     assert WhisperProcessor.from_pretrained(tmp_path).feature_extractor.nb_max_frames == 100
 
 
+def test_of_a_base_of_several_languages_a_model_of_one_is_rebuilt_as_one(micro: Whisper, tmp_path: Path) -> None:
+    micro.set_languages(["ja", "ko"])
+    micro.save(tmp_path)
+    tuned = load_whisper(str(tmp_path))
+    tuned.set_languages(["ja"])  # as a training does
+    again = rebuild_whisper(tuned.recipe)
+    assert (again.languages, again.model.generation_config.language) == ([], "ja")
+    tuned.set_languages(["ja", "de"])
+    assert rebuild_whisper(tuned.recipe).languages == ["ja", "de"]
+
+
 def test_weights_are_fp32_even_if_the_file_is_half_precision(micro: Whisper, tmp_path: Path) -> None:
     micro.save(tmp_path)
     WhisperForConditionalGeneration.from_pretrained(tmp_path).half().save_pretrained(tmp_path)

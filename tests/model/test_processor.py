@@ -172,3 +172,11 @@ def test_a_translation_is_english_text() -> None:
 def test_a_language_that_the_model_lacks_is_named(given: str, message: str) -> None:
     with pytest.raises(ModelError, match=message):
         make_processor(byte_tokenizer(), CONFIG, given, "transcribe", "whisper-a")
+
+
+def test_the_processor_of_another_language_is_made_once() -> None:
+    # It keeps what it computed of the vocabulary: 60 ms for the timestamps of each joined window.
+    own = make_processor(byte_tokenizer(), CONFIG, "ja", "transcribe", "a model")
+    assert own.of("ko") is own.of("ko")
+    assert own.of("ko").prefix != own.prefix
+    assert own.of(None) is own.of("ja") is own

@@ -54,14 +54,14 @@ POOLED = {(JOINED, CER): JOINED, **{(name, INVENTED): SOUNDS for name in NO_SPEE
 def count(rows: Sequence[Mapping[str, Any]]) -> Counts:
     """The counts of all figures of a model's rows, see `reader.Reader`; those of a set by the recordings' names.
 
-    The characters of all sounds without speech, and the CER of all joined recordings, are figures of their own, because
-    the single sets have few recordings.
+    The characters of all sounds without speech, and the CER of the joined recordings that hold different clips, are
+    figures of their own, because the single sets have few recordings. Those of the same clips agree by themselves.
     """
     found: dict[tuple[str, str, str], list[tuple[int, int]]] = {}
     for row in sorted(rows, key=lambda row: (*place(row["set"]), row["reading"], row["recording"])):
         for measure, pair in _counts(row):
             names = [row["set"]]
-            if kind := POOLED.get((_kind(row["set"]), measure)):
+            if (kind := POOLED.get((_kind(row["set"]), measure))) and not row.get("repeats"):
                 names.append(kind)
             for name in names:
                 found.setdefault((name, row["reading"], measure), []).append(pair)
@@ -153,9 +153,10 @@ def certainly_worse(figures: Sequence[Mapping[str, Any]]) -> list[Mapping[str, A
 def timestamp_facts(base: Counts, tuned: Counts) -> dict[str, float] | None:
     """What `Whisper.timestamps` holds of the tuned model; None where its timestamps were not read."""
     ended, near = ((STAMPS, STOCK, measure) for measure in (ENDED, NEAR))
-    if not {ended, near} <= tuned.keys() & base.keys() or (JOINED, OWN, CER) not in tuned:
+    joined = dict.fromkeys(name for name, _, _ in tuned if _kind(name) == JOINED != name)
+    if not {ended, near} <= tuned.keys() & base.keys() or not joined:
         return None
-    by_pauses, by_stamps = (tuned[JOINED, reading, CER] for reading in (OWN, STOCK))
+    by_pauses, by_stamps = (np.concatenate([tuned[name, way, CER] for name in joined]) for way in (OWN, STOCK))
     near_change = interval(resampled(tuned[near]) - resampled(base[near]))
     cer_change = interval(resampled(by_stamps) - resampled(by_pauses))
     values = {

@@ -96,7 +96,7 @@ class Reader(pl.LightningModule):
         if job.recordings[0].set == STAMPS:
             read = self._stamps
         language = job.recordings[0].language
-        whisper = replace(self.whisper, processor=replace(self.whisper.processor, language=language))
+        whisper = replace(self.whisper, processor=self.whisper.processor.of(language))
         if job.reading == STOCK:  # stock tools have neither
             whisper = replace(whisper, processor=replace(whisper.processor, window=FULL), max_tokens_per_s=inf)
         rows, text_language = [], whisper.processor.text_language
@@ -168,6 +168,7 @@ def _row(recording: Recording, reading: str, text_language: str, found: dict[str
         "seconds": round(recording.seconds, 2),
         "reference": recording.text,
         **({"joints": list(recording.joints_s)} if recording.set == STAMPS else {}),
+        **({"repeats": True} if recording.repeats else {}),
         **found,
     }
 

@@ -1,7 +1,7 @@
 """The sets of recordings that the guard reads. None of them needs a download."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import accumulate, cycle, islice
 
 from torch import Tensor
@@ -22,12 +22,12 @@ NO_SPEECH: dict[str, sounds.Maker] = {
 REVERSED = "reversed speech"
 # Sets of the corpus.
 CLIPS, TELEPHONE, NOISY, STAMPS = "clips", "8 kHz", "noise 10 dB", "timestamps"
-# All of what is joined, and all of NO_SPEECH.
+# What is joined of different clips, and all of NO_SPEECH.
 JOINED, SOUNDS = "joined", "no speech"
 SNR_DB = 10.0
 # Seconds of silence between joined clips.
 PAUSE_S = 0.5
-# How many recordings are joined, by their length in windows: 60 and 120 s. Six can have a verdict.
+# How many recordings are joined, by their length in windows: 60 and 120 s. Six can have a verdict, if all clips differ.
 JOINED_COUNTS = {2: 4, 4: 2}
 
 
@@ -46,7 +46,8 @@ class Recording:
     """A recording to read.
 
     set: what it belongs to. text: what is said; empty where nothing is. joints_s: seconds in the middle of the pauses
-    between joined clips. is_long: whether it is longer than the model's window.
+    between joined clips. is_long: whether it is longer than the model's window. repeats: whether earlier joined
+    recordings, or itself, hold a clip of it already, so that its errors are no evidence of their own.
     """
 
     set: str
@@ -56,6 +57,7 @@ class Recording:
     language: str
     joints_s: tuple[float, ...] = ()
     is_long: bool = False
+    repeats: bool = False
 
     @property
     def seconds(self) -> float:
@@ -80,12 +82,15 @@ def of_corpus(clips: Sequence[Speech], window_s: float, separator: str, label: s
         yield Recording(TELEPHONE, clip.name, sounds.through_telephone(clip.samples), clip.text, clip.language)
         yield Recording(NOISY, clip.name, sounds.with_noise(clip.samples, SNR_DB, seed), clip.text, clip.language)
         yield Recording(REVERSED, clip.name, clip.samples.flip(0), "", clip.language)
+    endless, unused = cycle(clips), len(clips)
     for windows, count in JOINED_COUNTS.items():
-        endless, seconds = cycle(clips), windows * window_s
+        seconds = windows * window_s
         for number in range(count):
             parts = _at_least(endless, seconds)
+            unused -= len(parts)
             name = f"{seconds:g} s, {number + 1}{label}"
-            yield _joined(f"{JOINED} {seconds:g} s", name, parts, separator, window_s)
+            recording = _joined(f"{JOINED} {seconds:g} s", name, parts, separator, window_s)
+            yield replace(recording, repeats=unused < 0)
 
 
 def for_timestamps(clips: Sequence[Speech], window_s: float, separator: str) -> Iterator[Recording]:

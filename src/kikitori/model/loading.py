@@ -261,8 +261,8 @@ def _configure(whisper: Whisper, recipe: Mapping[str, Any]) -> None:
     whisper.set_window(window_from_plain(recipe.get("window")))
     if recipe.get("trained_on"):
         whisper.set_trained_on(recipe["trained_on"])
-    if recipe.get("languages"):
-        whisper.set_languages(checked_languages(recipe["languages"], "it has "))
+    # Also where it has none: the base may be of several.
+    whisper.set_languages(checked_languages(recipe.get("languages") or [], "it has "))
 
 
 class Chosen(NamedTuple):

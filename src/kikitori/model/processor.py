@@ -65,7 +65,14 @@ class Processor:
 
     def of(self, language: str | None) -> "Processor":
         """The processor of clips of another language, by Whisper's code; None for its own."""
-        return self if language in (None, self.language) else replace(self, language=language)
+        if language is None or language == self.language:
+            return self
+        return self._others.setdefault(language, replace(self, language=language))
+
+    @cached_property
+    def _others(self) -> dict[str, "Processor"]:
+        """The processors of other languages, kept with what they computed of the vocabulary, which takes 60 ms."""
+        return {}
 
     def check_languages(self, languages: Sequence[str]) -> None:
         """Raises ModelError for a language that the model does not have. languages: Whisper's codes."""

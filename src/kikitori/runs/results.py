@@ -175,6 +175,7 @@ GUARD_ROW = {
     "seconds!": is_amount,
     "stamps": [is_amount],
     "joints": [is_amount],
+    "repeats": bool,
 }
 
 

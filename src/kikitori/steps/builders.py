@@ -108,7 +108,7 @@ def load_checkpoint(config: dict[str, Any]) -> Whisper:
         checkpoint = read_checkpoint(path)
         recipe = checkpoint["hyper_parameters"]["recipe"]
         base = recipe.get("name") or ""
-        if is_path(base) and not Path(base).expanduser().exists():
+        if is_path(base) and not expanded(base).exists():
             raise ModelError(
                 f"checkpoint={path} was trained from {base}, which does not exist; start the command in the folder in "
                 "which the run was started, or give the run's model/ folder instead"

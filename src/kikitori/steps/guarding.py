@@ -151,6 +151,6 @@ def others(name: str, node: dict[str, Any], most: int, processor: Processor) -> 
     """The test clips of a set that the user names, read in the language of its node."""
     limit = {"test": most, "sample": True}
     data = instantiate({"limit": limit, **node}, f"guard.sets.{name}", load_splits=["test"])
-    own = replace(processor, language=whisper_code(data.language))
+    own = processor.of(whisper_code(data.language))
     data = data.with_processor(own)
     return speech_of(data, "test", most, own.language)
