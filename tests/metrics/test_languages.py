@@ -66,7 +66,7 @@ def test_a_text_that_is_no_language_is_refused_with_similar_ones(given: str, nea
 
 @pytest.mark.parametrize("read", [language_code, known_code])
 def test_of_a_long_text_that_is_no_language_only_the_beginning_is_shown(read: Callable[[str], str]) -> None:
-    with pytest.raises(ValueError, match="'j{60}' is no language") as error:
+    with pytest.raises(ValueError, match=r"'j{60}' is no language") as error:
         read("j" * 5_000)
     assert len(str(error.value)) < 200
 

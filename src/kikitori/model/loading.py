@@ -286,8 +286,9 @@ def choose_language_and_task(
 ) -> Chosen:
     """Chooses the language and task of a model: those given, or those it was trained with, or the default.
 
-    own: None for a stock model, and ignored if it is no language or task. languages: those of a model that was trained with several; the first is its own, unless
-    another of them is given. The notes, and the use of the default, are logged in one process of a run.
+    own: None for a stock model, and ignored if it is no language or task. languages: those of a model that was trained
+    with several; the first is its own, unless another of them is given. The notes, and the use of the default, are
+    logged in one process of a run.
     """
     language, task = given[0] and whisper_code(given[0]), given[1]
     own_language, own_task = _own_code(own[0]), own[1] if own[1] in TASKS else None
