@@ -131,6 +131,12 @@ def test_the_mixture_and_its_windows_are_those_of_the_lowest_rate() -> None:
     assert choice(a=9, b=1, c=4, d=3, alpha=1) == (1, STOCK)
 
 
+@pytest.mark.parametrize("splits", [["test"], None])
+def test_without_validation_the_mixture_that_is_set_reads_in_its_own_windows(splits: list[str] | None) -> None:
+    scores: Any = {0: {OWN: {"test": [scored(2)]}}, 1: {OWN: {"test": [scored(3)]}, STOCK: {"test": [scored(1)]}}}
+    assert choose({"alpha": 1, "splits": splits}, scores) == (1, OWN)
+
+
 def test_a_mixture_that_reads_better_in_the_full_window_is_saved_with_it(
     runs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
