@@ -248,9 +248,19 @@ def test_only_regular_safetensors_are_read(folder: Path, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    "facts", [{"window": {"edges_s": "x"}}, {"generation": {"num_beams": 10**9}}, {"trained_on": {"p95_s": -1}}, []]
+    "facts",
+    [
+        {"window": {"edges_s": "x"}},
+        {"generation": {"num_beams": 10**9}},
+        {"generation": {"num_beams": 10**9, "max_new_tokens": 5}},
+        {"trained_on": {"p95_s": -1}},
+        {"timestamps": {"texts": 5}},
+        {"languages": ["xx"], "language": "ja"},
+        [],
+    ],
+    ids=str,
 )
 def test_hostile_facts_are_an_error_that_names_them(folder: Path, facts: Any) -> None:
     (folder / "kikitori.json").write_text(json.dumps(facts))
-    with pytest.raises(ModelError):
+    with pytest.raises(ModelError, match=rf"^the adapter {folder}[: ].*kikitori\.json"):
         load_whisper(str(folder))

@@ -1,10 +1,12 @@
+from collections.abc import Callable
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers.models.whisper.tokenization_whisper import LANGUAGES as WHISPER_LANGUAGES
 from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
 
-from kikitori.metrics.languages import LANGUAGES, closest, language_code
+from kikitori.metrics.languages import LANGUAGES, closest, known_code, language_code
 
 # Codes of Common Voice and FLEURS, and what people write.
 GIVEN = {
@@ -60,6 +62,13 @@ def test_a_region_or_script_changes_nothing(code: str, region: str) -> None:
 def test_a_text_that_is_no_language_is_refused_with_similar_ones(given: str, near: str) -> None:
     with pytest.raises(ValueError, match=f"'{given}' is no language.*{near}|{near}"):
         language_code(given)
+
+
+@pytest.mark.parametrize("read", [language_code, known_code])
+def test_of_a_long_text_that_is_no_language_only_the_beginning_is_shown(read: Callable[[str], str]) -> None:
+    with pytest.raises(ValueError, match=r"'j{60}' is no language") as error:
+        read("j" * 5_000)
+    assert len(str(error.value)) < 200
 
 
 def test_the_closest_languages_are_among_those_of_the_model() -> None:

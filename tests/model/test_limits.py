@@ -137,6 +137,7 @@ def test_a_changed_configuration_gives_a_model_that_works_or_an_error(model: Pat
         ("config.json", {"kikitori_timestamps": {"texts": 0}}, "kikitori_timestamps with texts=0; it must be a whole"),
         ("config.json", {"kikitori_timestamps": {"texts": 9}}, "kikitori_timestamps with no cer"),
         ("config.json", {"kikitori_languages": ["ja", "xx"]}, "kikitori_languages: languages="),
+        ("config.json", {"kikitori_languages": ["ja", "ko", "ja"]}, "each must be there once"),
         ("config.json", {"kikitori_languages": "ja"}, "kikitori_languages: languages=ja; it must be a list"),
         ("generation_config.json", {"num_beams": 100_000}, "num_beams=100000; it must be a whole number from 1 to 100"),
         ("generation_config.json", {"suppress_tokens": [364]}, "suppress_tokens with 364, but a vocabulary of 364"),

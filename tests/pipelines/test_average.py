@@ -19,7 +19,7 @@ from kikitori.model.processor import byte_tokenizer
 from kikitori.model.window import FULL
 from kikitori.pipelines.average import Choice, average, choose
 from kikitori.pipelines.guard import guard
-from kikitori.pipelines.mixing import check_alike
+from kikitori.pipelines.mixing import check_alike, check_languages
 from kikitori.pipelines.train import train
 from kikitori.runtime.errors import ConfigError, ModelError
 from kikitori.runtime.paths import CONF
@@ -131,6 +131,12 @@ def test_the_mixture_and_its_windows_are_those_of_the_lowest_rate() -> None:
     assert choice(a=9, b=1, c=4, d=3, alpha=1) == (1, STOCK)
 
 
+@pytest.mark.parametrize("splits", [["test"], None])
+def test_without_validation_the_mixture_that_is_set_reads_in_its_own_windows(splits: list[str] | None) -> None:
+    scores: Any = {0: {OWN: {"test": [scored(2)]}}, 1: {OWN: {"test": [scored(3)]}, STOCK: {"test": [scored(1)]}}}
+    assert choose({"alpha": 1, "splits": splits}, scores) == (1, OWN)
+
+
 def test_a_mixture_that_reads_better_in_the_full_window_is_saved_with_it(
     runs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -162,7 +168,7 @@ def test_an_adapter_is_merged_before_it_is_averaged(runs: list[Path], tmp_path: 
             "data.limit.validation=2",
             "data.limit.test=2",
             "guard.clips=0",
-            "alphas=[1]",
+            "alphas=[0,1]",
             "alpha=1",
             *more,
         )
@@ -174,6 +180,15 @@ def test_a_model_of_another_vocabulary_is_named() -> None:
     other.processor = replace(other.processor, tokenizer=byte_tokenizer(1))
     with pytest.raises(ModelError, match="b has another vocabulary than a; average models that were fine-tuned from"):
         check_alike({"a": one, "b": other})
+
+
+def test_a_model_of_other_languages_is_named() -> None:
+    one, other = (build_whisper(d_model=32, encoder_layers=1, decoder_layers=1) for _ in range(2))
+    other.set_languages(["ja", "ko"])
+    with pytest.raises(ModelError, match="b was trained on ja, ko, a on ja; average models that were trained on"):
+        check_languages({"a": one, "b": other})
+    one.set_languages(["ko", "ja"])
+    check_languages({"a": one, "b": other})
 
 
 def test_what_cannot_be_averaged_is_named(runs: list[Path], tmp_path: Path) -> None:
@@ -188,6 +203,12 @@ def test_what_cannot_be_averaged_is_named(runs: list[Path], tmp_path: Path) -> N
         run("average", out, f"runs=[{one}]", "alphas=[0,1.5]")
     with pytest.raises(ConfigError, match=r"alphas: must be different numbers"):
         run("average", out, f"runs=[{one}]", "alphas=[0,0]")
+    with pytest.raises(ConfigError, match=r"alphas: must be different numbers, .* in six digits"):
+        run("average", out, f"runs=[{one}]", "alphas=[0,0.1234567,0.1234568]")
+    with pytest.raises(ConfigError, match=r"alphas: must contain 0, the base, which the others .* got \[0\.5, 1\]"):
+        run("average", out, f"runs=[{one}]", "alphas=[0.5,1]")
+    with pytest.raises(ConfigError, match=r"splits: must be different ones, .* got \[\]"):
+        run("average", out, f"runs=[{one}]", "splits=[]", "alpha=1")
     with pytest.raises(ConfigError, match=r"alpha: must be one of alphas=\[0, 1\], got 0\.3"):
         run("average", out, f"runs=[{one}]", "alphas=[0,1]", "alpha=0.3")
     with pytest.raises(ConfigError, match="splits: alpha=null chooses by validation; add validation, or set alpha"):

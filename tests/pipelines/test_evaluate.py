@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -34,6 +35,24 @@ def test_language_and_task_are_those_of_the_model(german_translator: Path) -> No
     assert (whisper.processor.language, whisper.processor.task) == ("de", "translate")
     assert whisper.processor.text_language == "en"
     assert whisper.notes == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "fault"),
+    [
+        ({"languages": [["ja"]]}, r"has languages=\[\['ja'\]\]; it must be a list"),
+        ({"languages": 5}, "has languages=5; it must be a list"),
+        ({"languages": ["xx"]}, "a code of Whisper's languages"),
+        ({"trained_on": 5}, "trained_on has 5 in place of an object"),
+        ({"generation": {"max_new_tokens": 5, "num_beams": 10**6}}, "generation.num_beams=1000000; it must be"),
+    ],
+    ids=str,
+)
+def test_a_fault_in_a_checkpoint_names_it(tmp_path: Path, changes: dict[str, Any], fault: str) -> None:
+    whisper = build_whisper(32, 1, 1, 2, window_s=1, max_label_tokens=64)
+    torch.save({"hyper_parameters": {"recipe": whisper.recipe | changes}, "state_dict": {}}, tmp_path / "last.ckpt")
+    with pytest.raises(ModelError, match=rf"^checkpoint={tmp_path}/last.ckpt.*{fault}"):
+        load(tmp_path / "last.ckpt")
 
 
 def test_other_ones_that_are_set_are_used_and_noted(german_translator: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -175,9 +175,8 @@ def _problems(values: Mapping[str, Any]) -> Iterator[str]:
     yield from _optimizer_faults(flat, wrong_type)
     yield from _missing_files(flat)
     yield from _second_checkpoint(_select(values, "callbacks") or {})
-    for split in (flat.get("splits") or []) if "splits" not in wrong_type else []:
-        if split not in SPLITS:
-            yield f"splits: must be among {', '.join(SPLITS)}, got {split}"
+    if flat.get("splits") is not None and "splits" not in wrong_type:
+        yield from _split_faults(flat["splits"])
 
 
 def _odd_names(node: Any, at: str = "") -> Iterator[str]:
@@ -349,13 +348,23 @@ def _uneven_batch(flat: Mapping[str, Any]) -> Iterator[str]:
         yield f"data.global_batch_size: must be a multiple of {parts} ({' x '.join(keys)}), got {batch}"
 
 
+def _split_faults(splits: list[str]) -> Iterator[str]:
+    """Reports splits to score that do not exist, none at all, and one that is named twice."""
+    if wrong := [split for split in splits if split not in SPLITS]:
+        yield f"splits: must be among {', '.join(SPLITS)}, got {', '.join(wrong)}"
+    elif not splits or len(set(splits)) < len(splits):
+        yield f"splits: must be different ones, at least one of {', '.join(SPLITS)}, got {splits}"
+
+
 def _alpha_faults(flat: Mapping[str, Any]) -> Iterator[str]:
     """Reports shares of weights that are none, or whose curve has no base or lacks what is to be saved."""
     alphas, alpha = flat.get("alphas", [0]), flat.get("alpha")
     if wrong := [value for value in (*alphas, alpha or 0) if not 0 <= value <= 1]:
         yield f"alphas: must be from 0 (the base) to 1 (the tuned models), got {wrong[0]}"
-    if not alphas or len(set(alphas)) < len(alphas):
-        yield f"alphas: must be different numbers, at least one, got {alphas}"
+    if not alphas or len({f"{value:g}" for value in alphas}) < len(alphas):  # as files and tables name them
+        yield f"alphas: must be different numbers, at least one, in six digits, got {alphas}"
+    elif 0 not in alphas:
+        yield f"alphas: must contain 0, the base, which the others are compared with, got {alphas}"
     elif alpha is not None and alpha not in alphas:
         yield f"alpha: must be one of alphas={alphas}, got {alpha}"
     if "alphas" in flat and alpha is None and "validation" not in (flat.get("splits") or ()):

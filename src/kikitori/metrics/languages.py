@@ -34,6 +34,8 @@ ALIASES = dict(
         """,
     )
 )
+# Characters of a text that is no language, in a message.
+MOST_SHOWN = 60
 _CODES = {**{code: code for code in LANGUAGES}, **{name: code for code, name in LANGUAGES.items()}, **ALIASES}
 
 
@@ -50,7 +52,7 @@ def language_code(language: str) -> str:
     if re.fullmatch("[a-z]{2,3}", primary):
         return primary
     remedy = closest(language) or "; give its code or English name, such as ja or japanese"
-    raise ValueError(f"{language!r} is no language{remedy}")
+    raise ValueError(f"{language[:MOST_SHOWN]!r} is no language{remedy}")
 
 
 def known_code(language: str) -> str:

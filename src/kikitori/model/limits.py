@@ -158,11 +158,14 @@ def _complete(found: dict[str, Any], needed: Mapping[str, Rule], where: str) -> 
 
 
 def languages(values: Any, where: str) -> list[str]:
-    """Returns what `Whisper.languages` holds. Raises ModelError unless it is a list of Whisper's codes."""
+    """Returns what `Whisper.languages` holds. Raises ModelError unless it is a list of different codes of Whisper's."""
     rule = list_of(
         Rule(lambda v: isinstance(v, str) and v in LANGUAGES, "a code of Whisper's languages"), len(LANGUAGES)
     )
-    return list(checked({"languages": values}, {"languages": rule}, where)["languages"])
+    found = list(checked({"languages": values}, {"languages": rule}, where)["languages"])
+    if len({*found}) < len(found):
+        raise ModelError(f"{where}languages={str(found)[:60]}; each must be there once")
+    return found
 
 
 def parameters(config: WhisperConfig) -> int:

@@ -18,7 +18,7 @@ from transformers import (
 )
 from transformers.models.whisper.tokenization_whisper import LANGUAGES
 
-from kikitori.adapters.folder import is_adapter, read_adapter
+from kikitori.adapters.folder import FACTS, is_adapter, read_adapter
 from kikitori.adapters.settings import adapter_from_plain
 from kikitori.metrics.languages import language_code
 from kikitori.model.features import FRAMES_PER_SECOND
@@ -103,7 +103,8 @@ def _load_adapted(
     adapter = read_adapter(expanded(name))
     base_name, facts = base_of(adapter, base), adapter.facts
     own = (facts.get("language"), facts.get("task"))
-    languages = facts.get("languages", ())
+    where = f"the adapter {adapter.folder}: {FACTS}: "
+    languages = checked_languages(facts.get("languages", []), where)
     chosen = choose_language_and_task(name, given, own, default_language, languages) if own != (None, None) else None
     language_and_task = (chosen.language, chosen.task) if chosen else given
     base_revision = revision or (None if base or Path(base_name).is_dir() else adapter.revision)
@@ -111,8 +112,11 @@ def _load_adapted(
     adapter.merge_into(whisper.model, base_name)
     whisper.arguments |= {"name": name, "revision": revision, "base": base}
     whisper.notes += chosen.notes if chosen else []
-    _configure(whisper, facts)
-    whisper.set_timestamps(facts.get("timestamps"))  # not those of the base
+    try:
+        _configure(whisper, facts)
+        whisper.set_timestamps(facts.get("timestamps"))  # not those of the base
+    except ModelError as error:
+        raise ModelError(f"{where}{error}") from error
     return whisper
 
 
@@ -282,11 +286,12 @@ def choose_language_and_task(
 ) -> Chosen:
     """Chooses the language and task of a model: those given, or those it was trained with, or the default.
 
-    own: None for a stock model. languages: those of a model that was trained with several; the first is its own, unless
-    another of them is given. The notes, and the use of the default, are logged in one process of a run.
+    own: None for a stock model, and ignored if it is no language or task. languages: those of a model that was trained
+    with several; the first is its own, unless another of them is given. The notes, and the use of the default, are
+    logged in one process of a run.
     """
     language, task = given[0] and whisper_code(given[0]), given[1]
-    own_language, own_task = _own_code(own[0]), own[1]
+    own_language, own_task = _own_code(own[0]), own[1] if own[1] in TASKS else None
     if languages:
         own_language = language if language in languages else languages[0]
     notes = [

@@ -13,7 +13,7 @@ from kikitori.guard.recordings import OWN, STOCK
 from kikitori.metrics.error_rates import change, summarise
 from kikitori.model.whisper import Whisper
 from kikitori.model.window import FULL, Window, describe_window
-from kikitori.pipelines.mixing import Weights, check_alike, mean, mix, weights_of
+from kikitori.pipelines.mixing import Weights, check_alike, check_languages, mean, mix, weights_of
 from kikitori.runs.model_card import model_card
 from kikitori.runs.results import FULL_WINDOW, IN_FULL_WINDOW, Results
 from kikitori.runtime.distributed import is_main
@@ -97,6 +97,7 @@ def load_weights(run: Session) -> tuple[Whisper, Ends]:
         for name in others:
             model = load_model({**run.config, "checkpoint": name}, "checkpoint")
             check_alike({first: whisper, name: model})
+            check_languages({first: whisper, name: model})
             yield model.model.state_dict()
 
     windows = against.processor.window, whisper.processor.window
@@ -128,7 +129,7 @@ def choose(config: Mapping[str, Any], scores: Mapping[float, Readings]) -> Choic
     Of one configured `alpha` only the reading is chosen, and without validation clips OWN.
     """
     alpha = config["alpha"]
-    if "validation" not in config["splits"]:
+    if not all("validation" in of for readings in scores.values() for of in readings.values()):
         return Choice(float(alpha), OWN)
     cers = {
         Choice(mixed, reading): summarise(of["validation"])["cer"]

@@ -19,6 +19,8 @@ def guard(cfg: DictConfig | dict[str, Any], folder: Path) -> Results:
     """Compares the model of `checkpoint` with that of `against`; all outputs are in `folder`."""
     if not cfg["checkpoint"]:
         raise ConfigError("checkpoint: not set; pass the tuned model: kikitori guard outputs/my-run")
+    if cfg["guard"]["clips"] == 0:
+        raise ConfigError("guard.clips=0: there is nothing to compare; set it above 0")
     with session("guard", with_origin(cfg, cfg["checkpoint"]), folder) as run:
         trainer = build_trainer(run.trainer_settings, folder, [], [])
         data = build_data(run.config, trainer)
@@ -28,8 +30,7 @@ def guard(cfg: DictConfig | dict[str, Any], folder: Path) -> Results:
         prepare_data(run.config, data, folder, run.results)
         configure_model(run, tuned)
         both = make_guard(run, trainer, data, tuned.processor)
-        if both is None:
-            raise ConfigError("guard.clips=0: there is nothing to compare; set it above 0")
+        assert both is not None
         of_tuned = both.read(TUNED, tuned)
         own = {"language": tuned.processor.language, "task": tuned.processor.task}
         base = load_model({**run.config, "model": own}, "against")

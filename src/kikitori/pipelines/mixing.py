@@ -48,6 +48,21 @@ def check_alike(models: Mapping[str, Whisper]) -> None:
             raise ModelError(f"{name} has {fault.format(first)}; average models that were fine-tuned from one base")
 
 
+def check_languages(models: Mapping[str, Whisper]) -> None:
+    """Raises ModelError unless all tuned models, by the name that the user gave, were trained on the same languages."""
+    (first, one), *others = models.items()
+    for name, other in others:
+        if {*_trained_on(one)} != {*_trained_on(other)}:
+            raise ModelError(
+                f"{name} was trained on {', '.join(_trained_on(other))}, {first} on {', '.join(_trained_on(one))}; "
+                "average models that were trained on the same languages"
+            )
+
+
+def _trained_on(whisper: Whisper) -> list[str]:
+    return whisper.languages or [whisper.processor.language]
+
+
 def _differences(one: Whisper, other: Whisper) -> Iterator[str]:
     """Yields what the other has; {} stands for the name of the first."""
     shapes, found = ({key: tuple(w.shape) for key, w in m.model.state_dict().items()} for m in (one, other))

@@ -14,6 +14,7 @@ from kikitori.corpora.types import SPLITS
 from kikitori.data.datamodule import SpeechDataModule
 from kikitori.data.filters import doubtful_texts
 from kikitori.metrics.normalizer import text_rules
+from kikitori.model.limits import languages as checked_languages
 from kikitori.model.loading import choose_language_and_task, load_whisper, rebuild_whisper
 from kikitori.model.processor import whisper_code
 from kikitori.model.source import is_path, model_folder
@@ -113,15 +114,18 @@ def load_checkpoint(config: dict[str, Any]) -> Whisper:
                 f"checkpoint={path} was trained from {base}, which does not exist; start the command in the folder in "
                 "which the run was started, or give the run's model/ folder instead"
             )
-        own, languages = (recipe["language"], recipe["task"]), recipe.get("languages", ())
+        own = (recipe["language"], recipe["task"])
+        languages = checked_languages(recipe.get("languages", []), f"checkpoint={path} has ")
         language, task, notes = choose_language_and_task(path.name, given, own, default, languages)
         whisper = rebuild_whisper({**recipe, "language": language, "task": task})
         whisper.notes[:] = notes
         state = {key.removeprefix("model."): value for key, value in checkpoint["state_dict"].items()}
         whisper.model.load_state_dict(state)
         whisper.merge_adapter()
-    except KikitoriError:
-        raise
+    except KikitoriError as error:
+        if str(path) in str(error):
+            raise
+        raise type(error)(f"checkpoint={path}: {error}") from error
     except Exception as error:  # a checkpoint of another program may lack or add anything
         reason = one_line(error)
         raise ModelError(f"checkpoint={path} was not written by kikitori: {reason}") from error

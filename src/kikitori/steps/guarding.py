@@ -35,7 +35,7 @@ from kikitori.runs.record import save, timed
 from kikitori.runs.results import GUARD_ROW, guard_file, read_results
 from kikitori.runs.summary import long_recordings_lines
 from kikitori.runtime.distributed import all_gather, is_main
-from kikitori.runtime.errors import DataError, GuardFailed, KikitoriError, shortened
+from kikitori.runtime.errors import ConfigError, DataError, GuardFailed, KikitoriError, shortened
 from kikitori.runtime.files import read_lines, write_lines
 from kikitori.steps.scoring import announce_scoring
 from kikitori.steps.session import Session
@@ -122,7 +122,13 @@ def make_guard(run: Session, trainer: pl.Trainer, data: SpeechDataModule, proces
     settings = run.config["guard"]
     if not settings["clips"]:
         return None
-    split: Split = "test" if "test" in data.splits else "validation"
+    among: tuple[Split, ...] = ("test", "validation")
+    split = next((split for split in among if split in data.splits), None)
+    if split is None:
+        raise ConfigError(
+            f"splits: the guard reads clips of test or validation, got {data.splits}; add one of them, or set "
+            "guard.clips=0"
+        )
     clips = speech_of(data, split, settings["clips"], processor.language)
     window_s, languages = processor.window_s, dict.fromkeys(clip.language for clip in clips)
     found = [*without_speech(window_s, processor.language)]
