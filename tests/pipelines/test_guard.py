@@ -143,7 +143,7 @@ WORSE |= {"change": 6.0, "change_ci95": [2.0, 8.0], "p": 0.001, "verdict": "wors
 def test_what_is_missing_is_named_with_its_remedy(trained: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="checkpoint: not set; pass the tuned model: kikitori guard"):
         run("guard", tmp_path / "a")
-    with pytest.raises(ConfigError, match="does not name its base; pass --against with a model"):
+    with pytest.raises(ConfigError, match="random weights, so it has no base; pass --against with a model"):
         run("guard", tmp_path / "a", f"checkpoint={trained}")
     shutil.copytree(trained / "model", tmp_path / "model")
     with pytest.raises(ConfigError, match="is no run that would name its corpus; pass data="):
