@@ -64,6 +64,8 @@ def test_a_training_ends_with_its_guard(trained: Path) -> None:
     assert clips["base"] == pytest.approx(100 * before, rel=0.5)
     assert "**Guard.**" in (trained / "model" / "README.md").read_text()
     assert "## Guard\n\n| set | reading |" in (trained / "results.md").read_text()
+    # A reader without the documents learns what an empty last column means.
+    assert all("takes six recordings" in (trained / name).read_text() for name in ("model/README.md", "results.md"))
     logged = summary(results)
     assert logged["guard/clips/own windows/cer/base"] == clips["base"]
     assert sum(key.startswith("guard/") for key in logged) == 2 * len(figures)

@@ -11,7 +11,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from kikitori.guard.table import guard_lines, guard_rows
+from kikitori.guard.table import guard_legend, guard_lines, guard_rows
 from kikitori.runs.results import FULL_WINDOW
 from kikitori.runtime.console import Terminal, duration
 from kikitori.runtime.paths import shown_path
@@ -100,6 +100,7 @@ def print_results(results: Mapping[str, Any], folder: Path) -> None:
         columns = dict(zip(header, zip(*body, strict=True), strict=True))
         for table in fit(Grid(header[:3], [header[3:6], header[6:]], columns, left=header[:3]), console):
             console.print(table)
+        console.print(Text(guard_legend(results["guard"])))
     for line in remarks(results):
         console.print(Text(line))
     for split, facts in results["data"]["splits"].items():
