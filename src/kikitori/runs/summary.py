@@ -116,7 +116,24 @@ def remarks(results: Mapping[str, Any]) -> list[str]:
     guard = [*guard_lines(results.get("guard", [])), *long_recordings_lines(results)]
     if not results["scores"]:
         return [*guard, *notes_of(results)]
-    return [*reading_lines(results), *full_window_lines(results), *cut_lines(results), *guard, *notes_of(results)]
+    rates = [*average_lines(results), *reading_lines(results), *full_window_lines(results), *cut_lines(results)]
+    return [*rates, *guard, *notes_of(results)]
+
+
+def average_lines(results: Mapping[str, Any]) -> list[str]:
+    """Which mixture was saved; that of alpha 0 is the base, so nothing was gained."""
+    if not (found := results.get("averaged")):
+        return []
+    alpha = found["alpha"]
+    what = "the base itself: no mixture was better on validation" if alpha == 0 and _is_chosen(results) else ""
+    models = f"the mean of {found['runs']} models" if found["runs"] > 1 else "the tuned model"
+    what = what or f"{alpha:g} of {models} and {1 - alpha:g} of the base"
+    return [f"before: the base; after, and saved: alpha {alpha:g} in {found['reading']}, {what}"]
+
+
+def _is_chosen(results: Mapping[str, Any]) -> bool:
+    """Whether validation chose the mixture, rather than the user."""
+    return results["config"].get("alpha") is None
 
 
 def long_recordings_lines(results: Mapping[str, Any]) -> list[str]:
