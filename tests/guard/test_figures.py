@@ -7,6 +7,7 @@ import pytest
 from kikitori.config.validation import GUARDS_OWN
 from kikitori.guard.figures import certainly_worse, compare, count, is_stamped, place, timestamp_facts
 from kikitori.guard.recordings import OWN, STOCK
+from kikitori.guard.table import guard_legend, guard_rows
 from kikitori.metrics.error_rates import score_clips
 
 
@@ -134,6 +135,19 @@ def test_the_guards_own_sets_are_those_whose_names_are_refused() -> None:
     others = place("german")[0]
     assert all(place(name)[0] < others for name in (*GUARDS_OWN, "joined 60 s"))
     assert len({place(name) for name in GUARDS_OWN}) + 1 == others  # joined ones have names of their own
+
+
+def test_joined_recordings_stand_in_the_order_of_their_seconds() -> None:
+    rows = [row(name, "1", "あ", "あ") for name in ("joined 120 s", "joined 60 s", "silence", "clips")]
+    names = list(dict.fromkeys(name for name, _, _ in count(rows)))
+    assert names == ["clips", "joined", "joined 60 s", "joined 120 s", "silence"]
+
+
+def test_the_legend_counts_what_the_table_leaves_out() -> None:
+    model = count([row("clips", "1", "あ", "あ")])
+    figures = compare(model, model)
+    assert len(guard_rows(figures)) - 1 == len(figures) - 1
+    assert "Not listed: 1 figure of texts that repeat themselves" in guard_legend(figures)
 
 
 def test_sets_that_only_one_model_read_are_left_out() -> None:

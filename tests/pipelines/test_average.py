@@ -213,7 +213,7 @@ def test_what_cannot_be_averaged_is_named(runs: list[Path], tmp_path: Path) -> N
         run("average", out, f"runs=[{one}]", "alphas=[0,1]", "alpha=0.3")
     with pytest.raises(ConfigError, match="splits: alpha=null chooses by validation; add validation, or set alpha"):
         run("average", out, f"runs=[{one}]", "splits=[test]")
-    with pytest.raises(ConfigError, match="does not name its base"):
+    with pytest.raises(ConfigError, match="began with random weights, so it has no base"):
         run("average", out, f"runs=[{base}]")
     shutil.copytree(one / "model", tmp_path / "model")
     with pytest.raises(ConfigError, match="is no run that would name its corpus"):

@@ -64,6 +64,8 @@ def test_a_training_ends_with_its_guard(trained: Path) -> None:
     assert clips["base"] == pytest.approx(100 * before, rel=0.5)
     assert "**Guard.**" in (trained / "model" / "README.md").read_text()
     assert "## Guard\n\n| set | reading |" in (trained / "results.md").read_text()
+    # A reader without the documents learns what an empty last column means.
+    assert all("takes six recordings" in (trained / name).read_text() for name in ("model/README.md", "results.md"))
     logged = summary(results)
     assert logged["guard/clips/own windows/cer/base"] == clips["base"]
     assert sum(key.startswith("guard/") for key in logged) == 2 * len(figures)
@@ -143,7 +145,7 @@ WORSE |= {"change": 6.0, "change_ci95": [2.0, 8.0], "p": 0.001, "verdict": "wors
 def test_what_is_missing_is_named_with_its_remedy(trained: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="checkpoint: not set; pass the tuned model: kikitori guard"):
         run("guard", tmp_path / "a")
-    with pytest.raises(ConfigError, match="does not name its base; pass --against with a model"):
+    with pytest.raises(ConfigError, match="random weights, so it has no base; pass --against with a model"):
         run("guard", tmp_path / "a", f"checkpoint={trained}")
     shutil.copytree(trained / "model", tmp_path / "model")
     with pytest.raises(ConfigError, match="is no run that would name its corpus; pass data="):

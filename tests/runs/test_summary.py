@@ -10,7 +10,7 @@ from run_folders import SCORING
 from terminal import run_in_terminal, widest
 
 from kikitori.runs.results_md import markdown
-from kikitori.runs.summary import Grid, cost_line, cut_lines, disk_line, fit, rows
+from kikitori.runs.summary import Grid, average_lines, cost_line, cut_lines, disk_line, fit, rows
 from kikitori.runtime.console import duration
 
 PRINT = (
@@ -181,3 +181,20 @@ def test_transcripts_that_were_cut_off_are_counted_below_the_table() -> None:
     assert line.endswith(": before training validation 3 of 200; in the full window validation 2 of 20, test 1 of 20")
     assert cut_lines({"scores": {"evaluated": {"test": {"cut": 2, "clips": 9}}}})[0].endswith(": test 2 of 9")
     assert cut_lines({"scores": {"after": scores["after"]}}) == []
+
+
+@pytest.mark.parametrize(
+    ("runs", "alpha", "given", "words"),
+    [
+        (3, 0.4, None, "alpha 0.4 in own windows, 0.4 of the mean of 3 models and 0.6 of the base"),
+        (1, 0.4, None, "0.4 of the tuned model and 0.6 of the base"),
+        (3, 0, None, "alpha 0 in own windows, the base itself: no mixture was better on validation"),
+        (3, 0, 0, "0 of the mean of 3 models and 1 of the base"),
+    ],
+)
+def test_an_average_says_which_mixture_it_saved(runs: int, alpha: float, given: float | None, words: str) -> None:
+    averaged = {"runs": runs, "alpha": alpha, "reading": "own windows"}
+    (line,) = average_lines(results(averaged=averaged, config={"alpha": given}))
+    assert line.startswith("before: the base; after, and saved: ")
+    assert line.endswith(words)
+    assert average_lines(results()) == []

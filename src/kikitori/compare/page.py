@@ -20,7 +20,7 @@ from kikitori.compare.leaderboard import ALIKE, BEST, Leaderboard, Row
 from kikitori.compare.plots import figures
 from kikitori.compare.search_plots import search_figures
 from kikitori.config.overrides import override
-from kikitori.guard.table import guard_rows
+from kikitori.guard.table import guard_legend, guard_rows
 from kikitori.runs.reader import Run
 from kikitori.runs.results import SWEEP
 from kikitori.runtime.errors import DataError
@@ -214,6 +214,7 @@ def _run(run: Run, rank: int) -> dict[str, Any]:
         "device": run.results.get("cost", {}).get("device", ""),
         "command": exact_command(run),
         "guard": guard_rows(run.results.get("guard", [])),
+        "guard_legend": guard_legend(run.results.get("guard", [])),
         "guard_words": _verdicts(run.results.get("guard", [])),
     }
 

@@ -5,7 +5,7 @@ from html import escape
 from itertools import chain
 from typing import Any, NamedTuple
 
-from kikitori.guard.figures import place
+from kikitori.guard.figures import shown_place
 from kikitori.guard.measures import CER, LOOPS, MEASURES
 from kikitori.guard.recordings import OWN, READINGS, STOCK
 
@@ -94,7 +94,7 @@ def lines(curve: Sequence[Mapping[str, Any]]) -> Iterator[Line]:
             if key in curve[0]:
                 yield Line(split, reading, CER, [_rate(mixture["alpha"], mixture[key][split]) for mixture in curve])
     found = {tuple(figure[key] for key in FIGURE) for figure in curve[0]["guard"] if figure["measure"] != LOOPS}
-    for of in sorted(found, key=lambda of: (*place(of[0]), of[1], READINGS.index(of[2]))):
+    for of in sorted(found, key=lambda of: (*shown_place(of[0]), of[1], READINGS.index(of[2]))):
         name, measure, reading = of
         same = (
             (mixture["alpha"], figure)

@@ -65,7 +65,7 @@ def count(rows: Sequence[Mapping[str, Any]]) -> Counts:
                 names.append(kind)
             for name in names:
                 found.setdefault((name, row["reading"], measure), []).append(pair)
-    in_order = sorted(found, key=lambda key: (*place(key[0]), key[1]))
+    in_order = sorted(found, key=lambda key: (*shown_place(key[0]), key[1]))
     return {key: np.array(found[key], dtype=np.int64) for key in in_order}
 
 
@@ -74,6 +74,12 @@ def place(name: str) -> tuple[int, str]:
     known = (CLIPS, TELEPHONE, NOISY, JOINED, STAMPS, SOUNDS, *NO_SPEECH, REVERSED)
     kind = _kind(name)
     return known.index(kind) if kind in known else len(known), name
+
+
+def shown_place(name: str) -> tuple[int, int, str]:
+    """The same for tables and plots, with joined recordings by their seconds: 60 s before 120 s."""
+    kind, _ = place(name)
+    return kind, len(name) if _kind(name) == JOINED else 0, name
 
 
 def _kind(name: str) -> str:

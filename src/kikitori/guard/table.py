@@ -15,6 +15,18 @@ def guard_rows(figures: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     return [HEADER, *map(_cells, shown)] if shown else []
 
 
+def guard_legend(figures: Sequence[Mapping[str, Any]]) -> str:
+    """What the table's words mean and what it leaves out, for a reader without the documents."""
+    left_out = sum(row["measure"] == LOOPS and not row["base"] and not row["tuned"] for row in figures)
+    figure = "figure" if left_out == 1 else "figures"
+    omitted = f" Not listed: {left_out} {figure} of texts that repeat themselves, where none does." if left_out else ""
+    return (
+        "Own windows: as kikitori reads; full window: as stock tools do. The last column says better or worse where a "
+        "permutation test confirms the interval (p ≤ 0.05), which takes six recordings or more. One in twenty would by "
+        f"chance.{omitted}"
+    )
+
+
 def _cells(row: Mapping[str, Any]) -> list[str]:
     low, high = row["change_ci95"]
     change = f"{row['change']:+.1f} [{low:+.1f}, {high:+.1f}]"

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from kikitori.guard.table import guard_rows
+from kikitori.guard.table import guard_legend, guard_rows
 from kikitori.runs.results import FULL_WINDOW
 from kikitori.runs.summary import (
     full_window_rates,
@@ -165,6 +165,8 @@ def _guard(results: Mapping[str, Any]) -> str:
 **Guard.** The model next to its base on what its corpus does not show, with paired 95 % intervals over the recordings.
 
 {table}
+
+{guard_legend(results["guard"])}
 {_long_recordings(results)}"""
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from kikitori.guard.curve import curve_rows
-from kikitori.guard.table import guard_rows
+from kikitori.guard.table import guard_legend, guard_rows
 from kikitori.runs.results import command_line, predictions_file, read_predictions
 from kikitori.runs.summary import (
     cost_line,
@@ -35,7 +35,7 @@ def markdown(results: Mapping[str, Any], folder: Path | None = None) -> str:
     if curve := curve_rows(results.get("curve", []), results.get("averaged", {})):
         parts += ["## Mixtures of the base (alpha 0) and the tuned models (alpha 1)", _table(curve)]
     if figures := guard_rows(results.get("guard", [])):
-        parts += ["## Guard", _table(figures)]
+        parts += ["## Guard", _table(figures), guard_legend(results["guard"])]
     if folder and results["scores"] and (found := examples_table(results, folder)):
         parts += ["## Examples", found]
     parts += [

@@ -11,7 +11,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from kikitori.guard.table import guard_lines, guard_rows
+from kikitori.guard.table import guard_legend, guard_lines, guard_rows
 from kikitori.runs.results import FULL_WINDOW
 from kikitori.runtime.console import Terminal, duration
 from kikitori.runtime.paths import shown_path
@@ -100,6 +100,7 @@ def print_results(results: Mapping[str, Any], folder: Path) -> None:
         columns = dict(zip(header, zip(*body, strict=True), strict=True))
         for table in fit(Grid(header[:3], [header[3:6], header[6:]], columns, left=header[:3]), console):
             console.print(table)
+        console.print(Text(guard_legend(results["guard"])))
     for line in remarks(results):
         console.print(Text(line))
     for split, facts in results["data"]["splits"].items():
@@ -115,7 +116,24 @@ def remarks(results: Mapping[str, Any]) -> list[str]:
     guard = [*guard_lines(results.get("guard", [])), *long_recordings_lines(results)]
     if not results["scores"]:
         return [*guard, *notes_of(results)]
-    return [*reading_lines(results), *full_window_lines(results), *cut_lines(results), *guard, *notes_of(results)]
+    rates = [*average_lines(results), *reading_lines(results), *full_window_lines(results), *cut_lines(results)]
+    return [*rates, *guard, *notes_of(results)]
+
+
+def average_lines(results: Mapping[str, Any]) -> list[str]:
+    """Which mixture was saved; that of alpha 0 is the base, so nothing was gained."""
+    if not (found := results.get("averaged")):
+        return []
+    alpha = found["alpha"]
+    what = "the base itself: no mixture was better on validation" if alpha == 0 and _is_chosen(results) else ""
+    models = f"the mean of {found['runs']} models" if found["runs"] > 1 else "the tuned model"
+    what = what or f"{alpha:g} of {models} and {1 - alpha:g} of the base"
+    return [f"before: the base; after, and saved: alpha {alpha:g} in {found['reading']}, {what}"]
+
+
+def _is_chosen(results: Mapping[str, Any]) -> bool:
+    """Whether validation chose the mixture, rather than the user."""
+    return results["config"].get("alpha") is None
 
 
 def long_recordings_lines(results: Mapping[str, Any]) -> list[str]:

@@ -37,7 +37,9 @@ def with_origin(cfg: DictConfig | Mapping[str, Any], place: str) -> dict[str, An
     # Of a training, or of an average.
     base, revision = model.get("name") or config.get("against"), model.get("revision")
     if not values["against"] and not base:
-        raise ConfigError(f"against: not set, and {place} does not name its base; pass --against with a model")
+        random = str(model.get(TARGET)).endswith("build_whisper")
+        why = "began with random weights, so it has no base" if random else "does not name its base"
+        raise ConfigError(f"against: not set, and {place} {why}; pass --against with a model")
     if not values["against"] and revision:
         raise ConfigError(
             f"against: not set, and {place} began with the revision {revision} of {base}, not with its main branch; "
