@@ -88,6 +88,13 @@ def test_the_curve_goes_from_the_base_to_the_mean_of_the_models(runs: list[Path]
     for reading in ("own windows", "full window"):
         assert f"| validation | CER % | {reading} |" in table
         assert f"| pink noise | characters/min | {reading} |" in table
+    for split in ("validation", "test"):
+        for name, alpha in (("before", "0"), ("after", "0.5")):
+            files = [tmp_path / "out" / "predictions" / f"{split}_{stage}.jsonl" for stage in (name, f"alpha_{alpha}")]
+            assert files[0].read_text() in (
+                files[1].read_text(),
+                files[1].with_name(f"{files[1].stem}_in_full_window.jsonl").read_text(),
+            )
     assert "mean of 2 fine-tuned models" in (tmp_path / "out" / "model" / "README.md").read_text()
 
 

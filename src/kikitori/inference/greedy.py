@@ -60,6 +60,8 @@ def greedy(
     In half precision such near ties occur, here and in generate: rows may then differ between batches.
     Timestamps are ordinary tokens here, while generate stops at a pair of them and continues from the second one.
     """
+    if not len(encoder_states):
+        return []
     config, decoder, device = model.generation_config, model.model.decoder, encoder_states.device
     prefixes = torch.tensor(prefix).expand(len(encoder_states), -1)
     first = prefix[0] if isinstance(prefix[0], Sequence) else prefix
@@ -72,7 +74,7 @@ def greedy(
     active = list(range(len(encoder_states)))  # the row at each position of the batch
     tokens = prefixes.contiguous().to(device)
     with _weights_cast_once(device.type):
-        for length in range(1, limit + 1 if active else 1):
+        for length in range(1, limit + 1):
             states = decoder(tokens, encoder_hidden_states=encoder_states, past_key_values=cache, use_cache=True)
             if length == 1:
                 at_start = model.proj_out(states.last_hidden_state[:, start]).float().softmax(dim=1)

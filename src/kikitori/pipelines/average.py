@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from shutil import copyfile
 from typing import Any, NamedTuple
 
 from omegaconf import DictConfig
@@ -15,7 +16,7 @@ from kikitori.model.whisper import Whisper
 from kikitori.model.window import FULL, Window, describe_window
 from kikitori.pipelines.mixing import Weights, check_alike, check_languages, mean, mix, weights_of
 from kikitori.runs.model_card import model_card
-from kikitori.runs.results import FULL_WINDOW, IN_FULL_WINDOW, Results
+from kikitori.runs.results import FULL_WINDOW, IN_FULL_WINDOW, Results, predictions_file
 from kikitori.runtime.distributed import is_main
 from kikitori.runtime.errors import ConfigError
 from kikitori.runtime.files import write_text
@@ -158,6 +159,11 @@ def describe(run: Session, scores: Mapping[float, Readings], chosen: Choice, end
     run.results["scores"] = {"before": rates[stage(first, start)], "after": rates[stage(*chosen)], "change": changes}
     if chosen.reading == OWN and STOCK in scores[chosen.alpha]:
         run.results["scores"][FULL_WINDOW] = rates[stage(chosen.alpha, STOCK)]
+    if is_main():
+        for split in after:
+            # Under the names of a training's files, by which runs are compared clip by clip.
+            for name, of in (("before", stage(first, start)), ("after", stage(*chosen))):
+                copyfile(predictions_file(run.folder, split, of), predictions_file(run.folder, split, name))
 
 
 def base_counts(guard: Guard, whisper: Whisper, ends: Ends, first: float, counts: Counts) -> Counts:
