@@ -99,6 +99,18 @@ def test_a_model_that_is_built_has_the_language_of_the_corpus(language: str | No
     assert (whisper.processor.language, whisper.processor.task) == (code, "transcribe")
 
 
+def test_a_language_that_no_clip_has_is_replaced_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    model = {"_target_": "kikitori.build_whisper", "d_model": 8, "attention_heads": 1, "task": None}
+    config = {"data": {"language": "ja"}, "model": {**model, "language": "Japanese"}}
+    assert build_model(config, ["ko", "ja"]).processor.language == "ja"
+    assert not caplog.records
+    assert build_model(config, ["ko", "en"]).processor.language == "ko"
+    assert [record.getMessage() for record in caplog.records] == [
+        "model.language=Japanese, but the corpus has no clips in it: ko, the first of its languages, is that of the "
+        "model"
+    ]
+
+
 def test_the_model_of_a_run_folder_is_loaded(micro: Whisper, tmp_path: Path) -> None:
     micro.save(tmp_path / "model")
     loaded = load(tmp_path).model.state_dict()

@@ -53,6 +53,9 @@ def build_model(config: dict[str, Any], languages: Sequence[str] = ()) -> Whispe
     if languages:
         given = settings.get("language")
         own = whisper_code(given) if given else None
+        if own and own not in languages:
+            first = f"{languages[0]}, the first of its languages, is that of the model"
+            log.warning("model.language=%s, but the corpus has no clips in it: %s", given, first)
         settings = {**settings, "language": own if own in languages else languages[0]}
     if settings["_target_"] == "kikitori.load_whisper":
         more = {"default_language": language}
