@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import adapted
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -15,11 +16,10 @@ from kikitori.adapters.folder import read_adapter
 from kikitori.adapters.settings import TARGETS, AdaLora, Lora
 from kikitori.model import source
 from kikitori.model.loading import build_whisper, load_whisper
-from kikitori.model.whisper import Whisper, encode
+from kikitori.model.whisper import Whisper
 from kikitori.model.window import Window
 from kikitori.runtime.errors import ModelError
 from kikitori.steps.builders import load_checkpoint
-from kikitori.training.loss import clip_losses
 
 MICRO: dict[str, Any] = {"d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "attention_heads": 2, "window_s": 1}
 EVERY = TARGETS[:6]
@@ -28,11 +28,9 @@ Q = "base_model.model.model.decoder.layers.0.self_attn.q_proj"
 
 
 def losses(whisper: Whisper) -> Tensor:
-    generator = torch.Generator().manual_seed(1)
-    features = torch.randn(2, 80, 100, generator=generator)
-    labels = torch.randint(0, 250, (2, 9), generator=generator)
+    whisper.model.eval()
     with torch.no_grad():
-        return clip_losses(whisper.model.eval(), encode(whisper.model, features), labels)
+        return adapted.losses(whisper)
 
 
 @pytest.fixture
@@ -46,10 +44,7 @@ def trained(base: Path, adapter: Lora, **settings: Any) -> Whisper:
     pytest.importorskip("peft", reason=f"an adapter {layers.EXTRA}")
     whisper = load_whisper(str(base), "ja", **settings)
     whisper.add_adapter(adapter)
-    with torch.no_grad():
-        for weight in whisper.model.parameters():
-            if weight.requires_grad:
-                weight.add_(0.05 * torch.randn_like(weight))
+    adapted.disturb(whisper)
     return whisper
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from adapted import disturb, losses
 
 from kikitori.adapters import layers
 from kikitori.adapters.settings import TARGETS, AdaLora, Lora
@@ -17,7 +17,6 @@ from kikitori.model.whisper import Whisper, encode
 from kikitori.model.window import Window
 from kikitori.optim.optimizers import parameter_groups
 from kikitori.runtime.errors import ConfigError, ModelError
-from kikitori.training.loss import clip_losses
 
 MICRO: dict[str, Any] = {"d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "attention_heads": 2, "window_s": 1}
 EVERY = TARGETS[:6]
@@ -34,22 +33,6 @@ def _seed() -> None:
 @pytest.fixture
 def whisper() -> Whisper:
     return build_whisper(**MICRO)
-
-
-def losses(whisper: Whisper) -> Tensor:
-    """The losses of two clips."""
-    generator = torch.Generator().manual_seed(1)
-    features = torch.randn(2, 80, 100, generator=generator)
-    labels = torch.randint(0, 250, (2, 9), generator=generator)
-    return clip_losses(whisper.model, encode(whisper.model, features), labels)
-
-
-def disturb(whisper: Whisper) -> None:
-    """Changes what is trained, as training does."""
-    with torch.no_grad():
-        for weight in whisper.model.parameters():
-            if weight.requires_grad:
-                weight.add_(0.05 * torch.randn_like(weight))
 
 
 @needs_peft

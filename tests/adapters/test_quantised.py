@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from adapted import disturb, losses
 from torch import Tensor, nn
 
 from kikitori.adapters import layers, quantised
@@ -13,9 +14,8 @@ from kikitori.adapters.quantised import QuantisedLinear, dequantise, quantise, q
 from kikitori.adapters.settings import AdaLora, Lora
 from kikitori.config.validation import check_config
 from kikitori.model.loading import build_whisper, load_whisper, rebuild_whisper
-from kikitori.model.whisper import Whisper, encode
+from kikitori.model.whisper import Whisper
 from kikitori.runtime.errors import ConfigError, ModelError
-from kikitori.training.loss import clip_losses
 
 MICRO: dict[str, Any] = {"d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "attention_heads": 2, "window_s": 1}
 EVERY = ["q_proj", "v_proj", "fc1"]
@@ -33,21 +33,11 @@ def _seed() -> None:
     torch.manual_seed(0)
 
 
-def losses(whisper: Whisper) -> Tensor:
-    generator = torch.Generator().manual_seed(1)
-    features = torch.randn(2, 80, 100, generator=generator)
-    labels = torch.randint(0, 250, (2, 9), generator=generator)
-    return clip_losses(whisper.model, encode(whisper.model, features), labels)
-
-
 def trained(adapter: Lora) -> Whisper:
     """A model whose adapter is no longer a fresh one."""
     whisper = build_whisper(**MICRO)
     whisper.add_adapter(adapter)
-    with torch.no_grad():
-        for weight in whisper.model.parameters():
-            if weight.requires_grad:
-                weight.add_(0.05 * torch.randn_like(weight))
+    disturb(whisper)
     return whisper
 
 

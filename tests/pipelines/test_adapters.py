@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from composing import composed
 from hydra import compose, initialize_config_dir
 from safetensors.torch import load_file
 
 from kikitori.adapters import layers, quantised
 from kikitori.adapters.folder import add_timestamps
-from kikitori.config.overrides import settle
 from kikitori.model.loading import load_whisper
 from kikitori.pipelines import train as pipeline
 from kikitori.pipelines.evaluate import evaluate, load_checkpoint
@@ -53,10 +53,7 @@ def _one_thread() -> Any:
 
 
 def run(folder: Path, *words: str) -> dict[str, Any]:
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose("train", [*SMALL, *words])
-    settle(cfg, [*SMALL, *words])
-    return pipeline.train(cfg, folder)
+    return pipeline.train(composed("train", [*SMALL, *words]), folder)
 
 
 def texts(folder: Path, stage: str) -> list[str]:

@@ -7,11 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
+from composing import composed
 from safetensors.torch import load_file
 
 from kikitori.adapters import layers
-from kikitori.config.overrides import settle
 from kikitori.guard.recordings import OWN, STOCK
 from kikitori.metrics.error_rates import ClipScore, score_clips
 from kikitori.model.loading import build_whisper, load_whisper
@@ -22,7 +21,6 @@ from kikitori.pipelines.guard import guard
 from kikitori.pipelines.mixing import check_alike, check_languages
 from kikitori.pipelines.train import train
 from kikitori.runtime.errors import ConfigError, ModelError
-from kikitori.runtime.paths import CONF
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
@@ -43,10 +41,7 @@ SIZES = ["model.d_model=32", "model.encoder_layers=1", "model.decoder_layers=1"]
 
 def run(command: str, folder: Path, *words: str) -> dict[str, Any]:
     given = [*(SMALL if command == "train" else []), *words]
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose(command, given)
-    settle(cfg, given)
-    return {"train": train, "average": average, "guard": guard}[command](cfg, folder)
+    return {"train": train, "average": average, "guard": guard}[command](composed(command, given), folder)
 
 
 def scored(edits: int) -> ClipScore:

@@ -7,11 +7,10 @@ from typing import Any
 
 import pytest
 from commands import kikitori
-from hydra import compose, initialize_config_dir
+from composing import composed
 
 from kikitori.compare.leaderboard import leaderboards_of
 from kikitori.compare.page import render
-from kikitori.config.overrides import settle
 from kikitori.guard.figures import certainly_worse
 from kikitori.guard.reader import Job, Reader
 from kikitori.pipelines.guard import guard
@@ -19,7 +18,6 @@ from kikitori.pipelines.train import train
 from kikitori.runs.reader import find_runs
 from kikitori.runs.wandb_logger import summary
 from kikitori.runtime.errors import ConfigError, DataError, GuardFailed, ModelError
-from kikitori.runtime.paths import CONF
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
@@ -37,10 +35,7 @@ SETS = {
 
 def run(command: str, folder: Path, *words: str) -> dict[str, Any]:
     given = [*(SMALL if command == "train" else []), *words]
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose(command, given)
-    settle(cfg, given)
-    return {"train": train, "guard": guard}[command](cfg, folder)
+    return {"train": train, "guard": guard}[command](composed(command, given), folder)
 
 
 @pytest.fixture(scope="module")

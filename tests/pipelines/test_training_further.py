@@ -6,13 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
+from composing import composed
 
-from kikitori.config.overrides import settle
 from kikitori.pipelines.train import train
 from kikitori.runtime.errors import ConfigError, TrainingError
 from kikitori.runtime.files import read_json, read_lines, write_json
-from kikitori.runtime.paths import CONF
 from kikitori.training import checkpoints
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
@@ -41,10 +39,7 @@ def _one_thread() -> Any:
 
 
 def run(folder: Path, *words: str) -> dict[str, Any]:
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose("train", [*SMALL, *words])
-    settle(cfg, [*SMALL, *words])
-    return train(cfg, folder)
+    return train(composed("train", [*SMALL, *words]), folder)
 
 
 def last(folder: Path) -> dict[str, Any]:

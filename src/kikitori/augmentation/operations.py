@@ -91,9 +91,14 @@ def white_noise(samples: int, rng: np.random.Generator) -> Tensor:
 
 def pink_noise(samples: int, rng: np.random.Generator) -> Tensor:
     """Noise whose power halves with each octave, (samples,), as that of many rooms and machines."""
-    spectrum = np.fft.rfft(rng.standard_normal(_fft_size(samples)))
-    spectrum /= np.sqrt(np.maximum(np.arange(len(spectrum)), 1))
-    return torch.from_numpy(np.fft.irfft(spectrum)[:samples].astype(np.float32))
+    white = rng.standard_normal(_fft_size(samples))
+    return torch.from_numpy(to_pink(white)[:samples].astype(np.float32))
+
+
+def to_pink(white: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Makes pink noise of white noise, (samples,), by the square root of each frequency."""
+    spectrum = np.fft.rfft(white)
+    return np.fft.irfft(spectrum / np.sqrt(np.maximum(np.arange(len(spectrum)), 1)), len(white))
 
 
 def stretch_of(recording: NDArray[np.int16], samples: int, place: float) -> Tensor:

@@ -29,8 +29,8 @@ NAMED = 5
 LINE_EVERY_S = 60.0
 
 
-def main() -> None:
-    """Prints one line of text or JSON per file. What may be wrong or cannot be read is reported on stderr."""
+def parse() -> argparse.Namespace:
+    """The options of the command line, checked together."""
     parser = argparse.ArgumentParser(
         prog="kikitori transcribe", description="Transcribe audio files and folders, to stdout."
     )
@@ -71,6 +71,12 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.previous_text and arguments.segments != "timestamps":
         parser.error("--previous-text: pieces between pauses are read without it; add --segments timestamps")
+    return arguments
+
+
+def main() -> None:
+    """Prints one line of text or JSON per file. What may be wrong or cannot be read is reported on stderr."""
+    arguments = parse()
     from kikitori.runtime.console import as_json
 
     try:

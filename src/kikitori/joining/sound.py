@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kikitori.audio.waveform import to_float
+from kikitori.augmentation.operations import to_pink
 from kikitori.joining.plan import Example, Noise
 
 
@@ -32,7 +33,6 @@ def noise_samples(noise: Noise) -> Tensor:
         return torch.zeros(noise.samples)
     white = np.random.default_rng(noise.seed).standard_normal(noise.samples)
     if noise.kind == "pink noise":
-        spectrum = np.fft.rfft(white)
-        white = np.fft.irfft(spectrum / np.sqrt(np.maximum(np.arange(len(spectrum)), 1)), noise.samples)
+        white = to_pink(white)
     level = 10 ** (noise.dbfs / 20) / np.sqrt(np.mean(white**2))
     return torch.from_numpy((white * level).clip(-1, 1).astype(np.float32))
