@@ -3,8 +3,8 @@
     python benchmarks/long_recording.py MODEL CORPUS --hours 3
 
 The clips of CORPUS, a Common Voice language folder, are joined again and again into one mp3. `kikitori transcribe`
-reads it undisturbed, and once more while it is killed with SIGKILL and started again. Memory is the resident memory of the
-command and of all that it starts, at its peak; that of the model is taken from a recording of ten seconds.
+reads it undisturbed, and once more while it is killed with SIGKILL and started again. Memory is the resident memory of
+the command and of all that it starts, at its peak; that of the model is taken from a recording of ten seconds.
 """
 
 import argparse
