@@ -21,7 +21,8 @@ class Generated:
 
     cut: whether it was cut off by `generation.max_new_tokens` or `generation.max_tokens_per_s`. no_speech: the
     probability that the clip holds no speech; mean_logprob: the mean log probability of the tokens. A beam search gives
-    neither (nan). tokens: those of the text, without the end; of a beam search, none.
+    neither (nan). tokens: those of the text, without the end, and logprobs the log probability of each; of a beam
+    search, none.
     """
 
     text: str
@@ -29,6 +30,7 @@ class Generated:
     no_speech: float = nan
     mean_logprob: float = nan
     tokens: Sequence[int] = ()
+    logprobs: Sequence[float] = ()
 
 
 def generate(
@@ -53,7 +55,7 @@ def generate(
         rows = greedy(model, encoder_states, prefixes, limit, whisper.token_s, available_s, stop_loops)
         texts = processor.decode([row.tokens for row in rows])
         return [
-            Generated(text, not row.ended, row.no_speech, row.logprob / (len(row.tokens) + 1), row.tokens)
+            Generated(text, not row.ended, row.no_speech, row.logprob / (len(row.tokens) + 1), row.tokens, row.logprobs)
             for text, row in zip(texts, rows, strict=True)
         ]
     outputs = BaseModelOutput(last_hidden_state=encoder_states)

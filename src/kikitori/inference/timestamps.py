@@ -13,6 +13,7 @@ from torch import Tensor
 
 from kikitori.audio.waveform import SAMPLE_RATE
 from kikitori.inference.checks import NO_SPEECH_FOUND, REPEATED, examine, is_silent, least_density
+from kikitori.inference.confidence import tokens_of
 from kikitori.inference.generate import MARGIN_S, Generated
 from kikitori.inference.greedy import Row, greedy
 from kikitori.inference.segments import SHORTEST_S, Piece
@@ -22,11 +23,15 @@ from kikitori.runtime.errors import ModelError
 
 
 class Segment(NamedTuple):
-    """A sentence of a window: its first and last timestamps, by number, and the tokens of its text."""
+    """A sentence of a window: its first and last timestamps, by number, and the tokens of its text.
+
+    at: the first of these among the tokens of the window.
+    """
 
     start: int
     end: int
     tokens: list[int]
+    at: int
 
 
 @dataclass(frozen=True)
@@ -87,11 +92,11 @@ def segments_of(tokens: Sequence[int], first: int) -> tuple[list[Segment], int |
     found: list[Segment] = []
     start: int | None = None
     text: list[int] = []
-    for token in tokens:
+    for place, token in enumerate(tokens):
         if token < first:
             text.append(token)
         elif start is not None and text:
-            found.append(Segment(start, token - first, text))
+            found.append(Segment(start, token - first, text, place - len(text)))
             start, text = None, []
         else:
             start, text = token - first, []
@@ -149,7 +154,7 @@ class _WindowReader:
         reach = _sample(segments[-1].end) if segments else place.stop - at
         doubt = self._doubt(row, segments, self.samples[at : at + reach])
         if doubt == NO_SPEECH_FOUND:
-            return _Reading([Piece(*_times(place), "", doubt)], place.stop, [])
+            return _Reading([Piece(*_times(place), "", doubt, (), row.no_speech, _mean(row))], place.stop, [])
         if row.ended and not row.tokens:
             return _Reading([], place.stop, [])
         is_beginning = not segments and row.ended and row.tokens[-1] >= self.rule.first
@@ -161,7 +166,7 @@ class _WindowReader:
         is_done = place.stop == len(self.samples) and row.ended and cut_off is None
         text = [token for segment in segments for token in segment.tokens]
         following = place.stop if is_done else min(at + reach, place.stop)
-        return _Reading(self._pieces(place, segments, doubt), following, [] if doubt else text)
+        return _Reading(self._pieces(place, row, segments, doubt), following, [] if doubt else text)
 
     def _by_pauses(self, place: slice) -> _Reading:
         """Reads a window by its pauses, but not the last piece of it, where the next window begins."""
@@ -186,14 +191,25 @@ class _WindowReader:
         """What speaks against the text of a window. That it was cut off does not, after complete sentences."""
         tokens = [token for segment in segments for token in segment.tokens] or row.tokens
         text = self.whisper.processor.decode([tokens])[0]
-        generated = Generated(text, not segments and not row.ended, row.no_speech, row.logprob / (len(row.tokens) + 1))
+        generated = Generated(text, not segments and not row.ended, row.no_speech, _mean(row))
         return examine(generated, samples, least_density(self.whisper.trained_on))[1]
 
-    def _pieces(self, place: slice, segments: Sequence[Segment], doubt: str) -> list[Piece]:
+    def _pieces(self, place: slice, row: Row, segments: Sequence[Segment], doubt: str) -> list[Piece]:
         """The sentences of a window with their times in the recording."""
-        texts = self.whisper.processor.decode([segment.tokens for segment in segments])
-        parts = [slice(*(min(place.start + _sample(n), place.stop) for n in segment[:2])) for segment in segments]
-        return [Piece(*_times(part), text, doubt) for part, text in zip(parts, texts, strict=True)]
+        processor = self.whisper.processor
+        texts = processor.decode([segment.tokens for segment in segments])
+        pieces = []
+        for segment, text in zip(segments, texts, strict=True):
+            part = slice(*(min(place.start + _sample(n), place.stop) for n in segment[:2]))
+            logprobs = row.logprobs[segment.at : segment.at + len(segment.tokens)]
+            tokens = tokens_of(processor, segment.tokens, logprobs)
+            pieces.append(Piece(*_times(part), text, doubt, tokens, row.no_speech, _mean(row)))
+        return pieces
+
+
+def _mean(row: Row) -> float:
+    """The mean log probability of the tokens of a window and of its end."""
+    return row.logprob / (len(row.tokens) + 1)
 
 
 def _sample(stamp: int) -> int:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
+from math import isnan
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -14,7 +15,18 @@ from torch import Tensor
 from kikitori.audio.decoder_pool import Decoders
 from kikitori.audio.formats import AudioError
 from kikitori.audio.waveform import SAMPLE_RATE, to_full_scale
-from kikitori.inference.checks import CUT, LITTLE, NO_SPEECH_FOUND, NONE, REPEATED, examine, is_silent, least_density
+from kikitori.inference.checks import (
+    CUT,
+    LITTLE,
+    NO_SPEECH_FOUND,
+    NONE,
+    REPEATED,
+    examine,
+    is_silent,
+    kept_tokens,
+    least_density,
+)
+from kikitori.inference.confidence import tokens_of
 from kikitori.inference.generate import Generated, generate
 from kikitori.inference.reading import choose_reading
 from kikitori.inference.segments import SHORTEST_S, Piece, halves, split_at_pauses
@@ -165,7 +177,11 @@ class _Reader:
 
     def _piece(self, place: slice, generated: Generated) -> Piece:
         text, doubt = examine(generated, self.samples[place], least_density(self.whisper.trained_on))
-        return Piece(round(place.start / SAMPLE_RATE, 2), round(place.stop / SAMPLE_RATE, 2), text, doubt)
+        tokens = kept_tokens(tokens_of(self.whisper.processor, generated.tokens, generated.logprobs), text)
+        known = [None if isnan(number) else number for number in (generated.no_speech, generated.mean_logprob)]
+        return Piece(
+            round(place.start / SAMPLE_RATE, 2), round(place.stop / SAMPLE_RATE, 2), text, doubt, tokens, *known
+        )
 
     @torch.inference_mode()
     def _generate(self, places: Sequence[slice], advance: Callable[[float], None]) -> list[Generated]:
