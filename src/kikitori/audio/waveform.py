@@ -8,6 +8,7 @@ from functools import lru_cache
 from itertools import groupby
 from math import gcd
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -48,6 +49,12 @@ def waveform(decoded: Iterable[Block]) -> Tensor:
 def pcm(decoded: Iterable[Block]) -> NDArray[np.int16]:
     """Turns the blocks of a recording into `to_int16` of its waveform, one part at a time to bound the memory."""
     return np.concatenate([np.empty(0, np.int16), *map(to_int16, _parts(decoded))])
+
+
+def write_pcm(decoded: Iterable[Block], file: BinaryIO) -> None:
+    """Writes `pcm` of the blocks of a recording to a file, so that the memory does not depend on its length."""
+    for part in _parts(decoded):
+        file.write(to_int16(part).tobytes())
 
 
 def _parts(decoded: Iterable[Block]) -> Iterator[Tensor]:

@@ -76,7 +76,7 @@ def _recorded(places: Sequence[str], notes: list[str]) -> list[Base]:
 
 def _load(place: str, revision: str | None = None, **arguments: Any) -> Whisper:
     if place.endswith(".ckpt"):
-        raise ModelError(f"{place} is a checkpoint; give the folder of its run, which holds its model once it has ended")
+        raise ModelError(f"{place} is a checkpoint; give the folder of its run, which has its model once it ended")
     try:
         whisper = load_whisper(place, revision=revision, **arguments)
     except ModelError as error:

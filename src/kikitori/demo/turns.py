@@ -1,9 +1,9 @@
-"""One recording is read at a time: the others wait for their turn, and their visitors see how many are before them."""
+"""Recordings are read in turns: one step of one recording at a time, so that a long one keeps nobody waiting."""
 
 import asyncio
 import logging
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -13,8 +13,10 @@ from kikitori.runtime.errors import KikitoriError, one_line, remedy_of
 log = logging.getLogger(__name__)
 
 Event = dict[str, Any]
-# What a reading calls with each event; it raises `Cancelled` where nobody waits for it any more.
-Report = Callable[[Event], None]
+# What a reading calls now and then within a step; it raises `Cancelled` where nobody waits for the recording any more.
+Check = Callable[[], None]
+# The steps of reading a recording: each yields an event.
+Work = Callable[[Check], Generator[Event, None, None]]
 
 
 class Cancelled(Exception):  # noqa: N818
@@ -22,71 +24,59 @@ class Cancelled(Exception):  # noqa: N818
 
 
 class Turns:
-    """A queue in front of one thread, in which all models run."""
+    """One thread, in which all models run. The recordings that are being read take it in turns, step by step."""
 
     def __init__(self) -> None:
-        self._waiting: list[object] = []
-        self._changed = asyncio.Condition()
         self._thread = ThreadPoolExecutor(1, "reading")
-        self._running: set[threading.Event] = set()
+        self._stops: list[threading.Event] = []
 
     def __len__(self) -> int:
-        return len(self._waiting)
+        return len(self._stops)
 
-    async def events(self, work: Callable[[Report], None]) -> AsyncIterator[Event]:
-        """Waits for a turn, then yields the events of a work; the last may be its error, in words.
+    async def events(self, work: Work) -> AsyncGenerator[Event, None]:
+        """Yields the events of a work; the first is how many others are being read, the last may be an error in words.
 
-        Until then it yields how many are before it. Closing the iterator cancels the work and frees its place.
+        Closing the generator cancels the work, of which at most the present piece is still read.
         """
-        ticket = object()
-        self._waiting.append(ticket)
-        try:
-            while before := self._waiting.index(ticket):
-                yield {"before": before}
-                async with self._changed:
-                    await self._changed.wait_for(lambda: self._waiting.index(ticket) != before)
-            async for event in self._run(work):
-                yield event
-        finally:
-            self._waiting.remove(ticket)
-            async with self._changed:
-                self._changed.notify_all()
-
-    async def _run(self, work: Callable[[Report], None]) -> AsyncIterator[Event]:
         loop, stop = asyncio.get_running_loop(), threading.Event()
-        events: asyncio.Queue[Event | None] = asyncio.Queue()
 
-        def send(event: Event | None) -> None:
-            loop.call_soon_threadsafe(events.put_nowait, event)
-
-        def report(event: Event) -> None:
+        def check() -> None:
             if stop.is_set():
                 raise Cancelled
-            send(event)
 
-        def run() -> None:
-            try:
-                work(report)
-            except Cancelled:
-                return
-            except Exception as error:  # whatever a recording does to a model, the page goes on
-                send({"error": describe(error)})
-            send(None)
-
-        self._running.add(stop)
-        self._thread.submit(run)
+        steps = work(check)
+        if self._stops:
+            yield {"others": len(self._stops)}
+        self._stops.append(stop)
         try:
-            while (event := await events.get()) is not None:
+            # The thread takes steps in the order in which they were asked for.
+            while event := await loop.run_in_executor(self._thread, _step, steps):
                 yield event
         finally:
             stop.set()
-            self._running.discard(stop)
+            self._stops.remove(stop)
+            self._thread.submit(steps.close)
 
     def close(self) -> None:
-        """Cancels what is running, and waits until the model has returned."""
-        for stop in self._running:
+        """Cancels what is being read, and waits until the models have returned."""
+        for stop in self._stops:
             stop.set()
-        self._thread.shutdown(cancel_futures=True)
+        self._thread.shutdown()
+
+
+def _step(steps: Generator[Event, None, None]) -> Event | None:
+    """The next event; None after the last."""
+    try:
+        return next(steps, None)
+    except Cancelled:
+        return None
+    except Exception as error:  # whatever a recording does to a model, the page goes on
+        return {"error": describe(error)}
+
+
+def is_expected(error: Exception) -> bool:
+    """Whether a recording or a setting is at fault, and not the program."""
+    return isinstance(error, AudioError | KikitoriError)
 
 
 def describe(error: Exception) -> str:
