@@ -15,7 +15,7 @@ LAYERS = (
     ("cli", "sweeps"),
     ("compare", "demo", "pipelines"),
     ("steps",),
-    ("publishing", "runs"),
+    ("publishing", "runs", "transcripts"),
     ("exports", "guard", "training"),
     ("config", "data", "inference"),
     ("joining",),

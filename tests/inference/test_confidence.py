@@ -100,7 +100,7 @@ def test_a_piece_whose_text_was_changed_has_the_tokens_that_are_left(
 ) -> None:
     ids = ids_of("ん" * 60)
     row = Generated("ん" * 60, False, no_speech, -0.1, ids, [-0.1] * len(ids))
-    monkeypatch.setattr("kikitori.inference.transcribe.generate", lambda whisper, states, s, stop_loops: [row] * len(s))
+    monkeypatch.setattr("kikitori.inference.generate.generate", lambda whisper, states, s, stop_loops: [row] * len(s))
     (piece,) = transcribe_pieces(micro, 0.1 * torch.randn(SAMPLE_RATE))
     assert (piece.text, joined(piece.tokens), piece.doubt, piece.no_speech) == (text, text, doubt, no_speech)
 

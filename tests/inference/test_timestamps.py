@@ -75,7 +75,7 @@ def test_random_weights_write_ascending_pairs_and_the_same_text_as_the_rules_of_
     config = copy.deepcopy(model.generation_config)
     states = encode(model, torch.randn(2, 80, 3000))
     prefix = processor.prefix[:-1]
-    rows = greedy(model, states, prefix, 40, rule=timestamp_rule(whisper))
+    rows = greedy(model, states, prefix, 40, rule=timestamp_rule(processor))
     stock = WhisperTimeStampLogitsProcessor(config, begin_index=len(prefix))
     suppressed = [0, *config.begin_suppress_tokens]
 

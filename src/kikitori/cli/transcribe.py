@@ -194,7 +194,7 @@ def transcribe_files(
         own = whisper.processor.language
         report(f"{model} was trained on {', '.join(whisper.languages)}: read as {own} (--language chooses another)")
     if segments == "timestamps":
-        timestamp_rule(whisper)  # before the first file is decoded
+        timestamp_rule(whisper.processor)  # before the first file is decoded
         if whisper.trained_on and not whisper.trained_on.get("timestamps"):
             report(f"{model} was trained without timestamps, so its times may be wrong; see --segments pauses")
     whisper.model.eval().to("cuda" if torch.cuda.is_available() else "cpu")

@@ -4,8 +4,8 @@ import asyncio
 import io
 import json
 import shlex
-from collections.abc import AsyncIterator, Generator, Iterable, Iterator, Sequence
-from contextlib import aclosing, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Generator, Iterator, Sequence
+from contextlib import aclosing, asynccontextmanager, closing, contextmanager
 from functools import partial
 from pathlib import Path
 from tempfile import NamedTemporaryFile, TemporaryFile
@@ -16,9 +16,9 @@ from aiohttp import BodyPartReader, StreamReader, web
 from aiohttp.typedefs import Handler
 from numpy.typing import NDArray
 
-from kikitori.audio.decoder_pool import Decoders
-from kikitori.audio.decoder_process import MAX_BYTES, Block
-from kikitori.audio.waveform import SAMPLE_RATE, to_float, write_pcm
+from kikitori.audio.decoder_pool import Decoder
+from kikitori.audio.decoder_process import MAX_BYTES
+from kikitori.audio.waveform import SAMPLE_RATE, to_float, to_int16
 from kikitori.demo.access import Access, add_headers
 from kikitori.demo.examples import Example
 from kikitori.demo.models import ShownModel
@@ -180,13 +180,11 @@ def decoded(path: Path, check: Check = lambda: None) -> Iterator[NDArray[np.int1
     AudioError if the recording cannot be used.
     """
 
-    def watched(blocks: Iterable[Block]) -> Iterator[Block]:
-        for block in blocks:
+    decoder = Decoder()
+    with TemporaryFile() as file, closing(decoder):
+        for part in decoder.stream(path):
             check()
-            yield block
-
-    with TemporaryFile() as file, Decoders(1) as decoders:
-        decoders(path, lambda blocks: write_pcm(watched(blocks), file))
+            file.write(to_int16(part.samples).tobytes())
         file.flush()
         empty = np.empty(0, np.int16)
         yield np.memmap(file, np.int16, "r") if file.tell() else empty

@@ -14,12 +14,15 @@ from torch import Tensor
 from kikitori.audio.waveform import SAMPLE_RATE
 from kikitori.inference.checks import NO_SPEECH_FOUND, REPEATED, examine, is_silent, least_density
 from kikitori.inference.confidence import tokens_of
-from kikitori.inference.generate import MARGIN_S, Generated
-from kikitori.inference.greedy import Row, greedy
+from kikitori.inference.generate import Engine, Generated, engine_of
+from kikitori.inference.greedy import Row
 from kikitori.inference.segments import SHORTEST_S, Piece
-from kikitori.model.processor import SAMPLES_PER_STAMP
-from kikitori.model.whisper import Whisper, encode
+from kikitori.model.processor import SAMPLES_PER_STAMP, Processor
+from kikitori.model.whisper import Whisper
 from kikitori.runtime.errors import ModelError
+
+# The first timestamp of a window is at most this one, of one second.
+MAX_INITIAL = 50
 
 
 class Segment(NamedTuple):
@@ -74,14 +77,14 @@ class TimestampRule:
         logits[self.first : last + (not after_end)] = -torch.inf
 
 
-def timestamp_rule(whisper: Whisper) -> TimestampRule:
+def timestamp_rule(processor: Processor) -> TimestampRule:
     """The rule for a model. Raises ModelError if its tokenizer has no timestamps."""
-    config, first = whisper.model.generation_config, whisper.processor.timestamp_begin
+    first = processor.timestamp_begin
     if first is None:
         raise ModelError(
             "the model's tokenizer has no timestamps; read its recordings by their pauses (--segments pauses)"
         )
-    return TimestampRule(first, config.no_timestamps_token_id, config.eos_token_id, config.max_initial_timestamp_index)
+    return TimestampRule(first, processor.prefix[-1], processor.tokenizer.eos_token_id, MAX_INITIAL)
 
 
 def segments_of(tokens: Sequence[int], first: int) -> tuple[list[Segment], int | None]:
@@ -104,19 +107,23 @@ def segments_of(tokens: Sequence[int], first: int) -> tuple[list[Segment], int |
 
 
 def read_by_timestamps(
-    whisper: Whisper,
+    model: Whisper | Engine,
     samples: Tensor,
     read_by_pauses: Callable[[slice], list[Piece]],
     previous_text: bool = False,
     advance: Callable[[float], None] = lambda seconds: None,
+    language: str | None = None,
 ) -> list[Piece]:
     """Transcribes (samples,) at 16 kHz, in windows of the model's length; a piece is a sentence between timestamps.
 
     Greedily, whatever `generation.num_beams` is. A window whose text repeats itself, or that has no complete sentence,
     is read by `read_by_pauses` instead. previous_text: whether the text before a window is its prompt; not after a
-    doubtful one. advance: called with the seconds of audio that were read.
+    doubtful one. advance: called with the seconds of audio that were read. language: Whisper's code, None for the
+    model's own.
     """
-    reader, at = _WindowReader(whisper, samples, timestamp_rule(whisper), read_by_pauses), 0
+    engine = engine_of(model)
+    processor = engine.processor.of(language)
+    reader, at = _WindowReader(engine, processor, samples, timestamp_rule(processor), read_by_pauses), 0
     pieces: list[Piece] = []
     previous: list[int] = []
     while at < len(samples):
@@ -138,14 +145,15 @@ class _Reading(NamedTuple):
 
 @dataclass(frozen=True)
 class _WindowReader:
-    whisper: Whisper
+    engine: Engine
+    processor: Processor
     samples: Tensor
     rule: TimestampRule
     read_by_pauses: Callable[[slice], list[Piece]]
 
     def read(self, at: int, previous: Sequence[int]) -> _Reading:
         """Reads the window that begins at a sample."""
-        window = round(self.whisper.processor.window_s * SAMPLE_RATE)
+        window = round(self.processor.window_s * SAMPLE_RATE)
         place = slice(at, min(at + window, len(self.samples)))
         if is_silent(self.samples[place]):
             return _Reading([], place.stop, [])
@@ -175,34 +183,27 @@ class _WindowReader:
             following = round(pieces.pop().start_s * SAMPLE_RATE)
         return _Reading(pieces, following, [])
 
-    @torch.inference_mode()
     def _generate(self, place: slice, previous: Sequence[int]) -> Row:
         """Generates the tokens of one window, after a prompt if there is one."""
-        processor, model = self.whisper.processor, self.whisper.model
+        processor = self.processor
         prompt = [processor.previous_id, *previous[-processor.max_prompt_tokens :]] if previous else []
-        features = processor.log_mel(self.samples[place], full_window=True)[None]
-        states = encode(model, features.to(model.device, model.dtype))
-        prefix, limit = [*prompt, *processor.prefix[:-1]], model.generation_config.max_new_tokens
-        available_s = [(place.stop - place.start) / SAMPLE_RATE + MARGIN_S]
-        rows = greedy(model, states, prefix, limit, self.whisper.token_s, available_s, stop_loops=True, rule=self.rule)
-        return rows[0]
+        return self.engine.read_window(self.samples[place], [*prompt, *processor.prefix[:-1]], self.rule)
 
     def _doubt(self, row: Row, segments: Sequence[Segment], samples: Tensor) -> str:
         """What speaks against the text of a window. That it was cut off does not, after complete sentences."""
         tokens = [token for segment in segments for token in segment.tokens] or row.tokens
-        text = self.whisper.processor.decode([tokens])[0]
+        text = self.processor.decode([tokens])[0]
         generated = Generated(text, not segments and not row.ended, row.no_speech, _mean(row))
-        return examine(generated, samples, least_density(self.whisper.trained_on))[1]
+        return examine(generated, samples, least_density(self.engine.trained_on))[1]
 
     def _pieces(self, place: slice, row: Row, segments: Sequence[Segment], doubt: str) -> list[Piece]:
         """The sentences of a window with their times in the recording."""
-        processor = self.whisper.processor
-        texts = processor.decode([segment.tokens for segment in segments])
+        texts = self.processor.decode([segment.tokens for segment in segments])
         pieces = []
         for segment, text in zip(segments, texts, strict=True):
             part = slice(*(min(place.start + _sample(n), place.stop) for n in segment[:2]))
             logprobs = row.logprobs[segment.at : segment.at + len(segment.tokens)]
-            tokens = tokens_of(processor, segment.tokens, logprobs)
+            tokens = tokens_of(self.processor, segment.tokens, logprobs)
             pieces.append(Piece(*_times(part), text, doubt, tokens, row.no_speech, _mean(row)))
         return pieces
 
