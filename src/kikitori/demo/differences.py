@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
+from math import isfinite
 from typing import NamedTuple
 
 from kikitori.inference.segments import Piece
@@ -63,10 +64,14 @@ def confidences(pieces: Sequence[Piece], separator: str) -> tuple[str, list[floa
     for piece in (piece for piece in pieces if piece.text):
         if text:
             text, found = text + separator, [*found, *[None] * len(separator)]
-        known = [token.probability for token in piece.tokens for _ in token.text]
+        known = [_finite(token.probability) for token in piece.tokens for _ in token.text]
         text += piece.text
         found += known if len(known) == len(piece.text) else [None] * len(piece.text)
     return text, found
+
+
+def _finite(probability: float) -> float | None:
+    return round(probability, 3) if isfinite(probability) else None
 
 
 def parts(text: str, known: Sequence[float | None], other: str | None, language: str) -> list[Part]:

@@ -57,6 +57,8 @@ def find_examples(places: Sequence[str]) -> tuple[list[Example], str]:
 
 
 def _examples(run: Run) -> list[Example]:
+    if run.status == "unreadable":
+        raise DataError(f"{run.folder}: {run.reason}")
     after = run.predictions(SPLIT)
     if not after:
         raise DataError(f"{run.folder} holds no transcripts of its validation clips")

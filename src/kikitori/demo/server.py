@@ -30,8 +30,8 @@ from kikitori.runtime.paths import shown_path
 
 TEMPLATES = Path(__file__).parent / "templates"
 TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
-# Recordings that wait or are sent at a time, and seconds in which nothing of one arrives until it is given up.
-MAX_WAITING, IDLE_S = 16, 60.0
+# Recordings that are sent or read at a time, and seconds in which nothing of one arrives until it is given up.
+MAX_OPEN, IDLE_S = 16, 60.0
 # Bytes of a recording to save, and of its text; seconds of the shortest, as data.min_duration_s.
 MAX_SAVED_BYTES, MAX_TEXT_BYTES, SHORTEST_S = 2**26, 2**14, 0.3
 # Bytes that are received at a time.
@@ -53,7 +53,7 @@ class Server:
         self, models: Sequence[ShownModel], examples: Sequence[Example], why: str, save: Path, access: Access
     ) -> None:
         self.models, self.examples, self.why, self.save_folder = models, examples, why, save
-        self.turns, self.arriving = Turns(), 0
+        self.turns, self.open = Turns(), 0
         self.app = web.Application(middlewares=[access.middleware, answer_errors])
         self.app.on_response_prepare.append(add_headers)
         self.app.on_cleanup.append(self._close)
@@ -124,6 +124,8 @@ class Server:
 
     async def save(self, request: web.Request) -> web.Response:
         """Saves a recording with its text, two parts of a form, and answers with the number of rows."""
+        if request.content_type != "multipart/form-data":
+            raise Refused(415, "A recording is saved with a form of its text and audio.")
         form = await request.multipart()
         text = " ".join((await _text(await form.next())).split())
         if fault := text_fault(text, self.models[-1].whisper.processor):
@@ -140,7 +142,7 @@ class Server:
             seconds = len(samples) / SAMPLE_RATE
             if not SHORTEST_S <= seconds <= self.longest_s:
                 raise Refused(
-                    422, f"A clip to train on has {SHORTEST_S} to {self.longest_s:g} s, and this {seconds:.2f} s."
+                    422, f"A clip to train on has {SHORTEST_S} to {self.longest_s:g} s, and this one {seconds:.2f} s."
                 )
             if is_silent(to_float(samples)):
                 raise Refused(422, "The recording is silent, so there is nothing to train on.")
@@ -149,11 +151,11 @@ class Server:
     @asynccontextmanager
     async def _received(self, body: StreamReader | BodyPartReader, stated: int, most: int) -> AsyncIterator[Path]:
         """Receives a recording into a file, which is removed with the block. stated: bytes that the request has."""
-        if self.arriving + len(self.turns) >= MAX_WAITING:
-            raise Refused(503, f"{MAX_WAITING} recordings are waiting already: try again in a minute.")
+        if self.open >= MAX_OPEN:
+            raise Refused(503, f"{MAX_OPEN} recordings are being read already: try again in a minute.")
         if stated > most + MAX_TEXT_BYTES:
             raise Refused(413, f"The file has {stated / 2**30:.1f} GB, over {most / 2**30:g} GB: split it.")
-        self.arriving += 1
+        self.open += 1
         try:
             with NamedTemporaryFile(prefix="kikitori-") as file:
                 while chunk := await asyncio.wait_for(_chunk(body), IDLE_S):
@@ -161,30 +163,25 @@ class Server:
                         raise Refused(413, f"The file has more than {most / 2**30:g} GB: split it.")
                     file.write(chunk)
                 file.flush()
-                self.arriving -= 1
-                try:
-                    yield Path(file.name)
-                finally:
-                    self.arriving += 1
+                yield Path(file.name)
         except TimeoutError:
             raise Refused(408, "The recording did not arrive: send it again.") from None
         finally:
-            self.arriving -= 1
+            self.open -= 1
 
 
 @contextmanager
 def decoded(path: Path, check: Check = lambda: None) -> Iterator[NDArray[np.int16]]:
     """Decodes a recording to (samples,) at 16 kHz, in a file, so that its length takes no memory.
 
-    Each recording has a decoder process of its own, which ends where nobody waits for the recording any more. Raises
-    AudioError if the recording cannot be used.
+    Each recording has a decoder process of its own, so none is left in the middle of somebody else's. Raises AudioError
+    if the recording cannot be used.
     """
-
-    decoder = Decoder()
-    with TemporaryFile() as file, closing(decoder):
-        for part in decoder.stream(path):
-            check()
-            file.write(to_int16(part.samples).tobytes())
+    with TemporaryFile() as file:
+        with closing(Decoder()) as decoder:
+            for part in decoder.stream(path):
+                check()
+                file.write(to_int16(part.samples).tobytes())
         file.flush()
         empty = np.empty(0, np.int16)
         yield np.memmap(file, np.int16, "r") if file.tell() else empty

@@ -30,9 +30,6 @@ class Turns:
         self._thread = ThreadPoolExecutor(1, "reading")
         self._stops: list[threading.Event] = []
 
-    def __len__(self) -> int:
-        return len(self._stops)
-
     async def events(self, work: Work) -> AsyncGenerator[Event, None]:
         """Yields the events of a work; the first is how many others are being read, the last may be an error in words.
 
@@ -82,7 +79,7 @@ def is_expected(error: Exception) -> bool:
 def describe(error: Exception) -> str:
     """What went wrong, as a sentence for the page; the terminal has the traceback of what no user can fix."""
     if isinstance(error, AudioError):
-        return f"The recording {error}."
+        return f"The recording cannot be read: {error}."
     if isinstance(error, KikitoriError):
         return f"{error}."
     log.error("a request to the page failed", exc_info=error)
