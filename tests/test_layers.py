@@ -16,7 +16,7 @@ LAYERS = (
     ("compare", "demo", "pipelines"),
     ("steps",),
     ("publishing", "runs", "transcripts"),
-    ("exports", "guard", "training"),
+    ("engines", "exports", "guard", "training"),
     ("config", "data", "inference"),
     ("joining",),
     ("augmentation", "corpora", "model", "optim"),

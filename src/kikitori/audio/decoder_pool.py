@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from itertools import chain, islice
 from multiprocessing import Pipe
 from pathlib import Path
@@ -65,13 +65,14 @@ class Decoder:
                 self._start()
         raise AudioError(death)
 
-    def stream(self, path: Path) -> Iterator[Part]:
+    def stream(self, path: Path) -> Generator[Part, None, None]:
         """Decodes a file to the parts of what `__call__` returns, each as it is taken, so that few are in memory.
 
         A recording that was written as floating-point numbers is decoded twice: they are scaled by their peak. Raises
         the same errors, also after parts that could be decoded.
         """
-        decoded, peak = self._blocks(path), 1.0
+        decoded: Iterator[Block] = self._blocks(path)
+        peak = 1.0
         first = next(decoded)
         if first.is_float:
             peak = max(peak, *(peak_of(part.samples) for part in parts(chain([first], decoded), peak)))
@@ -80,7 +81,7 @@ class Decoder:
             decoded = chain([first], decoded)
         yield from parts(decoded, peak)
 
-    def _blocks(self, path: Path) -> Iterator[Block]:
+    def _blocks(self, path: Path) -> Generator[Block, None, None]:
         """The blocks of a file. If the process dies, another one takes over after the blocks that were taken."""
         taken = 0
         for _ in range(MAX_TRIES):
