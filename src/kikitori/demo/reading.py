@@ -3,7 +3,7 @@
 import time
 from base64 import b64encode
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import groupby
 from math import ceil
 from typing import Any
@@ -18,7 +18,7 @@ from kikitori.demo.differences import DIFFERENT, MISSING, Rows, confidences, par
 from kikitori.demo.turns import Check, Event
 from kikitori.inference.reading import choose_reading
 from kikitori.inference.segments import STEP, Piece, loudness_db
-from kikitori.inference.transcribe import LEAST_S, Segments, transcribe_pieces
+from kikitori.inference.transcribe import LEAST_S, Segments, moved, transcribe_pieces
 from kikitori.metrics.error_rates import score_clips
 from kikitori.model.features import FRAMES_PER_SECOND, HOP_LENGTH, log_mel
 from kikitori.model.whisper import Whisper
@@ -119,8 +119,7 @@ def _pieces(whisper: Whisper, samples: NDArray[np.int16], segments: Segments, ch
     for part in parts_of(samples):
         start_s, read = part.start / SAMPLE_RATE, to_float(samples[part])
         for piece in transcribe_pieces(whisper, read, batch_size, lambda _: check(), segments=segments):
-            times = {key: round(start_s + getattr(piece, key), 2) for key in ("start_s", "end_s")}
-            yield replace(piece, **times)
+            yield moved(piece, start_s)
 
 
 def parts_of(samples: NDArray[np.int16]) -> Iterator[slice]:

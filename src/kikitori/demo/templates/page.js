@@ -66,7 +66,7 @@ async function read(recording) {
 }
 
 function begin(own) {
-  own.summaries = state.models.map((model) => new Summary(model));
+  own.summaries = state.models.map((model, number) => new Summary(model, number));
   own.done = state.models.map(() => 0);
   $("empty").hidden = true;
   $("reading").hidden = false;

@@ -65,7 +65,8 @@ export function drawRow(row, models, isLong) {
   if (isLong) box.append(element("div", `${clock(row.start_s)} – ${clock(row.end_s)}`, "time quiet"));
   const columns = element("div", "", "columns");
   row.models.forEach((of, i) => {
-    const cell = element("div");
+    const cell = element("div", "", "cell");
+    cell.style.order = i;
     cell.append(element("h4", models[i].title), text(of.parts, models[i].text_language));
     for (const [start, end, , doubt] of of.pieces.filter((piece) => piece[3])) {
       const where = of.pieces.length > 1 ? `${clock(start)} – ${clock(end)}: ` : "";
@@ -79,12 +80,13 @@ export function drawRow(row, models, isLong) {
 
 // What belongs to one model: above its texts name, error rate and seconds, below them the windows it has read.
 export class Summary {
-  constructor(model) {
+  constructor(model, number) {
     this.head = element("div");
+    this.foot = element("div");
+    for (const part of [this.head, this.foot]) part.style.order = number;
     this.facts = {};
     this.list = element("dl", "", "quiet");
     this.head.append(element("h3", `${model.title}${model.is_base ? " (base)" : ""}`), this.list);
-    this.foot = element("div");
     this.name = element("h4", model.title);
     this.pieces = [];
     this.window = element("div", "", "window");
