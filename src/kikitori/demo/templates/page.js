@@ -8,6 +8,8 @@ const LONGEST_RECORDING_S = 30 * 60;
 let state;
 let current = null; // the reading that is shown: its AbortController and its audio
 
+const GONE = "The server does not answer: is kikitori demo still running in its terminal?";
+
 class Fault extends Error {}
 
 // Sends a request. Throws a Fault, whose message is a sentence, for every other answer than the expected one.
@@ -17,7 +19,7 @@ async function request(path, options = {}) {
     response = await fetch(path, { ...options, headers });
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    throw new Fault("The server does not answer: is kikitori demo still running in its terminal?");
+    throw new Fault(GONE);
   }
   if (response.ok) return response;
   const { error } = await response.json().catch(() => ({}));
@@ -56,10 +58,12 @@ async function read(recording) {
     const response = await request(path, { method: "POST", body, signal: own.abort.signal });
     $("status").textContent = "Decoding …";
     for await (const event of lines(response)) if (current === own) show(own, event);
-    if (current === own && !own.ended) throw new Fault("The server has ended before the recording was read.");
+    if (current === own && !own.ended) throw new Fault(GONE);
   } catch (error) {
     if (current !== own) return;
-    $("status").textContent = error.name === "AbortError" ? "Cancelled." : error instanceof Fault ? error.message : `${error}`;
+    const isGone = !(error instanceof Fault) && error.name !== "AbortError";
+    if (isGone) console.error(error);
+    $("status").textContent = error.name === "AbortError" ? "Cancelled." : isGone ? GONE : error.message;
   } finally {
     if (current === own) for (const id of ["cancel", "progress"]) $(id).hidden = true;
   }
@@ -174,6 +178,7 @@ async function toggleRecording() {
     } else {
       fail("");
       recorder = await record((level, seconds) => {
+        if (!recorder) return; // the last samples of one that was stopped
         $("level").value = level;
         $("clock").textContent = clock(seconds);
         if (seconds > LONGEST_RECORDING_S && recorder && !button.disabled) toggleRecording();
