@@ -218,3 +218,35 @@ def test_a_system_without_files_in_memory_uses_one_on_the_disk(monkeypatch: pyte
     with Decoders(1) as decoders:
         again = decoders(tmp_path / "a.wav")
     assert torch.equal(samples, again)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["mp3", "float.wav", "opus", "flac"])
+def test_a_stream_joins_to_the_recording_and_tells_its_seconds(decoder: Decoder, tmp_path: Path, form: str) -> None:
+    (tmp_path / "clip").write_bytes(encoded(np.tile(4 * tone(5.0, rate=48_000), 19), form, 48_000))
+    whole = decoder(tmp_path / "clip")
+    parts = list(decoder.stream(tmp_path / "clip"))
+    assert len(parts) > 1
+    assert torch.equal(torch.cat([part.samples for part in parts]), whole)
+    assert all(part.known_s == pytest.approx(95, abs=0.1) for part in parts)
+
+
+def test_a_stream_that_is_not_taken_to_its_end_leaves_a_decoder_for_the_next(decoder: Decoder, tmp_path: Path) -> None:
+    (tmp_path / "clip").write_bytes(encoded(np.tile(tone(5.0, rate=48_000), 19), "flac", 48_000))
+    stream = decoder.stream(tmp_path / "clip")
+    next(stream)
+    stream.close()
+    assert torch.equal(decoder(GOOD), decode(GOOD))
+
+
+def test_a_decoder_that_dies_within_a_stream_is_replaced(decoder: Decoder, tmp_path: Path) -> None:
+    (tmp_path / "clip").write_bytes(encoded(np.tile(tone(5.0, rate=48_000), 19), "flac", 48_000))
+    whole, parts = decoder(tmp_path / "clip"), []
+    for part in decoder.stream(tmp_path / "clip"):
+        parts.append(part.samples)
+        if len(parts) == 1:
+            decoder._process.kill()
+    assert torch.equal(torch.cat(parts), whole)
+    (tmp_path / "cut").write_bytes((tmp_path / "clip").read_bytes()[:-1000])
+    with pytest.raises(AudioError, match="lost sync"):
+        list(decoder.stream(tmp_path / "cut"))

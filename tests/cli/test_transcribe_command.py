@@ -95,7 +95,7 @@ def model(micro: Whisper, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> st
     def generate(whisper: Whisper, states: Any, seconds: list[float], stop_loops: bool) -> list[Generated]:
         return [Generated("犬と\n猫", cut=False)] * len(seconds)
 
-    monkeypatch.setattr("kikitori.inference.transcribe.generate", generate)
+    monkeypatch.setattr("kikitori.inference.generate.generate", generate)
     return str(tmp_path / "model")
 
 
@@ -165,7 +165,7 @@ def test_doubts_are_in_the_lines_and_on_stderr(
     def generate(whisper: Whisper, states: Any, seconds: list[float], stop_loops: bool) -> list[Generated]:
         return [Generated("ん" * 90, cut=True)] * len(seconds)
 
-    monkeypatch.setattr("kikitori.inference.transcribe.generate", generate)
+    monkeypatch.setattr("kikitori.inference.generate.generate", generate)
     words = (str(tmp_path / "a.wav"), "--model", model, "--format", "jsonl")
     line, errors, failed = output(monkeypatch, capsys, *words)
     row = json.loads(line)
@@ -198,7 +198,7 @@ def test_the_task_is_that_of_the_model_unless_given(
         seen.append((whisper.processor.language, whisper.processor.task))
         return [Generated("dog", cut=False)] * len(seconds)
 
-    monkeypatch.setattr("kikitori.inference.transcribe.generate", generate)
+    monkeypatch.setattr("kikitori.inference.generate.generate", generate)
     clip = write_clip(tmp_path / "a.wav")
     for options in ([], ["--task", "transcribe"], ["--language", "Japanese", "--task", "translate"]):
         output(monkeypatch, capsys, str(clip), "--model", str(tmp_path), *options)

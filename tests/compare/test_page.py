@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
+from chromium import open_chromium, requests_sent, widen
 from rich.progress import Progress
 from run_folders import REFERENCES, write_grid, write_run, write_sweep
 
@@ -165,19 +166,7 @@ def test_the_model_of_the_configuration_is_no_axis_for_an_evaluated_checkpoint(t
 
 @pytest.fixture(scope="module")
 def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """Headless Chromium that logs every request and every line of its console."""
-    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
-    browser, driver = shutil.which("chromium") or shutil.which("google-chrome"), shutil.which("chromedriver")
-    if not browser or not driver:
-        pytest.skip(f"no {'Chromium' if not browser else 'chromedriver'} on this machine")
-    options = webdriver.ChromeOptions()
-    options.binary_location = browser
-    quiet = ("background-networking", "component-update", "sync", "gpu")
-    for argument in ("headless=new", "no-sandbox", "no-first-run", *(f"disable-{name}" for name in quiet)):
-        options.add_argument(f"--{argument}")
-    options.add_argument(f"--user-data-dir={tmp_path_factory.mktemp('chromium')}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    opened = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    opened = open_chromium(tmp_path_factory.mktemp("chromium"))
     yield opened
     opened.quit()
 
@@ -203,11 +192,6 @@ def opened(chromium: Any, runs: Path, tmp_path: Path) -> Any:
     chromium.get_log("browser")
     chromium.get((tmp_path / "report.html").as_uri())
     return chromium
-
-
-def widen(browser: Any, width: int) -> None:
-    metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
 
 
 def column(browser: Any, name: str) -> list[str]:
@@ -287,9 +271,7 @@ def test_the_page_has_no_error_and_makes_no_request(opened: Any) -> None:
     for select in opened.find_elements("css selector", ".figure select"):
         for option in select.find_elements("tag name", "option"):
             option.click()
-    sent = [json.loads(entry["message"])["message"] for entry in opened.get_log("performance")]
-    urls = [m["params"]["request"]["url"] for m in sent if m["method"] == "Network.requestWillBeSent"]
-    assert [url for url in urls if not url.startswith(("data:", "blob:"))] == [opened.current_url]
+    assert requests_sent(opened) == [opened.current_url]
     assert opened.get_log("browser") == []
 
 

@@ -75,7 +75,7 @@ def test_random_weights_write_ascending_pairs_and_the_same_text_as_the_rules_of_
     config = copy.deepcopy(model.generation_config)
     states = encode(model, torch.randn(2, 80, 3000))
     prefix = processor.prefix[:-1]
-    rows = greedy(model, states, prefix, 40, rule=timestamp_rule(whisper))
+    rows = greedy(model, states, prefix, 40, rule=timestamp_rule(processor))
     stock = WhisperTimeStampLogitsProcessor(config, begin_index=len(prefix))
     suppressed = [0, *config.begin_suppress_tokens]
 
@@ -108,12 +108,12 @@ def test_without_a_rule_nothing_differs(whisper: Whisper) -> None:
     ("tokens", "segments", "cut_off"),
     [
         ([], [], None),
-        ([100, 1, 2, 150], [Segment(0, 50, [1, 2])], None),
-        ([110, 1, 150, 150, 2, 160], [Segment(10, 50, [1]), Segment(50, 60, [2])], None),
-        ([100, 1, 150, 170], [Segment(0, 50, [1])], 70),
-        ([100, 1, 150, 170, 2, 3], [Segment(0, 50, [1])], 70),
+        ([100, 1, 2, 150], [Segment(0, 50, [1, 2], 1)], None),
+        ([110, 1, 150, 150, 2, 160], [Segment(10, 50, [1], 1), Segment(50, 60, [2], 4)], None),
+        ([100, 1, 150, 170], [Segment(0, 50, [1], 1)], 70),
+        ([100, 1, 150, 170, 2, 3], [Segment(0, 50, [1], 1)], 70),
         ([170], [], 70),
-        ([100, 120, 1, 150], [Segment(20, 50, [1])], None),
+        ([100, 120, 1, 150], [Segment(20, 50, [1], 2)], None),
         ([1, 2, 3], [], None),
     ],
 )
@@ -222,7 +222,7 @@ def test_silence_is_not_read_at_all(whisper: Whisper, monkeypatch: pytest.Monkey
 
 def test_a_window_without_speech_is_named(read: Any) -> None:
     pieces, _ = read(40, "~<|0.00|>ん<|3.00|>", f"<|0.00|>{LONG}<|9.00|>")
-    assert pieces[0] == Piece(0, 30, "", "no speech")
+    assert pieces[0] == Piece(0, 30, "", "no speech", (), 0.9, pytest.approx(-18 / 7))
     assert (pieces[1].start_s, pieces[1].text) == (30, LONG)
 
 

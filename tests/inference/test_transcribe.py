@@ -96,7 +96,7 @@ def test_a_doubtful_piece_is_read_again_in_halves(
     whisper: Whisper, monkeypatch: pytest.MonkeyPatch, spoiled: Generated
 ) -> None:
     reader = Reader(8.0, spoiled)
-    monkeypatch.setattr("kikitori.inference.transcribe.generate", reader)
+    monkeypatch.setattr("kikitori.inference.generate.generate", reader)
     pieces = transcribe_pieces(whisper, phrases(3.0, 3.0, 3.0, 3.0))
     assert reader.seconds == pytest.approx([13.6, 6.8, 6.8], abs=0.4)  # the whole and its halves
     assert [piece.text for piece in pieces] == [text_of(s) for s in reader.seconds[1:]]
@@ -106,7 +106,7 @@ def test_a_doubtful_piece_is_read_again_in_halves(
 
 def test_halves_that_are_no_better_are_not_taken(whisper: Whisper, monkeypatch: pytest.MonkeyPatch) -> None:
     reader = Reader(0.0, LOOP)
-    monkeypatch.setattr("kikitori.inference.transcribe.generate", reader)
+    monkeypatch.setattr("kikitori.inference.generate.generate", reader)
     (piece,) = transcribe_pieces(whisper, phrases(3.0, 3.0, 3.0, 3.0))
     assert (piece.text, piece.doubt) == ("ん", "repeats itself")
     # The whole, its halves and theirs: no deeper.
@@ -118,13 +118,13 @@ def test_short_pieces_and_pieces_without_speech_are_not_read_again(
 ) -> None:
     for spoiled, seconds, text, doubt in ((LOOP, 2.0, "ん", "repeats itself"), (NO_VOICE, 9.0, "", "no speech")):
         reader = Reader(0.0, spoiled)
-        monkeypatch.setattr("kikitori.inference.transcribe.generate", reader)
+        monkeypatch.setattr("kikitori.inference.generate.generate", reader)
         (piece,) = transcribe_pieces(whisper, phrases(seconds))
         assert (piece.text, piece.doubt, len(reader.seconds)) == (text, doubt, 1)
 
 
 def test_silence_is_not_read(whisper: Whisper, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kikitori.inference.transcribe.generate", Reader(0.0, LOOP))
+    monkeypatch.setattr("kikitori.inference.generate.generate", Reader(0.0, LOOP))
     (piece,) = transcribe_pieces(whisper, torch.full((8 * SAMPLE_RATE,), 0.003))
     assert (piece.text, piece.doubt) == ("", "")
     assert transcribe(whisper, torch.zeros(0)) == ""
@@ -138,7 +138,7 @@ def test_pieces_are_as_long_as_most_of_the_training_clips(whisper: Whisper, monk
         ({"longest_s": 0.9, "p95_s": 0.8, "density": 0.3}, 2.0, 40),
     ):
         reader = Reader(99.0, LOOP)
-        monkeypatch.setattr("kikitori.inference.transcribe.generate", reader)
+        monkeypatch.setattr("kikitori.inference.generate.generate", reader)
         if facts:
             whisper.set_trained_on(facts)
         assert piece_limit_s(whisper) == longest_s
@@ -155,7 +155,7 @@ def test_texts_stay_in_order_when_pieces_have_different_windows(
 ) -> None:
     whisper.set_window(Window((2.0, 3.0, 4.0), 0.1))
     reader = Reader(99.0, LOOP)
-    monkeypatch.setattr("kikitori.inference.transcribe.generate", reader)
+    monkeypatch.setattr("kikitori.inference.generate.generate", reader)
     pieces = transcribe_pieces(whisper, phrases(1.2, 3.0, 2.2, 3.1, 1.5, 2.8), batch_size=2)
     assert reader.seconds == sorted(reader.seconds, key=lambda s: whisper.processor.window_frames(round(16000 * s)))
     assert [piece.text for piece in pieces] == [text_of(p.end_s - p.start_s) for p in pieces]

@@ -188,7 +188,7 @@ def test_a_bucketed_window_reaches_the_batches_the_model_its_checkpoint_and_tran
         positions.append(states.shape[1])
         return [Generated("犬", cut=False)]
 
-    monkeypatch.setattr("kikitori.inference.transcribe.generate", generate)
+    monkeypatch.setattr("kikitori.inference.generate.generate", generate)
     assert tuned.whisper is micro
     assert kikitori.transcribe(micro, release / "clips/clip_0.mp3") == "犬"
     assert positions == [30]

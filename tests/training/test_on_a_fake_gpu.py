@@ -135,7 +135,7 @@ def test_the_guard_reads_on_the_gpu(whisper: Whisper) -> None:
         with torch.no_grad(), Waits(tokens=cycle([5, 6, 7])) as waits:
             rows = reader.predict_step(Job(reading, recordings), 0)
         assert [row["recording"] for row in rows] == ["0", "1"]
-        assert waits.functions <= {"_features", "greedy", "_drop", "detect_language"}
+        assert waits.functions <= {"_features", "greedy", "_drop", "language_probabilities"}
     assert {"detected" in row for row in rows} == {True}
 
 
@@ -204,7 +204,7 @@ def test_a_recording_is_transcribed_on_the_models_device(micro: Whisper, monkeyp
     def encode(model: Any, input_features: torch.Tensor) -> None:
         raise Encoded(input_features.device)
 
-    monkeypatch.setattr("kikitori.inference.transcribe.encode", encode)
+    monkeypatch.setattr("kikitori.inference.generate.encode", encode)
     micro.model.to("meta")  # type: ignore[arg-type]
     with pytest.raises(Encoded, match="meta"):
         kikitori.transcribe(micro, torch.randn(16_000) / 10)

@@ -6,7 +6,8 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
+from itertools import chain, islice
 from multiprocessing import Pipe
 from pathlib import Path
 from queue import SimpleQueue
@@ -17,7 +18,7 @@ import numpy as np
 
 from kikitori.audio.decoder_process import MAX_BYTES, MAX_SECONDS, MEMORY_SAMPLES, Block
 from kikitori.audio.formats import AudioError
-from kikitori.audio.waveform import waveform
+from kikitori.audio.waveform import Part, parts, peak_of, waveform
 
 # Attempts per file. A worker that dies was most often crashed by the file, but the system may have been out of memory.
 MAX_TRIES = 2
@@ -64,6 +65,43 @@ class Decoder:
                 self._start()
         raise AudioError(death)
 
+    def stream(self, path: Path) -> Generator[Part, None, None]:
+        """Decodes a file to the parts of what `__call__` returns, each as it is taken, so that few are in memory.
+
+        A recording that was written as floating-point numbers is decoded twice: they are scaled by their peak. Raises
+        the same errors, also after parts that could be decoded.
+        """
+        decoded: Iterator[Block] = self._blocks(path)
+        peak = 1.0
+        first = next(decoded)
+        if first.is_float:
+            peak = max(peak, *(peak_of(part.samples) for part in parts(chain([first], decoded), peak)))
+            decoded = self._blocks(path)
+        else:
+            decoded = chain([first], decoded)
+        yield from parts(decoded, peak)
+
+    def _blocks(self, path: Path) -> Generator[Block, None, None]:
+        """The blocks of a file. If the process dies, another one takes over after the blocks that were taken."""
+        taken = 0
+        for _ in range(MAX_TRIES):
+            try:
+                for block in islice(self._request(path), taken, None):
+                    taken += 1
+                    yield block
+                return
+            except (EOFError, ConnectionError):
+                death = self._death()
+                self._start()
+            except GeneratorExit:
+                if self._connection.closed:
+                    raise
+                self._process.kill()  # it waits to be asked for the rest, which is not wanted
+                self._death()
+                self._start()
+                raise
+        raise AudioError(death)
+
     def _request(self, source: Path | bytes) -> Iterator[Block]:
         """Receives a recording piece by piece; the process waits until each is taken out of the shared memory."""
         if not self._ready:
@@ -77,14 +115,14 @@ class Decoder:
             self._connection.send_bytes(source)
         more = True
         while more:
-            count, rate, stream, is_float, more, error_text = json.loads(self._connection.recv_bytes())
+            count, *facts, more, error_text = json.loads(self._connection.recv_bytes())
             if error_text:
                 raise AudioError(error_text)
             samples = np.empty(min(count, MEMORY_SAMPLES), np.float32)
             os.preadv(self._memory, [samples.data], 0)
             if more:
                 self._connection.send_bytes(b"next")
-            yield Block(samples, rate, stream, is_float)
+            yield Block(samples, *facts)
 
     def _wait_until_ready(self) -> None:
         try:

@@ -64,13 +64,15 @@ CODECS |= {"MPEG_LAYER_I", "MPEG_LAYER_II", "MPEG_LAYER_III"}
 class Block(NamedTuple):
     """Mono samples of a recording. Those of one `stream` have one rate (Hz) and follow each other without a gap.
 
-    is_float: they were written as floating-point numbers, which may exceed full scale.
+    is_float: they were written as floating-point numbers, which may exceed full scale. stream_s: the seconds of the
+    whole stream, by its structure.
     """
 
     samples: NDArray[np.float32]
     rate: int
     stream: int
     is_float: bool
+    stream_s: float = 0.0
 
 
 class StreamFile(soundfile.SoundFile):
@@ -95,11 +97,12 @@ def blocks(data: bytes) -> Iterator[Block]:
     for number, stream in enumerate(streams(data)):
         with open_stream(stream.data) as file:
             is_float = file.subtype in ("FLOAT", "DOUBLE")
+            stream_s = _expected_s(file, stream)
             for samples in _mono(file, stream):
                 seconds += len(samples) / file.samplerate
                 if seconds > allowed_s:
                     raise AudioError(_too_long(allowed_s, len(data)))
-                yield Block(samples, file.samplerate, number, is_float)
+                yield Block(samples, file.samplerate, number, is_float, stream_s)
 
 
 def open_stream(data: bytes) -> StreamFile:
@@ -184,8 +187,8 @@ def read_bytes(path: Path) -> bytes:
 def serve_request(connection: Connection, memory: int) -> None:
     """Decodes one recording: receives a path or bytes, writes samples to `memory` and sends what they are.
 
-    memory: a file descriptor. An empty path announces the bytes. A message has the number of samples, their rate,
-    stream and whether they are float, whether more follow once it is answered, and an error; empty if all is well.
+    memory: a file descriptor. An empty path announces the bytes. A message has the number of samples, what else
+    a `Block` has, whether more follow once it is answered, and an error; empty if all is well.
     """
     path = os.fsdecode(connection.recv_bytes())
     data = b"" if path else connection.recv_bytes()
@@ -194,7 +197,7 @@ def serve_request(connection: Connection, memory: int) -> None:
     written, error_text, last = 0, "", Block(np.empty(0, np.float32), SAMPLE_RATE, 0, False)
 
     def send(more: bool) -> None:
-        message = [written, last.rate, last.stream, last.is_float, more, error_text]
+        message = [written, *last[1:], more, error_text]
         connection.send_bytes(json.dumps(message).encode())
 
     try:

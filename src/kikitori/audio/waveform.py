@@ -8,6 +8,7 @@ from functools import lru_cache
 from itertools import groupby
 from math import gcd
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -53,7 +54,7 @@ def pcm(decoded: Iterable[Block]) -> NDArray[np.int16]:
 def _parts(decoded: Iterable[Block]) -> Iterator[Tensor]:
     """Yields a waveform in parts; that of a float file as one, since it is scaled by its peak."""
     unscaled: list[Tensor] = []
-    for (rate, _, is_float), stream in groupby(decoded, lambda block: block[1:]):
+    for (rate, _, is_float), stream in groupby(decoded, lambda block: block[1:4]):
         for part in _resampled((block.samples for block in stream), rate):
             if is_float:
                 unscaled.append(part)
@@ -63,12 +64,33 @@ def _parts(decoded: Iterable[Block]) -> Iterator[Tensor]:
         yield to_full_scale(torch.cat(unscaled))
 
 
+class Part(NamedTuple):
+    """Samples of a waveform, and the seconds of the streams of its recording so far, decoded or not."""
+
+    samples: Tensor
+    known_s: float
+
+
+def parts(decoded: Iterable[Block], peak: float) -> Iterator[Part]:
+    """Yields the waveform of a recording in parts, and keeps none. peak: of all of its float samples, at least 1."""
+    known_s = 0.0
+    for (rate, _, is_float, stream_s), stream in groupby(decoded, lambda block: block[1:]):
+        known_s += stream_s
+        for part in _resampled((block.samples for block in stream), rate):
+            yield Part(part / peak if is_float else part.clamp_(-1.0, 1.0), known_s)
+
+
+def peak_of(samples: Tensor) -> float:
+    """The largest absolute value of (samples,); 0 of none."""
+    return float(samples.abs().max()) if len(samples) else 0.0
+
+
 def to_full_scale(samples: Tensor) -> Tensor:
     """Scales (samples,) float to a peak of 1 if they exceed it.
 
     Raises AudioError for values that are not finite, or so large that they are integers or damaged.
     """
-    peak = float(samples.abs().max()) if len(samples) else 0.0
+    peak = peak_of(samples)
     if not peak < MAX_AMPLITUDE:  # true for NaN, too
         raise AudioError(NOT_SAMPLES)
     return samples / peak if peak > 1 else samples

@@ -52,6 +52,8 @@ guard       compare a tuned model with its base on what the corpus does not show
     kikitori guard outputs/my-run
 average     average tuned models, and mix them with their base
     kikitori average outputs/my-sweep/0-seed-0 outputs/my-sweep/1-seed-1
+demo        a page to try a model next to its base, by microphone or file
+    kikitori demo outputs/my-run
 compare     rank runs and sweeps, with intervals; --report writes a page
     kikitori compare outputs/my-sweep --report report.html
 
@@ -65,7 +67,7 @@ HYDRA_COMMANDS = ("train", "evaluate", "prepare", "guard", "average")
 MODELS = {"guard": "checkpoint", "average": "runs"}
 # Options of Hydra with which a command prints something and does not run.
 PRINTS_ONLY = {"--help", "-h", "--hydra-help", "--cfg", "-c", "--info", "-i"}
-COMMANDS = (*HYDRA_COMMANDS, "transcribe", "compare")
+COMMANDS = (*HYDRA_COMMANDS, "transcribe", "demo", "compare")
 
 
 def main() -> None:

@@ -4,35 +4,28 @@ Modules that take seconds to import are imported where they are used, so that --
 """
 
 import argparse
-import os
 import sys
-import time
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.cells import set_cell_size
-
-from kikitori.audio.formats import CONVERT, SUFFIXES, find_recordings
-from kikitori.runtime.errors import DataError, KikitoriError, ModelError, describe_error
+from kikitori.runtime.errors import ConfigError, KikitoriError, describe_error
 from kikitori.runtime.text import printable_line
 
 if TYPE_CHECKING:
     from kikitori.inference.segments import Piece
-    from kikitori.inference.transcribe import Segments
+    from kikitori.transcripts.formats import Transcript
 
 # Doubtful pieces of a file that are named on stderr.
 NAMED = 5
-# Seconds between two lines of progress where stderr is no terminal.
-LINE_EVERY_S = 60.0
+# Here, since those of `transcripts.formats` take seconds to import.
+FORMATS = ("txt", "srt", "vtt", "json", "tsv", "jsonl")
 
 
 def parse() -> argparse.Namespace:
     """The options of the command line, checked together."""
     parser = argparse.ArgumentParser(
-        prog="kikitori transcribe", description="Transcribe audio files and folders, to stdout."
+        prog="kikitori transcribe", description="Transcribe audio files and folders, to stdout or to a folder."
     )
     parser.add_argument("paths", nargs="+", type=Path, help="audio files, or folders that are searched for them")
     parser.add_argument(
@@ -41,17 +34,26 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--base", help="where MODEL is an adapter's folder: its base (default: the one that it names)")
     parser.add_argument(
         "--language",
-        help="code or name, such as ja (default: that of the fine-tuned model, the first of several, else ja)",
+        help="code or name, such as ja, or auto: that of each recording (default: that of the fine-tuned model, the "
+        "first of several, else ja)",
     )
     parser.add_argument(
         "--task", help="transcribe or translate (default: that of the fine-tuned model, else transcribe)"
     )
     parser.add_argument(
         "--format",
-        choices=("txt", "jsonl"),
-        default="txt",
+        type=formats,
+        default=("txt",),
         help="txt: the text, after the file's name and a tab if there are several files; jsonl: file, seconds, text "
-        "and its pieces, with their times and what speaks against their text (default: txt)",
+        "and its pieces, with their times, tokens and what speaks against their text; srt, vtt, json, tsv: subtitles "
+        "and the files of openai-whisper. Several, as in srt,json, need --output (default: txt)",
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        metavar="FOLDER",
+        help="writes a file for each recording and format, and leaves out what is there from an earlier call with the "
+        "same model and options",
     )
     parser.add_argument(
         "--segments",
@@ -60,6 +62,13 @@ def parse() -> argparse.Namespace:
         help="pauses: cuts a recording at its pauses; timestamps: reads window after window, and divides the text by "
         "the model's own timestamps; auto: timestamps for a recording longer than the model's window if the guard "
         "confirmed that the model kept them, otherwise pauses (default: auto)",
+    )
+    parser.add_argument(
+        "--pauses",
+        choices=("energy", "silero"),
+        default="energy",
+        help="energy: pauses are the quietest moments; silero: where silero-vad finds no speech, of which nothing is "
+        "read (default: energy)",
     )
     parser.add_argument(
         "--previous-text",
@@ -74,73 +83,78 @@ def parse() -> argparse.Namespace:
     return arguments
 
 
+def formats(text: str) -> tuple[str, ...]:
+    """The formats of a comma list, each once."""
+    found = tuple(dict.fromkeys(text.split(",")))
+    if unknown := [name for name in found if name not in FORMATS]:
+        raise argparse.ArgumentTypeError(f"invalid choice: {unknown[0]!r} (choose from {', '.join(FORMATS)})")
+    return found
+
+
 def main() -> None:
-    """Prints one line of text or JSON per file. What may be wrong or cannot be read is reported on stderr."""
+    """Prints or writes the transcript of each file. What may be wrong or cannot be read is reported on stderr."""
     arguments = parse()
-    from kikitori.runtime.console import as_json
+    from kikitori.transcripts.folder import disk_errors_as_sentences
 
     try:
-        files = find_audio(arguments.paths)
-        failed = 0
-        for path, seconds, text, pieces, error in transcribe_files(
-            files,
-            arguments.model,
-            arguments.language,
-            arguments.task,
-            arguments.segments,
-            arguments.previous_text,
-            arguments.base,
-        ):
-            failed += bool(error)
-            doubtful = [piece for piece in pieces if piece.doubt]
-            if error:
-                report(f"{path}: {error}")
-            elif arguments.format == "jsonl":
-                row = {"file": str(path), "seconds": seconds, "text": text, "pieces": list(map(asdict, pieces))}
-                print(as_json(row), flush=True)
-            else:
-                text = printable_line(" ".join(text.split()))
-                print(f"{printable_line(str(path))}\t{text}" if len(files) > 1 else text, flush=True)
-            if doubtful:
-                report(f"{path}: {describe(doubtful)}")
+        with disk_errors_as_sentences():
+            transcribe(arguments)
     except KikitoriError as error:
         # The model, its language and its task are options here, not keys.
         message = describe_error(error)
         for option in ("name", "language", "task", "base"):
             message = message.replace(f"model.{option}", "--model" if option == "name" else f"--{option}")
-        sys.exit(message.replace("--model=", "--model ").replace("--base=", "--base "))
-    if failed:
-        sys.exit(f"{failed} of {len(files)} files could not be read")
+        sys.exit(
+            message.replace("--model=", "--model ").replace("--base=", "--base ").replace("--output=", "--output ")
+        )
 
 
-def find_audio(paths: Iterable[Path]) -> list[Path]:
-    """The given files, and the audio files in the given folders; names files that cannot be decoded on stderr.
+def transcribe(arguments: argparse.Namespace) -> None:
+    """Transcribes all files, and exits with 1 if some could not be read."""
+    from kikitori.transcripts.session import Wanted, transcribe_all
+    from kikitori.transcripts.sources import find_sources
 
-    Raises DataError if a path does not exist, or a folder has none.
-    """
-    files: list[Path] = []
-    for path in paths:
-        if not path.exists():
-            raise DataError(f"{path} does not exist")
-        if not path.is_dir():
-            if not path.is_file():
-                raise DataError(f"{path} is a pipe or device; write the recording to a file first")
-            files.append(path)
+    sources = find_sources(arguments.paths, report)
+    check_stdout(arguments, len(sources))
+    options = {name: value for name, value in vars(arguments).items() if name not in ("paths", "format")}
+    failed = before = 0
+    for done in transcribe_all(sources, Wanted(**options, formats=arguments.format), report):
+        failed += bool(done.error)
+        before += done.was_read
+        if done.transcript is None:
+            report(f"{done.path}: {done.error}")
             continue
-        readable, unreadable = find_recordings(path)
-        if not readable:
-            passed = f"; it holds {by_suffix(unreadable)}" if unreadable else ""
-            raise DataError(f"{path} holds no file that can be read ({', '.join(SUFFIXES)}){passed}")
-        if unreadable:
-            report(f"{path}: passed over {by_suffix(unreadable)}")
-        files += readable
-    return files
+        if not arguments.output:
+            show(done.transcript, arguments.format[0], with_name=len(sources) > 1)
+        if doubtful := [piece for piece in done.transcript.pieces if piece.doubt and not done.was_read]:
+            report(f"{done.path}: {describe(doubtful)}")
+    if arguments.output:
+        earlier = f", {before} of them from an earlier call" if before else ""
+        report(f"{arguments.output}: {len(sources) - failed} of {len(sources)} transcripts{earlier}")
+    if failed:
+        sys.exit(f"{failed} of {len(sources)} files could not be read")
 
 
-def by_suffix(files: Sequence[Path]) -> str:
-    """Counts and names files that cannot be decoded, with the remedy."""
-    counts = ", ".join(f"{count} {suffix}" for suffix, count in Counter(p.suffix.lower() for p in files).most_common())
-    return f"{counts} (such as {files[0].name}), which cannot be decoded; {CONVERT}"
+def check_stdout(arguments: argparse.Namespace, files: int) -> None:
+    """Raises ConfigError for formats that cannot be told apart on stdout."""
+    if arguments.output:
+        return
+    several = ",".join(arguments.format)
+    if len(arguments.format) > 1:
+        raise ConfigError(f"--format {several}: several formats need a folder; add --output FOLDER")
+    if files > 1 and several not in ("txt", "jsonl"):
+        raise ConfigError(f"--format {several} of {files} files needs a folder; add --output FOLDER")
+
+
+def show(transcript: "Transcript", name: str, with_name: bool) -> None:
+    """Prints a transcript; as txt in one line."""
+    from kikitori.transcripts.formats import FORMATS, one_line
+
+    if name == "txt":
+        text = one_line(transcript.text)
+        print(f"{printable_line(transcript.file)}\t{text}" if with_name else text, flush=True)
+    else:
+        print(FORMATS[name](transcript), end="", flush=True)
 
 
 def report(line: str) -> None:
@@ -159,89 +173,3 @@ def describe(doubtful: "Sequence[Piece]") -> str:
         seconds = sum(piece.end_s - piece.start_s for piece in empty)
         parts.append(f"no speech in {len(empty)} piece{'s' * (len(empty) > 1)} ({seconds:.0f} s)")
     return "; ".join(parts)
-
-
-def transcribe_files(
-    files: list[Path],
-    model: str,
-    language: str | None,
-    task: str | None,
-    segments: "Segments" = "auto",
-    previous_text: bool = False,
-    base: str | None = None,
-) -> "Iterator[tuple[Path, float, str, list[Piece], str]]":
-    """Yields file, seconds, text, pieces and error of each file. Raises ModelError if the model cannot be loaded."""
-    import torch
-    import transformers
-
-    from kikitori.audio.decoder_pool import Decoders
-    from kikitori.audio.formats import AudioError
-    from kikitori.audio.waveform import SAMPLE_RATE
-    from kikitori.inference.reading import choose_reading
-    from kikitori.inference.timestamps import timestamp_rule
-    from kikitori.inference.transcribe import is_long, joined, read_recording, transcribe_pieces
-    from kikitori.model.loading import load_whisper
-
-    transformers.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    if model.endswith(".ckpt"):
-        raise ModelError(
-            f"--model {model} is a checkpoint; give the folder of its run. It holds the model of the best checkpoint "
-            "once the run has completed; kikitori evaluate checkpoint=FILE scores any checkpoint"
-        )
-    whisper = load_whisper(model, language, task, base=base)
-    if whisper.languages and language is None:
-        own = whisper.processor.language
-        report(f"{model} was trained on {', '.join(whisper.languages)}: read as {own} (--language chooses another)")
-    if segments == "timestamps":
-        timestamp_rule(whisper)  # before the first file is decoded
-        if whisper.trained_on and not whisper.trained_on.get("timestamps"):
-            report(f"{model} was trained without timestamps, so its times may be wrong; see --segments pauses")
-    whisper.model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
-    is_told = segments != "auto"
-    with Decoders(1) as decoders:
-        for number, path in enumerate(files, 1):
-            try:
-                samples = read_recording(decoders, path)
-            except AudioError as error:
-                yield path, 0.0, "", [], str(error.args[0])
-                continue
-            seconds = len(samples) / SAMPLE_RATE
-            if not is_told and is_long(whisper, samples):
-                is_told, reading = True, choose_reading(whisper)
-                report(f"recordings longer than the model's window are read by {reading.segments}: {reading.reason}")
-            progress = Progress(f"{number} of {len(files)}: {path.name}", seconds)
-            pieces = transcribe_pieces(
-                whisper, samples, advance=progress.advance, segments=segments, previous_text=previous_text
-            )
-            progress.close()
-            yield path, round(seconds, 2), joined(whisper, pieces), pieces, ""
-
-
-class Progress:
-    """Progress through one file on stderr: a line that is overwritten in a terminal, elsewhere a line a minute."""
-
-    def __init__(self, name: str, seconds: float) -> None:
-        self.name, self.seconds, self.done = printable_line(name), seconds, 0.0
-        self.shown = time.monotonic()
-
-    def advance(self, seconds: float) -> None:
-        """Adds seconds of audio that were read."""
-        self.done += seconds
-        line = f"{self.name}: {100 * self.done / self.seconds:.0f} % of {self.seconds:.0f} s"
-        if sys.stderr.isatty():
-            # A line that is folded could not be overwritten.
-            print(
-                "\r\033[K" + set_cell_size(line, os.get_terminal_size(2).columns - 1),
-                end="",
-                file=sys.stderr,
-                flush=True,
-            )
-        elif time.monotonic() - self.shown >= LINE_EVERY_S:
-            print(line, file=sys.stderr, flush=True)
-            self.shown = time.monotonic()
-
-    def close(self) -> None:
-        """Removes the line from a terminal."""
-        if sys.stderr.isatty():
-            print("\r\033[K", end="", file=sys.stderr, flush=True)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from kikitori.guard.recordings import CLIPS, OWN, READINGS, STAMPS, STOCK, Recording
-from kikitori.inference.generate import generate, limited_text
+from kikitori.inference.generate import generate, language_probabilities, limited_text
 from kikitori.inference.transcribe import joined, transcribe_pieces
 from kikitori.model.features import HOP_LENGTH, log_mel
 from kikitori.model.processor import Processor
@@ -175,10 +175,4 @@ def _row(recording: Recording, reading: str, text_language: str, found: dict[str
 
 def detect_language(whisper: Whisper, states: Tensor) -> list[str]:
     """Whisper's code of the most probable language of each row of (batch, positions, d_model)."""
-    model, ids = whisper.model, whisper.model.generation_config.lang_to_id
-    start = torch.full((len(states), 1), model.config.decoder_start_token_id, device=states.device)
-    decoded = model.model.decoder(start, encoder_hidden_states=states).last_hidden_state[:, 0]
-    columns = torch.tensor(list(ids.values()), device=states.device)
-    best = model.proj_out(decoded).index_select(1, columns).argmax(dim=1)
-    codes = [code.strip("<|>") for code in ids]
-    return [codes[i] for i in best.tolist()]
+    return [max(row, key=row.__getitem__) for row in language_probabilities(whisper, states)]

@@ -1,6 +1,6 @@
 """Finds text that does not fit its audio: text of silence, repetitions, texts that were cut off or are too short."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 from operator import eq
 
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from kikitori.audio.waveform import SAMPLE_RATE
+from kikitori.inference.confidence import Token, cut_out, stripped
 from kikitori.inference.generate import Generated
 from kikitori.metrics.speech_rate import fastest_s
 
@@ -53,8 +54,8 @@ def speech_s(samples: Tensor) -> float:
     return int((level > lowest).sum()) * frame / SAMPLE_RATE
 
 
-def without_repetition(text: str) -> str:
-    """Returns the text with the longest repetition reduced to one unit; the text itself if it has none."""
+def repetition(text: str) -> slice | None:
+    """Returns the part of a text to remove, so that of its longest repetition one unit is left; None without one."""
     longest, start, period = 0, 0, 0
     for distance in range(1, len(text) // REPEATS + 1):
         at = 0
@@ -65,8 +66,21 @@ def without_repetition(text: str) -> str:
             at += length
     stretch = longest + period
     if fastest_s(text[start : start + stretch]) < REPEATS_S:
-        return text
-    return (text[: start + period] + text[start + stretch // period * period :]).strip()
+        return None
+    return slice(start + period, start + stretch // period * period)
+
+
+def without_repetition(text: str) -> str:
+    """Returns the text with the longest repetition reduced to one unit; the text itself if it has none."""
+    part = repetition(text)
+    return (text[: part.start] + text[part.stop :]).strip() if part else text
+
+
+def kept_tokens(tokens: Sequence[Token], text: str) -> tuple[Token, ...]:
+    """Returns those of the generated tokens that are left in the text that `examine` returned."""
+    part = repetition("".join(token.text for token in tokens))
+    kept = stripped(cut_out(tokens, part) if part else tokens)
+    return kept if text else ()
 
 
 def examine(generated: Generated, samples: Tensor, min_density: float) -> tuple[str, str]:

@@ -24,8 +24,8 @@ class Row:
     """The new tokens of one clip, without the prefix and the end token.
 
     ended: whether it ended with the end token; otherwise it was cut off. spoken_s: the seconds of its tokens.
-    logprob: the sum of the log probabilities of its tokens and of the end token. no_speech: the probability of the
-    no-speech token in place of the language.
+    logprob: the sum of the log probabilities of its tokens and of the end token; logprobs: those of its tokens.
+    no_speech: the probability of the no-speech token in place of the language.
     """
 
     no_speech: float
@@ -33,6 +33,7 @@ class Row:
     ended: bool = False
     spoken_s: float = 0.0
     logprob: float = 0.0
+    logprobs: list[float] = field(default_factory=list)
 
 
 def greedy(
@@ -96,6 +97,7 @@ def greedy(
                     row.ended = True
                 else:
                     row.tokens.append(token)
+                    row.logprobs.append(logprob)
                     row.spoken_s += token_s(token)
                 too_long = length == limit or (seconds is not None and row.spoken_s > seconds[active[index]])
                 if row.ended or too_long or (stop_loops and _loops(row.tokens)):

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
+from kikitori.inference.generate import Engine
 from kikitori.model.whisper import Whisper
 
 # What the guard must have found, see `Whisper.timestamps`: texts, and percent of texts and joints. Above MOST_CER the
@@ -17,7 +18,7 @@ class Reading(NamedTuple):
     reason: str
 
 
-def choose_reading(whisper: Whisper) -> Reading:
+def choose_reading(whisper: Whisper | Engine) -> Reading:
     """Timestamps if the guard confirmed that the model kept them, otherwise pauses."""
     facts = whisper.timestamps
     if whisper.processor.timestamp_begin is None:

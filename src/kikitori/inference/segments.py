@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kikitori.audio.waveform import SAMPLE_RATE
+from kikitori.inference.confidence import Token
 
 # Samples between two places where a recording may be cut: 50 ms.
 STEP = SAMPLE_RATE // 20
@@ -35,12 +36,18 @@ class Piece:
     """The text of a piece of a recording, from start_s to end_s.
 
     doubt: why it may be wrong, one of `kikitori.inference.checks`; empty if nothing speaks against it.
+    tokens: joined, their texts are the text: they hold nothing of a repetition that was removed from it, and there are
+    none of a piece without speech. no_speech: the probability that it holds no speech. mean_logprob: the mean log
+    probability of all tokens that were generated. A piece that was not read, or by a beam search, has none of these.
     """
 
     start_s: float
     end_s: float
     text: str
     doubt: str
+    tokens: tuple[Token, ...] = ()
+    no_speech: float | None = None
+    mean_logprob: float | None = None
 
 
 def split_at_pauses(samples: Tensor, longest_s: float, at_long_pauses: bool = False) -> list[slice]:

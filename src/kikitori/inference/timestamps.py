@@ -13,20 +13,28 @@ from torch import Tensor
 
 from kikitori.audio.waveform import SAMPLE_RATE
 from kikitori.inference.checks import NO_SPEECH_FOUND, REPEATED, examine, is_silent, least_density
-from kikitori.inference.generate import MARGIN_S, Generated
-from kikitori.inference.greedy import Row, greedy
+from kikitori.inference.confidence import tokens_of
+from kikitori.inference.generate import Engine, Generated, engine_of
+from kikitori.inference.greedy import Row
 from kikitori.inference.segments import SHORTEST_S, Piece
-from kikitori.model.processor import SAMPLES_PER_STAMP
-from kikitori.model.whisper import Whisper, encode
+from kikitori.model.processor import SAMPLES_PER_STAMP, Processor
+from kikitori.model.whisper import Whisper
 from kikitori.runtime.errors import ModelError
+
+# The first timestamp of a window is at most this one, of one second.
+MAX_INITIAL = 50
 
 
 class Segment(NamedTuple):
-    """A sentence of a window: its first and last timestamps, by number, and the tokens of its text."""
+    """A sentence of a window: its first and last timestamps, by number, and the tokens of its text.
+
+    at: the first of these among the tokens of the window.
+    """
 
     start: int
     end: int
     tokens: list[int]
+    at: int
 
 
 @dataclass(frozen=True)
@@ -69,14 +77,14 @@ class TimestampRule:
         logits[self.first : last + (not after_end)] = -torch.inf
 
 
-def timestamp_rule(whisper: Whisper) -> TimestampRule:
+def timestamp_rule(processor: Processor) -> TimestampRule:
     """The rule for a model. Raises ModelError if its tokenizer has no timestamps."""
-    config, first = whisper.model.generation_config, whisper.processor.timestamp_begin
+    first = processor.timestamp_begin
     if first is None:
         raise ModelError(
             "the model's tokenizer has no timestamps; read its recordings by their pauses (--segments pauses)"
         )
-    return TimestampRule(first, config.no_timestamps_token_id, config.eos_token_id, config.max_initial_timestamp_index)
+    return TimestampRule(first, processor.prefix[-1], processor.tokenizer.eos_token_id, MAX_INITIAL)
 
 
 def segments_of(tokens: Sequence[int], first: int) -> tuple[list[Segment], int | None]:
@@ -87,11 +95,11 @@ def segments_of(tokens: Sequence[int], first: int) -> tuple[list[Segment], int |
     found: list[Segment] = []
     start: int | None = None
     text: list[int] = []
-    for token in tokens:
+    for place, token in enumerate(tokens):
         if token < first:
             text.append(token)
         elif start is not None and text:
-            found.append(Segment(start, token - first, text))
+            found.append(Segment(start, token - first, text, place - len(text)))
             start, text = None, []
         else:
             start, text = token - first, []
@@ -99,19 +107,23 @@ def segments_of(tokens: Sequence[int], first: int) -> tuple[list[Segment], int |
 
 
 def read_by_timestamps(
-    whisper: Whisper,
+    model: Whisper | Engine,
     samples: Tensor,
     read_by_pauses: Callable[[slice], list[Piece]],
     previous_text: bool = False,
     advance: Callable[[float], None] = lambda seconds: None,
+    language: str | None = None,
 ) -> list[Piece]:
     """Transcribes (samples,) at 16 kHz, in windows of the model's length; a piece is a sentence between timestamps.
 
     Greedily, whatever `generation.num_beams` is. A window whose text repeats itself, or that has no complete sentence,
     is read by `read_by_pauses` instead. previous_text: whether the text before a window is its prompt; not after a
-    doubtful one. advance: called with the seconds of audio that were read.
+    doubtful one. advance: called with the seconds of audio that were read. language: Whisper's code, None for the
+    model's own.
     """
-    reader, at = _WindowReader(whisper, samples, timestamp_rule(whisper), read_by_pauses), 0
+    engine = engine_of(model)
+    processor = engine.processor.of(language)
+    reader, at = _WindowReader(engine, processor, samples, timestamp_rule(processor), read_by_pauses), 0
     pieces: list[Piece] = []
     previous: list[int] = []
     while at < len(samples):
@@ -133,14 +145,15 @@ class _Reading(NamedTuple):
 
 @dataclass(frozen=True)
 class _WindowReader:
-    whisper: Whisper
+    engine: Engine
+    processor: Processor
     samples: Tensor
     rule: TimestampRule
     read_by_pauses: Callable[[slice], list[Piece]]
 
     def read(self, at: int, previous: Sequence[int]) -> _Reading:
         """Reads the window that begins at a sample."""
-        window = round(self.whisper.processor.window_s * SAMPLE_RATE)
+        window = round(self.processor.window_s * SAMPLE_RATE)
         place = slice(at, min(at + window, len(self.samples)))
         if is_silent(self.samples[place]):
             return _Reading([], place.stop, [])
@@ -149,7 +162,7 @@ class _WindowReader:
         reach = _sample(segments[-1].end) if segments else place.stop - at
         doubt = self._doubt(row, segments, self.samples[at : at + reach])
         if doubt == NO_SPEECH_FOUND:
-            return _Reading([Piece(*_times(place), "", doubt)], place.stop, [])
+            return _Reading([Piece(*_times(place), "", doubt, (), row.no_speech, _mean(row))], place.stop, [])
         if row.ended and not row.tokens:
             return _Reading([], place.stop, [])
         is_beginning = not segments and row.ended and row.tokens[-1] >= self.rule.first
@@ -161,7 +174,7 @@ class _WindowReader:
         is_done = place.stop == len(self.samples) and row.ended and cut_off is None
         text = [token for segment in segments for token in segment.tokens]
         following = place.stop if is_done else min(at + reach, place.stop)
-        return _Reading(self._pieces(place, segments, doubt), following, [] if doubt else text)
+        return _Reading(self._pieces(place, row, segments, doubt), following, [] if doubt else text)
 
     def _by_pauses(self, place: slice) -> _Reading:
         """Reads a window by its pauses, but not the last piece of it, where the next window begins."""
@@ -170,30 +183,34 @@ class _WindowReader:
             following = round(pieces.pop().start_s * SAMPLE_RATE)
         return _Reading(pieces, following, [])
 
-    @torch.inference_mode()
     def _generate(self, place: slice, previous: Sequence[int]) -> Row:
         """Generates the tokens of one window, after a prompt if there is one."""
-        processor, model = self.whisper.processor, self.whisper.model
+        processor = self.processor
         prompt = [processor.previous_id, *previous[-processor.max_prompt_tokens :]] if previous else []
-        features = processor.log_mel(self.samples[place], full_window=True)[None]
-        states = encode(model, features.to(model.device, model.dtype))
-        prefix, limit = [*prompt, *processor.prefix[:-1]], model.generation_config.max_new_tokens
-        available_s = [(place.stop - place.start) / SAMPLE_RATE + MARGIN_S]
-        rows = greedy(model, states, prefix, limit, self.whisper.token_s, available_s, stop_loops=True, rule=self.rule)
-        return rows[0]
+        return self.engine.read_window(self.samples[place], [*prompt, *processor.prefix[:-1]], self.rule)
 
     def _doubt(self, row: Row, segments: Sequence[Segment], samples: Tensor) -> str:
         """What speaks against the text of a window. That it was cut off does not, after complete sentences."""
         tokens = [token for segment in segments for token in segment.tokens] or row.tokens
-        text = self.whisper.processor.decode([tokens])[0]
-        generated = Generated(text, not segments and not row.ended, row.no_speech, row.logprob / (len(row.tokens) + 1))
-        return examine(generated, samples, least_density(self.whisper.trained_on))[1]
+        text = self.processor.decode([tokens])[0]
+        generated = Generated(text, not segments and not row.ended, row.no_speech, _mean(row))
+        return examine(generated, samples, least_density(self.engine.trained_on))[1]
 
-    def _pieces(self, place: slice, segments: Sequence[Segment], doubt: str) -> list[Piece]:
+    def _pieces(self, place: slice, row: Row, segments: Sequence[Segment], doubt: str) -> list[Piece]:
         """The sentences of a window with their times in the recording."""
-        texts = self.whisper.processor.decode([segment.tokens for segment in segments])
-        parts = [slice(*(min(place.start + _sample(n), place.stop) for n in segment[:2])) for segment in segments]
-        return [Piece(*_times(part), text, doubt) for part, text in zip(parts, texts, strict=True)]
+        texts = self.processor.decode([segment.tokens for segment in segments])
+        pieces = []
+        for segment, text in zip(segments, texts, strict=True):
+            part = slice(*(min(place.start + _sample(n), place.stop) for n in segment[:2]))
+            logprobs = row.logprobs[segment.at : segment.at + len(segment.tokens)]
+            tokens = tokens_of(self.processor, segment.tokens, logprobs)
+            pieces.append(Piece(*_times(part), text, doubt, tokens, row.no_speech, _mean(row)))
+        return pieces
+
+
+def _mean(row: Row) -> float:
+    """The mean log probability of the tokens of a window and of its end."""
+    return row.logprob / (len(row.tokens) + 1)
 
 
 def _sample(stamp: int) -> int:

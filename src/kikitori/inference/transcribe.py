@@ -2,11 +2,12 @@
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby
+from math import isnan
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -14,13 +15,24 @@ from torch import Tensor
 from kikitori.audio.decoder_pool import Decoders
 from kikitori.audio.formats import AudioError
 from kikitori.audio.waveform import SAMPLE_RATE, to_full_scale
-from kikitori.inference.checks import CUT, LITTLE, NO_SPEECH_FOUND, NONE, REPEATED, examine, is_silent, least_density
-from kikitori.inference.generate import Generated, generate
+from kikitori.inference.checks import (
+    CUT,
+    LITTLE,
+    NO_SPEECH_FOUND,
+    NONE,
+    REPEATED,
+    examine,
+    is_silent,
+    kept_tokens,
+    least_density,
+)
+from kikitori.inference.confidence import tokens_of
+from kikitori.inference.generate import Engine, Generated, engine_of
 from kikitori.inference.reading import choose_reading
 from kikitori.inference.segments import SHORTEST_S, Piece, halves, split_at_pauses
 from kikitori.inference.timestamps import read_by_timestamps
 from kikitori.metrics.normalizer import word_separator
-from kikitori.model.whisper import Whisper, check_whisper, encode
+from kikitori.model.whisper import Whisper, check_whisper
 from kikitori.runtime.files import expanded
 
 # Doubts for which a piece is read again in two halves, how often its halves are, and the seconds of the shortest piece
@@ -59,12 +71,13 @@ def transcribe(
 
 
 def transcribe_pieces(
-    whisper: Whisper,
+    model: Whisper | Engine,
     samples: Tensor,
     batch_size: int = 8,
     advance: Callable[[float], None] = lambda seconds: None,
     segments: Segments = "auto",
     previous_text: bool = False,
+    language: str | None = None,
 ) -> list[Piece]:
     """Transcribes (samples,) float in [-1, 1] at 16 kHz.
 
@@ -75,7 +88,8 @@ def transcribe_pieces(
     Silent pieces get no text. A piece whose text repeats itself, was cut off by a limit, or is too short for its speech
     is read again in two halves, and these likewise; the halves are taken if less of their time is doubtful.
     advance: called with the seconds of audio that were read. Samples that exceed full scale are scaled to it.
-    previous_text: whether each window of timestamps is read with the text before it.
+    previous_text: whether each window of timestamps is read with the text before it. language: Whisper's code, None
+    for the model's own.
     Raises ValueError for samples of another shape or type, not finite or 100 times over full scale, and ModelError for
     timestamps of a model whose tokenizer has none.
     """
@@ -91,100 +105,136 @@ def transcribe_pieces(
         raise ValueError(f"audio {error}") from error
     if segments not in SEGMENTS:
         raise ValueError(f"segments={segments!r}: must be {', '.join(SEGMENTS[:-1])} or {SEGMENTS[-1]}")
+    engine = engine_of(model)
     if segments == "auto":
-        segments = _chosen(whisper, samples)
-    reader, training = _Reader(whisper, samples, batch_size), whisper.model.training
-    whisper.model.eval()
-    try:
+        segments = _chosen(engine, samples)
+    with engine.ready():
         if segments == "timestamps":
-            by_pauses = partial(reader.read_part, advance=lambda seconds: None)
-            return read_by_timestamps(whisper, samples, by_pauses, previous_text, advance)
-        return reader.read_part(slice(0, len(samples)), advance)
-    finally:
-        whisper.model.train(training)
+            by_pauses = partial(_read_part, engine, samples, batch_size, language)
+            return read_by_timestamps(engine, samples, by_pauses, previous_text, advance, language)
+        return read_by_pauses(engine, [samples], [language], batch_size, advance)[0]
 
 
-def is_long(whisper: Whisper, samples: Tensor) -> bool:
+def read_by_pauses(
+    engine: Engine,
+    recordings: Sequence[Tensor],
+    languages: Sequence[str | None],
+    batch_size: int,
+    advance: Callable[[float], None] = lambda seconds: None,
+) -> list[list[Piece]]:
+    """Returns the pieces of each recording, (samples,) at 16 kHz, cut at its pauses; all pieces are read in batches.
+
+    languages: Whisper's code of each, None for the model's own. In fp32 the texts equal those of one recording alone.
+    """
+    at_long_pauses, limit_s = engine.trained_on is not None, piece_limit_s(engine)
+    reader = _Reader(engine, batch_size)
+    parts = [
+        [_Part(samples, place, language) for place in split_at_pauses(samples, limit_s, at_long_pauses)]
+        for samples, language in zip(recordings, languages, strict=True)
+    ]
+    found = iter(reader.read([part for own in parts for part in own], DEPTH, advance))
+    return [[piece for _ in own for piece in next(found)] for own in parts]
+
+
+def _read_part(engine: Engine, samples: Tensor, batch_size: int, language: str | None, place: slice) -> list[Piece]:
+    """Returns the pieces of a part of a recording, with their times in the whole."""
+    pieces = read_by_pauses(engine, [samples[place]], [language], batch_size)[0]
+    return [moved(piece, place.start / SAMPLE_RATE) for piece in pieces]
+
+
+def is_long(model: Whisper | Engine, samples: Tensor) -> bool:
     """Returns whether a recording is longer than the model's window."""
-    return len(samples) > whisper.processor.window_s * SAMPLE_RATE
+    return len(samples) > model.processor.window_s * SAMPLE_RATE
 
 
-def _chosen(whisper: Whisper, samples: Tensor) -> Segments:
-    if not is_long(whisper, samples):
+def _chosen(engine: Engine, samples: Tensor) -> Segments:
+    if not is_long(engine, samples):
         return "pauses"
-    reading = choose_reading(whisper)
+    reading = choose_reading(engine)
     log.info("the recording is read by %s: %s", reading.segments, reading.reason)
     return reading.segments
 
 
-def joined(whisper: Whisper, pieces: Sequence[Piece]) -> str:
+def joined(whisper: Whisper | Engine, pieces: Sequence[Piece]) -> str:
     """Returns the text of a whole recording."""
     return word_separator(whisper.processor.text_language).join(piece.text for piece in pieces if piece.text)
 
 
-def piece_limit_s(whisper: Whisper) -> float:
+def piece_limit_s(model: Whisper | Engine) -> float:
     """Returns the most seconds to transcribe at once: the model's window, but no more than most of its training clips.
 
     A model that was tuned on short clips leaves out parts of longer ones.
     """
-    processor = whisper.processor
+    processor = model.processor
     window_s = min(processor.window_s, processor.window.longest_s(processor.window_s))
-    return min(window_s, max(whisper.trained_on["p95_s"], LEAST_LIMIT_S)) if whisper.trained_on else window_s
+    return min(window_s, max(model.trained_on["p95_s"], LEAST_LIMIT_S)) if model.trained_on else window_s
+
+
+class _Part(NamedTuple):
+    """A part of a recording, which is of a language."""
+
+    samples: Tensor
+    place: slice
+    language: str | None
+
+    @property
+    def sound(self) -> Tensor:
+        """(samples,) of the part alone."""
+        return self.samples[self.place]
+
+    def halves(self) -> list["_Part"]:
+        return [self._replace(place=half) for half in halves(self.samples, self.place)]
 
 
 @dataclass(frozen=True)
 class _Reader:
-    whisper: Whisper
-    samples: Tensor
+    engine: Engine
     batch_size: int
 
-    def read_part(self, part: slice, advance: Callable[[float], None]) -> list[Piece]:
-        """Returns the pieces of a part of the recording, cut at its pauses."""
-        at_long_pauses = self.whisper.trained_on is not None
-        cuts = split_at_pauses(self.samples[part], piece_limit_s(self.whisper), at_long_pauses)
-        places = [slice(part.start + cut.start, part.start + cut.stop) for cut in cuts]
-        return [piece for pieces in self.read(places, DEPTH, advance) for piece in pieces]
-
-    def read(self, places: Sequence[slice], depth: int, advance: Callable[[float], None]) -> list[list[Piece]]:
-        """Returns the pieces at each place: one, or those of its halves if they are better."""
-        generated = self._generate(places, advance)
-        found = [[self._piece(place, row)] for place, row in zip(places, generated, strict=True)]
+    def read(self, parts: Sequence[_Part], depth: int, advance: Callable[[float], None]) -> list[list[Piece]]:
+        """Returns the pieces of each part: one, or those of its halves if they are better."""
+        generated = self._generate(parts, advance)
+        found = [[self._piece(part, row)] for part, row in zip(parts, generated, strict=True)]
         again = [
             i
             for i, (piece,) in enumerate(found)
             if depth and piece.doubt in READ_AGAIN and piece.end_s - piece.start_s >= DIVISIBLE_S
         ]
         if again:
-            parts = [half for i in again for half in halves(self.samples, places[i])]
-            read = iter(self.read(parts, depth - 1, lambda seconds: None))
+            read = iter(self.read([half for i in again for half in parts[i].halves()], depth - 1, lambda seconds: None))
             for i in again:
                 both = [*next(read), *next(read)]
                 if doubtful_s(both) < doubtful_s(found[i]):
                     found[i] = both
         return found
 
-    def _piece(self, place: slice, generated: Generated) -> Piece:
-        text, doubt = examine(generated, self.samples[place], least_density(self.whisper.trained_on))
-        return Piece(round(place.start / SAMPLE_RATE, 2), round(place.stop / SAMPLE_RATE, 2), text, doubt)
+    def _piece(self, part: _Part, generated: Generated) -> Piece:
+        text, doubt = examine(generated, part.sound, least_density(self.engine.trained_on))
+        tokens = kept_tokens(tokens_of(self.engine.processor, generated.tokens, generated.logprobs), text)
+        known = [None if isnan(number) else number for number in (generated.no_speech, generated.mean_logprob)]
+        start_s, end_s = (round(n / SAMPLE_RATE, 2) for n in (part.place.start, part.place.stop))
+        return Piece(start_s, end_s, text, doubt, tokens, *known)
 
-    @torch.inference_mode()
-    def _generate(self, places: Sequence[slice], advance: Callable[[float], None]) -> list[Generated]:
-        processor, model = self.whisper.processor, self.whisper.model
-        generated = [Generated("", cut=False) for _ in places]
-        window = [processor.window_frames(place.stop - place.start) for place in places]
-        heard = [i for i, place in enumerate(places) if not is_silent(self.samples[place])]
-        # Pieces of one batch must have the same window.
-        for _, group in groupby(sorted(heard, key=lambda i: window[i]), lambda i: window[i]):
-            same_window = list(group)
-            for batch in (same_window[i : i + self.batch_size] for i in range(0, len(same_window), self.batch_size)):
-                pieces = [self.samples[places[i]] for i in batch]
-                features = torch.stack([processor.log_mel(piece) for piece in pieces])
-                seconds = [len(piece) / SAMPLE_RATE for piece in pieces]
-                states = encode(model, features.to(model.device, model.dtype))
-                for i, row in zip(batch, generate(self.whisper, states, seconds, stop_loops=True), strict=True):
+    def _generate(self, parts: Sequence[_Part], advance: Callable[[float], None]) -> list[Generated]:
+        processor = self.engine.processor
+        generated = [Generated("", cut=False) for _ in parts]
+        # Pieces of one batch must have the same window, and a batch has one language.
+        alike = [(processor.window_frames(len(part.sound)), part.language or "") for part in parts]
+        heard = [i for i, part in enumerate(parts) if not is_silent(part.sound)]
+        for _, group in groupby(sorted(heard, key=alike.__getitem__), alike.__getitem__):
+            same = list(group)
+            for batch in (same[i : i + self.batch_size] for i in range(0, len(same), self.batch_size)):
+                sounds = [parts[i].sound for i in batch]
+                for i, row in zip(batch, self.engine.read(sounds, parts[batch[0]].language), strict=True):
                     generated[i] = row
-                advance(sum(seconds))
+                advance(sum(map(len, sounds)) / SAMPLE_RATE)
+        advance(sum(len(part.sound) for i, part in enumerate(parts) if i not in {*heard}) / SAMPLE_RATE)
         return generated
+
+
+def moved(piece: Piece, seconds: float) -> Piece:
+    """Returns a piece at a later time."""
+    return replace(piece, start_s=round(piece.start_s + seconds, 2), end_s=round(piece.end_s + seconds, 2))
 
 
 def doubtful_s(pieces: Sequence[Piece]) -> float:

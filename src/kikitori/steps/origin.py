@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from omegaconf import DictConfig
 
@@ -11,6 +11,27 @@ from kikitori.config.targets import TARGET
 from kikitori.runs.results import folder_of_run, read_results
 from kikitori.runtime.errors import ConfigError
 from kikitori.runtime.files import expanded
+
+
+class Base(NamedTuple):
+    """The model that a run began with: a name on the Hub with its revision (None for the main branch), or a folder."""
+
+    name: str
+    revision: str | None = None
+
+
+def base_of_run(place: Path) -> Base | None:
+    """The base of the run that a folder, its model's folder or a checkpoint belongs to.
+
+    None if it belongs to no run, or to one that began with random weights. Raises DataError for a damaged run.
+    """
+    folder = folder_of_run(place)
+    run = read_results(folder) if folder else {}
+    config, start = run.get("config", {}), Path(run.get("cwd", "."))
+    model = config.get("model", {})
+    # Of a training, or of an average.
+    name = model.get("name") or config.get("against")
+    return Base(_from(start, name), model.get("revision")) if name else None
 
 
 def with_origin(cfg: DictConfig | Mapping[str, Any], place: str) -> dict[str, Any]:
@@ -33,19 +54,17 @@ def with_origin(cfg: DictConfig | Mapping[str, Any], place: str) -> dict[str, An
         for key in ("release", "manifest", "name"):
             if key in values["data"]:
                 values["data"][key] = _from(start, values["data"][key])
-    model = config.get("model", {})
-    # Of a training, or of an average.
-    base, revision = model.get("name") or config.get("against"), model.get("revision")
+    base = base_of_run(Path(place))
     if not values["against"] and not base:
-        random = str(model.get(TARGET)).endswith("build_whisper")
+        random = str(config.get("model", {}).get(TARGET)).endswith("build_whisper")
         why = "began with random weights, so it has no base" if random else "does not name its base"
         raise ConfigError(f"against: not set, and {place} {why}; pass --against with a model")
-    if not values["against"] and revision:
+    if not values["against"] and base and base.revision:
         raise ConfigError(
-            f"against: not set, and {place} began with the revision {revision} of {base}, not with its main branch; "
-            "pass --against with a folder of it (hf download --revision)"
+            f"against: not set, and {place} began with the revision {base.revision} of {base.name}, not with its main "
+            "branch; pass --against with a folder of it (hf download --revision)"
         )
-    values["against"] = values["against"] or _from(start, base)
+    values["against"] = values["against"] or (base and base.name)
     return dict(values)
 
 

@@ -1,0 +1,97 @@
+"""The models on the page: the bases that runs recorded, and what was made of them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kikitori.adapters.folder import is_adapter
+from kikitori.model.loading import load_whisper
+from kikitori.model.whisper import Whisper
+from kikitori.model.window import describe_window
+from kikitori.runtime.errors import KikitoriError, ModelError
+from kikitori.runtime.files import expanded
+from kikitori.steps.origin import Base, base_of_run
+
+
+@dataclass(frozen=True)
+class ShownModel:
+    """A model on the page. title: its name there, without the path to it. is_base: whether others were made of it."""
+
+    title: str
+    is_base: bool
+    whisper: Whisper
+
+    def as_plain(self) -> dict[str, Any]:
+        """What the page shows of it."""
+        processor = self.whisper.processor
+        return {
+            "title": self.title,
+            "is_base": self.is_base,
+            "language": processor.language,
+            "text_language": processor.text_language,
+            "task": processor.task,
+            "parameters": self.whisper.num_parameters,
+            "window": describe_window(processor.window),
+            "window_s": processor.window_s,
+        }
+
+
+def load_models(places: Sequence[str], base: str | None) -> tuple[list[ShownModel], list[str]]:
+    """Loads the bases of runs and then the models of the runs, and returns them with sentences on what is missing.
+
+    places: folders of runs, models or adapters, or names on the Hub. base: instead of those that the runs recorded.
+    A recorded base that cannot be loaded is left out. Raises ModelError if another model cannot be loaded.
+    """
+    tuned = [_load(place, base=base if is_adapter(expanded(place)) else None) for place in dict.fromkeys(places)]
+    first, notes = tuned[0].processor, list[str]()
+    bases: dict[Base, Whisper] = {}
+    for wanted in [Base(base)] if base else _recorded(places, notes):
+        try:
+            bases[wanted] = _load(wanted.name, wanted.revision, language=first.language, task=first.task)
+        except KikitoriError as error:
+            if base:
+                raise ModelError(f"--base {error}") from error
+            notes.append(f"the base is left out: {error}\n  Pass --base with a folder or a name on the Hub to show it")
+    found = [*bases.values(), *tuned]
+    titles = _titles([*(wanted.name for wanted in bases), *dict.fromkeys(places)])
+    return [ShownModel(t, i < len(bases), w) for i, (t, w) in enumerate(zip(titles, found, strict=True))], notes
+
+
+def _recorded(places: Sequence[str], notes: list[str]) -> list[Base]:
+    """The bases that runs recorded, once each; adds to the notes where one has none."""
+    found: dict[Base, None] = {}
+    for place in places:
+        try:
+            if recorded := base_of_run(Path(place)):
+                found[recorded] = None
+        except KikitoriError as error:
+            notes.append(f"the base of {place} is unknown: {error}")
+    if not found and len(places) == 1:
+        notes.append(f"{places[0]} names no base, so it is shown alone; --base adds a model to compare it with")
+    return list(found)
+
+
+def _load(place: str, revision: str | None = None, **arguments: Any) -> Whisper:
+    if place.endswith(".ckpt"):
+        raise ModelError(f"{place} is a checkpoint; give the folder of its run, which has its model once it ended")
+    try:
+        whisper = load_whisper(place, revision=revision, **arguments)
+    except ModelError as error:
+        raise ModelError(str(error).replace("model.name=", "").replace("model.base", "--base")) from error
+    whisper.model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
+    return whisper
+
+
+def _titles(places: Sequence[str]) -> list[str]:
+    """The last part of each name that says something, or all of it where two would be equal."""
+    names = []
+    for place in places:
+        path = Path(place)
+        is_folder = expanded(place).is_dir()
+        # A run saves its model in a folder called `model`, and its adapter in `adapter`; the run's own name says more.
+        own = path.resolve().parent if path.name in ("model", "adapter") else path.resolve()
+        names.append(own.name if is_folder else place)
+    return [name if names.count(name) == 1 else place for name, place in zip(names, places, strict=True)]

@@ -1,0 +1,1 @@
+"""What transcribes besides torch: exports that CTranslate2 runs, and silero-vad, which finds speech."""

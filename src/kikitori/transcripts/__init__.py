@@ -1,0 +1,1 @@
+"""Recordings of any number and length to files of text and subtitles."""
