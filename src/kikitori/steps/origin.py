@@ -8,6 +8,7 @@ from omegaconf import DictConfig
 
 from kikitori.config.overrides import key_of, overrides, to_plain
 from kikitori.config.targets import TARGET
+from kikitori.references.names import is_reference
 from kikitori.runs.results import folder_of_run, read_results
 from kikitori.runtime.errors import ConfigError
 from kikitori.runtime.files import expanded
@@ -16,7 +17,7 @@ from kikitori.runtime.files import expanded
 def with_origin(cfg: DictConfig | Mapping[str, Any], place: str) -> dict[str, Any]:
     """The configuration, in which `data` and `against` are those of a model's run where none is chosen.
 
-    place: the model. Raises ConfigError for one that belongs to no run, or began with random weights or a revision.
+    place: the model. Raises ConfigError for one that belongs to no run, or began with random weights.
     """
     values: Any = to_plain(cfg) if isinstance(cfg, DictConfig) else dict(cfg)
     folder = folder_of_run(Path(place))
@@ -40,12 +41,10 @@ def with_origin(cfg: DictConfig | Mapping[str, Any], place: str) -> dict[str, An
         random = str(model.get(TARGET)).endswith("build_whisper")
         why = "began with random weights, so it has no base" if random else "does not name its base"
         raise ConfigError(f"against: not set, and {place} {why}; pass --against with a model")
-    if not values["against"] and revision:
-        raise ConfigError(
-            f"against: not set, and {place} began with the revision {revision} of {base}, not with its main branch; "
-            "pass --against with a folder of it (hf download --revision)"
-        )
-    values["against"] = values["against"] or _from(start, base)
+    if base and revision:
+        base = f"{'' if is_reference(base) else 'hub:'}{base}@{revision}"
+    # As the run found it, wherever a branch or an alias points now.
+    values["against"] = values["against"] or run.get("references", {}).get(base) or _from(start, base)
     return dict(values)
 
 
