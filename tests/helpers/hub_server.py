@@ -83,7 +83,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self.handle_request()
 
-    do_POST = do_PUT = do_HEAD = do_GET
+    do_POST = do_PUT = do_HEAD = do_GET  # noqa: N815
 
     def handle_request(self) -> None:
         path = unquote(urlsplit(self.path).path)
@@ -242,10 +242,14 @@ class Handler(BaseHTTPRequestHandler):
         more = {"lfs": large} if path.endswith(LARGE) else {}
         return {"type": "file", "path": path, "size": len(content), "oid": git_hash(content), **more}
 
-    def tree(self, name: str, revision: str) -> None:
+    def tree(self, name: str, revision: str, folder: str = "") -> None:
         if found := self.revision(name, revision):
-            files = found[0].commits[found[1]]
-            self.answer(200, [self.entry(path, content) for path, content in files.items()])
+            files = found[0].commits[found[1]].items()
+            inside = [self.entry(path, content) for path, content in files if path.startswith(folder)]
+            if inside:
+                self.answer(200, inside)
+            else:
+                self.refuse(404, f"{folder} does not exist", "EntryNotFound")
 
     def resolve(self, name: str, revision: str, path: str) -> None:
         if not (found := self.revision(name, revision)):
@@ -260,7 +264,7 @@ class Handler(BaseHTTPRequestHandler):
         self.answer(200, content, {**headers, "ETag": f'"{etag}"', "Accept-Ranges": "bytes"})
 
 
-NAME = r"([\w.-]+/[\w.-]+)"
+NAME, REVISION = r"([\w.-]+/[\w.-]+)", r"(refs/pr/\d+|[^/]+)"
 ROUTES: list[tuple[str, Any]] = [
     (r"HEAD /?", Handler.root),
     (r"GET /api/whoami-v2", Handler.whoami),
@@ -272,8 +276,9 @@ ROUTES: list[tuple[str, Any]] = [
     (rf"POST /{NAME}\.git/info/lfs/objects/batch", Handler.batch),
     (r"PUT /large/(\w+)", Handler.store),
     (rf"POST /api/models/{NAME}/commit/(.+)", Handler.commit),
-    (rf"GET /api/models/{NAME}/tree/(.+?)", Handler.tree),
-    (rf"(?:GET|HEAD) /{NAME}/resolve/(refs/pr/\d+|[^/]+)/(.+)", Handler.resolve),
+    (rf"GET /api/models/{NAME}/tree/{REVISION}", Handler.tree),
+    (rf"GET /api/models/{NAME}/tree/{REVISION}/(.+)", Handler.tree),
+    (rf"(?:GET|HEAD) /{NAME}/resolve/{REVISION}/(.+)", Handler.resolve),
 ]
 
 
@@ -296,8 +301,12 @@ def running_hub(port: int = 0) -> Iterator[Hub]:
 def environment(hub: Hub, cache: Path) -> dict[str, str]:
     """The variables with which a command uses this Hub."""
     return {
-        **{"HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN, "HF_HOME": str(cache / "hf"), "HF_HUB_OFFLINE": "0"},
-        **{"HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"},
+        "HF_ENDPOINT": hub.url,
+        "HF_TOKEN": TOKEN,
+        "HF_HOME": str(cache / "hf"),
+        "HF_HUB_OFFLINE": "0",
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     }
 
 

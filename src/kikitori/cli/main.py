@@ -54,6 +54,8 @@ average     average tuned models, and mix them with their base
     kikitori average outputs/my-sweep/0-seed-0 outputs/my-sweep/1-seed-1
 compare     rank runs and sweeps, with intervals; --report writes a page
     kikitori compare outputs/my-sweep --report report.html
+push        upload a model with its card to the Hugging Face Hub
+    kikitori push outputs/my-run my-name/whisper-ja --dry-run
 
 kikitori COMMAND --help lists the options of a command. For train, evaluate,
 prepare, guard and average these are choices and keys of the configuration:
@@ -65,7 +67,7 @@ HYDRA_COMMANDS = ("train", "evaluate", "prepare", "guard", "average")
 MODELS = {"guard": "checkpoint", "average": "runs"}
 # Options of Hydra with which a command prints something and does not run.
 PRINTS_ONLY = {"--help", "-h", "--hydra-help", "--cfg", "-c", "--info", "-i"}
-COMMANDS = (*HYDRA_COMMANDS, "transcribe", "compare")
+COMMANDS = (*HYDRA_COMMANDS, "transcribe", "compare", "push")
 
 
 def main() -> None:

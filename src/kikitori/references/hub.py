@@ -4,6 +4,8 @@ Models are downloaded by transformers. Adapters are read here alone, from regula
 """
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import huggingface_hub
@@ -43,13 +45,31 @@ def pin_revision(model: HubModel) -> HubModel:
         return _last_known(model, "HF_HUB_OFFLINE is set")
     if not hub_is_reachable():
         return _last_known(model, "the Hugging Face Hub cannot be reached")
-    return HubModel(model.name, _info(model).sha)
+    with _explained(model):
+        files = _files(model)
+        for file in (MODEL, ADAPTER):
+            if file in files:  # which also records the commit, for a time without network
+                path = huggingface_hub.hf_hub_download(model.name, file, revision=model.revision)
+                return HubModel(model.name, _commit(path))
+    raise ModelError(f"model.name={model} holds no model: there is no config.json in it; give the name of a Whisper")
 
 
-def _info(model: HubModel) -> huggingface_hub.ModelInfo:
-    """What the Hub says of a model. Raises ModelError with the remedy."""
+def _files(model: HubModel) -> set[str]:
+    """The names of the files of a model on the Hub."""
+    info = huggingface_hub.HfApi().model_info(model.name, revision=model.revision)
+    return {file.rfilename for file in info.siblings or []}
+
+
+def _commit(path: str) -> str:
+    """The commit of a file in the client's cache: .../snapshots/COMMIT/config.json."""
+    return Path(path).parent.name
+
+
+@contextmanager
+def _explained(model: HubModel) -> Iterator[None]:
+    """Raises what the Hub refuses as ModelError with the remedy."""
     try:
-        return huggingface_hub.HfApi().model_info(model.name, revision=model.revision)
+        yield
     except RevisionNotFoundError as error:
         raise ModelError(f"model.name={model}: the model has no revision {model.revision} on the Hub") from error
     except GatedRepoError as error:
@@ -68,8 +88,8 @@ def _last_known(model: HubModel, why: str) -> HubModel:
     """The commit that the revision was when it was downloaded last."""
     for file in (MODEL, ADAPTER):
         path = huggingface_hub.try_to_load_from_cache(model.name, file, revision=model.revision)
-        if isinstance(path, str):  # .../snapshots/COMMIT/config.json
-            return HubModel(model.name, Path(path).parent.name)
+        if isinstance(path, str):
+            return HubModel(model.name, _commit(path))
     raise ModelError(f"model.name={model}: was not downloaded before, and {why}")
 
 
@@ -86,16 +106,14 @@ def fetch_adapter(model: HubModel) -> bool:
     is_known = isinstance(huggingface_hub.try_to_load_from_cache(model.name, MODEL, revision=model.revision), str)
     if is_known or huggingface_hub.constants.is_offline_mode() or not hub_is_reachable():
         return False
-    files = {file.rfilename for file in _info(model).siblings or []}
-    if MODEL in files or ADAPTER not in files:
-        return False
-    with FileLock(private_folder(folder.parent) / ".lock"):
+    with _explained(model), FileLock(private_folder(folder.parent) / ".lock"):
+        files = _files(model)
+        if MODEL in files or ADAPTER not in files:
+            return False
         if not folder.is_dir():
             partial = folder.with_name(f".{folder.name}.partial")
             for file in files.intersection(ADAPTER_FILES):
                 huggingface_hub.hf_hub_download(model.name, file, revision=model.revision, local_dir=partial)
-            # The cached name of a revision, for a time without network.
-            huggingface_hub.hf_hub_download(model.name, ADAPTER, revision=model.revision)
             shutil.rmtree(partial / ".cache", ignore_errors=True)
             partial.rename(folder)
     return True
