@@ -89,6 +89,9 @@ def _last_known(artifact: Artifact, why: str) -> Artifact:
 
 def _fetch(artifact: Artifact) -> Artifact:
     """Asks the server for the artifact's version, and downloads it if it is not there."""
+    import os
+
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # W&B would send figures on its own use
     import wandb
 
     try:
@@ -141,7 +144,7 @@ def _download(found: Any, pinned: Artifact) -> None:
         path = partial / name
         if not (is_regular(path) and _digest(path, entry) == entry.digest):
             path.unlink(missing_ok=True)
-            entry.download(root=str(partial), skip_cache=True)
+            found.get_entry(name).download(root=str(partial), skip_cache=True)
         if not is_regular(path) or path.stat().st_size != entry.size or _digest(path, entry) != entry.digest:
             raise ModelError(f"model.name={pinned}: {name} was damaged on the way; run the command again")
     for path in set(partial.iterdir()) - {partial / name for name in wanted}:
