@@ -321,6 +321,7 @@ def use(hub: Hub, cache: Path, patch: pytest.MonkeyPatch) -> None:
     patch.setattr(constants, "ENDPOINT", hub.url)
     patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}")
     patch.setattr("huggingface_hub.hf_api.api.endpoint", hub.url)
+    patch.setattr("transformers.utils.hub._hf_api", None)  # made anew, with this address
     patch.setattr(constants, "HF_HUB_CACHE", str(cache))
     patch.setenv("HF_TOKEN", TOKEN)
 

@@ -161,7 +161,7 @@ def check_entries(artifact: Artifact, entries: Mapping[str, Any]) -> dict[str, A
     for path, entry in entries.items():
         if getattr(entry, "ref", None) is not None:
             raise ModelError(f"{where}: {path[:200]} is a file elsewhere, not in the artifact; use another artifact")
-        if Path(path).name != path and (path.startswith(("/", "\\")) or ".." in path.replace("\\", "/").split("/")):
+        if path.startswith("/") or "\\" in path or ".." in path.split("/"):
             raise ModelError(f"{where}: {path[:200]} lies outside of the artifact; use another artifact")
     wanted = {path: entry for path, entry in entries.items() if Path(path).name == path and path.endswith(SUFFIXES)}
     if not wanted.keys() & {"config.json", "adapter_config.json"}:
