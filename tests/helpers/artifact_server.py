@@ -65,6 +65,7 @@ class Artifacts:
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # or each answer takes 40 ms
     artifacts: Artifacts
 
     def log_message(self, *_: Any) -> None:
@@ -183,7 +184,11 @@ class Handler(BaseHTTPRequestHandler):
             for name, content in version.files.items()
         ]
         files = {"edges": edges, "pageInfo": {"endCursor": None, "hasNextPage": False}, "totalCount": len(edges)}
-        return {"project": {"artifactCollection": {"__typename": "ArtifactSequence", "artifactMembership": {"files": files}}}}
+        return {
+            "project": {
+                "artifactCollection": {"__typename": "ArtifactSequence", "artifactMembership": {"files": files}}
+            }
+        }
 
 
 @contextmanager
@@ -193,7 +198,7 @@ def running_artifacts() -> Iterator[Artifacts]:
     handler = type("ArtifactHandler", (Handler,), {"artifacts": artifacts})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     artifacts.url = f"http://127.0.0.1:{server.server_address[1]}"
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     try:
         yield artifacts
     finally:

@@ -139,7 +139,10 @@ def test_without_the_server_an_alias_is_its_last_known_version(
 
 @pytest.mark.parametrize(
     ("variable", "value", "reason"),
-    [("WANDB_MODE", "offline", "WANDB_MODE forbids the network"), ("WANDB_API_KEY", None, "there is no API key for it")],
+    [
+        ("WANDB_MODE", "offline", "WANDB_MODE forbids the network"),
+        ("WANDB_API_KEY", None, "there is no API key for it"),
+    ],
 )
 def test_what_forbids_the_network_is_named(
     server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, variable: str, value: str | None, reason: str

@@ -75,9 +75,7 @@ def explained(name: str) -> Iterator[None]:
     except ConfigError:
         raise
     except TooLong as error:
-        raise ConfigError(
-            f"the Hub is busy and asks to wait for {error.seconds} s (429); run this again then"
-        ) from None
+        raise ConfigError(f"the Hub is busy and asks to wait {error.seconds} s (429); run this again then") from None
     except HfHubHTTPError as error:
         raise ConfigError(_refusal(error, name)) from None
     except Exception as error:  # the HTTP library raises errors of many classes
