@@ -55,7 +55,8 @@ class Repository:
 class Hub:
     """What the server holds.
 
-    faults: (method and part of the path, status, headers), each used for one request; requests: all so far.
+    faults: (method and part of the path, status, headers), each used for one request; requests: all so far. hold: of
+    requests that are not answered until `released`, once `held` is set.
     """
 
     def __init__(self) -> None:
@@ -63,6 +64,7 @@ class Hub:
         self.large: dict[str, bytes] = {}
         self.faults: list[tuple[str, int, dict[str, str]]] = []
         self.requests: list[str] = []
+        self.hold, self.held, self.released = "", threading.Event(), threading.Event()
         self.url = ""
 
     def fault(self, line: str) -> tuple[int, dict[str, str]] | None:
@@ -92,6 +94,11 @@ class Handler(BaseHTTPRequestHandler):
         line = f"{self.command} {path}"
         self.hub.requests.append(line)
         self.body = self.read_body()
+        if self.hub.hold and re.search(self.hub.hold, line):
+            self.hub.held.set()
+            self.hub.released.wait()
+            self.close_connection = True
+            return
         if found := self.hub.fault(line):
             status, headers = found
             if status == 0:  # the connection breaks

@@ -1,5 +1,7 @@
 """`kikitori push` against a Hub on loopback: what arrives, what is loaded again, and whatever the Hub may answer."""
 
+import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,7 +10,7 @@ from typing import Any
 import huggingface_hub
 import pytest
 import torch
-from hub_server import TOKEN, Hub, Repository, running_hub, use
+from hub_server import TOKEN, Hub, Repository, environment, running_hub, use
 from pushed_runs import write_pushed_run
 
 from kikitori.cli import push as command
@@ -192,3 +194,38 @@ def test_files_that_arrived_otherwise_are_named(hub: Hub, run: Path, monkeypatch
     assert "the Hub lists config.json of team/whisper-ja otherwise than it was sent; run this again" in refusal(
         run, NAME
     )
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("request_line", ["PUT /large", "POST /api/models/.*/commit"])
+def test_a_push_that_is_killed_leaves_no_part_and_is_made_good_by_the_next(
+    hub: Hub, run: Path, tmp_path: Path, request_line: str
+) -> None:
+    line = [sys.executable, "-m", "kikitori", "push", str(run), NAME]
+    variables = {**os.environ, **environment(hub, tmp_path)}
+    hub.hold = request_line
+    with subprocess.Popen(line, env=variables, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        assert hub.held.wait(60)
+        process.kill()
+    hub.hold = ""
+    hub.released.set()
+    repository = hub.repositories[NAME]
+    assert [*repository.commits[repository.branches["main"]]] == [".gitattributes"]
+    done = subprocess.run(line, env=variables, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "config.json" in repository.commits[repository.branches["main"]]
+    assert TOKEN not in done.stdout + done.stderr
+
+
+@pytest.mark.long
+def test_the_command_answers_in_one_line_without_a_traceback(hub: Hub, run: Path, tmp_path: Path) -> None:
+    line = [sys.executable, "-m", "kikitori", "push", str(run)]
+    variables = {**os.environ, **environment(hub, tmp_path)}
+    for name, found in ((NAME, "the token may not write"), ("a/b/c", "is no name on the Hub")):
+        hub.faults = [("POST /api/repos/create", 403, {})]
+        done = subprocess.run([*line, name], env=variables, capture_output=True, text=True)
+        assert done.returncode == 1
+        assert done.stderr.splitlines()[-1].startswith("ConfigError: ")
+        assert found in done.stderr
+        assert "Traceback" not in done.stderr
+        assert TOKEN not in done.stdout + done.stderr

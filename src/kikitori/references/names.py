@@ -27,6 +27,12 @@ class HubModel(NamedTuple):
         """Whether the revision is a commit, which cannot change."""
         return self.revision is not None and COMMIT.fullmatch(self.revision) is not None
 
+    @property
+    def shown(self) -> str:
+        """The name in tables."""
+        revision = self.revision and (self.revision[:7] if self.is_immutable else self.revision)
+        return self.name.rpartition("/")[2] + (f"@{revision}" if revision else "")
+
     def __str__(self) -> str:
         return f"hub:{self.name}" + (f"@{self.revision}" if self.revision else "")
 
@@ -48,6 +54,11 @@ class Artifact(NamedTuple):
     def path(self) -> str:
         """The name by which Weights & Biases knows the artifact."""
         return "/".join([*filter(None, [self.entity]), self.project, f"{self.name}:{self.alias}"])
+
+    @property
+    def shown(self) -> str:
+        """The name in tables."""
+        return f"{self.name}:{self.alias}"
 
     def __str__(self) -> str:
         return f"wandb:{self.path}"

@@ -197,7 +197,7 @@ def model_name(config: dict[str, Any]) -> str:
     """The model's name in tables: the last part of its Hub name or folder, or a checkpoint's run and file."""
     own = config.get("checkpoint") or next(iter(config.get("runs") or ()), None)
     if reference := parse_reference(own or config["model"].get("name") or ""):
-        return str(reference).rpartition("/")[2]
+        return reference.shown
     path = Path(own or config["model"].get("name", "micro")).resolve()
     if path.suffix == ".ckpt":
         return f"{path.parents[1].name}/{path.name}"

@@ -103,10 +103,10 @@ def pin_references(config: dict[str, Any], results: Results) -> dict[str, Any]:
     if is_reference(model.get("name")) and model.get("revision"):
         model |= {"name": f"{model['name']}@{model['revision']}", "revision": None}
     model |= {key: pinned(model[key], f"model.{key}") for key in ("name", "base") if key in model}
+    others = {key: pinned(config[key], key) for key in ("checkpoint", "against", "runs") if key in config}
     if known:
         results["references"] = known
-    others = [key for key in ("checkpoint", "against", "runs") if key in config]
-    return {**config, **{key: pinned(config[key], key) for key in others}, "model": model}
+    return config | others | {"model": model}
 
 
 def _record_environment(results: Results, settings: dict[str, Any]) -> None:
