@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import wandb
+import xxhash
 from artifact_server import KEY, running_artifacts
 
 from kikitori.model.loading import load_whisper
@@ -29,9 +30,10 @@ class Entry:
         self.digest = base64.b64encode(hashlib.md5(content).digest()).decode()
         self.size: int = changes.get("size", len(content))
         self.ref: str | None = changes.get("ref")
+        self.is_xxh = False
 
     def digest_algorithm(self) -> str:
-        return "MANIFEST_MD5"
+        return "MANIFEST_XXH128" if self.is_xxh else "MANIFEST_MD5"
 
     def download(self, root: str, skip_cache: bool) -> None:
         Path(root, self.path).write_bytes(self.content)
@@ -117,6 +119,16 @@ def test_an_alias_is_loaded_and_its_version_recorded(server: Server, files: list
     assert whisper.arguments["name"] == whisper.recipe["name"] == f"{NAME}:v3"
     weights = micro.model.state_dict()
     assert all(torch.equal(weights[name], found) for name, found in whisper.model.state_dict().items())
+
+
+def test_digests_of_both_kinds_are_verified(server: Server, files: list[Entry]) -> None:
+    server.versions["team/asr/model-a1:best"] = Found("v0", files)
+    for entry in files:
+        entry.is_xxh = True
+    assert "was damaged on the way" in refusal()
+    for entry in files:
+        entry.digest = base64.b64encode(xxhash.xxh128(entry.content).digest()).decode()
+    assert load_whisper(f"{NAME}:best").arguments["name"] == f"{NAME}:v0"
 
 
 def test_a_version_that_was_downloaded_needs_no_server(server: Server, files: list[Entry]) -> None:
@@ -292,6 +304,16 @@ def test_the_real_client_downloads_a_version(real_server: Any, files: list[Entry
     exchanged = real_server.add("model-a1", content, "best")
     exchanged.digest = "0" * 32
     assert "its manifest is not the one that was uploaded" in refusal()
+
+
+@pytest.mark.long
+def test_what_a_training_uploads_is_downloaded(real_server: Any, files: list[Entry], tmp_path: Path) -> None:
+    uploaded = wandb.Artifact("model-a1", "model")  # as with logger.wandb.log_model=true
+    uploaded.add_dir(str(tmp_path / "saved"), policy="immutable")
+    version = real_server.add("model-a1", {entry.path: entry.content for entry in files}, "best")
+    version.entries, version.digest = uploaded.manifest.to_manifest_json()["contents"], uploaded.digest
+    assert version.entries.keys() == {entry.path for entry in files}
+    assert load_whisper(f"{NAME}:best").arguments["name"] == f"{NAME}:v0"
 
 
 @pytest.mark.long

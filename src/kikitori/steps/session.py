@@ -104,8 +104,8 @@ def pin_references(config: dict[str, Any], results: Results) -> dict[str, Any]:
         model |= {"name": f"{model['name']}@{model['revision']}", "revision": None}
     model |= {key: pinned(model[key], f"model.{key}") for key in ("name", "base") if key in model}
     others = {key: pinned(config[key], key) for key in ("checkpoint", "against", "runs") if key in config}
-    if known:
-        results["references"] = known
+    if changed := {given: found for given, found in known.items() if given != found}:
+        results["references"] = changed
     return config | others | {"model": model}
 
 
