@@ -34,7 +34,7 @@ def test_a_misspelt_command_is_answered_with_the_closest_one(tmp_path: Path) -> 
     done = kikitori("trian", cache=tmp_path)
     assert done.returncode == 1
     assert (
-        "'trian' is not one of train, evaluate, prepare, guard, average, transcribe, compare; did you mean train?"
+        "'trian' is not one of train, evaluate, prepare, guard, average, transcribe, compare, push; did you mean train?"
         in done.stderr
     )
 
