@@ -1,9 +1,11 @@
 """Completed runs with a model, as training writes them, for tests that push them."""
 
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-from kikitori.model.whisper import Whisper
+from kikitori.model.loading import build_whisper
 from kikitori.runs.model_card import model_card
 from kikitori.runtime.files import write_json
 
@@ -28,10 +30,20 @@ def results(base: str | None = "openai/whisper-base", **changes: Any) -> dict[st
     return {**record, **changes}
 
 
-def write_pushed_run(folder: Path, whisper: Whisper, base: str | None = "openai/whisper-base", **changes: Any) -> Path:
+@cache
+def saved_model() -> dict[str, bytes]:
+    """The files of a very small model."""
+    with TemporaryDirectory() as folder:
+        build_whisper(32, 1, 1, 2, window_s=1, max_label_tokens=64).save(Path(folder))
+        return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
+
+
+def write_pushed_run(folder: Path, base: str | None = "openai/whisper-base", **changes: Any) -> Path:
     """A run's folder with its record, its model and its card, and what must never leave it."""
     record = results(base, **changes)
-    whisper.save(folder / "model")
+    (folder / "model").mkdir(parents=True)
+    for name, content in saved_model().items():
+        (folder / "model" / name).write_bytes(content)
     (folder / "model" / "README.md").write_text(model_card(record), encoding="utf-8")
     write_json(folder / "results.json", record)
     (folder / "predictions").mkdir()

@@ -8,15 +8,14 @@ import yaml
 from huggingface_hub import ModelCard
 from pushed_runs import RATES, results, write_pushed_run
 
-from kikitori.model.whisper import Whisper
 from kikitori.publishing.card import card
 from kikitori.runs.model_card import metadata
 from kikitori.runtime.errors import ConfigError
 
 
 @pytest.fixture
-def model(micro: Whisper, tmp_path: Path) -> Path:
-    return write_pushed_run(tmp_path / "run", micro) / "model"
+def model(tmp_path: Path) -> Path:
+    return write_pushed_run(tmp_path / "run") / "model"
 
 
 def test_the_hubs_own_reader_finds_every_score(model: Path) -> None:
@@ -71,6 +70,12 @@ def test_a_damaged_head_is_named(model: Path, head: str) -> None:
     (model / "README.md").write_text(head, encoding="utf-8")
     with pytest.raises(ConfigError, match=r"README\.md cannot be read: .*; mend its first lines"):
         card(model, results(), "team/a", None, None)
+
+
+@pytest.mark.parametrize("part", ["data", "model"])
+def test_a_record_of_another_program_is_named(model: Path, part: str) -> None:
+    with pytest.raises(ConfigError, match=r"results\.json lacks what the card needs"):
+        card(model, {**results(), part: {"test": None}}, "team/a", None, None)
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,10 @@ import pytest
 import torch
 from hub_server import TOKEN, Hub, Repository, environment, running_hub, use
 from pushed_runs import write_pushed_run
+from safetensors.torch import load_file
 
 from kikitori.cli import push as command
 from kikitori.model.loading import load_whisper
-from kikitori.model.whisper import Whisper
 from kikitori.publishing import failures
 from kikitori.runtime.errors import ConfigError
 
@@ -31,8 +31,8 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
 
 
 @pytest.fixture
-def run(micro: Whisper, tmp_path: Path) -> Path:
-    return write_pushed_run(tmp_path / "run", micro)
+def run(tmp_path: Path) -> Path:
+    return write_pushed_run(tmp_path / "run")
 
 
 def push(*words: Any) -> None:
@@ -48,9 +48,7 @@ def refusal(*words: Any) -> str:
     return str(caught.value)
 
 
-def test_what_was_pushed_is_loaded_again_to_the_bit(
-    hub: Hub, run: Path, micro: Whisper, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_was_pushed_is_loaded_again_to_the_bit(hub: Hub, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     push(run, NAME, "--license", "apache-2.0")
     repository = hub.repositories[NAME]
     commit = repository.branches["main"]
@@ -66,8 +64,9 @@ def test_what_was_pushed_is_loaded_again_to_the_bit(
     assert b"license: apache-2.0\n" in files["README.md"]
     assert not [name for name, content in files.items() if b"speaker-7" in content or b"/home/somebody" in content]
     whisper = load_whisper(f"hub:{NAME}@{commit}")
-    weights = micro.model.state_dict()
-    assert all(torch.equal(weights[name], found) for name, found in whisper.model.state_dict().items())
+    weights = load_file(run / "model" / "model.safetensors")
+    assert weights
+    assert all(torch.equal(whisper.model.state_dict()[name], weight) for name, weight in weights.items())
 
 
 def test_a_dry_run_lists_everything_and_uses_no_network(
@@ -113,6 +112,8 @@ def test_visibility_is_that_of_a_new_repository_and_never_changed(
     push(run, "mine", "--public")
     assert not hub.repositories["tester/mine"].private
     assert "to load it: hub:tester/mine@" in capsys.readouterr().out
+    repository = hub.repositories["tester/mine"]
+    assert b'load_whisper("hub:tester/mine")' in repository.commits[repository.branches["main"]]["README.md"]
     assert "tester/mine exists and is public, and what is pushed would be, too; add --public" in refusal(
         run, "tester/mine"
     )

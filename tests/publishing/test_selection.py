@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 from pushed_runs import results, write_pushed_run
 
-from kikitori.model.whisper import Whisper
 from kikitori.publishing.card import card
 from kikitori.publishing.run import folder_to_push
 from kikitori.publishing.selection import check_card, select
@@ -17,8 +16,8 @@ from kikitori.runtime.files import write_json
 
 
 @pytest.fixture
-def model(micro: Whisper, tmp_path: Path) -> Path:
-    return write_pushed_run(tmp_path / "run", micro) / "model"
+def model(tmp_path: Path) -> Path:
+    return write_pushed_run(tmp_path / "run") / "model"
 
 
 def edit(path: Path, **changes: Any) -> None:
@@ -120,9 +119,9 @@ def test_a_run_without_a_model_is_refused(tmp_path: Path, changes: dict[str, Any
     assert reason in refusal(tmp_path)
 
 
-def test_what_is_no_run_is_refused(tmp_path: Path, micro: Whisper) -> None:
+def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
     assert refusal(tmp_path / "nonesuch").endswith("is no folder; give the folder of a completed run")
-    micro.save(tmp_path / "model")
+    (write_pushed_run(tmp_path / "run") / "model").rename(tmp_path / "model")
     assert "is no run: it has no results.json" in refusal(tmp_path)
     write_json(tmp_path / "results.json", results())
     assert folder_to_push(tmp_path)[0] == folder_to_push(tmp_path / "model")[0] == tmp_path / "model"
@@ -131,8 +130,8 @@ def test_what_is_no_run_is_refused(tmp_path: Path, micro: Whisper) -> None:
     assert "holds no model" in refusal(tmp_path)
 
 
-def test_an_adapter_goes_without_the_folder_of_its_base(tmp_path: Path, micro: Whisper) -> None:
-    run = write_pushed_run(tmp_path / "run", micro)
+def test_an_adapter_goes_without_the_folder_of_its_base(tmp_path: Path) -> None:
+    run = write_pushed_run(tmp_path / "run")
     (run / "adapter").mkdir()
     config = {"peft_type": "LORA", "r": 4, "base_model_name_or_path": "/home/somebody/whisper-base"}
     write_json(run / "adapter" / "adapter_config.json", config)

@@ -34,14 +34,15 @@ def main() -> None:
     """Prints what is uploaded, and where it is then."""
     arguments = parse()
     from kikitori.publishing.card import card
-    from kikitori.publishing.hub import check_name, push
+    from kikitori.publishing.hub import check_name, full_name, push
     from kikitori.publishing.run import folder_to_push
     from kikitori.publishing.selection import CARD, select
 
     check_name(arguments.name)
     folder, results = folder_to_push(arguments.run, arguments.adapter)
     chosen = select(folder)
-    text, metadata = card(folder, results, arguments.name, arguments.license, arguments.data_license)
+    name = arguments.name if arguments.dry_run else full_name(arguments.name)
+    text, metadata = card(folder, results, name, arguments.license, arguments.data_license)
     files = {CARD: text.encode(), **chosen.files}
     show_files(files, chosen.left_out, chosen.notes)
     if "license" not in metadata:
@@ -53,11 +54,11 @@ def main() -> None:
         print("nothing was uploaded (--dry-run)")
         return
     message = f"Model fine-tuned with kikitori {__version__}"
-    pushed = push(files, arguments.name, message, arguments.public, arguments.pull_request)
+    pushed = push(files, name, message, arguments.public, arguments.pull_request)
     for line in [*pushed.notes, f"{len(files)} files are there with the sizes and checksums that were sent"]:
         print(printable_line(line))
     print(printable_line(f"{'pull request' if arguments.pull_request else 'commit'}: {pushed.url}"))
-    print(printable_line(f"to load it: hub:{pushed.name}@{pushed.commit}"))
+    print(printable_line(f"to load it: hub:{name}@{pushed.commit}"))
 
 
 def show_files(files: Mapping[str, Path | bytes], left_out: list[str], notes: list[str]) -> None:

@@ -9,8 +9,9 @@ import yaml
 
 from kikitori.publishing.selection import CARD, check_card
 from kikitori.runs.model_card import PLACE, card_text, front_matter, metadata
+from kikitori.runs.results import RESULTS
 from kikitori.runs.summary import plain_text
-from kikitori.runtime.errors import ConfigError
+from kikitori.runtime.errors import ConfigError, one_line
 from kikitori.runtime.files import check_extent, is_regular, read_text
 
 # Bytes of a card.
@@ -26,14 +27,18 @@ def card(
     card says so. Raises ConfigError if the card in the folder cannot be read, or names a path of this machine.
     """
     own, text = _read(folder / CARD)
-    found = metadata(results) | own
+    try:
+        found = metadata(results) | own
+        text = text or card_text(results)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:  # of another version, or of another program
+        raise ConfigError(f"{folder.parent / RESULTS} lacks what the card needs: {one_line(error)}") from error
     if (folder / "adapter_config.json").is_file():
         found["library_name"] = "peft"
         if "base_model" in found:
             found["base_model_relation"] = "adapter"
     if license_id:
         found = {"language": found.pop("language"), "license": license_id, **found}
-    text = (text or card_text(results)).replace(PLACE, f"hub:{name}").rstrip("\n")
+    text = text.replace(PLACE, f"hub:{name}").rstrip("\n")
     text += f"\n\n{_licenses(found.get('license'), data_license)}\n"
     whole = front_matter(found) + text
     check_card(whole, folder, results)

@@ -21,9 +21,8 @@ CHUNK = 2**20
 
 
 class Pushed(NamedTuple):
-    """name: with its owner. url: of the commit or pull request. notes: on the repository, as sentences."""
+    """url: of the commit or pull request. notes: on the repository, as sentences."""
 
-    name: str
     commit: str
     url: str
     notes: list[str]
@@ -39,23 +38,27 @@ def check_name(name: str) -> None:
         ) from error
 
 
+def full_name(name: str) -> str:
+    """Returns a name with its owner, by default the user. Raises ConfigError without a network or a token."""
+    _check_account()
+    with polite_client(), explained(name):
+        return name if "/" in name else f"{patient(huggingface_hub.HfApi().whoami)['name']}/{name}"
+
+
 def push(
     files: Mapping[str, Path | bytes], name: str, message: str, public: bool = False, pull_request: bool = False
 ) -> Pushed:
     """Creates the repository if it is missing, commits the files and reads back what the Hub lists.
 
-    Raises ConfigError with the remedy for whatever the Hub answers, and if it is not reached.
+    name: with its owner. Raises ConfigError with the remedy for whatever the Hub answers, and if it is not reached.
     """
-    _check_account()
     with polite_client(), explained(name):
         api = huggingface_hub.HfApi()
-        if "/" not in name:
-            name = f"{patient(api.whoami)['name']}/{name}"
         notes = _prepare(api, name, public)
         added = [huggingface_hub.CommitOperationAdd(path, _content(content)) for path, content in files.items()]
         commit = patient(lambda: api.create_commit(name, added, commit_message=message, create_pr=pull_request))
         _read_back(api, name, commit.oid, files)
-    return Pushed(name, commit.oid, commit.pr_url or str(commit.commit_url), notes)
+    return Pushed(commit.oid, commit.pr_url or str(commit.commit_url), notes)
 
 
 def _content(content: Path | bytes) -> str | bytes:

@@ -41,6 +41,7 @@ def metadata(results: Mapping[str, Any]) -> dict[str, Any]:
     data = results["data"]
     languages = data.get("languages") or [data["language"]]
     base, datasets = base_model(results), _dataset_of_the_hub(results)
+    scores = list(_scores(results))
     relation = {"base_model": base, "base_model_relation": "finetune"} if base else {}
     return {
         "language": languages if len(languages) > 1 else languages[0],
@@ -50,7 +51,9 @@ def metadata(results: Mapping[str, Any]) -> dict[str, Any]:
         **({"datasets": [datasets]} if datasets else {}),
         "tags": ["whisper", "kikitori"],
         "metrics": ["cer", "wer"],
-        "model-index": eval_results_to_model_index(plain_text(results["model"]["name"]), list(_scores(results))),
+        **(
+            {"model-index": eval_results_to_model_index(plain_text(results["model"]["name"]), scores)} if scores else {}
+        ),
     }
 
 
