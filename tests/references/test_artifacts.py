@@ -1,6 +1,7 @@
 """Artifacts of Weights & Biases: which version an alias is, what is downloaded, and what a stranger's may not hold."""
 
 import base64
+import errno
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -266,6 +267,15 @@ def test_an_interrupted_download_continues_with_the_next_file(
         load_whisper(f"{NAME}:best")
     load_whisper(f"{NAME}:best")
     assert sorted(downloaded) == sorted(["interrupted", *(entry.path for entry in files)])
+
+
+def test_a_full_disk_is_named_with_the_remedy(server: Server, files: list[Entry], monkeypatch: Any) -> None:
+    def full(self: Entry, root: str, **_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", root)
+
+    server.versions["team/asr/model-a1:best"] = Found("v0", files)
+    monkeypatch.setattr(Entry, "download", full)
+    assert "No space left on device; free space" in refusal()
 
 
 def test_a_revision_belongs_to_the_hub(server: Server) -> None:

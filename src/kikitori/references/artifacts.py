@@ -25,7 +25,7 @@ from kikitori.references.wandb_server import (
     is_offline,
     server,
 )
-from kikitori.runtime.errors import ModelError, one_line
+from kikitori.runtime.errors import ModelError, one_line, remedy_of
 from kikitori.runtime.files import is_regular, read_json, write_json
 from kikitori.runtime.paths import cache_folder, private_folder
 
@@ -119,7 +119,7 @@ def _reason(error: Exception) -> str:
         return "there is no such artifact, version or alias; its page at Weights & Biases shows its full name"
     if any(words in line.lower() for words in ("401", "403", "permission", "api key", "relogin", "unauthorized")):
         return f"Weights & Biases does not let you read it ({line}); log in as a member of its team: wandb login"
-    return f"it cannot be downloaded: {line}"
+    return remedy_of(error) or f"it cannot be downloaded: {line}"
 
 
 def _remember(artifact: Artifact, pinned: Artifact) -> None:
