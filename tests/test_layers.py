@@ -14,13 +14,13 @@ SOURCE = Path(kikitori.__file__).parent
 LAYERS = (
     ("cli", "sweeps"),
     ("compare", "demo", "pipelines"),
-    ("steps",),
-    ("publishing", "runs", "transcripts"),
+    ("publishing", "steps"),
+    ("runs", "transcripts"),
     ("engines", "exports", "guard", "training"),
     ("config", "data", "inference"),
     ("joining",),
     ("augmentation", "corpora", "model", "optim"),
-    ("adapters",),
+    ("adapters", "references"),
     ("audio", "metrics", "runtime"),
 )
 LAYER = {package: depth for depth, packages in enumerate(LAYERS) for package in packages}

@@ -191,7 +191,7 @@ def test_the_keys_of_every_command_exist(document: str, words: list[str]) -> Non
     assert not fault(command, tuple(overrides)), f"{document}: {shlex.join(words)}"
 
 
-@pytest.mark.parametrize("command", ["transcribe", "compare"])
+@pytest.mark.parametrize("command", ["transcribe", "compare", "push"])
 def test_the_options_of_every_command_exist(command: str) -> None:
     done = subprocess.run([sys.executable, "-m", "kikitori", command, "--help"], capture_output=True, text=True)
     used = {word for _, words in commands() if words[:1] == [command] for word in words if word.startswith("--")}

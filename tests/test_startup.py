@@ -17,7 +17,7 @@ def loaded(*lines: str) -> set[str]:
     return {name.partition(".")[0] for name in done.stdout.splitlines()[-1].split()}
 
 
-@pytest.mark.parametrize("command", ["", "train", "evaluate", "prepare", "transcribe", "demo", "compare"])
+@pytest.mark.parametrize("command", ["", "train", "evaluate", "prepare", "transcribe", "demo", "compare", "push"])
 def test_a_command_prints_its_help_before_it_loads_anything_heavy(command: str) -> None:
     line = f"sys.argv = ['kikitori', *{command!r}.split(), '--help']"
     helped = ["import sys", "from kikitori.cli import main", line, "try: main.main()", "except SystemExit: pass"]

@@ -337,7 +337,7 @@ def test_a_multirun_gives_every_job_a_folder_named_after_its_keys(cache: Path) -
 
 def test_help_lists_the_commands_with_an_example_each(cache: Path) -> None:
     printed = kikitori("--help", cache=cache).stdout
-    for command in ("train", "evaluate", "prepare", "transcribe", "compare"):
+    for command in ("train", "evaluate", "prepare", "transcribe", "compare", "push"):
         assert f"kikitori {command} " in printed
     groups = kikitori("train", "--help", cache=cache).stdout
     assert "model=whisper_small\n      Whisper to fine-tune: micro, whisper_base" in groups
@@ -356,4 +356,4 @@ def test_the_shell_completes_commands_choices_and_keys(cache: Path) -> None:
 def test_an_unknown_command_is_refused_by_name(cache: Path) -> None:
     done = kikitori("trane", cache=cache)
     assert done.returncode == 1
-    assert "'trane' is not one of train, evaluate, prepare, guard, average, transcribe, compare" in done.stderr
+    assert "'trane' is not one of train, evaluate, prepare, guard, average, transcribe, compare, push" in done.stderr

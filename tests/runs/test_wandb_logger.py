@@ -12,14 +12,12 @@ from tracker import silent_server
 from wandb_offline import OfflineRun
 
 from kikitori.config.overrides import sweep_name
+from kikitori.references.wandb_server import ANSWER_S, check_reachable, has_credentials
 from kikitori.runs.wandb_logger import (
-    ANSWER_S,
     ERRORS_PER_KIND,
     SAMPLE_CLIPS,
     WandbRunLogger,
-    check_reachable,
     finish_run,
-    has_credentials,
     most_common_errors,
     sample_rows,
     warn_on_failure,

@@ -3,10 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-from kikitori.runtime.errors import ConfigError
-from kikitori.runtime.files import write_json
+from kikitori.runtime.files import read_json, write_json
 from kikitori.steps.origin import with_origin
 
 DATA = {"_target_": "kikitori.Demo", "language": "ja", "roots": ["/mnt"], "cache_encoder_outputs": True}
@@ -32,11 +29,17 @@ def test_outputs_that_a_run_kept_of_its_frozen_encoder_are_not_those_of_two_mode
     assert found["data"]["cache_encoder_outputs"] is False
 
 
-def test_a_base_of_another_revision_than_the_main_branch_is_not_taken_for_it(tmp_path: Path) -> None:
+def test_a_base_of_another_revision_than_the_main_branch_is_that_revision(tmp_path: Path) -> None:
     place = run(tmp_path / "run", name="openai/whisper-base", revision="e37978b")
-    with pytest.raises(ConfigError, match=r"the revision e37978b of openai/whisper-base, .* pass --against"):
-        with_origin(CHOSEN_BY_THE_RUN, place)
+    assert with_origin(CHOSEN_BY_THE_RUN, place)["against"] == "hub:openai/whisper-base@e37978b"
     assert with_origin({**CHOSEN_BY_THE_RUN, "against": "other"}, place)["against"] == "other"
+
+
+def test_a_base_that_was_given_by_an_alias_is_the_version_that_the_run_found(tmp_path: Path) -> None:
+    place = run(tmp_path / "run", name="wandb:team/asr/model:best")
+    results = read_json(Path(place) / "results.json")
+    write_json(Path(place) / "results.json", results | {"references": {"wandb:team/asr/model:best": "wandb:t/a/m:v3"}})
+    assert with_origin(CHOSEN_BY_THE_RUN, place)["against"] == "wandb:t/a/m:v3"
 
 
 def test_the_base_is_found_in_the_folder_where_the_run_was_started(tmp_path: Path) -> None:

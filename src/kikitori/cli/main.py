@@ -56,6 +56,8 @@ demo        a page to try a model next to its base, by microphone or file
     kikitori demo outputs/my-run
 compare     rank runs and sweeps, with intervals; --report writes a page
     kikitori compare outputs/my-sweep --report report.html
+push        upload a model with its card to the Hugging Face Hub
+    kikitori push outputs/my-run my-name/whisper-ja --dry-run
 
 kikitori COMMAND --help lists the options of a command. For train, evaluate,
 prepare, guard and average these are choices and keys of the configuration:
@@ -67,7 +69,7 @@ HYDRA_COMMANDS = ("train", "evaluate", "prepare", "guard", "average")
 MODELS = {"guard": "checkpoint", "average": "runs"}
 # Options of Hydra with which a command prints something and does not run.
 PRINTS_ONLY = {"--help", "-h", "--hydra-help", "--cfg", "-c", "--info", "-i"}
-COMMANDS = (*HYDRA_COMMANDS, "transcribe", "demo", "compare")
+COMMANDS = (*HYDRA_COMMANDS, "transcribe", "demo", "compare", "push")
 
 
 def main() -> None:

@@ -29,7 +29,10 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("paths", nargs="+", type=Path, help="audio files, or folders that are searched for them")
     parser.add_argument(
-        "--model", required=True, help="folder of a run, a model or an adapter, or name on the Hugging Face Hub"
+        "--model",
+        required=True,
+        help="folder of a run, a model or an adapter, name on the Hugging Face Hub, hub:owner/name@revision, or "
+        "wandb:entity/project/artifact:alias",
     )
     parser.add_argument("--base", help="where MODEL is an adapter's folder: its base (default: the one that it names)")
     parser.add_argument(

@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from kikitori.config import names
 from kikitori.config.documentation import help_text
+from kikitori.references.names import is_reference
 from kikitori.runtime.errors import ConfigError
 from kikitori.runtime.paths import CONF
 
@@ -195,7 +196,7 @@ def absolute_paths(words: Iterable[str]) -> list[str]:
 
 def _absolute_path(word: str) -> str:
     key, value = word.partition("=")[0], value_of(word)
-    if key not in PATHS or not value:
+    if key not in PATHS or not value or is_reference(value):
         return word
     read = _parse(word)
     if read and isinstance(given := read.value(), list):

@@ -28,6 +28,7 @@ from kikitori.corpora.types import SPLITS
 from kikitori.joining.settings import range_faults
 from kikitori.model.source import is_path
 from kikitori.optim.schedule import Schedule, check_decay
+from kikitori.references.names import is_reference
 from kikitori.runtime.errors import ConfigError, one_line, raise_problems
 from kikitori.runtime.files import expanded
 from kikitori.runtime.paths import CONF
@@ -326,8 +327,9 @@ def _optimizer_faults(flat: Mapping[str, Any], wrong_type: Mapping[str, str]) ->
 def _missing_files(flat: Mapping[str, Any]) -> Iterator[str]:
     """Reports a model or checkpoint whose path does not exist; corpora are read soon after."""
     checkpoint, model = flat.get("checkpoint"), flat.get("model.name")
-    # The models of a guard may be names on the Hub.
-    may_be_name = "against" in flat and isinstance(checkpoint, str) and not is_path(checkpoint)
+    # The models of a guard may be names on the Hub, and all may be references.
+    is_name = isinstance(checkpoint, str) and not is_path(checkpoint)
+    may_be_name = is_reference(checkpoint) or ("against" in flat and is_name)
     if isinstance(checkpoint, str) and checkpoint and not expanded(checkpoint).exists() and not may_be_name:
         yield f"checkpoint: {checkpoint} does not exist; give a run folder, a model folder, or a .ckpt file"
     elif isinstance(model, str) and not checkpoint and is_path(model) and not expanded(model).exists():

@@ -13,7 +13,7 @@ from kikitori.model.whisper import Whisper
 from kikitori.model.window import describe_window
 from kikitori.runtime.errors import KikitoriError, ModelError
 from kikitori.runtime.files import expanded
-from kikitori.steps.origin import Base, base_of_run
+from kikitori.steps.origin import base_of_run
 
 
 @dataclass(frozen=True)
@@ -47,22 +47,22 @@ def load_models(places: Sequence[str], base: str | None) -> tuple[list[ShownMode
     """
     tuned = [_load(place, base=base if is_adapter(expanded(place)) else None) for place in dict.fromkeys(places)]
     first, notes = tuned[0].processor, list[str]()
-    bases: dict[Base, Whisper] = {}
-    for wanted in [Base(base)] if base else _recorded(places, notes):
+    bases: dict[str, Whisper] = {}
+    for wanted in [base] if base else _recorded(places, notes):
         try:
-            bases[wanted] = _load(wanted.name, wanted.revision, language=first.language, task=first.task)
+            bases[wanted] = _load(wanted, language=first.language, task=first.task)
         except KikitoriError as error:
             if base:
                 raise ModelError(f"--base {error}") from error
             notes.append(f"the base is left out: {error}\n  Pass --base with a folder or a name on the Hub to show it")
     found = [*bases.values(), *tuned]
-    titles = _titles([*(wanted.name for wanted in bases), *dict.fromkeys(places)])
+    titles = _titles([*bases, *dict.fromkeys(places)])
     return [ShownModel(t, i < len(bases), w) for i, (t, w) in enumerate(zip(titles, found, strict=True))], notes
 
 
-def _recorded(places: Sequence[str], notes: list[str]) -> list[Base]:
+def _recorded(places: Sequence[str], notes: list[str]) -> list[str]:
     """The bases that runs recorded, once each; adds to the notes where one has none."""
-    found: dict[Base, None] = {}
+    found: dict[str, None] = {}
     for place in places:
         try:
             if recorded := base_of_run(Path(place)):
@@ -74,11 +74,11 @@ def _recorded(places: Sequence[str], notes: list[str]) -> list[Base]:
     return list(found)
 
 
-def _load(place: str, revision: str | None = None, **arguments: Any) -> Whisper:
+def _load(place: str, **arguments: Any) -> Whisper:
     if place.endswith(".ckpt"):
         raise ModelError(f"{place} is a checkpoint; give the folder of its run, which has its model once it ended")
     try:
-        whisper = load_whisper(place, revision=revision, **arguments)
+        whisper = load_whisper(place, **arguments)
     except ModelError as error:
         raise ModelError(str(error).replace("model.name=", "").replace("model.base", "--base")) from error
     whisper.model.eval().to("cuda" if torch.cuda.is_available() else "cpu")

@@ -43,7 +43,7 @@ from kikitori.model.processor import (
     make_processor,
     whisper_code,
 )
-from kikitori.model.source import base_of, check_files, check_tokenizer, check_type, locate
+from kikitori.model.source import base_of, check_files, check_tokenizer, check_type, locate, pinned
 from kikitori.model.whisper import (
     GENERATION_KEYS,
     LANGUAGES_KEY,
@@ -53,9 +53,9 @@ from kikitori.model.whisper import (
     allow_empty_text,
 )
 from kikitori.model.window import window_from_plain
+from kikitori.references.pinning import local_path, pin
 from kikitori.runtime.distributed import rank
 from kikitori.runtime.errors import ConfigError, KikitoriError, ModelError, check_above_zero, one_line
-from kikitori.runtime.files import expanded
 
 log = logging.getLogger(__name__)
 
@@ -73,18 +73,19 @@ def load_whisper(
 ) -> Whisper:
     """Loads a pretrained Whisper from the Hugging Face Hub or a folder, in fp32. Code in its repository is never run.
 
-    name: on the Hub, or the folder of a model, of a run or of an adapter, which is merged into its base. language: a
-    code or name, such as ja, zh-CN or Japanese; task: transcribe or translate; None for those that a fine-tuned model
-    was saved with, or else `default_language` and transcribe. revision: a commit, tag or branch on the Hub, None for
-    the main branch. base: of an adapter, a name on the Hub or a folder; None for the one that the adapter names, which
-    is not downloaded. freeze: the part that is not trained. config: fields of `WhisperConfig` to change, such as
-    dropout and SpecAugment.
+    name: on the Hub, or the folder of a model, of a run or of an adapter, which is merged into its base, or a
+    reference: hub:owner/name@revision, wandb:entity/project/artifact:alias. language: a code or name, such as ja or
+    Japanese; task: transcribe or translate; None for those that a fine-tuned model was saved with, or else
+    `default_language` and transcribe. revision: a commit, tag or branch on the Hub, None for the main branch. base: of
+    an adapter, a name as above; None for the one that the adapter names, which is not downloaded. freeze: the part that
+    is not trained. config: fields of `WhisperConfig` to change, such as dropout and SpecAugment.
     Raises ModelError if the model cannot be loaded or does not support the language.
     """
     _check_fields(load_whisper, config)
     checked(config, CONFIG, "model.")
     rest: dict[str, Any] = {"freeze": freeze, "gradient_checkpointing": gradient_checkpointing, **config}
-    if is_adapter(expanded(name)):
+    (name, revision), base = pinned(name, revision), base and pin(base)
+    if is_adapter(local_path(name)):
         return _load_adapted(name, (language, task), revision, base, default_language, rest)
     if base is not None:
         raise ModelError(f"model.base={base} is for an adapter, and model.name={name} is none; leave it out")
@@ -100,15 +101,16 @@ def _load_adapted(
     rest: dict[str, Any],
 ) -> Whisper:
     """Loads the base of an adapter and merges the adapter into it. given: language and task."""
-    adapter = read_adapter(expanded(name))
+    adapter = read_adapter(local_path(name))
     base_name, facts = base_of(adapter, base), adapter.facts
     own = (facts.get("language"), facts.get("task"))
     where = f"the adapter {adapter.folder}: {FACTS}: "
     languages = checked_languages(facts.get("languages", []), where)
     chosen = choose_language_and_task(name, given, own, default_language, languages) if own != (None, None) else None
     language_and_task = (chosen.language, chosen.task) if chosen else given
-    base_revision = revision or (None if base or Path(base_name).is_dir() else adapter.revision)
-    whisper = _load(base_name, language_and_task, base_revision, default_language, offline=base is None, **rest)
+    base_revision = revision or (None if base or local_path(base_name).is_dir() else adapter.revision)
+    place = pinned(base_name, base_revision)
+    whisper = _load(place[0], language_and_task, place[1], default_language, offline=base is None, **rest)
     adapter.merge_into(whisper.model, base_name)
     whisper.arguments |= {"name": name, "revision": revision, "base": base}
     whisper.notes += chosen.notes if chosen else []

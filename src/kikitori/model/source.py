@@ -17,12 +17,13 @@ from transformers import GenerationConfig, WhisperConfig, WhisperTokenizer
 
 from kikitori.adapters.folder import SavedAdapter, is_adapter
 from kikitori.model.processor import END, START
+from kikitori.references.hub import fetch_adapter, hub_is_reachable
+from kikitori.references.names import HubModel, is_reference, parse_reference
+from kikitori.references.pinning import local_path, pin
 from kikitori.runtime.distributed import rank
 from kikitori.runtime.errors import ModelError
 from kikitori.runtime.files import expanded
 
-# Seconds to wait for an answer of the Hub. Without one, only files that were downloaded before are used.
-HUB_TIMEOUT_S = 5.0
 # Bytes of a file that transformers reads at once; a tokenizer.json has 4 MB.
 MAX_BYTES = 2**26
 # Embeddings of an English-only Whisper.
@@ -34,10 +35,10 @@ log = logging.getLogger(__name__)
 def locate(name: str, revision: str | None, offline: bool = False) -> tuple[str, dict[str, Any]]:
     """Returns the folder or Hub name of a model, and the arguments with which all its files are loaded.
 
-    name: of a model on the Hub, a model's folder, or that of a run. offline: whether only earlier downloads are used.
-    Raises ModelError if it cannot be any of these.
+    name: of a model on the Hub, a model's folder, or that of a run, or a pinned artifact. offline: whether only earlier
+    downloads are used. Raises ModelError if it cannot be any of these.
     """
-    path = expanded(name)
+    path = local_path(name)
     arguments: dict[str, Any] = {"revision": revision or "main", "trust_remote_code": False}
     if path.is_dir():
         if revision:
@@ -59,6 +60,23 @@ def locate(name: str, revision: str | None, offline: bool = False) -> tuple[str,
     return name, arguments
 
 
+def pinned(name: str, revision: str | None) -> tuple[str, str | None]:
+    """Returns name and revision of a model, in which a reference is one that never changes.
+
+    hub:owner/name@revision becomes owner/name with its commit as revision, where that is a model and no adapter, and an
+    artifact its version. Other names are returned as they are. Raises ModelError if there is nothing of this name.
+    """
+    reference = parse_reference(name)
+    if revision and reference and (not isinstance(reference, HubModel) or reference.revision):
+        raise ModelError(f"model.revision={revision}: {name} has a revision of its own; leave model.revision out")
+    if isinstance(reference, HubModel):
+        name = str(reference._replace(revision=reference.revision or revision))
+    model = parse_reference(name := pin(name))
+    if isinstance(model, HubModel):
+        return (name, None) if fetch_adapter(model) else (model.name, model.revision)
+    return name, revision
+
+
 def resolved(name: str) -> str:
     """Returns a model's name as it can be used from anywhere: its whole path if it is a folder."""
     path = expanded(name)
@@ -73,11 +91,11 @@ def base_of(adapter: SavedAdapter, base: str | None) -> str:
     name = base or adapter.base
     if name is None:
         raise ModelError(f"the adapter {adapter.folder} does not name its base; pass the model as model.base")
-    if expanded(name).is_dir() and is_adapter(expanded(name)):
+    if (path := _place(name)).is_dir() and is_adapter(path):
         raise ModelError(
             f"the base {name} of {adapter.folder} is an adapter itself; use model/ of its run, which holds both"
         )
-    if base is not None or Path(name).is_dir():
+    if base is not None or Path(name).is_dir() or (is_reference(name) and path.is_dir()):
         return name
     # What a file names is not followed to the network.
     if not re.fullmatch(r"\w[\w.-]*/[\w.-]+", name):
@@ -90,17 +108,25 @@ def base_of(adapter: SavedAdapter, base: str | None) -> str:
     return name
 
 
+def _place(name: str) -> Path:
+    """The path of a model, or one that does not exist."""
+    try:
+        return local_path(name)
+    except ModelError:  # a file may name anything
+        return Path(name)
+
+
 def is_path(name: str) -> bool:
     """Returns whether a model's name can only be a path: names on the Hub have at most one slash, between words."""
-    return name.startswith(("/", ".", "~")) or name.count("/") > 1
+    return not is_reference(name) and (name.startswith(("/", ".", "~")) or name.count("/") > 1)
 
 
 def decide_on_the_hub(name: str) -> None:
     """Decides whether the Hub is used, for this process and all that it starts, so that they load the same files.
 
-    name: of the model; nothing is decided for a folder.
+    name: of the model; nothing is decided for a folder or an artifact.
     """
-    if not expanded(name).is_dir() and not hub_is_reachable():
+    if not _place(name).is_dir() and not hub_is_reachable():
         _warn_of_offline_use(name)
         os.environ["HF_HUB_OFFLINE"] = "1"
         huggingface_hub.constants.HF_HUB_OFFLINE = True  # was read from the environment when it was imported
@@ -112,17 +138,6 @@ def _warn_of_offline_use(name: str) -> None:
             "the Hugging Face Hub cannot be reached; using earlier downloads of %s (HF_HUB_OFFLINE=1 skips the check)",
             name,
         )
-
-
-def hub_is_reachable() -> bool:
-    """Returns whether the Hugging Face Hub responds. Otherwise its client would retry each file for half a minute."""
-    if huggingface_hub.constants.is_offline_mode():  # set by HF_HUB_OFFLINE; the client uses no network then
-        return True
-    try:
-        huggingface_hub.get_session().head(huggingface_hub.constants.ENDPOINT, timeout=HUB_TIMEOUT_S)
-    except Exception:  # the HTTP library raises errors of many classes
-        return False
-    return True
 
 
 def model_folder(folder: Path, given_as: str) -> Path:

@@ -1,12 +1,15 @@
-"""The model card: README.md of a trained model's folder."""
+"""The model card: README.md of a trained model's folder, with the metadata that the Hugging Face Hub reads."""
 
-import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
+from huggingface_hub.repocard_data import EvalResult, eval_results_to_model_index
+
 from kikitori.guard.table import guard_legend, guard_rows
+from kikitori.references.names import HubModel, is_reference, parse_reference
 from kikitori.runs.results import FULL_WINDOW
 from kikitori.runs.summary import (
     full_window_rates,
@@ -17,9 +20,91 @@ from kikitori.runs.summary import (
     with_languages,
 )
 
+TASK = "automatic-speech-recognition"
+# What the card says where the model is; `kikitori push` replaces it by its name on the Hub.
+PLACE = "path/to/this/folder"
+HUB_NAME = re.compile(r"[\w-]+/[\w.-]+")
+
 
 def model_card(results: Mapping[str, Any]) -> str:
     """Writes the card from a run's results: scores, windows, scores in a stock pipeline, settings and how to use it."""
+    return front_matter(metadata(results)) + card_text(results)
+
+
+def front_matter(values: Mapping[str, Any]) -> str:
+    """Metadata as the head of a card."""
+    return f"---\n{yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True, width=10_000)}---\n"
+
+
+def metadata(results: Mapping[str, Any]) -> dict[str, Any]:
+    """The metadata of a card: language, base, corpus, and the scores as a model-index."""
+    data = results["data"]
+    languages = data.get("languages") or [data["language"]]
+    base, datasets = base_model(results), _dataset_of_the_hub(results)
+    scores = list(_scores(results))
+    relation = {"base_model": base, "base_model_relation": "finetune"} if base else {}
+    return {
+        "language": languages if len(languages) > 1 else languages[0],
+        "library_name": "transformers",
+        "pipeline_tag": TASK,
+        **relation,
+        **({"datasets": [datasets]} if datasets else {}),
+        "tags": ["whisper", "kikitori"],
+        "metrics": ["cer", "wer"],
+        **(
+            {"model-index": eval_results_to_model_index(plain_text(results["model"]["name"]), scores)} if scores else {}
+        ),
+    }
+
+
+def _scores(results: Mapping[str, Any]) -> Iterator[EvalResult]:
+    """CER and WER of validation and test after training, in percent, in each window that they were measured in."""
+    data, scoring = results["data"], results.get("scoring", {})
+    name = corpus_name(data)
+    rules = {key: scoring[key] for key in ("normaliser", "segmenter") if key in scoring}
+    windows = {"after": results["model"]["window"], FULL_WINDOW: "the full window"}
+    before = with_languages(results["scores"].get("before", {}))
+    for stage, window in windows.items():
+        for split, rates in with_languages(results["scores"].get(stage, {})).items():
+            of, _, language = split.partition(" ")
+            if of == "train":  # it says little of other speech
+                continue
+            for rate in ("cer", "wer"):
+                # The base is scored in its own window alone.
+                old = {"before_training": _percent(before[split][rate])} if stage == "after" and split in before else {}
+                interval = [_percent(bound) for bound in rates[f"{rate}_ci95"]]
+                yield EvalResult(
+                    task_type=TASK,
+                    dataset_type=_dataset_of_the_hub(results) or re.sub(r"\W+", "_", name).strip("_").lower(),
+                    dataset_name=name,
+                    dataset_config=language or results["model"].get("language") or data["language"],
+                    dataset_split=of,
+                    metric_type=rate,
+                    metric_value=_percent(rates[rate]),
+                    metric_name=f"{rate.upper()} %" + (", in the full window" if stage == FULL_WINDOW else ""),
+                    metric_args={"interval_95": interval, "clips": rates["clips"], "window": window, **rules, **old},
+                )
+
+
+def _percent(fraction: float) -> float:
+    return round(100 * fraction, 2)
+
+
+def corpus_name(data: Mapping[str, Any]) -> str:
+    """The corpus, in which a folder of this machine is named by its last part."""
+    parts = data["corpus"].split(", ")
+    return ", ".join(Path(part).name if part.startswith(("/", "~")) else part for part in parts)
+
+
+def _dataset_of_the_hub(results: Mapping[str, Any]) -> str | None:
+    """The dataset's name on the Hugging Face Hub, if it is there."""
+    data = results["config"]["data"]
+    name = data.get("name") if str(data.get("_target_")).endswith("Hub") else None
+    return name if name and HUB_NAME.fullmatch(name) and not Path(name).exists() else None
+
+
+def card_text(results: Mapping[str, Any]) -> str:
+    """The card without its metadata."""
     model, data, scores = results["model"], results["data"], results["scores"]
     rows = [("", "split", "clips", "CER %", "WER %"), ("---", "---", "---:", "---:", "---:")]
     stages = {"before": "before training", "after": "after training", FULL_WINDOW: "after, in the full window"}
@@ -29,13 +114,8 @@ def model_card(results: Mapping[str, Any]) -> str:
         for split, rates in with_languages(scores.get(stage, {})).items():
             rows.append((words, split, str(rates["clips"]), rate_cell(rates, "cer"), rate_cell(rates, "wer")))
     table = "\n".join("| " + " | ".join(cells) + " |" for cells in rows)
-    return f"""---
-{_languages(data)}
-library_name: transformers
-pipeline_tag: automatic-speech-recognition
-{_base_model(results)}---
-
-# {plain_text(model["name"])}, fine-tuned on {plain_text(data["corpus"])}
+    return f"""
+# {plain_text(model["name"])}, fine-tuned on {plain_text(corpus_name(data))}
 
 {table}
 
@@ -49,18 +129,10 @@ Rates are all edits divided by all lengths, on normalised text, with 95 % bootst
 ```python
 import kikitori
 
-whisper = kikitori.load_whisper("path/to/this/folder")
+whisper = kikitori.load_whisper("{PLACE}")
 print(kikitori.transcribe(whisper, "talk.mp3"))
 ```
 """
-
-
-def _languages(data: Mapping[str, Any]) -> str:
-    """The metadata of the language, or of several."""
-    several = data.get("languages", [])
-    return (
-        f"language: {json.dumps(several)}" if len(several) > 1 else f'language: "{(several or [data["language"]])[0]}"'
-    )
 
 
 def _reading(results: Mapping[str, Any]) -> str:
@@ -75,12 +147,13 @@ detects the language of a recording unless it is given one; `kikitori.load_whisp
 """
 
 
-def _base_model(results: Mapping[str, Any]) -> str:
-    """The metadata line of the pretrained model, if its name is one of the Hugging Face Hub: owner/model."""
+def base_model(results: Mapping[str, Any]) -> str | None:
+    """The pretrained model, if its name is one of the Hugging Face Hub: owner/model."""
     name = results["config"]["model"].get("name") or results["config"].get("against") or ""
-    return (
-        f"base_model: {json.dumps(name)}\n" if re.fullmatch(r"[\w-]+/[\w.-]+", name) and not Path(name).exists() else ""
-    )
+    if is_reference(name):
+        found = parse_reference(name)
+        return found.name if isinstance(found, HubModel) else None
+    return name if HUB_NAME.fullmatch(name) and not Path(name).exists() else None
 
 
 def _training(results: Mapping[str, Any]) -> str:

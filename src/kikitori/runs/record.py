@@ -104,9 +104,9 @@ def _start(command: str, config: dict[str, Any], folder: Path, earlier: Results)
         (folder / WANDB_RUN_ID).unlink(missing_ok=True)
     if earlier and not config.get("resume"):
         raise ConfigError(f"hydra.run.dir={folder} already holds a run; choose another folder, or add resume=auto")
-    kept = {key: earlier[key] for key in ("extended_from",) if key in earlier}
+    kept: Results = {key: earlier[key] for key in ("extended_from", "references") if key in earlier}
     if earlier.get("status") in FINISHED:
-        kept = {"extended_from": check_extension(earlier, config, folder)}
+        kept |= {"extended_from": check_extension(earlier, config, folder)}
     line = [word for word in overrides() if key_of(word) not in START_KEYS]
     if earlier:
         found = changes(earlier.get("config", {}), config, map(key_of, line))

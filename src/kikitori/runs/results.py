@@ -11,6 +11,7 @@ from typing import Any
 
 from kikitori.config.overrides import leaves
 from kikitori.metrics.languages import LANGUAGES
+from kikitori.references.names import is_reference
 from kikitori.runtime.errors import DataError
 from kikitori.runtime.files import expanded, read_json, read_lines
 
@@ -132,6 +133,7 @@ RECORD = {
     "history": [VALIDATION],
     "guard": [FIGURE],
     "long_recordings": {"segments!": ("pauses", "timestamps").__contains__, "reason!": str},
+    "references": {str: str},
     "averaged": {"runs": is_count, "alpha": is_amount, "reading": str},
     "checkpoint": {"steps": is_count, "best": str, "best_step": is_count, "monitor": str, "value": float},
     "cost": {**dict.fromkeys(STEPS, is_amount), "devices": is_count, "device": str},
@@ -228,6 +230,8 @@ def ended_before_scoring(folder: Path) -> bool:
 
 def folder_of_run(place: Path) -> Path | None:
     """The folder of the run that a folder, its model's folder or a checkpoint belongs to; None if there is none."""
+    if is_reference(str(place)):
+        return None
     path = expanded(place).resolve()
     return next((folder for folder in (path, *path.parents[:2]) if (folder / RESULTS).is_file()), None)
 

@@ -4,21 +4,17 @@ Everything sent to W&B is also in the run's folder, so a W&B failure is a warnin
 """
 
 import logging
-import netrc
 import os
 import re
 import secrets
 import shlex
 import shutil
 import sys
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
 from typing import Any
-from urllib.error import HTTPError
-from urllib.request import urlopen
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,20 +26,18 @@ from kikitori.audio.waveform import SAMPLE_RATE
 from kikitori.config.overrides import sweep_name
 from kikitori.metrics.alignment import error_types
 from kikitori.metrics.error_rates import row_language
+from kikitori.references.wandb_server import check_reachable, check_surroundings, has_credentials, server
 from kikitori.runs.results import FINISHED, WANDB_RUN_ID, predictions_file
 from kikitori.runs.summary import with_languages
-from kikitori.runtime.errors import ConfigError, one_line
+from kikitori.runtime.errors import one_line
 from kikitori.runtime.files import read_lines, read_text, write_text
 from kikitori.runtime.paths import shown_path
 from kikitori.runtime.rng import seeded_sample
-from kikitori.runtime.text import USER_OF_ADDRESS
 
 log = logging.getLogger(__name__)
 
-HOST = "api.wandb.ai"
-# Timeouts: for a first answer of the server, for starting a run, and for sending the rest at the end (an artifact is
-# large).
-ANSWER_S, START_S, FINISH_S, ARTIFACT_S = 3.0, 20.0, 20.0, 600.0
+# Timeouts: for starting a run, and for sending the rest at the end (an artifact is large).
+START_S, FINISH_S, ARTIFACT_S = 20.0, 20.0, 600.0
 # Rows in the table of clips, and per kind of error.
 SAMPLE_CLIPS = 32
 ERRORS_PER_KIND = 20
@@ -94,7 +88,7 @@ class WandbRunLogger(WandbLogger):
         log_model: bool = False,
         aliases: Sequence[str] = ("best",),
     ) -> None:
-        _check_surroundings()
+        check_surroundings()
         os.environ.setdefault("WANDB_SILENT", "true")
         mode = os.environ.get("WANDB_MODE") or ("online" if has_credentials() else "offline")
         self.folder = Path(folder)
@@ -234,62 +228,6 @@ class WandbRunLogger(WandbLogger):
         # The folder does not change, so W&B need not copy it first.
         artifact.add_dir(str(self.folder / "model"), policy="immutable")
         self.experiment.log_artifact(artifact, aliases=self.aliases)
-
-
-def _check_surroundings() -> None:
-    """Raises ConfigError if W&B would write a secret to its files, or obey a file of the working folder."""
-    from wandb.env import core_debug
-
-    if USER_OF_ADDRESS.search(server()):
-        raise ConfigError(
-            "WANDB_BASE_URL holds a user or password, which W&B would write to its files; leave these out, and log in "
-            "with wandb login --host=..."
-        )
-    if core_debug(default="False"):
-        raise ConfigError("WANDB_DEBUG or WANDB_CORE_DEBUG makes W&B write the API key to its logs; unset both")
-    for path in (Path("wandb", "settings"), Path(".wandb", "settings")):
-        # It may name proxies, addresses that even an offline run asks for metrics, and folders.
-        if path.exists():
-            raise ConfigError(
-                f"{path.absolute()} may be a stranger's, and W&B would obey it; delete it, or if it is yours, move it "
-                "to ~/.config/wandb/settings"
-            )
-
-
-def has_credentials() -> bool:
-    """Whether W&B can log in without a prompt: by WANDB_API_KEY, or by ~/.netrc as `wandb login` writes it."""
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    host = server().split("//")[-1].split("/")[0]
-    try:
-        return netrc.netrc(Path("~/.netrc").expanduser()).authenticators(host) is not None
-    except (OSError, netrc.NetrcParseError):
-        return False
-
-
-def server() -> str:
-    """The address of the W&B server, WANDB_BASE_URL if that is set."""
-    return os.environ.get("WANDB_BASE_URL", f"https://{HOST}").rstrip("/")
-
-
-def check_reachable(address: str) -> None:
-    """Raises TimeoutError unless the server answers within ANSWER_S. In a thread, since a name lookup may hang."""
-    answered = threading.Event()
-
-    def ask() -> None:
-        try:
-            urlopen(f"{address}/healthz", timeout=ANSWER_S).close()
-            answered.set()
-        except HTTPError:  # an answer
-            answered.set()
-        except (OSError, ValueError):
-            pass
-
-    asking = threading.Thread(target=ask, daemon=True)
-    asking.start()
-    asking.join(ANSWER_S)
-    if not answered.is_set():
-        raise TimeoutError(f"{address} does not answer within {ANSWER_S:.0f} s")
 
 
 @contextmanager

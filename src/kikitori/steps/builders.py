@@ -20,6 +20,7 @@ from kikitori.model.processor import whisper_code
 from kikitori.model.source import is_path, model_folder
 from kikitori.model.whisper import Whisper
 from kikitori.model.window import describe_window
+from kikitori.references.names import parse_reference
 from kikitori.runs.record import timed
 from kikitori.runs.results import Results
 from kikitori.runs.resume import check_data
@@ -96,10 +97,12 @@ def prepare_data(config: dict[str, Any], data: SpeechDataModule, folder: Path, r
 
 
 def load_checkpoint(config: dict[str, Any]) -> Whisper:
-    """The model of `checkpoint`: a run folder, a model folder, an adapter's folder, or a .ckpt file.
+    """The model of `checkpoint`: a run folder, a model folder, an adapter's folder, a .ckpt file, or a reference.
 
     Its language and task are those it was trained with, unless the configuration sets others.
     """
+    if parse_reference(config["checkpoint"]):
+        return load_named(config, "checkpoint")
     path = expanded(config["checkpoint"])
     given, default = (config["model"]["language"], config["model"]["task"]), config["data"]["language"]
     if path.is_dir() and is_adapter(path):
@@ -136,18 +139,22 @@ def load_checkpoint(config: dict[str, Any]) -> Whisper:
 
 
 def load_model(config: dict[str, Any], key: str) -> Whisper:
-    """The model of `checkpoint` or `against`: a folder, a .ckpt file, or a name on the Hub."""
-    name, model = config[key], config["model"]
-    if expanded(name).exists():
-        whisper = load_checkpoint({**config, "checkpoint": name})
-    else:
-        try:
-            default = config["data"]["language"]
-            whisper = load_whisper(name, model["language"], model["task"], default_language=default)
-        except ModelError as error:
-            raise ModelError(str(error).replace("model.name=", f"{key}=")) from error
+    """The model of `checkpoint` or `against`: a folder, a .ckpt file, a name on the Hub, or a reference."""
+    name = config[key]
+    exists = expanded(name).exists()
+    whisper = load_checkpoint({**config, "checkpoint": name}) if exists else load_named(config, key)
     whisper.configure_generation(**config["generation"])
     return whisper
+
+
+def load_named(config: dict[str, Any], key: str) -> Whisper:
+    """The model of `checkpoint` or `against`, which is no path. Errors name the key."""
+    model, default = config["model"], config["data"]["language"]
+    base = model.get("base") if key == "checkpoint" else None
+    try:
+        return load_whisper(config[key], model["language"], model["task"], base=base, default_language=default)
+    except ModelError as error:
+        raise ModelError(str(error).replace("model.name=", f"{key}=")) from error
 
 
 def configure_model(session: Session, whisper: Whisper) -> None:
@@ -189,6 +196,8 @@ def adapter_facts(whisper: Whisper) -> dict[str, Any]:
 def model_name(config: dict[str, Any]) -> str:
     """The model's name in tables: the last part of its Hub name or folder, or a checkpoint's run and file."""
     own = config.get("checkpoint") or next(iter(config.get("runs") or ()), None)
+    if reference := parse_reference(own or config["model"].get("name") or ""):
+        return reference.shown
     path = Path(own or config["model"].get("name", "micro")).resolve()
     if path.suffix == ".ckpt":
         return f"{path.parents[1].name}/{path.name}"

@@ -2,26 +2,21 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from omegaconf import DictConfig
 
 from kikitori.config.overrides import key_of, overrides, to_plain
 from kikitori.config.targets import TARGET
+from kikitori.references.names import is_reference
 from kikitori.runs.results import folder_of_run, read_results
 from kikitori.runtime.errors import ConfigError
 from kikitori.runtime.files import expanded
 
 
-class Base(NamedTuple):
-    """The model that a run began with: a name on the Hub with its revision (None for the main branch), or a folder."""
-
-    name: str
-    revision: str | None = None
-
-
-def base_of_run(place: Path) -> Base | None:
-    """The base of the run that a folder, its model's folder or a checkpoint belongs to.
+def base_of_run(place: Path) -> str | None:
+    """The base of the run that a folder, its model's folder or a checkpoint belongs to: a folder or a name on the Hub,
+    as the run found it, wherever a branch or an alias points now.
 
     None if it belongs to no run, or to one that began with random weights. Raises DataError for a damaged run.
     """
@@ -30,14 +25,16 @@ def base_of_run(place: Path) -> Base | None:
     config, start = run.get("config", {}), Path(run.get("cwd", "."))
     model = config.get("model", {})
     # Of a training, or of an average.
-    name = model.get("name") or config.get("against")
-    return Base(_from(start, name), model.get("revision")) if name else None
+    base, revision = model.get("name") or config.get("against"), model.get("revision")
+    if base and revision:
+        base = f"{'' if is_reference(base) else 'hub:'}{base}@{revision}"
+    return run.get("references", {}).get(base) or (_from(start, base) if base else None)
 
 
 def with_origin(cfg: DictConfig | Mapping[str, Any], place: str) -> dict[str, Any]:
     """The configuration, in which `data` and `against` are those of a model's run where none is chosen.
 
-    place: the model. Raises ConfigError for one that belongs to no run, or began with random weights or a revision.
+    place: the model. Raises ConfigError for one that belongs to no run, or began with random weights.
     """
     values: Any = to_plain(cfg) if isinstance(cfg, DictConfig) else dict(cfg)
     folder = folder_of_run(Path(place))
@@ -59,12 +56,7 @@ def with_origin(cfg: DictConfig | Mapping[str, Any], place: str) -> dict[str, An
         random = str(config.get("model", {}).get(TARGET)).endswith("build_whisper")
         why = "began with random weights, so it has no base" if random else "does not name its base"
         raise ConfigError(f"against: not set, and {place} {why}; pass --against with a model")
-    if not values["against"] and base and base.revision:
-        raise ConfigError(
-            f"against: not set, and {place} began with the revision {base.revision} of {base.name}, not with its main "
-            "branch; pass --against with a folder of it (hf download --revision)"
-        )
-    values["against"] = values["against"] or (base and base.name)
+    values["against"] = values["against"] or base
     return dict(values)
 
 

@@ -13,12 +13,15 @@ from omegaconf import DictConfig
 
 from kikitori.config.validation import check_config
 from kikitori.model.source import decide_on_the_hub
+from kikitori.references.names import is_reference
+from kikitori.references.pinning import pin
 from kikitori.runs.record import fail, finish, record
 from kikitori.runs.results import Results, command_line, scored_precision
 from kikitori.runs.summary import print_results
 from kikitori.runs.wandb_logger import closing_wandb
 from kikitori.runtime.console import quiet_libraries
 from kikitori.runtime.distributed import run_on_all_devices
+from kikitori.runtime.errors import ModelError
 from kikitori.runtime.paths import shown_path
 from kikitori.runtime.signals import Stop, handle_signals
 from kikitori.training.trainer import check_batch_size, resolve_trainer_settings
@@ -63,6 +66,7 @@ def session(command: str, cfg: DictConfig | dict[str, Any], folder: Path) -> Ite
         with closing_wandb(results), record(results, command, config, folder):
             if "command" in results:  # in the main process only
                 log.info("%s: %s", shown_path(folder), command_line(results))
+            config = pin_references(config, results)
             settings = _trainer_settings(command, config)
             devices, nodes = settings["devices"], settings.get("num_nodes", 1)
             if devices * nodes > 1 and "name" in config["model"] and not config.get("checkpoint"):
@@ -75,6 +79,34 @@ def session(command: str, cfg: DictConfig | dict[str, Any], folder: Path) -> Ite
         if results.get("status") == "completed":  # in the main process only
             finish(results, folder)
             print_results(results, folder)
+
+
+def pin_references(config: dict[str, Any], results: Results) -> dict[str, Any]:
+    """The configuration in which hub: and wandb: name a commit or a version, so that all processes load the same.
+
+    What each stood for is recorded, and a resumed run uses that again. Raises ModelError if there is no such model.
+    """
+    known = dict(results.get("references", {}))
+
+    def pinned(name: Any, key: str) -> Any:
+        if isinstance(name, list):
+            return [pinned(one, key) for one in name]
+        if is_reference(name) and name not in known:
+            try:
+                known[name] = pin(name)
+            except ModelError as error:
+                raise ModelError(str(error).replace("model.name=", f"{key}=")) from error
+            log.info("%s=%s is %s", key, name, known[name])
+        return known.get(name, name) if is_reference(name) else name
+
+    model = dict(config["model"])
+    if is_reference(model.get("name")) and model.get("revision"):
+        model |= {"name": f"{model['name']}@{model['revision']}", "revision": None}
+    model |= {key: pinned(model[key], f"model.{key}") for key in ("name", "base") if key in model}
+    others = {key: pinned(config[key], key) for key in ("checkpoint", "against", "runs") if key in config}
+    if changed := {given: found for given, found in known.items() if given != found}:
+        results["references"] = changed
+    return config | others | {"model": model}
 
 
 def _record_environment(results: Results, settings: dict[str, Any]) -> None:
