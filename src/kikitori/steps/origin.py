@@ -8,19 +8,18 @@ from omegaconf import DictConfig
 
 from kikitori.config.overrides import key_of, overrides, to_plain
 from kikitori.config.targets import TARGET
-from kikitori.runs.results import folder_of_run, read_results
+from kikitori.runs.results import Results, folder_of_run, read_results
 from kikitori.runtime.errors import ConfigError
 from kikitori.runtime.files import expanded
 
 
-def with_origin(cfg: DictConfig | Mapping[str, Any], place: str) -> dict[str, Any]:
-    """The configuration, in which `data` and `against` are those of a model's run where none is chosen.
+def with_corpus(cfg: DictConfig | Mapping[str, Any], place: str) -> dict[str, Any]:
+    """The configuration, in which `data` is that of a model's run where none is chosen.
 
-    place: the model. Raises ConfigError for one that belongs to no run, or began with random weights or a revision.
+    place: the model. Raises ConfigError for one that belongs to no run.
     """
     values: Any = to_plain(cfg) if isinstance(cfg, DictConfig) else dict(cfg)
-    folder = folder_of_run(Path(place))
-    run = read_results(folder) if folder else {}
+    run = _run_of(place)
     config, start = run.get("config", {}), Path(run.get("cwd", "."))
     if TARGET not in values["data"]:
         if typed := [word for word in overrides() if key_of(word).startswith("data.")]:
@@ -33,6 +32,16 @@ def with_origin(cfg: DictConfig | Mapping[str, Any], place: str) -> dict[str, An
         for key in ("release", "manifest", "name"):
             if key in values["data"]:
                 values["data"][key] = _from(start, values["data"][key])
+    return dict(values)
+
+
+def with_origin(cfg: DictConfig | Mapping[str, Any], place: str) -> dict[str, Any]:
+    """The configuration, in which `data` and `against` are those of a model's run where none is chosen.
+
+    place: the model. Raises ConfigError for one that belongs to no run, or began with random weights or a revision.
+    """
+    values, run = with_corpus(cfg, place), _run_of(place)
+    config, start = run.get("config", {}), Path(run.get("cwd", "."))
     model = config.get("model", {})
     # Of a training, or of an average.
     base, revision = model.get("name") or config.get("against"), model.get("revision")
@@ -46,7 +55,13 @@ def with_origin(cfg: DictConfig | Mapping[str, Any], place: str) -> dict[str, An
             "pass --against with a folder of it (hf download --revision)"
         )
     values["against"] = values["against"] or _from(start, base)
-    return dict(values)
+    return values
+
+
+def _run_of(place: str) -> Results:
+    """results.json of the run that a model belongs to; empty if there is none."""
+    folder = folder_of_run(Path(place))
+    return read_results(folder) if folder else {}
 
 
 def _from(start: Path, value: Any) -> Any:
