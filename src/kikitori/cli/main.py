@@ -169,6 +169,8 @@ def _models(command: str, words: list[str]) -> list[str]:
     found += [*options, *(word for word in plain if word not in models)]
     if key == "runs" and models:
         return [f"{key}=[{','.join(override('', model)[1:] for model in models)}]", *found]
+    if len(models) > 1:
+        _refuse_options(options)  # the second one may be the value of an option that does not exist
     if len(models) > 1 and command == "guard":
         sys.exit(f"kikitori: {models[1]}: one model is compared, {models[0]}; its base is --against {models[1]}")
     if len(models) > 1:
@@ -188,6 +190,11 @@ def _refuse_names(command: str, words: list[str]) -> None:
     old = outdated(split_words(words)[1], config_folders(words))
     if found := [*old, *wrong_words(command, words)]:
         sys.exit(f"kikitori: {'; '.join(found)}")
+    _refuse_options(words)
+
+
+def _refuse_options(words: list[str]) -> None:
+    """Exits if an option does not exist."""
     options = [name for action in get_args_parser()._actions for name in action.option_strings]
     if unknown := unknown_option(words, options):
         sys.exit(f"kikitori: {unknown}")
