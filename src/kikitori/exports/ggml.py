@@ -5,6 +5,7 @@ tokenizer as bytes, and the weights under OpenAI's names. whisper.cpp derives th
 the vocabulary. It stops the process on weights of float32, so that is no choice here. int8 is its format q8_0.
 """
 
+import shutil
 import struct
 from pathlib import Path
 from typing import BinaryIO
@@ -14,13 +15,13 @@ from torch import Tensor
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from kikitori.exports.formats import TEXT_TOKENS, Format, Read
-from kikitori.exports.openai_names import GENERATION, copy_generation, openai_weights
+from kikitori.exports.openai import openai_weights
 from kikitori.model.features import mel_filters
 from kikitori.model.processor import END
 from kikitori.runtime.errors import ModelError
 from kikitori.runtime.files import create, read_json
 
-FILE = "ggml-model.bin"
+FILE, GENERATION = "ggml-model.bin", "generation_config.json"
 MAGIC = 0x67676D6C
 # ggml's numbers for the weights of a whole file (2 is the version of its quantised formats), and of one tensor.
 FILE_TYPES = {"float16": 1, "int8": 2_007}
@@ -32,7 +33,7 @@ MAX_TOKENS = min(TEXT_TOKENS, 219)
 
 
 def write(model_folder: Path, target: Path, precision: str) -> None:
-    """Writes the file of a model's folder, one tensor in memory at a time."""
+    """Writes the file of a model's folder."""
     config = read_json(model_folder / "config.json")
     with create(target / FILE) as file:
         file.write(struct.pack("=12i", MAGIC, *_sizes(config), FILE_TYPES[precision]))
@@ -42,9 +43,9 @@ def write(model_folder: Path, target: Path, precision: str) -> None:
         file.write(struct.pack("=i", len(words)))
         for word in words:
             file.write(struct.pack("=i", len(word)) + word)
-        for name, weights in openai_weights(model_folder):
+        for name, weights in openai_weights(model_folder).items():
             _write_tensor(file, name, weights, precision)
-    copy_generation(model_folder, target)
+    shutil.copyfile(model_folder / GENERATION, target / GENERATION)
 
 
 def _sizes(config: dict[str, int]) -> list[int]:
@@ -114,4 +115,11 @@ def load(target: Path, language: str, task: str) -> Read:
     return lambda samples: "".join(segment.text for segment in model.transcribe(samples.float().numpy())).strip()
 
 
-FORMAT = Format("ggml", "ggml", ("pywhispercpp",), ("float16", "int8"), write, load)
+FORMAT = Format(
+    name="ggml",
+    extra="ggml",
+    modules=("pywhispercpp",),
+    precisions=("float16", "int8"),
+    write=write,
+    load=load,
+)

@@ -4,51 +4,35 @@ Its weights have OpenAI's names, except in the feed-forward layers, and the kern
 It computes the encoder's positions, and has the tokenizer of stock models inside.
 """
 
+import shutil
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
 from kikitori.exports.formats import TEXT_TOKENS, Format, Read
-from kikitori.exports.openai_names import GENERATION, copy_generation, openai_weights
+from kikitori.exports.openai import dimensions, openai_weights
 from kikitori.runtime.files import read_json, write_json
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
-WEIGHTS = "weights.safetensors"
+WEIGHTS, GENERATION = "weights.safetensors", "generation_config.json"
 
 
 def write(model_folder: Path, target: Path, precision: str) -> None:
     """Writes config.json and weights.safetensors."""
     weights = {
         _name(name): (tensor.mT if ".conv" in name and tensor.ndim == 3 else tensor).to(DTYPES[precision]).contiguous()
-        for name, tensor in openai_weights(model_folder)
+        for name, tensor in openai_weights(model_folder).items()
         if name != "encoder.positional_embedding"
     }
     save_file(weights, target / WEIGHTS)
-    write_json(target / "config.json", {"model_type": "whisper", **_sizes(read_json(model_folder / "config.json"))})
-    copy_generation(model_folder, target)
+    write_json(target / "config.json", {"model_type": "whisper", **dimensions(model_folder)})
+    shutil.copyfile(model_folder / GENERATION, target / GENERATION)
 
 
 def _name(name: str) -> str:
     return name.replace(".mlp.0.", ".mlp1.").replace(".mlp.2.", ".mlp2.")
-
-
-def _sizes(config: dict[str, Any]) -> dict[str, int]:
-    """The sizes of a model by OpenAI's names."""
-    return {
-        "n_mels": config["num_mel_bins"],
-        "n_audio_ctx": config["max_source_positions"],
-        "n_audio_state": config["d_model"],
-        "n_audio_head": config["encoder_attention_heads"],
-        "n_audio_layer": config["encoder_layers"],
-        "n_vocab": config["vocab_size"],
-        "n_text_ctx": config["max_target_positions"],
-        "n_text_state": config["d_model"],
-        "n_text_head": config["decoder_attention_heads"],
-        "n_text_layer": config["decoder_layers"],
-    }
 
 
 def load(target: Path, language: str, task: str) -> Read:
@@ -73,11 +57,18 @@ def load(target: Path, language: str, task: str) -> Read:
     )
 
     def read(samples: Tensor) -> str:
-        mel = log_mel_spectrogram(pad_or_trim(samples.numpy(), N_SAMPLES), model.dims.n_mels)
+        mel = log_mel_spectrogram(pad_or_trim(mx.array(samples.numpy()), N_SAMPLES), model.dims.n_mels)
         text: str = model.decode(mel, options).text
         return text
 
     return read
 
 
-FORMAT = Format("mlx", "mlx", ("mlx", "mlx_whisper"), ("float32", "float16"), write, load)
+FORMAT = Format(
+    name="mlx",
+    extra="mlx",
+    modules=("mlx", "mlx_whisper"),
+    precisions=("float16", "float32"),
+    write=write,
+    load=load,
+)
