@@ -5,7 +5,6 @@ tokenizer as bytes, and the weights under OpenAI's names. whisper.cpp derives th
 the vocabulary. It stops the process on weights of float32, so that is no choice here. int8 is its format q8_0.
 """
 
-import shutil
 import struct
 from pathlib import Path
 from typing import BinaryIO
@@ -15,13 +14,13 @@ from torch import Tensor
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from kikitori.exports.formats import TEXT_TOKENS, Format, Read
-from kikitori.exports.openai import openai_weights
+from kikitori.exports.openai_names import GENERATION, copy_generation, openai_weights
 from kikitori.model.features import mel_filters
 from kikitori.model.processor import END
 from kikitori.runtime.errors import ModelError
 from kikitori.runtime.files import create, read_json
 
-FILE, GENERATION = "ggml-model.bin", "generation_config.json"
+FILE = "ggml-model.bin"
 MAGIC = 0x67676D6C
 # ggml's numbers for the weights of a whole file (2 is the version of its quantised formats), and of one tensor.
 FILE_TYPES = {"float16": 1, "int8": 2_007}
@@ -33,7 +32,7 @@ MAX_TOKENS = min(TEXT_TOKENS, 219)
 
 
 def write(model_folder: Path, target: Path, precision: str) -> None:
-    """Writes the file of a model's folder."""
+    """Writes the file of a model's folder, one tensor in memory at a time."""
     config = read_json(model_folder / "config.json")
     with create(target / FILE) as file:
         file.write(struct.pack("=12i", MAGIC, *_sizes(config), FILE_TYPES[precision]))
@@ -43,9 +42,9 @@ def write(model_folder: Path, target: Path, precision: str) -> None:
         file.write(struct.pack("=i", len(words)))
         for word in words:
             file.write(struct.pack("=i", len(word)) + word)
-        for name, weights in openai_weights(model_folder).items():
+        for name, weights in openai_weights(model_folder):
             _write_tensor(file, name, weights, precision)
-    shutil.copyfile(model_folder / GENERATION, target / GENERATION)
+    copy_generation(model_folder, target)
 
 
 def _sizes(config: dict[str, int]) -> list[int]:

@@ -4,7 +4,6 @@ Its weights have OpenAI's names, except in the feed-forward layers, and the kern
 It computes the encoder's positions, and has the tokenizer of stock models inside.
 """
 
-import shutil
 from pathlib import Path
 
 import torch
@@ -12,23 +11,24 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from kikitori.exports.formats import TEXT_TOKENS, Format, Read
-from kikitori.exports.openai import dimensions, openai_weights
+from kikitori.exports.openai import dimensions
+from kikitori.exports.openai_names import GENERATION, copy_generation, openai_weights
 from kikitori.runtime.files import read_json, write_json
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
-WEIGHTS, GENERATION = "weights.safetensors", "generation_config.json"
+WEIGHTS = "weights.safetensors"
 
 
 def write(model_folder: Path, target: Path, precision: str) -> None:
     """Writes config.json and weights.safetensors."""
     weights = {
         _name(name): (tensor.mT if ".conv" in name and tensor.ndim == 3 else tensor).to(DTYPES[precision]).contiguous()
-        for name, tensor in openai_weights(model_folder).items()
+        for name, tensor in openai_weights(model_folder)
         if name != "encoder.positional_embedding"
     }
     save_file(weights, target / WEIGHTS)
     write_json(target / "config.json", {"model_type": "whisper", **dimensions(model_folder)})
-    shutil.copyfile(model_folder / GENERATION, target / GENERATION)
+    copy_generation(model_folder, target)
 
 
 def _name(name: str) -> str:
