@@ -5,6 +5,7 @@ tokenizer as bytes, and the weights under OpenAI's names. whisper.cpp derives th
 the vocabulary. It stops the process on weights of float32, so that is no choice here. int8 is its format q8_0.
 """
 
+import shutil
 import struct
 from pathlib import Path
 from typing import BinaryIO
@@ -14,10 +15,9 @@ from torch import Tensor
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from kikitori.exports.formats import TEXT_TOKENS, Format, Read
-from kikitori.exports.openai_names import GENERATION, copy_generation, openai_weights
+from kikitori.exports.openai import GENERATION, openai_weights
 from kikitori.model.features import mel_filters
 from kikitori.model.processor import END
-from kikitori.runtime.errors import ModelError
 from kikitori.runtime.files import create, read_json
 
 FILE = "ggml-model.bin"
@@ -32,7 +32,7 @@ MAX_TOKENS = min(TEXT_TOKENS, 219)
 
 
 def write(model_folder: Path, target: Path, precision: str) -> None:
-    """Writes the file of a model's folder, one tensor in memory at a time."""
+    """Writes the file of a model's folder."""
     config = read_json(model_folder / "config.json")
     with create(target / FILE) as file:
         file.write(struct.pack("=12i", MAGIC, *_sizes(config), FILE_TYPES[precision]))
@@ -42,9 +42,9 @@ def write(model_folder: Path, target: Path, precision: str) -> None:
         file.write(struct.pack("=i", len(words)))
         for word in words:
             file.write(struct.pack("=i", len(word)) + word)
-        for name, weights in openai_weights(model_folder):
+        for name, weights in openai_weights(model_folder).items():
             _write_tensor(file, name, weights, precision)
-    copy_generation(model_folder, target)
+    shutil.copyfile(model_folder / GENERATION, target / GENERATION)
 
 
 def _sizes(config: dict[str, int]) -> list[int]:
@@ -63,7 +63,7 @@ def _words(model_folder: Path) -> list[bytes]:
 
 
 def _write_tensor(file: BinaryIO, name: str, weights: Tensor, precision: str) -> None:
-    """Writes one tensor: dimensions, length of the name, type, the dimensions from the last to the first, name, data."""
+    """Writes one tensor: counts of dimensions and of the name's bytes, type, dimensions from the last, name, data."""
     if name in ("encoder.conv1.bias", "encoder.conv2.bias"):
         weights = weights[:, None]
     if weights.ndim == 1 or name.endswith((".bias", "positional_embedding")):
@@ -78,9 +78,7 @@ def _write_tensor(file: BinaryIO, name: str, weights: Tensor, precision: str) ->
 
 
 def q8_0(weights: Tensor) -> bytes:
-    """Quantises (rows, columns): each 32 values of a row become a float16 scale and 32 int8. Columns: a multiple of 32."""
-    if weights.shape[1] % BLOCK:
-        raise ModelError(f"a matrix of {weights.shape[1]} columns cannot be quantised to int8 in ggml; use float16")
+    """Quantises (rows, columns), columns a multiple of 32: 32 values of a row become a float16 scale and 32 int8."""
     blocks = weights.float().reshape(-1, BLOCK)
     scales = blocks.abs().amax(1, keepdim=True) / 127
     values = (blocks / scales.clamp(min=torch.finfo().tiny)).round().to(torch.int8)

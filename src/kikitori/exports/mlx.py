@@ -4,6 +4,7 @@ Its weights have OpenAI's names, except in the feed-forward layers, and the kern
 It computes the encoder's positions, and has the tokenizer of stock models inside.
 """
 
+import shutil
 from pathlib import Path
 
 import torch
@@ -11,8 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from kikitori.exports.formats import TEXT_TOKENS, Format, Read
-from kikitori.exports.openai import dimensions
-from kikitori.exports.openai_names import GENERATION, copy_generation, openai_weights
+from kikitori.exports.openai import GENERATION, dimensions, openai_weights
 from kikitori.runtime.files import read_json, write_json
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
@@ -23,12 +23,12 @@ def write(model_folder: Path, target: Path, precision: str) -> None:
     """Writes config.json and weights.safetensors."""
     weights = {
         _name(name): (tensor.mT if ".conv" in name and tensor.ndim == 3 else tensor).to(DTYPES[precision]).contiguous()
-        for name, tensor in openai_weights(model_folder)
+        for name, tensor in openai_weights(model_folder).items()
         if name != "encoder.positional_embedding"
     }
     save_file(weights, target / WEIGHTS)
     write_json(target / "config.json", {"model_type": "whisper", **dimensions(model_folder)})
-    copy_generation(model_folder, target)
+    shutil.copyfile(model_folder / GENERATION, target / GENERATION)
 
 
 def _name(name: str) -> str:
