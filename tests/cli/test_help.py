@@ -33,10 +33,8 @@ def test_help_is_also_a_command(tmp_path: Path) -> None:
 def test_a_misspelt_command_is_answered_with_the_closest_one(tmp_path: Path) -> None:
     done = kikitori("trian", cache=tmp_path)
     assert done.returncode == 1
-    assert (
-        "'trian' is not one of train, evaluate, prepare, guard, average, export, transcribe, compare; did you mean train?"
-        in done.stderr
-    )
+    commands = "train, evaluate, prepare, guard, average, export, transcribe, compare"
+    assert f"'trian' is not one of {commands}; did you mean train?" in done.stderr
 
 
 @pytest.mark.parametrize(
