@@ -85,5 +85,5 @@ def test_a_real_engine_reads_in_the_process_and_names_what_is_wrong_with_a_file(
     assert [reading.text for reading in readings] == [own.text for own in read_own(exported, clips, lambda: None)]
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
-    with pytest.raises(ExportFailed, match="to=transformers: the engine ended with 1 after 0 of 3 clips: .*Error"):
+    with pytest.raises(ExportFailed, match=r"to=transformers: the engine ended with 1 after 0 of 3 clips: .*Error"):
         read_back(of, tmp_path, noises, "transcribe", lambda: None)

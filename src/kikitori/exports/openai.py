@@ -1,16 +1,38 @@
 """OpenAI's own whisper: one file that `whisper.load_model` reads."""
 
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from kikitori.exports.formats import TEXT_TOKENS, Format, Read
-from kikitori.exports.openai_names import GENERATION, copy_generation, openai_weights
 from kikitori.runtime.files import read_json, write_text
 
-FILE = "model.pt"
+FILE, GENERATION = "model.pt", "generation_config.json"
+# What differs between the names of weights in transformers and in openai-whisper, in this order.
+NAMES = (
+    (r"^model\.", ""),
+    (r"embed_positions\.weight", "positional_embedding"),
+    (r"embed_tokens", "token_embedding"),
+    (r"\.layers\.", ".blocks."),
+    (r"encoder_attn_layer_norm", "cross_attn_ln"),
+    (r"self_attn_layer_norm", "attn_ln"),
+    (r"final_layer_norm", "mlp_ln"),
+    (r"encoder_attn", "cross_attn"),
+    (r"self_attn", "attn"),
+    (r"q_proj", "query"),
+    (r"k_proj", "key"),
+    (r"v_proj", "value"),
+    (r"out_proj", "out"),
+    (r"fc1", "mlp.0"),
+    (r"fc2", "mlp.2"),
+    (r"^encoder\.layer_norm", "encoder.ln_post"),
+    (r"^decoder\.layer_norm", "decoder.ln"),
+)
 DIMENSIONS = {
     "n_mels": "num_mel_bins",
     "n_audio_ctx": "max_source_positions",
@@ -47,6 +69,19 @@ model.register_buffer("alignment_heads", heads.to_sparse(), persistent=False)
 """
 
 
+def openai_name(name: str) -> str:
+    """The name of a weight of transformers' Whisper in openai-whisper: encoder.blocks.0.attn.query.weight."""
+    for ours, theirs in NAMES:
+        name = re.sub(ours, theirs, name)
+    return name
+
+
+def openai_weights(model_folder: Path) -> dict[str, Tensor]:
+    """The weights of a model's folder under their names in openai-whisper; the output layer is the embedding again."""
+    weights = load_file(model_folder / "model.safetensors")
+    return {openai_name(name): weight for name, weight in weights.items() if name != "proj_out.weight"}
+
+
 def dimensions(model_folder: Path) -> dict[str, int]:
     """The sizes of a model's folder, as openai-whisper names them."""
     config = read_json(model_folder / "config.json")
@@ -56,9 +91,9 @@ def dimensions(model_folder: Path) -> dict[str, int]:
 def write(model_folder: Path, target: Path, precision: str) -> None:
     """Writes an export."""
     dtype = getattr(torch, precision)
-    weights = {name: weight.to(dtype) for name, weight in openai_weights(model_folder)}
+    weights = {name: weight.to(dtype) for name, weight in openai_weights(model_folder).items()}
     torch.save({"dims": dimensions(model_folder), "model_state_dict": weights}, target / FILE)
-    copy_generation(model_folder, target)
+    shutil.copyfile(model_folder / GENERATION, target / GENERATION)  # what it is read back with
     write_text(target / "README.md", readme(read_json(target / GENERATION)))
 
 
