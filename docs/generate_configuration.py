@@ -36,10 +36,10 @@ def reference() -> str:
     files = {p.relative_to(CONF).with_suffix("").as_posix(): read_file(p) for p in sorted(CONF.rglob("*.yaml"))}
     described = described_groups(files)
     parts = [INTRODUCTION + "\n".join(map(_arguments, LIBRARIES))]
-    for root in ("train", "evaluate", "prepare", "guard", "average"):
+    for root in ("train", "evaluate", "prepare", "guard", "average", "export"):
         parts += [f"## kikitori {root}", _sentence(files[root].header), _table({root: files[root]}, "")]
     parts += [
-        "## train, evaluate, prepare, guard and average",
+        "## All of these commands",
         _sentence(files["base"].header),
         _table({"base": files["base"]}, ""),
     ]

@@ -30,7 +30,7 @@ DOCUMENTS = sorted(
     for path in ROOT.glob(pattern)
 )
 ENGLISH, JAPANESE = ROOT / "README.md", ROOT / "README.ja.md"
-HYDRA_COMMANDS = ("train", "evaluate", "prepare", "guard", "average")
+HYDRA_COMMANDS = ("train", "evaluate", "prepare", "guard", "average", "export")
 # Choices that add keys; a key in a sentence has to exist with one of them.
 CONTEXTS = (
     ("train", []),
@@ -42,6 +42,7 @@ CONTEXTS = (
     ("train", ["hydra/sweeper=optuna"]),
     ("guard", []),
     ("average", []),
+    ("export", []),
     ("train", ["model=micro", "model.timestamps=true", "joining=windows"]),
     ("evaluate", []),
 )
@@ -184,7 +185,7 @@ def test_the_documents_name_many_commands() -> None:
 def test_the_keys_of_every_command_exist(document: str, words: list[str]) -> None:
     command, *rest = words
     if command in main.MODELS:
-        rest = main._models(main.MODELS[command], rest)
+        rest = main._models(command, rest)
     options = [word for word in rest if word.startswith("-")]
     assert set(options) <= {"-m", "--help"}, words
     overrides = [word for word in rest if "=" in word and not word.startswith("-")]

@@ -157,7 +157,7 @@ def test_a_wheel_has_the_configuration_and_its_help(tmp_path: Path) -> None:
         names = set(archive.namelist())
         archive.extractall(tmp_path / "unpacked")
     configuration = {f"kikitori/{path.relative_to(REPOSITORY)}" for path in REPOSITORY.glob("conf/**/*.yaml")}
-    assert len(configuration) == 58
+    assert len(configuration) == 59
     assert configuration == {name for name in names if name.startswith("kikitori/conf/") and name.endswith(".yaml")}
     done = kikitori("train", "--help", cache=tmp_path, PYTHONPATH=str(tmp_path / "unpacked"))
     assert done.returncode == 0, done.stderr

@@ -210,19 +210,30 @@ def test_a_file_is_no_folder_of_a_run(tmp_path: Path) -> None:
 
 
 def test_models_and_their_base_become_overrides() -> None:
-    assert main._models("checkpoint", ["a/b", "--against", "c", "seed=1"]) == ["checkpoint=a/b", "against=c", "seed=1"]
-    assert main._models("runs", ["a", "--against=c", "b", "~guard"]) == ["runs=[a,b]", "against=c", "~guard"]
-    assert main._models("runs", ["runs=[a]"]) == ["runs=[a]"]
+    assert main._models("guard", ["a/b", "--against", "c", "seed=1"]) == ["checkpoint=a/b", "against=c", "seed=1"]
+    assert main._models("average", ["a", "--against=c", "b", "~guard"]) == ["runs=[a,b]", "against=c", "~guard"]
+    assert main._models("average", ["runs=[a]"]) == ["runs=[a]"]
+
+
+def test_the_options_of_an_export_become_keys() -> None:
+    words = ["a/b", "--to", "ggml,onnx", "--quantize=int8", "--check", "5", "seed=1"]
+    assert main._models("export", words) == ["checkpoint=a/b", "to=[ggml,onnx]", "quantize=[int8]", "check=5", "seed=1"]
+    with pytest.raises(SystemExit, match="--to: needs a value, such as --to ctranslate2,ggml"):
+        main._models("export", ["a", "--to"])
+    with pytest.raises(SystemExit, match="b: one model is exported at a time, a; formats are --to b"):
+        main._models("export", ["a", "b"])
+    with pytest.raises(SystemExit, match="--format is not an option"):
+        main._models("export", ["a", "--format", "b"])
 
 
 @pytest.mark.parametrize("option", [["--cfg", "job"], ["--config-dir", "mine"], ["-m"]])
 def test_the_value_of_an_option_is_no_model(option: list[str]) -> None:
-    assert main._models("checkpoint", ["a", *option]) == ["checkpoint=a", *option]
-    assert main._models("runs", ["a", *option, "b"]) == ["runs=[a,b]", *option]
+    assert main._models("guard", ["a", *option]) == ["checkpoint=a", *option]
+    assert main._models("average", ["a", *option, "b"]) == ["runs=[a,b]", *option]
 
 
 def test_a_second_model_and_a_missing_base_are_no_silent_choice() -> None:
     with pytest.raises(SystemExit, match="b: one model is compared, a; its base is --against b"):
-        main._models("checkpoint", ["a", "b"])
-    with pytest.raises(SystemExit, match="--against: needs a model"):
-        main._models("checkpoint", ["a", "--against"])
+        main._models("guard", ["a", "b"])
+    with pytest.raises(SystemExit, match="--against: needs a value, such as --against openai/whisper-small"):
+        main._models("guard", ["a", "--against"])

@@ -16,7 +16,7 @@ from kikitori.config.validation import check_config
 from kikitori.runtime.errors import ConfigError
 from kikitori.runtime.paths import CONF
 
-ROOTS = ("train", "evaluate", "prepare", "guard", "average")
+ROOTS = ("train", "evaluate", "prepare", "guard", "average", "export")
 CHOICES = sorted(p.relative_to(CONF).with_suffix("").as_posix() for p in CONF.glob("*/*.yaml"))
 # The choices of Hydra's own groups: launcher, sweeper, sampler and pruner.
 OF_HYDRA = sorted(p.relative_to(CONF).with_suffix("").as_posix() for p in CONF.glob("hydra/**/*.yaml"))

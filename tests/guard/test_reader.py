@@ -7,8 +7,9 @@ import pytest
 import pytorch_lightning as pl
 import torch
 
+from kikitori.corpora.types import Speech
 from kikitori.guard.reader import Job, Jobs, Reader, detect_language, jobs
-from kikitori.guard.recordings import CLIPS, OWN, STAMPS, STOCK, Speech, for_timestamps, of_corpus, without_speech
+from kikitori.guard.recordings import CLIPS, OWN, STAMPS, STOCK, for_timestamps, of_corpus, without_speech
 from kikitori.inference.generate import generate
 from kikitori.model.whisper import Whisper, encode
 from kikitori.model.window import Window

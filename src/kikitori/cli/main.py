@@ -20,6 +20,7 @@ from kikitori import __version__
 from kikitori.config.names import did_you_mean, outdated
 from kikitori.config.overrides import (
     LINE,
+    LISTS,
     absolute_paths,
     config_folders,
     key_of,
@@ -52,6 +53,8 @@ guard       compare a tuned model with its base on what the corpus does not show
     kikitori guard outputs/my-run
 average     average tuned models, and mix them with their base
     kikitori average outputs/my-sweep/0-seed-0 outputs/my-sweep/1-seed-1
+export      write a model for other engines, and read it back with each of them
+    kikitori export outputs/my-run --to ctranslate2,ggml
 demo        a page to try a model next to its base, by microphone or file
     kikitori demo outputs/my-run
 compare     rank runs and sweeps, with intervals; --report writes a page
@@ -60,13 +63,18 @@ push        upload a model with its card to the Hugging Face Hub
     kikitori push outputs/my-run my-name/whisper-ja --dry-run
 
 kikitori COMMAND --help lists the options of a command. For train, evaluate,
-prepare, guard and average these are choices and keys of the configuration:
-model=whisper_base optim.lr=3e-5. -m sweeps over comma-separated values, --cfg
-job prints the composed configuration. kikitori --version prints the version.
+prepare, guard, average and export these are choices and keys of the
+configuration: model=whisper_base optim.lr=3e-5. -m sweeps over comma-separated
+values, --cfg job prints the composed configuration. kikitori --version prints
+the version.
 Completion: eval "$(kikitori train -sc install=bash)" (or zsh, fish)."""
-HYDRA_COMMANDS = ("train", "evaluate", "prepare", "guard", "average")
+HYDRA_COMMANDS = ("train", "evaluate", "prepare", "guard", "average", "export")
 # The key of the models that a command takes as plain words.
-MODELS = {"guard": "checkpoint", "average": "runs"}
+MODELS = {"guard": "checkpoint", "average": "runs", "export": "checkpoint"}
+# The options of these commands, each with an example; they set the keys of their names.
+BASE = {"against": "openai/whisper-small"}
+FORMATS = {"to": "ctranslate2,ggml", "quantize": "float16,int8", "check": "50"}
+OPTIONS = {"guard": BASE, "average": BASE, "export": FORMATS}
 # Options of Hydra with which a command prints something and does not run.
 PRINTS_ONLY = {"--help", "-h", "--hydra-help", "--cfg", "-c", "--info", "-i"}
 COMMANDS = (*HYDRA_COMMANDS, "transcribe", "demo", "compare", "push")
@@ -128,7 +136,7 @@ def _prepare_line(command: str, words: list[str]) -> list[str]:
         if fault := secret_fault(word):
             sys.exit(f"kikitori: {mask(word).partition('=')[0]} {fault}")
     if command in MODELS:
-        words = _models(MODELS[command], words)
+        words = _models(command, words)
     if command in HYDRA_COMMANDS:
         words = [word if word.startswith("-") else quote_value(word) for word in words]
         _refuse_names(command, words)
@@ -149,15 +157,15 @@ def _prepare_line(command: str, words: list[str]) -> list[str]:
     return [*overrides, *options] if command in HYDRA_COMMANDS else words
 
 
-def _models(key: str, words: list[str]) -> list[str]:
-    """The words of `guard MODEL --against BASE` as overrides. key: of the models; `runs` takes several."""
-    found, others, rest = [], [], iter(words)
+def _models(command: str, words: list[str]) -> list[str]:
+    """The words of `guard MODEL --against BASE` and the like as overrides; `average` takes several models."""
+    key, found, others, rest = MODELS[command], [], [], iter(words)
     for word in rest:
-        option, equals, base = word.partition("=")
-        if option == "--against":
-            if not (base := base if equals else next(rest, "")):
-                sys.exit("kikitori: --against: needs a model, such as --against openai/whisper-small")
-            found.append(override("against", base))
+        option, equals, value = word.partition("=")
+        if option.startswith("--") and (name := option[2:]) in OPTIONS[command]:
+            if not (value := value if equals else next(rest, "")):
+                sys.exit(f"kikitori: {option}: needs a value, such as {option} {OPTIONS[command][name]}")
+            found.append(_option(name, value))
         else:
             others.append(word)
     options, plain = split_words(others)
@@ -166,8 +174,19 @@ def _models(key: str, words: list[str]) -> list[str]:
     if key == "runs" and models:
         return [f"{key}=[{','.join(override('', model)[1:] for model in models)}]", *found]
     if len(models) > 1:
+        _refuse_options(options)  # the second one may be the value of an option that does not exist
+    if len(models) > 1 and command == "guard":
         sys.exit(f"kikitori: {models[1]}: one model is compared, {models[0]}; its base is --against {models[1]}")
+    if len(models) > 1:
+        sys.exit(f"kikitori: {models[1]}: one model is exported at a time, {models[0]}; formats are --to {models[1]}")
     return [*(override(key, model) for model in models), *found]
+
+
+def _option(name: str, value: str) -> str:
+    """An option's value as an override: a list with commas, or a text that may be a path."""
+    if name in LISTS:
+        return f"{name}=[{value}]"
+    return override(name, value) if name in BASE else f"{name}={value}"
 
 
 def _refuse_names(command: str, words: list[str]) -> None:
@@ -175,6 +194,11 @@ def _refuse_names(command: str, words: list[str]) -> None:
     old = outdated(split_words(words)[1], config_folders(words))
     if found := [*old, *wrong_words(command, words)]:
         sys.exit(f"kikitori: {'; '.join(found)}")
+    _refuse_options(words)
+
+
+def _refuse_options(words: list[str]) -> None:
+    """Exits if an option does not exist."""
     options = [name for action in get_args_parser()._actions for name in action.option_strings]
     if unknown := unknown_option(words, options):
         sys.exit(f"kikitori: {unknown}")

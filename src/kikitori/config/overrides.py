@@ -39,6 +39,8 @@ PART = re.compile(QUOTED + r"""[^][{},'"]+""", re.DOTALL)
 PART_OF_CALL = re.compile(QUOTED + r"""[^][{}(),'"]+""", re.DOTALL)
 # Groups that change nothing unless one of these keys is set: a run of a version without them is the same.
 SWITCHES = {"augment": re.compile(".*_prob"), "joining": re.compile("share|non_speech")}
+# Keys of lists, of which one value needs no brackets.
+LISTS = ("splits", "to", "quantize")
 # Two ways to say the same thing: of each pair, one is set and the other null.
 ALTERNATIVES = (("trainer.max_steps", "trainer.max_epochs"), ("validation.every_steps", "validation.every_epochs"))
 
@@ -211,8 +213,9 @@ def settle(cfg: DictConfig, words: Iterable[str]) -> None:
         for key, other in (pair, pair[::-1]):
             if key in given and other not in given and OmegaConf.select(cfg, key) is not None:
                 OmegaConf.update(cfg, other, None)
-    if isinstance(cfg.get("splits"), str):
-        cfg.splits = [cfg.splits]
+    for key in LISTS:
+        if isinstance(cfg.get(key), str):
+            cfg[key] = [cfg[key]]
 
 
 def settings(word: str) -> Iterator[tuple[str, Any]]:

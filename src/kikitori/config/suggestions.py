@@ -19,7 +19,10 @@ REMOVABLE = ("callbacks.", "logger.", "hydra.sweeper.params.", "sweep", "experim
 # The arguments of library classes, by node, of which conf/ has only some.
 OF_LIBRARIES = {"trainer": TRAINER, "callbacks.checkpoint": CHECKPOINT, "callbacks.early_stopping": EARLY_STOPPING}
 # The key that a path without one is most likely meant for.
-TAKES_A_PATH = {"train": "data.release", "evaluate": "checkpoint", "prepare": "data.release", "guard": "checkpoint"}
+TAKES_A_PATH = {
+    **dict.fromkeys(("train", "prepare"), "data.release"),
+    **dict.fromkeys(("evaluate", "guard", "export"), "checkpoint"),
+}
 # What a path is the value of that was given as a choice of a group.
 PLACES = {
     "model": "a folder, or a name on the Hugging Face Hub, is given as model.name={0}",
@@ -35,7 +38,7 @@ def wrong_words(command: str, words: Sequence[str]) -> Iterator[str]:
         choices = ", ".join(sorted(path.stem for path in (CONF / group).glob("*.yaml"))) if group else ""
         if not equals and command in TAKES_A_PATH and os.path.exists(word):
             yield f"{word}: no key; a path is given as {TAKES_A_PATH[command]}={word}"
-        elif command in ("evaluate", "guard") and key in OF_TRAINING:
+        elif command in ("evaluate", "guard", "export") and key in OF_TRAINING:
             what = "an evaluation" if command == "evaluate" else f"kikitori {command}"
             yield f"{key}: belongs to kikitori train; {what} takes no steps"
         elif not key.strip():

@@ -45,7 +45,7 @@ ABOVE_ZERO = {
     *("generation.max_tokens_per_s", "score.full_window_clips", "model.window_s"),
     *("score.train_clips", "data.limit.train", "data.limit.validation", "data.limit.test"),
     *("data.max_duration_s", "data.micro_batch_size", "data.held_out", "optim.decay_steps", "ema.decay"),
-    *("adapter.rank", "adapter.alpha", "adapter.initial_rank", "adapter.every_steps"),
+    *("adapter.rank", "adapter.alpha", "adapter.initial_rank", "adapter.every_steps", "check"),
 }
 BELOW_ONE = {"optim.momentum", "loss.label_smoothing", "ema.decay"}
 NOT_NEGATIVE = {
@@ -77,7 +77,8 @@ TYPES: dict[str, Any] = {
     "guard.clips": int,
     "guard.fail_if_worse": bool,
     **dict.fromkeys(("checkpoint", "against"), str | None),
-    "runs": list[str],
+    **dict.fromkeys(("runs", "to", "quantize"), list[str]),
+    "check": int,
     "alphas": list[float],
     "alpha": float | None,
     "splits": list[str] | None,
@@ -95,7 +96,7 @@ GUARDS_OWN = (
     *("silence", "white noise", "pink noise", "tone", "no speech"),
 )
 # Keys by which the configuration of a command is recognised, in this order.
-OWN_KEYS = {"average": "alphas", "guard": "against", "evaluate": "checkpoint", "train": "callbacks"}
+OWN_KEYS = {"average": "alphas", "guard": "against", "export": "to", "evaluate": "checkpoint", "train": "callbacks"}
 # Those of them that may have no target of their own.
 MAY_BE_EMPTY = ("logger", "callbacks", "adapter")
 CHECKPOINTS = "pytorch_lightning.callbacks.ModelCheckpoint"
@@ -327,9 +328,9 @@ def _optimizer_faults(flat: Mapping[str, Any], wrong_type: Mapping[str, str]) ->
 def _missing_files(flat: Mapping[str, Any]) -> Iterator[str]:
     """Reports a model or checkpoint whose path does not exist; corpora are read soon after."""
     checkpoint, model = flat.get("checkpoint"), flat.get("model.name")
-    # The models of a guard may be names on the Hub, and all may be references.
+    # The models of a guard or an export may be names on the Hub, and all may be references.
     is_name = isinstance(checkpoint, str) and not is_path(checkpoint)
-    may_be_name = is_reference(checkpoint) or ("against" in flat and is_name)
+    may_be_name = is_reference(checkpoint) or (bool({"against", "to"} & flat.keys()) and is_name)
     if isinstance(checkpoint, str) and checkpoint and not expanded(checkpoint).exists() and not may_be_name:
         yield f"checkpoint: {checkpoint} does not exist; give a run folder, a model folder, or a .ckpt file"
     elif isinstance(model, str) and not checkpoint and is_path(model) and not expanded(model).exists():

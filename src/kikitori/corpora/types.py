@@ -1,9 +1,11 @@
-"""Types of a corpus: clips with their transcripts, and clips that are left out with the reason."""
+"""Types of a corpus: clips with their transcripts, decoded or not, and clips that are left out with the reason."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
+
+from torch import Tensor
 
 from kikitori.metrics.languages import known_code
 from kikitori.runtime.errors import DataError
@@ -126,3 +128,13 @@ class Corpus:
     rejects: Sequence[Reject]
     release: str | None = None
     absent: Mapping[Split, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Speech:
+    """A clip of a corpus: its name, (samples,) float32 at 16 kHz, its transcript and Whisper's code of its language."""
+
+    name: str
+    samples: Tensor
+    text: str
+    language: str

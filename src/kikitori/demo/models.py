@@ -65,7 +65,7 @@ def _recorded(places: Sequence[str], notes: list[str]) -> list[str]:
     found: dict[str, None] = {}
     for place in places:
         try:
-            if recorded := base_of_run(Path(place)):
+            if recorded := base_of_run(place):
                 found[recorded] = None
         except KikitoriError as error:
             notes.append(f"the base of {place} is unknown: {error}")

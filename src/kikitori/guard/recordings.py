@@ -7,6 +7,7 @@ from itertools import accumulate, cycle, islice
 from torch import Tensor
 
 from kikitori.audio.waveform import SAMPLE_RATE
+from kikitori.corpora.types import Speech
 from kikitori.guard import sounds
 
 # The two ways to read: in the windows that the model was trained in, and as stock tools do.
@@ -29,16 +30,6 @@ SNR_DB = 10.0
 PAUSE_S = 0.5
 # How many recordings are joined, by their length in windows: 60 and 120 s. Six can have a verdict, if all clips differ.
 JOINED_COUNTS = {2: 4, 4: 2}
-
-
-@dataclass(frozen=True)
-class Speech:
-    """A clip of a corpus: its name, (samples,) float32 at 16 kHz, its transcript and Whisper's code of its language."""
-
-    name: str
-    samples: Tensor
-    text: str
-    language: str
 
 
 @dataclass(frozen=True)

@@ -65,6 +65,10 @@ class GuardFailed(KikitoriError):  # noqa: N818
     """Figures of the guard are worse than the base's, and `guard.fail_if_worse` is set."""
 
 
+class ExportFailed(KikitoriError):  # noqa: N818
+    """An export cannot be written or read back, or its engine reads other texts than the model."""
+
+
 class SweepError(KikitoriError):
     """Trials of a sweep failed, or the sweep cannot continue."""
 

@@ -12,7 +12,7 @@ import pytorch_lightning as pl
 
 from kikitori.audio.waveform import to_float
 from kikitori.config.targets import instantiate
-from kikitori.corpora.types import Split
+from kikitori.corpora.types import Speech, Split
 from kikitori.data.datamodule import SpeechDataModule
 from kikitori.guard.digest import reading_digest
 from kikitori.guard.figures import Counts, certainly_worse, compare, count, timestamp_facts
@@ -20,7 +20,6 @@ from kikitori.guard.reader import Jobs, Reader, jobs
 from kikitori.guard.recordings import (
     READINGS,
     Recording,
-    Speech,
     for_timestamps,
     of_corpus,
     of_others,

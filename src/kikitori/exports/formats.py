@@ -1,0 +1,70 @@
+"""What every format of an exported model has in common, and where each is."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+
+from torch import Tensor
+from transformers import WhisperConfig, WhisperTokenizer
+
+from kikitori.config.names import did_you_mean
+from kikitori.model.processor import Processor, make_processor
+from kikitori.runtime.errors import ConfigError
+from kikitori.runtime.files import read_json
+
+# The module of each format, imported where it is used.
+FORMATS = {
+    name: f"kikitori.exports.{name}" for name in ("ctranslate2", "ggml", "onnx", "openai", "mlx", "transformers")
+}
+# Tokens of a text, at most, in every reading: openai-whisper has no other limit.
+TEXT_TOKENS = 224
+# Reads (samples,) float32 at 16 kHz, 30 s at most, to text.
+Read = Callable[[Tensor], str]
+
+
+@dataclass(frozen=True)
+class Format:
+    """A format that other programs read, and the engine that reads it back.
+
+    extra: of pyproject.toml, None if nothing is needed. modules: what must be installed, by the names that are
+    imported. precisions: the first is the default; those that the engine supports, by its own names.
+    write: writes the export of a model's folder, as `kikitori.model.saving` writes it, into an empty folder, in one of
+    the precisions.
+    load: opens such a folder and returns what reads clips, for Whisper's code of a language and a task: greedily,
+    without timestamps, with the prefix start, language, task and no-timestamps, TEXT_TOKENS at most, and no spaces
+    around the text. Features are the engine's own, where it has some.
+    """
+
+    name: str
+    extra: str | None
+    modules: tuple[str, ...]
+    precisions: tuple[str, ...]
+    write: Callable[[Path, Path, str], None]
+    load: Callable[[Path, str, str], Read]
+
+    def check_installed(self) -> None:
+        """Raises ConfigError that names the extra if the engine is not installed."""
+        if missing := [name for name in self.modules if find_spec(name) is None]:
+            raise ConfigError(
+                f"to={self.name}: needs {', '.join(missing)}, which reads the export back: "
+                f"pip install 'kikitori[{self.extra}]'"
+            )
+
+
+def find_format(name: str) -> Format:
+    """The format of this name. Raises ConfigError if there is none."""
+    if name not in FORMATS:
+        raise ConfigError(f"to={name}: must be one of {', '.join(FORMATS)}{did_you_mean(name, FORMATS)}")
+    found: Format = import_module(FORMATS[name]).FORMAT
+    return found
+
+
+def processor_in(folder: Path, language: str, task: str) -> Processor:
+    """The tokenizer and the features, in the full window, of an export that holds tokenizer.json and
+    preprocessor_config.json: for engines that have none.
+    """
+    mels = read_json(folder / "preprocessor_config.json")["feature_size"]
+    tokenizer = WhisperTokenizer.from_pretrained(folder, local_files_only=True)
+    return make_processor(tokenizer, WhisperConfig(num_mel_bins=mels), language, task, folder.name)
