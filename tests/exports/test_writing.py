@@ -108,7 +108,7 @@ def test_a_scratch_folder_begins_empty_and_is_removed(tmp_path: Path) -> None:
             RuntimeError("[enforce fail] PytorchStreamWriter failed writing file data/0: file write failed"),
             "free space",
         ),
-        (ValueError("I/O error: No space left on device (os error 28)"), "No space left on device .*; free space"),
+        (ValueError("I/O error: No space left on device (os error 28)"), "no space left on the disk; free space"),
     ],
 )
 def test_a_full_disk_is_named_whichever_library_finds_it(error: Exception, message: str) -> None:

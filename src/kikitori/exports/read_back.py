@@ -16,16 +16,18 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 import numpy as np
-import torch
 
-from kikitori.corpora.types import Speech
-from kikitori.exports.formats import Format, find_format
 from kikitori.runtime.errors import ExportFailed
 from kikitori.runtime.files import read_json, write_json
 from kikitori.runtime.processes import PARENT, exit_with_launcher
+
+# torch is imported in the process once that would end with its parent, since it takes seconds.
+if TYPE_CHECKING:
+    from kikitori.corpora.types import Speech
+    from kikitori.exports.formats import Format
 
 # The languages of the clips, next to their samples.
 CLIPS = "clips.json"
@@ -43,7 +45,7 @@ class Reading:
 
 
 def read_back(
-    of: Format, folder: Path, clips: Sequence[Speech], task: str, advance: Callable[[], None]
+    of: "Format", folder: Path, clips: "Sequence[Speech]", task: str, advance: Callable[[], None]
 ) -> list[Reading]:
     """Reads clips of at most 30 s with the engine of an export.
 
@@ -74,7 +76,7 @@ def read_back(
     return readings
 
 
-def _write_clips(place: Path, clips: Sequence[Speech]) -> None:
+def _write_clips(place: Path, clips: "Sequence[Speech]") -> None:
     for number, clip in enumerate(clips):
         np.save(place / f"{number}.npy", clip.samples.numpy())
     write_json(place / CLIPS, {"languages": [clip.language for clip in clips]})
@@ -92,6 +94,10 @@ def _reason(printed: IO[bytes]) -> str:
 
 
 def _read_clips(name: str, folder: Path, place: Path, task: str) -> Iterator[Reading]:
+    import torch
+
+    from kikitori.exports.formats import find_format
+
     languages = read_json(place / CLIPS)["languages"]
     for language, numbers in groupby(range(len(languages)), languages.__getitem__):
         read = find_format(name).load(folder, language, task)

@@ -111,9 +111,9 @@ def disk_errors(what: str) -> Iterator[None]:
 
 
 def _full_disk(error: Exception) -> str | None:
-    text = str(error)
-    is_full = "No space left" in text or "file write failed" in text or "unexpected pos" in text
-    return f"{text.splitlines()[0]}; free space" if is_full else None
+    # In the words of safetensors and of torch's writer.
+    is_full = any(words in str(error) for words in ("No space left", "file write failed", "unexpected pos"))
+    return "no space left on the disk; free space" if is_full else None
 
 
 def folder_bytes(folder: Path) -> int:
