@@ -65,7 +65,18 @@ def test_a_card_is_made_where_there_is_none(model: Path) -> None:
     assert 'kikitori.load_whisper("hub:team/a")' in expected
 
 
-@pytest.mark.parametrize("head", ["---\n{\n---\n", "---\n- a\n---\n", "---\na: &a [x]\nb: [*b]\n---\n"])
+BOMB = "a0: &a0 [x]\n" + "".join(f"a{i}: &a{i} [{','.join(9 * [f'*a{i - 1}'])}]\n" for i in range(1, 9))
+
+
+def test_a_card_that_names_a_path_of_the_machine_is_refused(model: Path) -> None:
+    (model / "README.md").write_text("# Trained on /home/somebody/asr/clips\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"README\.md names /home/somebody/asr/clips, a path of this machine"):
+        card(model, results(), "team/a", None, None)
+
+
+@pytest.mark.parametrize(
+    "head", [f"---\n{BOMB}---\n", "---\n{\n---\n", "---\n- a\n---\n", "---\na: &a [x]\nb: [*b]\n---\n"]
+)
 def test_a_damaged_head_is_named(model: Path, head: str) -> None:
     (model / "README.md").write_text(head, encoding="utf-8")
     with pytest.raises(ConfigError, match=r"README\.md cannot be read: .*; mend its first lines"):
