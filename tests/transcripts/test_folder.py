@@ -142,7 +142,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_no_partial_file(tmp_path: Path, 
 
 def test_a_folder_that_is_a_file_or_in_use_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(DataError, match="--output .*file is a file; give a folder"), locked(tmp_path / "file"):
+    with pytest.raises(DataError, match=r"--output .*file is a file; give a folder"), locked(tmp_path / "file"):
         pass
     with locked(tmp_path / "out"):
         pass

@@ -1,5 +1,6 @@
 """Recordings are read together and in sections, with the texts of each alone; what was read is not read again."""
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -188,7 +189,7 @@ def test_long_recordings_are_read_by_timestamps_in_all_their_sections(tmp_path: 
     assert segments == [{"pauses"}, {"timestamps"}, {"timestamps"}]
     assert len(notes) == 1
     pieces = found[1].record.pieces
-    assert all(a.start_s <= b.start_s for a, b in zip(pieces, pieces[1:], strict=False))
+    assert all(a.start_s <= b.start_s for a, b in pairwise(pieces))
 
 
 def test_what_is_no_speech_has_no_text(engine: TorchEngine, tmp_path: Path) -> None:
