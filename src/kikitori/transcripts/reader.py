@@ -15,13 +15,14 @@ from kikitori.inference.generate import Engine
 from kikitori.inference.reading import choose_reading
 from kikitori.inference.segments import Piece
 from kikitori.inference.transcribe import Segments, is_long, moved, read_by_pauses, transcribe_pieces
+from kikitori.runtime.processes import return_free_memory
 from kikitori.transcripts.folder import Read, Record, Source
 from kikitori.transcripts.formats import Transcript
 from kikitori.transcripts.progress import Progress
-from kikitori.transcripts.sections import Section, sections_of
+from kikitori.transcripts.sections import CUT_WITHIN_S, SECTION_S, Section, sections_of
 
-# Recordings are read together up to this many seconds and this many of them: as much as a section, and batches enough.
-GROUP_S, GROUP = 300.0, 64
+# Recordings are read together up to this many seconds and this many of them: a section of a long one, or many batches.
+GROUP_S, GROUP = SECTION_S - CUT_WITHIN_S, 64
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,7 @@ def read_recordings(
         jobs = _jobs(decoder, sources, options, record_of, progress)
         for group in _grouped(jobs):
             reader.read([job for job in group if job.section])
+            return_free_memory()
             for job in group:
                 if job.section is None or job.section.is_last:
                     progress.closed(job.recording.source.path)

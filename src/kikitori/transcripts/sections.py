@@ -43,15 +43,19 @@ def sections_of(
     before pauses are looked for. Raises AudioError for a recording that holds next to nothing.
     """
     most, known_s, to_skip = SECTION_S * SAMPLE_RATE, 0.0, start
-    rest = torch.empty(0)
+    held: list[Tensor] = []
     for samples, known_s in parts:
-        rest = torch.cat([rest, samples[to_skip:]])
+        held += samples[to_skip:].split(most)
         to_skip = max(0, to_skip - len(samples))
-        while len(rest) > most:
-            heard = only_speech(rest[:most])
+        while sum(map(len, held)) > most:
+            joined = torch.cat(held)
+            heard = only_speech(joined[:most])
             cut = _pause(heard)
-            yield Section(heard[:cut], start, False, known_s)
-            rest, start = rest[cut:].clone(), start + cut
+            held, heard = [joined[cut:].clone()], heard[:cut].clone()
+            del joined
+            yield Section(heard, start, False, known_s)
+            start += cut
+    rest = torch.cat([torch.empty(0), *held])
     seconds = (start + len(rest)) / SAMPLE_RATE
     if seconds < LEAST_S:
         raise AudioError(f"holds {seconds:.3f} s of audio; there is nothing to transcribe")

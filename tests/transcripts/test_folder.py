@@ -1,0 +1,156 @@
+"""The output folder: names, what is read again, and what survives a kill."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from kikitori.inference.confidence import Token
+from kikitori.inference.segments import Piece
+from kikitori.runtime.errors import DataError
+from kikitori.transcripts.folder import RECORDS, OutputFolder, Read, Source, disk_errors_as_sentences, locked
+from kikitori.transcripts.formats import Transcript
+
+PIECES = [Piece(0, 2.5, "犬", "", (Token("犬", 0.5),), 0.125, -0.25), Piece(2.5, 3, "", "no speech")]
+FIRST = Read(40_000, False, "ja", 0.75, "pauses", PIECES[:1])
+LAST = Read(48_000, True, "ja", 0.75, "pauses", PIECES[1:])
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Source:
+    (tmp_path / "a.wav").write_bytes(b"sound")
+    return Source(tmp_path / "a.wav", "a")
+
+
+def folder_of(tmp_path: Path, *formats: str, settings: str = "s") -> OutputFolder:
+    return OutputFolder(tmp_path / "out", formats or ("txt",), settings)
+
+
+def lines(tmp_path: Path) -> list[str]:
+    return (tmp_path / "out" / RECORDS / "a.jsonl").read_text().splitlines()
+
+
+def finish(tmp_path: Path, source: Source) -> None:
+    folder = folder_of(tmp_path)
+    record = folder.record(source)
+    record.add(FIRST)
+    record.add(LAST)
+    folder.write(source, Transcript("a.wav", 3.0, record.pieces, "ja", "ja"), folder.formats)
+    record.finish()
+
+
+def test_what_was_read_is_found_again_until_its_recording_or_the_settings_change(
+    tmp_path: Path, source: Source
+) -> None:
+    finish(tmp_path, source)
+    again = folder_of(tmp_path).record(source)
+    assert (again.is_finished, again.sections) == (True, [FIRST, LAST])
+    assert again.pieces == PIECES
+    assert folder_of(tmp_path, "txt", "srt").missing(source) == ["srt"]
+    assert folder_of(tmp_path, settings="t").record(source).sections == []
+    finish(tmp_path, source)
+    source.path.write_bytes(b"other")
+    os.utime(source.path, ns=(1, 1))
+    assert not folder_of(tmp_path).record(source).is_finished
+
+
+def test_the_last_section_counts_only_once_the_files_are_written(tmp_path: Path, source: Source) -> None:
+    record = folder_of(tmp_path).record(source)
+    record.add(FIRST)
+    record.add(LAST)
+    again = folder_of(tmp_path).record(source)
+    assert (again.is_finished, again.sections) == (False, [FIRST])
+    again.add(LAST)
+    again.finish()
+    assert folder_of(tmp_path).record(source).sections == [FIRST, LAST]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda text: text[:-20],
+        lambda text: text + '{"end": 4',
+        lambda text: text.replace('"pauses"', "7"),
+        lambda text: text + "[" * 10**5 + "\n",
+        lambda text: text.replace('["\\u72ac", 0.5]', '["\\u72ac", 0.5, 1]'),
+    ],
+)
+def test_damaged_lines_are_read_again(tmp_path: Path, source: Source, damage: object) -> None:
+    record = folder_of(tmp_path).record(source)
+    record.add(FIRST)
+    record.add(FIRST)
+    path = tmp_path / "out" / RECORDS / "a.jsonl"
+    path.write_text(damage(path.read_text()))  # type: ignore[operator]
+    again = folder_of(tmp_path).record(source)
+    assert again.sections in ([], [FIRST], [FIRST, FIRST])
+    again.add(FIRST)
+    assert folder_of(tmp_path).record(source).sections == again.sections
+
+
+def test_a_damaged_recording_is_forgotten(tmp_path: Path, source: Source) -> None:
+    record = folder_of(tmp_path).record(source)
+    record.add(FIRST)
+    record.discard()
+    record.discard()
+    assert folder_of(tmp_path).record(source).sections == []
+
+
+def test_recordings_of_one_name_have_files_of_their_own_for_good(tmp_path: Path) -> None:
+    sources = []
+    for place in ("x/a.mp3", "x/a.wav", "y/a.mp3", "z/A.mp3", "x/sub/a.mp3"):
+        path = tmp_path / place
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+        sources.append(Source(path, str(path.relative_to(tmp_path / place[0]).with_suffix(""))))
+    folder = folder_of(tmp_path)
+    names = [folder.name(source) for source in sources]
+    assert names == ["a", "a.wav", "a.mp3", "A.mp3-2", "sub/a"]
+    for source in sources:
+        record = folder.record(source)
+        record.add(LAST)
+        record.finish()
+    again = folder_of(tmp_path)
+    assert [again.name(source) for source in reversed(sources)] == names[::-1]
+    long = Source(tmp_path / ("犬" * 80 + ".mp3"), "犬" * 80)
+    folder.write(long, Transcript("", 1.0, [], "ja", "ja"), ["jsonl"])
+    strange = Source(Path(os.fsdecode(bytes(tmp_path) + b"/\x98.wav")), os.fsdecode(b"\x98"))
+    folder.write(strange, Transcript("", 1.0, [], "ja", "ja"), ["txt"])
+    assert os.fsencode(tmp_path) + b"/out/\x98.txt" in {os.fsencode(p) for p in (tmp_path / "out").iterdir()}
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_no_partial_file(tmp_path: Path, source: Source) -> None:
+    transcript = Transcript("a.wav", 3.0, [Piece(0, 1, "犬" * 10**6, "")], "ja", "ja")
+    import resource
+
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10**5, limits[1]))
+    import signal
+
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            folder_of(tmp_path).write(source, transcript, ["txt"])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, before)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == []
+    with pytest.raises(DataError, match="No space left on device; free space; the same command resumes"):  # noqa: SIM117
+        with disk_errors_as_sentences():
+            raise OSError(28, "No space left on device")
+
+
+def test_a_folder_that_is_a_file_or_in_use_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match=r"--output .*file is a file; give a folder"), locked(tmp_path / "file"):
+        pass
+    with locked(tmp_path / "out"):
+        pass
+    assert (tmp_path / "out").is_dir()
+
+
+def test_the_record_is_a_line_for_the_recording_and_one_for_each_section(tmp_path: Path, source: Source) -> None:
+    finish(tmp_path, source)
+    head, first, last = map(json.loads, lines(tmp_path))
+    assert head["recording"] == str(source.path)
+    assert (first["end"], last["is_last"]) == (40_000, True)
