@@ -215,6 +215,17 @@ def test_models_and_their_base_become_overrides() -> None:
     assert main._models("average", ["runs=[a]"]) == ["runs=[a]"]
 
 
+def test_the_options_of_an_export_become_keys() -> None:
+    words = ["a/b", "--to", "ggml,onnx", "--quantize=int8", "--check", "5", "seed=1"]
+    assert main._models("export", words) == ["checkpoint=a/b", "to=[ggml,onnx]", "quantize=[int8]", "check=5", "seed=1"]
+    with pytest.raises(SystemExit, match="--to: needs a value, such as --to ctranslate2,ggml"):
+        main._models("export", ["a", "--to"])
+    with pytest.raises(SystemExit, match="b: one model is exported at a time, a; formats are --to b"):
+        main._models("export", ["a", "b"])
+    with pytest.raises(SystemExit, match="--format is not an option"):
+        main._models("export", ["a", "--format", "b"])
+
+
 @pytest.mark.parametrize("option", [["--cfg", "job"], ["--config-dir", "mine"], ["-m"]])
 def test_the_value_of_an_option_is_no_model(option: list[str]) -> None:
     assert main._models("guard", ["a", *option]) == ["checkpoint=a", *option]

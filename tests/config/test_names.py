@@ -238,10 +238,8 @@ def test_a_misspelt_name_is_answered_with_the_closest_one(word: str, message: st
 
 def test_a_group_or_key_of_another_command_is_named() -> None:
     assert refusal("prepare", "model=micro") == "model: kikitori prepare has no such group; it has data"
-    assert (
-        refusal("train", "checkpoint=x")
-        == "checkpoint: not a key of kikitori train; it belongs to kikitori guard or kikitori evaluate"
-    )
+    others = "kikitori guard or kikitori export or kikitori evaluate"
+    assert refusal("train", "checkpoint=x") == f"checkpoint: not a key of kikitori train; it belongs to {others}"
     assert refusal("evaluate", "optim.lr=1") == "optim.lr: not a key of kikitori evaluate"
 
 

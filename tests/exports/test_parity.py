@@ -95,4 +95,5 @@ def test_the_window_is_the_full_one_and_the_text_has_no_limit_of_ours(
     before = own_of(whisper, clip, monkeypatch)
     whisper.set_window(Window((0.6,), 0.0))
     whisper.configure_generation(2, None, 0.1)
+    assert parity._encoded(whisper, clip).shape[1] == 50
     assert own_of(whisper, clip, monkeypatch).text == before.text

@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -63,13 +64,15 @@ def test_a_process_that_ends_early_is_reported_with_its_last_words(
 def test_an_interrupted_reading_ends_its_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, noises: Sequence[Speech]
 ) -> None:
-    engine(f"echo $$ > {tmp_path}/id; echo '{TEXT}'; exec sleep 60", tmp_path, monkeypatch)
+    engine(f"echo $$ > {tmp_path}/id; echo '{TEXT}'; exec sleep 30", tmp_path, monkeypatch)
 
     def interrupt() -> None:
         raise KeyboardInterrupt
 
+    start = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
         read_back(FAKE, tmp_path, noises[:2], "transcribe", interrupt)
+    assert time.monotonic() - start < 20
     with pytest.raises(ProcessLookupError):
         os.kill(int((tmp_path / "id").read_text()), 0)
 
