@@ -88,18 +88,14 @@ def write(model_folder: Path, target: Path, precision: str) -> None:
     """Writes the graphs, and the model's files without its weights. Those of a large graph are a file beside it."""
     ignored = shutil.ignore_patterns("*.safetensors", "README.md")
     shutil.copytree(model_folder, target, dirs_exist_ok=True, ignore=ignored)
-    model = WhisperForConditionalGeneration.from_pretrained(
-        model_folder, local_files_only=True, use_safetensors=True, dtype=torch.float32, attn_implementation="eager"
-    ).eval()
     with torch.no_grad(), _quiet():
         if precision == "float32":
-            _export(model, target)
-        else:
-            model.proj_out = _Output(model.proj_out.weight)
-            with TemporaryDirectory(dir=target) as folder:
-                _export(model, Path(folder))
-                for name in (ENCODER, FIRST, NEXT):
-                    _quantise(Path(folder, name), target / name)
+            _export(model_folder, target)
+            return
+        with TemporaryDirectory(dir=target) as folder:
+            _export(model_folder, Path(folder), own_output=True)
+            for name in (ENCODER, FIRST, NEXT):
+                _quantise(Path(folder, name), target / name)
 
 
 @contextmanager
@@ -124,8 +120,13 @@ class _Graph(NamedTuple):
     outputs: list[str]
 
 
-def _export(model: WhisperForConditionalGeneration, folder: Path) -> None:
-    """Writes the three graphs, one in memory at a time."""
+def _export(model_folder: Path, folder: Path, own_output: bool = False) -> None:
+    """Writes the three graphs, one in memory at a time. own_output: whether the output layer has its own weights."""
+    model = WhisperForConditionalGeneration.from_pretrained(
+        model_folder, local_files_only=True, use_safetensors=True, dtype=torch.float32, attn_implementation="eager"
+    ).eval()
+    if own_output:
+        model.proj_out = _Output(model.proj_out.weight)
     for name, graph in _graphs(model).items():
         _save(graph, folder / name)
 
