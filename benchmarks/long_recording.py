@@ -81,10 +81,12 @@ def join_clips(clips: Path, target: Path, seconds: float) -> None:
     """Writes an mp3 of the clips, one after the other and again from the first, as long as `seconds`."""
     with Decoders(1) as decoders, soundfile.SoundFile(target, "w", SAMPLE_RATE, 1) as file:
         samples = [decoders(path).numpy() for path in sorted(clips.iterdir())]
+        written = 0
         for clip in itertools.cycle(samples):
-            if file.tell() >= seconds * SAMPLE_RATE:
+            if written >= seconds * SAMPLE_RATE:
                 break
             file.write(clip)
+            written += len(clip)
 
 
 def transcribe(model: str, recording: Path, output: Path, kill_after_s: float | None = None) -> tuple[float, float]:
