@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
+from kikitori.audio.waveform import SAMPLE_RATE
 from kikitori.exports.formats import TEXT_TOKENS, Format, Read
 from kikitori.exports.openai import GENERATION, openai_weights
 from kikitori.model.features import mel_filters
@@ -27,6 +28,8 @@ FILE_TYPES = {"float16": 1, "int8": 2_007}
 FLOAT32, FLOAT16, Q8_0 = 0, 1, 8
 # Values of a row that share a scale in Q8_0.
 BLOCK = 32
+# It reads what follows a window in another one.
+WINDOW_SAMPLES = 30 * SAMPLE_RATE
 # The tokens of a text, at most: whisper.cpp drops the whole text where it gets to 220.
 MAX_TOKENS = min(TEXT_TOKENS, 219)
 
@@ -109,7 +112,12 @@ def load(target: Path, language: str, task: str) -> Read:
         # Its own list, OpenAI's, which is the only one that stock models have.
         suppress_nst=bool(generation.get("suppress_tokens")),
     )
-    return lambda samples: "".join(segment.text for segment in model.transcribe(samples.float().numpy())).strip()
+
+    def read(samples: Tensor) -> str:
+        segments = model.transcribe(samples[:WINDOW_SAMPLES].numpy())
+        return "".join(segment.text for segment in segments).strip()
+
+    return read
 
 
 FORMAT = Format(

@@ -88,18 +88,14 @@ def write(model_folder: Path, target: Path, precision: str) -> None:
     """Writes the graphs, and the model's files without its weights. Those of a large graph are a file beside it."""
     ignored = shutil.ignore_patterns("*.safetensors", "README.md")
     shutil.copytree(model_folder, target, dirs_exist_ok=True, ignore=ignored)
-    model = WhisperForConditionalGeneration.from_pretrained(
-        model_folder, local_files_only=True, use_safetensors=True, dtype=torch.float32, attn_implementation="eager"
-    ).eval()
     with torch.no_grad(), _quiet():
         if precision == "float32":
-            _export(model, target)
-        else:
-            model.proj_out = _Output(model.proj_out.weight)
-            with TemporaryDirectory(dir=target) as folder:
-                _export(model, Path(folder))
-                for name in (ENCODER, FIRST, NEXT):
-                    _quantise(Path(folder, name), target / name)
+            _export(model_folder, target)
+            return
+        with TemporaryDirectory(dir=target) as folder:
+            _export(model_folder, Path(folder), own_output=True)
+            for name in (ENCODER, FIRST, NEXT):
+                _quantise(Path(folder, name), target / name)
 
 
 @contextmanager
@@ -124,43 +120,46 @@ class _Graph(NamedTuple):
     outputs: list[str]
 
 
-def _export(model: WhisperForConditionalGeneration, folder: Path) -> None:
-    """Writes the three graphs."""
+def _export(model_folder: Path, folder: Path, own_output: bool = False) -> None:
+    """Writes the three graphs, one in memory at a time. own_output: whether the output layer has its own weights."""
+    model = WhisperForConditionalGeneration.from_pretrained(
+        model_folder, local_files_only=True, use_safetensors=True, dtype=torch.float32, attn_implementation="eager"
+    ).eval()
+    if own_output:
+        model.proj_out = _Output(model.proj_out.weight)
     for name, graph in _graphs(model).items():
-        program = torch.onnx.export(
-            graph.module.eval(),
-            graph.arguments,
-            dynamo=True,
-            dynamic_shapes=graph.dimensions,
-            input_names=graph.inputs,
-            output_names=graph.outputs,
-            verbose=False,
-        )
-        assert program is not None  # it is with dynamo
-        program.save(folder / name)
+        _save(graph, folder / name)
+
+
+def _save(graph: _Graph, path: Path) -> None:
+    program = torch.onnx.export(
+        graph.module.eval(),
+        graph.arguments,
+        dynamo=True,
+        dynamic_shapes=graph.dimensions,
+        input_names=graph.inputs,
+        output_names=graph.outputs,
+        verbose=False,
+    )
+    assert program is not None  # it is with dynamo
+    program.save(path)
 
 
 def _graphs(model: WhisperForConditionalGeneration) -> dict[str, _Graph]:
     config, batch, positions = model.config, Dim("batch_size"), Dim("encoder_sequence_length")
     length, past = Dim("decoder_sequence_length"), Dim("past_decoder_sequence_length")
     features = torch.zeros(2, config.num_mel_bins, 2 * config.max_source_positions)
-    states, tokens = torch.zeros(2, config.max_source_positions, config.d_model), torch.zeros(2, 4, dtype=torch.long)
+    states, tokens = torch.zeros(2, 8, config.d_model), torch.zeros(2, 4, dtype=torch.long)
     decoder, layers = _Decoder(model), config.decoder_layers
     cache = list(decoder(tokens, states)[1:])
     cached = [{0: batch, 2: size} for size in (past, past, positions, positions)] * layers
     given, returned = (_names(of, layers, ("decoder", "encoder")) for of in ("past_key_values", "present"))
-    own = _names("present", layers, ("decoder",))
     sizes = ({0: batch, 1: length}, {0: batch, 1: positions})
+    more, own = (tokens[:, :1], cache), _names("present", layers, ("decoder",))
     return {
         ENCODER: _Graph(_Encoder(model), (features,), ({0: batch},), ["input_features"], ["last_hidden_state"]),
         FIRST: _Graph(decoder, (tokens, states), sizes, ["input_ids", "encoder_hidden_states"], ["logits", *returned]),
-        NEXT: _Graph(
-            _DecoderWithPast(model),
-            (tokens[:, :1], cache),
-            ({0: batch}, cached),
-            ["input_ids", *given],
-            ["logits", *own],
-        ),
+        NEXT: _Graph(_DecoderWithPast(model), more, ({0: batch}, cached), ["input_ids", *given], ["logits", *own]),
     }
 
 
