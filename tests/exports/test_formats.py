@@ -33,3 +33,10 @@ def test_a_missing_engine_names_its_extra() -> None:
     absent = Format("ggml", "ggml", ("json", "no_such_engine"), ("float16",), print, print)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=r"to=ggml: needs no_such_engine, .* pip install 'kikitori\[ggml\]'"):
         absent.check_installed()
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_the_document_lists_the_precisions(name: str) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "exports.md").read_text()
+    (row,) = [line for line in text.splitlines() if line.startswith(f"| `{name}` |")]
+    assert row.split(" | ")[2] == ", ".join(find_format(name).precisions)

@@ -58,7 +58,7 @@ print(whisper.transcribe(model, "talk.mp3", language="{language}")["text"])
 """
 # The file has no place for these, and without them whisper aligns words by heads of which most do something else.
 ALIGNMENT = """
-Word timestamps need the model's alignment heads, which `load_model` does not know:
+Word timestamps are better with the model's alignment heads, which `load_model` does not know:
 
 ```python
 heads = torch.zeros(model.dims.n_text_layer, model.dims.n_text_head, dtype=torch.bool)
