@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from composing import composed
 from filelock import FileLock
 
@@ -34,6 +35,7 @@ def fake(name: str, writes: Callable[[Path, Path, str], None] = write) -> Format
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("exported") / "model"
+    torch.manual_seed(0)
     build_whisper(d_model=32, encoder_layers=1, decoder_layers=1).save(folder)
     return folder
 
