@@ -183,5 +183,5 @@ def test_another_models_file_and_a_damaged_one_are_found(
     figures = compare(exported, noises, read_own(exported, noises, lambda: None), theirs, "float16")
     assert len(beyond_ties(figures)) == len(noises)
     (target / FILE).write_bytes((target / FILE).read_bytes()[:100_000])
-    with pytest.raises(ExportFailed, match="to=ggml: the engine .* after 0 of 3 clips"):
+    with pytest.raises(ExportFailed, match=r"to=ggml: the engine .* after 0 of 3 clips"):
         read_back(of, target, noises, "transcribe", lambda: None)
