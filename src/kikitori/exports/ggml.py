@@ -96,7 +96,7 @@ def load(target: Path, language: str, task: str) -> Read:
     model = Model(
         str(target / FILE),
         redirect_whispercpp_logs_to=None,
-        # With its flash attention, the zeros that it pads the audio's positions with take part: other texts.
+        # With its flash attention it reads other texts, beyond ties.
         context_params={"use_gpu": False, "flash_attn": False},
         language=language,
         translate=task == "translate",
