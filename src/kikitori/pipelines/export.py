@@ -97,7 +97,8 @@ def export(cfg: DictConfig | dict[str, Any], folder: Path) -> Entries:
     data = data.with_processor(whisper.processor)
     results: Results = {"cost": {}}
     prepare_data(config, data, folder, results)
-    clips = speech_of(data, data.splits[0], config["check"], whisper.processor.language)
+    language = whisper.processor.language
+    clips = [clip for split in data.splits for clip in speech_of(data, split, config["check"], language)]
     place.mkdir(parents=True, exist_ok=True)
     with folder_lock(place, "checkpoint", ConfigError):
         entries = read_entries(place)
