@@ -123,7 +123,8 @@ def test_a_long_recording_is_resumed_in_its_middle_with_equal_results(
 def test_a_long_recording_that_is_damaged_at_its_end_leaves_nothing(
     engine: TorchEngine, long: Source, tmp_path: Path
 ) -> None:
-    long.path.write_bytes(encoded(tone(90.0, rate=48_000), "flac", 48_000)[:-500])
+    whole = encoded(tone(30.0), "flac")
+    long.path.write_bytes(whole + whole[:-500])  # two recordings in one file, of which the second is damaged
     (found,) = read_recordings(engine, [long], Options(), OutputFolder(tmp_path / "out", ["txt"], "s").record)
     assert "lost sync" in found.error
     assert found.record.sections == []
