@@ -83,7 +83,8 @@ def parse() -> argparse.Namespace:
         type=at_least_one,
         default=8,
         metavar="N",
-        help="pieces that are read at a time; fewer take less memory, more are faster on a GPU (default: 8)",
+        help="pieces of up to 15 s that are read at a time, of 30 s half as many; fewer take less memory, more are "
+        "faster on a GPU (default: 8)",
     )
     if wrong := [word for word in sys.argv[1:] if word.startswith(("model=", "language=", "format="))]:
         parser.error(f"{wrong[0]}: options are given as --{wrong[0].replace('=', ' ', 1)}")

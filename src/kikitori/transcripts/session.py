@@ -34,7 +34,7 @@ class Wanted:
     """What a person asks for.
 
     model, language, task, base: see `load_engine`. segments, previous_text: see `transcribe_pieces`. pauses: what finds
-    them. formats: of the files in `output`, None to write no files. batch_size: pieces that are read at a time.
+    them. formats: of the files in `output`, None to write no files. batch_size: see `transcribe_pieces`.
     """
 
     model: str
