@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from chromium import open_chromium, requests_sent, widen
 from demo_page import Visitor, serving
@@ -58,7 +59,9 @@ def visitor(models: list[ShownModel], tmp_path_factory: pytest.TempPathFactory) 
 @pytest.fixture(scope="module")
 def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     folder = tmp_path_factory.mktemp("chromium")
-    (folder / "microphone.wav").write_bytes(encoded(tone(5.0, 440), rate=16_000))
+    # As many headsets: 44.1 kHz, and a channel that is silent.
+    sound = tone(5.0, 440, rate=44_100)
+    (folder / "microphone.wav").write_bytes(encoded(np.stack([np.zeros_like(sound), sound], axis=1), rate=44_100))
     media = [f"use-{name}-media-stream" for name in ("fake-device-for", "fake-ui-for")]
     opened = open_chromium(folder, *media, f"use-file-for-fake-audio-capture={folder}/microphone.wav")
     yield opened
@@ -101,6 +104,12 @@ def finish(page: Any) -> list[str]:
 
 def drop(page: Any, recording: bytes, name: str = "a.wav") -> None:
     page.execute_script(DROP, list(recording), name)
+
+
+def test_the_address_of_a_later_start_is_opened(page: Any, visitor: Visitor) -> None:
+    page.get(f"{visitor.access.address}#of-a-later-start")
+    wait(page, lambda: "open the address that kikitori demo has printed" in text(page, "#fault"))
+    page.get_log("browser")  # which has logged the answer
 
 
 def test_the_microphone_is_read_by_all_models_and_saved_as_a_row(page: Any, visitor: Visitor) -> None:
