@@ -248,3 +248,27 @@ def test_without_the_key_the_page_says_where_it_is(chromium: Any, visitor: Visit
     wait(chromium, lambda: "open the address that kikitori demo has printed" in text(chromium, "#fault"))
     assert not chromium.find_element(By.ID, "record").is_enabled()
     chromium.get_log("browser")
+
+
+# Draws a text as one that a model has read.
+DRAW = """
+    const [language, text, done] = arguments;
+    import("/results.js").then(({ drawRow }) => {
+        const of = { parts: [[text, "", 0.5]], pieces: [[0, 1, 1, "no speech"]] };
+        const row = drawRow({ start_s: 0, end_s: 1, models: [of] }, [{ title: text, text_language: language }], true);
+        document.getElementById("reading").hidden = false;
+        document.getElementById("rows").replaceChildren(row);
+        done(getComputedStyle(row.querySelector(".text")).direction);
+    });
+"""
+
+
+def test_texts_from_right_to_left_and_without_spaces_are_shown_as_they_are_written(page: Any) -> None:
+    assert page.execute_async_script(DRAW, "he", "שלום.") == "rtl"
+    assert page.execute_async_script(DRAW, "ja", "こんにちは。") == "ltr"
+    box = page.find_element(By.ID, "text")
+    page.execute_script("arguments[0].value = 'שלום.'", box)
+    assert page.execute_script("return getComputedStyle(arguments[0]).direction", box) == "rtl"
+    widen(page, 400)
+    page.execute_async_script(DRAW, "en", 3000 * "a")
+    assert page.execute_script("return document.documentElement.scrollWidth") <= 400
