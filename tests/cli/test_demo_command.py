@@ -1,13 +1,17 @@
 """Errors of `kikitori demo`, and its end."""
 
+import asyncio
 import http.client
+import os
 import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+from aiohttp import web
 
 from kikitori.cli import demo
 from kikitori.model.whisper import Whisper
@@ -24,7 +28,7 @@ def test_a_busy_port_is_answered_with_the_option(monkeypatch: pytest.MonkeyPatch
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         assert refusal(monkeypatch, "run", "--port", str(port)) == (
-            f"ConfigError: --port {port} is in use; give another one, such as --port 7866, or 0 for any"
+            f"ConfigError: --port {port} is in use; give another one, or 0 for any that is free"
         )
 
 
@@ -52,6 +56,40 @@ def test_a_folder_without_a_model_and_a_folder_that_is_a_file_are_named(
     (tmp_path / "file").touch()
     message = refusal(monkeypatch, "run", "--port", "0", "--save", str(tmp_path / "file"))
     assert message == f"DataError: --save {tmp_path}/file is a file; give a folder"
+
+
+def test_many_connections_and_damaged_requests_fill_neither_the_process_nor_its_log(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(demo, "MAX_CONNECTIONS", 5)
+    listener = socket.create_server((demo.HOST, 0))
+    address = listener.getsockname()
+
+    def visit() -> None:
+        damaged = socket.create_connection(address)
+        damaged.sendall(b"GET / HTTP/1.1\r\nHost\r\n\r\n")
+        assert b"400 Bad Request" in damaged.recv(1000)
+        kept = [socket.create_connection(address) for _ in range(5)]
+        time.sleep(0.2)
+        refused = [socket.create_connection(address) for _ in range(3)]
+        for one in refused:
+            one.settimeout(5)
+            assert one.recv(1) == b""
+        for one in [damaged, *kept]:
+            one.close()
+        time.sleep(0.2)
+        with socket.create_connection(address) as another:
+            another.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert b"404 Not Found" in another.recv(1000)
+
+    async def serve() -> None:
+        serving = asyncio.create_task(demo.run_until_signal(web.Application(), listener))
+        await asyncio.to_thread(visit)
+        os.kill(os.getpid(), signal.SIGTERM)
+        await serving
+
+    asyncio.run(serve())
+    assert not caplog.records
 
 
 @pytest.mark.long

@@ -77,6 +77,7 @@ def test_recordings_in_parquet_files_are_read(tmp_path: Path) -> None:
     recordings = [encoded(tone(hertz=300 + 100 * i), "mp3") for i in range(3)]
     folder = write_parquet(tmp_path / "corpus", lambda i: {"bytes": recordings[i], "path": None})
     corpus = reading(folder, "sentence")
+    assert corpus.description == "hub, corpus"  # the folder's name, without the path to it
     assert [c.text for c in corpus.clips] == ["零", "一", ""] * 3
     assert [c.source() for c in corpus.clips] == recordings * 3  # type: ignore[operator]
     assert len(decode(corpus.clips[0].source())) == 8_000  # type: ignore[operator]

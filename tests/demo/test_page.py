@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from chromium import open_chromium, requests_sent, widen
 from demo_page import Visitor, serving
@@ -58,7 +59,9 @@ def visitor(models: list[ShownModel], tmp_path_factory: pytest.TempPathFactory) 
 @pytest.fixture(scope="module")
 def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     folder = tmp_path_factory.mktemp("chromium")
-    (folder / "microphone.wav").write_bytes(encoded(tone(5.0, 440), rate=16_000))
+    # As many headsets: 44.1 kHz, and a channel that is silent.
+    sound = tone(5.0, 440, rate=44_100)
+    (folder / "microphone.wav").write_bytes(encoded(np.stack([np.zeros_like(sound), sound], axis=1), rate=44_100))
     media = [f"use-{name}-media-stream" for name in ("fake-device-for", "fake-ui-for")]
     opened = open_chromium(folder, *media, f"use-file-for-fake-audio-capture={folder}/microphone.wav")
     yield opened
@@ -101,6 +104,12 @@ def finish(page: Any) -> list[str]:
 
 def drop(page: Any, recording: bytes, name: str = "a.wav") -> None:
     page.execute_script(DROP, list(recording), name)
+
+
+def test_the_address_of_a_later_start_is_opened(page: Any, visitor: Visitor) -> None:
+    page.get(f"{visitor.access.address}#of-a-later-start")
+    wait(page, lambda: "open the address that kikitori demo has printed" in text(page, "#fault"))
+    page.get_log("browser")  # which has logged the answer
 
 
 def test_the_microphone_is_read_by_all_models_and_saved_as_a_row(page: Any, visitor: Visitor) -> None:
@@ -239,3 +248,27 @@ def test_without_the_key_the_page_says_where_it_is(chromium: Any, visitor: Visit
     wait(chromium, lambda: "open the address that kikitori demo has printed" in text(chromium, "#fault"))
     assert not chromium.find_element(By.ID, "record").is_enabled()
     chromium.get_log("browser")
+
+
+# Draws a text as one that a model has read.
+DRAW = """
+    const [language, text, done] = arguments;
+    import("/results.js").then(({ drawRow }) => {
+        const of = { parts: [[text, "", 0.5]], pieces: [[0, 1, 1, "no speech"]] };
+        const row = drawRow({ start_s: 0, end_s: 1, models: [of] }, [{ title: text, text_language: language }], true);
+        document.getElementById("reading").hidden = false;
+        document.getElementById("rows").replaceChildren(row);
+        done(getComputedStyle(row.querySelector(".text")).direction);
+    });
+"""
+
+
+def test_texts_from_right_to_left_and_without_spaces_are_shown_as_they_are_written(page: Any) -> None:
+    assert page.execute_async_script(DRAW, "he", "שלום.") == "rtl"
+    assert page.execute_async_script(DRAW, "ja", "こんにちは。") == "ltr"
+    box = page.find_element(By.ID, "text")
+    page.execute_script("arguments[0].value = 'שלום.'", box)
+    assert page.execute_script("return getComputedStyle(arguments[0]).direction", box) == "rtl"
+    widen(page, 400)
+    page.execute_async_script(DRAW, "en", 3000 * "a")
+    assert page.execute_script("return document.documentElement.scrollWidth") <= 400

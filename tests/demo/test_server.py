@@ -1,6 +1,7 @@
 """The server of the demo page, as a program without a browser meets it."""
 
 import csv
+import errno
 import io
 import json
 import struct
@@ -104,6 +105,7 @@ def test_an_example_is_scored_against_what_is_said(visitor: Visitor) -> None:
         ({"Sec-Fetch-Site": "same-site"}, "Another site's page"),
         ({KEY: "x"}, "The key is missing"),
         ({KEY: ""}, "The key is missing"),
+        ({KEY: "é"}, "The key is missing"),
     ],
 )
 def test_what_is_not_the_page_is_refused(visitor: Visitor, path: str, headers: dict[str, str], words: str) -> None:
@@ -240,7 +242,7 @@ def test_a_saved_recording_is_a_row_of_a_manifest(models: list[ShownModel], tmp_
     [
         (WAV, " \n", "The text is empty"),
         (WAV, "ピザ<|en|>", "The text holds <|en|>"),
-        (WAV, "ピ\u202eザ", "The text holds control characters"),
+        (WAV, "ピ\x00ザ", "The text holds control characters"),
         (WAV, "ピザ" * 40, "The text is too long for one clip"),
         (WAV, "ピ" * 10_000, "The text is too long for one clip"),
         (encoded(tone(0.1)), "ピザ", "A clip to train on has 0.3 to 1 s, and this one 0.10 s"),
@@ -254,6 +256,56 @@ def test_what_cannot_be_trained_on_is_not_saved(visitor: Visitor, recording: byt
     assert status in (413, 422)
     assert answer["error"].startswith(words)
     assert not visitor.server.save_folder.exists()
+
+
+def test_marks_of_direction_that_nobody_sees_are_left_out(models: list[ShownModel], tmp_path: Path) -> None:
+    with serving(models, tmp_path) as visitor:
+        assert visitor.save(WAV, "\u200fשלום\u202c،\u200e") == (200, {"rows": 1})
+    assert (tmp_path / "metadata.csv").read_text(encoding="utf-8").endswith(",שלום،\n")
+
+
+def test_a_text_that_never_arrives_is_given_up(visitor: Visitor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kikitori.demo.server.IDLE_S", 0.1)
+    start = b'--x\r\nContent-Disposition: form-data; name="text"\r\n\r\na'
+    form = {"Content-Type": "multipart/form-data; boundary=x", "Content-Length": "1000"}
+    response = visitor.open("POST", "/api/save", iter([start]), **form).getresponse()
+    assert response.status == 408
+
+
+def test_a_damaged_form_is_answered_and_not_logged(visitor: Visitor, caplog: pytest.LogCaptureFixture) -> None:
+    form = {"Content-Type": "multipart/form-data; boundary=x"}
+    response = visitor.request("POST", "/api/save", b"--x\r\nnonsense\r\n\r\na\r\n--x--\r\n", **form)
+    assert response.status == 400
+    assert "The request is damaged" in response.text
+    assert not caplog.records
+
+
+def test_a_full_disk_is_a_sentence_without_a_traceback(
+    visitor: Visitor, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("kikitori.demo.server.save_recording", full)
+    assert visitor.save(WAV, "ピザ") == (500, {"error": "The disk: No space left on device; free space."})
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("content", ["a.flac,あ\n", "path,text,speaker\n"])
+def test_a_list_without_a_header_is_left_alone(models: list[ShownModel], tmp_path: Path, content: str) -> None:
+    (tmp_path / "metadata.csv").write_text(content, encoding="utf-8")
+    with serving(models, tmp_path) as visitor:
+        status, answer = visitor.save(WAV, "ピザ")
+    assert status == 422
+    assert f"has the columns {content.strip()}, not path and text alone" in answer["error"]
+    assert (tmp_path / "metadata.csv").read_text(encoding="utf-8") == content
+
+
+def test_a_list_that_is_a_link_is_left_alone(models: list[ShownModel], tmp_path: Path) -> None:
+    (tmp_path / "metadata.csv").symlink_to(tmp_path / "elsewhere.csv")
+    with serving(models, tmp_path) as visitor:
+        assert "is a link, or no file; choose another folder" in visitor.save(WAV, "ピザ")[1]["error"]
+    assert (tmp_path / "metadata.csv").is_symlink()
 
 
 def test_a_form_without_its_parts_is_refused(visitor: Visitor) -> None:

@@ -58,6 +58,30 @@ def test_what_was_written_by_hand_is_kept(model: Path) -> None:
     assert "model-index" in metadata
 
 
+def test_the_licence_of_the_command_line_replaces_that_of_the_card(model: Path) -> None:
+    (model / "README.md").write_text("---\nlicense: mit\n---\n\n# My model\n", encoding="utf-8")
+    text, metadata = card(model, results(), "team/a", "apache-2.0", None)
+    assert ModelCard(text).data.license == metadata["license"] == "apache-2.0"
+    assert "Of the model: apache-2.0." in text
+
+
+@pytest.mark.parametrize("end", ["---\r\n\r\n# My model\r\n", "---"])
+def test_a_card_that_an_editor_of_windows_saved_is_read(model: Path, end: str) -> None:
+    (model / "README.md").write_bytes(f"\ufeff---\r\nlicense: mit\r\n{end}".encode())
+    text, metadata = card(model, results(), "team/a", None, None)
+    assert metadata["license"] == "mit"
+    assert text.count("\n---\n") == 1
+    assert "\r" not in text
+
+
+def test_a_base_that_was_a_folder_is_no_name_on_the_hub(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "outputs" / "first").mkdir(parents=True)
+    (model / "README.md").unlink()
+    # Pushed from another folder than the one in which it was trained.
+    _, found = card(model, results("outputs/first", cwd=str(tmp_path)), "team/a", None, None)
+    assert "base_model" not in found
+
+
 def test_a_card_is_made_where_there_is_none(model: Path) -> None:
     expected, _ = card(model, results(), "team/a", None, None)
     (model / "README.md").unlink()

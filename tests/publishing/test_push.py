@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import huggingface_hub
 import pytest
 import torch
-from hub_server import TOKEN, Hub, Repository, environment, running_hub, use
+from hub_server import TOKEN, Handler, Hub, Repository, environment, running_hub, use
 from pushed_runs import write_pushed_run
 from safetensors.torch import load_file
 
@@ -135,6 +136,8 @@ def test_visibility_is_that_of_a_new_repository_and_never_changed(
         ("PUT /large", 403, {}, "may not write to team/whisper-ja (403)"),
         ("POST /api/models/.*/commit", 429, {"Retry-After": "3600"}, "asks to wait 3600 s (429); run this again then"),
         ("POST /api/models/.*/preupload", 429, {"Retry-After": "3600"}, "asks to wait 3600 s (429)"),
+        ("POST /api/models/.*/preupload", 429, {"RateLimit": '"api";r=0;t=3600'}, "asks to wait 3600 s (429)"),
+        ("PUT /large", 500, {"Retry-After": "3600"}, "asks to wait 3600 s (500)"),
         ("POST /api/models/.*/commit", 0, {}, "team/whisper-ja was not pushed: "),
     ],
 )
@@ -160,6 +163,20 @@ def test_a_busy_hub_is_asked_again_and_given_up_in_the_end(hub: Hub, run: Path, 
     reason = "too many requests (429)" if status == 429 else f"has a fault of its own ({status}); run this again later"
     assert reason in refusal(run, NAME)
     assert len(hub.faults) == 20 - failures.TRIES
+
+
+def test_an_answer_is_not_waited_for_without_end(hub: Hub, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(failures, "ANSWER_S", 0.1)
+    hub.hold = f"GET /api/models/{NAME}"
+    threading.Timer(5, hub.released.set).start()  # without the limit, the test fails instead of waiting for ever
+    assert "team/whisper-ja was not pushed: timed out; run this again" in refusal(run, NAME)
+    hub.released.set()
+
+
+def test_what_is_no_answer_of_a_hub_is_named(hub: Hub, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = Handler.answer
+    monkeypatch.setattr(Handler, "answer", lambda self, *_: answer(self, 200, b"<html>Log in to this network"))
+    assert "does not answer as the Hub does (JSONDecodeError: " in refusal(run, NAME)
 
 
 def test_a_token_and_an_owner_that_are_not_known_are_named(

@@ -10,7 +10,7 @@ from pushed_runs import results, write_pushed_run
 
 from kikitori.publishing.card import card
 from kikitori.publishing.run import folder_to_push
-from kikitori.publishing.selection import check_card, select
+from kikitori.publishing.selection import check_text, select
 from kikitori.runtime.errors import ConfigError, KikitoriError
 from kikitori.runtime.files import write_json
 
@@ -69,9 +69,16 @@ def test_another_path_of_the_machine_is_refused_with_its_place(model: Path, text
 def test_a_secret_of_the_environment_is_refused(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MY_API_KEY", "canary-0123456789")
     edit(model / "config.json", note="canary-0123456789")
-    with pytest.raises(ConfigError, match="note holds a secret") as caught:
+    with pytest.raises(ConfigError, match=r"config\.json holds a secret") as caught:
         select(model)
     assert "canary" not in str(caught.value)
+
+
+@pytest.mark.parametrize("changes", [{"/home/alice/x": 1}, {"note": "of Alice, see /mnt/patients/alice.csv"}])
+def test_a_path_is_found_in_names_and_within_texts(model: Path, changes: dict[str, Any]) -> None:
+    edit(model / "config.json", extra=changes)
+    with pytest.raises(ConfigError, match=r"config\.json names /\w+/\w+/[\w.]+, a path of this machine"):
+        select(model)
 
 
 def test_a_link_is_refused(model: Path) -> None:
@@ -87,15 +94,15 @@ def test_a_damaged_configuration_is_named(model: Path) -> None:
         select(model)
 
 
-@pytest.mark.parametrize("place", ["/home/somebody/asr/clip.mp3", "~/secret/a"])
+@pytest.mark.parametrize("place", ["/opt/asr/clip.mp3", "~/secret/a", "/home/alice/a", "/Users/a", "/mnt/a"])
 def test_a_card_that_names_a_folder_of_the_machine_is_refused(
     model: Path, place: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setenv("HOME", "/users/me")
     text = f"Made from {os.path.expanduser(place)}."
     with pytest.raises(ConfigError, match="a path of this machine; delete it"):
-        check_card(text, model, results())
-    check_card("See /usr/share or https://home/me and /home/me-too.", model, results())
+        check_text(text, model / "README.md", "/opt/asr")
+    check_text("See /usr/share or https://home/me and /users/me-too, /home.", model / "README.md", "/opt/asr")
 
 
 def refusal(folder: Path, adapter: bool = False) -> str:

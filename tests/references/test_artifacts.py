@@ -122,6 +122,16 @@ def test_an_alias_is_loaded_and_its_version_recorded(server: Server, files: list
     assert all(torch.equal(weights[name], found) for name, found in whisper.model.state_dict().items())
 
 
+@pytest.mark.parametrize("part", ["entity", "project", "name"])
+def test_a_name_of_the_server_that_leads_out_of_the_cache_is_refused(
+    server: Server, files: list[Entry], tmp_path: Path, part: str
+) -> None:
+    found = server.versions["team/asr/model-a1:best"] = Found("v0", files)
+    setattr(found, part, "..")
+    assert "is no artifact" in refusal()
+    assert not (tmp_path / "cache").exists()
+
+
 def test_digests_of_both_kinds_are_verified(server: Server, files: list[Entry]) -> None:
     server.versions["team/asr/model-a1:best"] = Found("v0", files)
     for entry in files:

@@ -1,6 +1,9 @@
 """Names of the Hub with a revision, against a Hub on loopback: what is loaded is a commit, whatever moves later."""
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -83,6 +86,17 @@ def test_without_the_hub_a_branch_is_its_last_known_commit(
     assert pin(f"hub:{NAME}@main") == f"hub:{NAME}@{first}"
     assert "other: was not downloaded before, and HF_HUB_OFFLINE is set" in refusal("hub:team/other")
     assert len(hub.requests) == requests
+
+
+def test_a_reference_is_pinned_before_anything_else_is_imported(tmp_path: Path) -> None:
+    code = "from kikitori.references.pinning import pin; pin('hub:team/other')"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert "ModelError: model.name=hub:team/other: was not downloaded before" in done.stderr
 
 
 def test_what_the_hub_does_not_have_is_named(hub: Hub, first: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -43,7 +43,8 @@ def test_what_is_no_name_of_the_hub_is_refused_with_the_form(name: str) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["wandb:", "wandb:a", "wandb:a/b/c/d:e", "wandb:../a/b:c", "wandb:a/b/..:v1", "wandb:a/b:../c", "wandb:a//b:c"],
+    ["wandb:", "wandb:a", "wandb:a/b/c/d:e", "wandb:../a/b:c", "wandb:a/b/..:v1", "wandb:a/b:../c", "wandb:a//b:c"]
+    + [f"wandb:a/b/{name}:v1" for name in ("x" * 256, "ピ" * 29)],
 )
 def test_what_is_no_artifact_is_refused_with_the_form(name: str) -> None:
     with pytest.raises(ModelError, match=r"is no artifact; give wandb:entity/project/artifact:alias"):

@@ -7,6 +7,7 @@ fast.
 import argparse
 import asyncio
 import errno
+import logging
 import os
 import signal
 import socket
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 HOST, PORT = "127.0.0.1", 7865
 # Seconds that a request has to end when the server does.
 GRACE_S = 1.0
+# Connections at a time. A browser keeps six; other programs must not use up what this process may open.
+MAX_CONNECTIONS = 100
 
 
 def parse() -> argparse.Namespace:
@@ -73,9 +76,7 @@ def listen(port: int) -> socket.socket:
         if error.errno not in (errno.EADDRINUSE, errno.EACCES):
             raise
         fault = "is in use" if error.errno == errno.EADDRINUSE else "may not be used"
-        raise ConfigError(
-            f"--port {port} {fault}; give another one, such as --port {PORT + 1}, or 0 for any"
-        ) from error
+        raise ConfigError(f"--port {port} {fault}; give another one, or 0 for any that is free") from error
 
 
 def serve(arguments: argparse.Namespace, listener: socket.socket) -> None:
@@ -107,6 +108,14 @@ def serve(arguments: argparse.Namespace, listener: socket.socket) -> None:
     print("ended", file=sys.stderr)
 
 
+class _Refused(asyncio.Protocol):
+    """A connection that is closed at once."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        transport.abort()
+
+
 async def run_until_signal(app: "web.Application", listener: socket.socket) -> None:
     """Serves until SIGINT or SIGTERM; a second one ends the process at once."""
     from aiohttp import web
@@ -120,10 +129,19 @@ async def run_until_signal(app: "web.Application", listener: socket.socket) -> N
 
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, end, number)
+    # It would log each damaged request and each visitor who leaves; what fails in a request is logged by the page.
+    logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)
     runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=GRACE_S)
     await runner.setup()
+    server = runner.server
+    assert server
+
+    def accept() -> asyncio.Protocol:
+        return server() if len(server.connections) < MAX_CONNECTIONS else _Refused()
+
+    accepting = await loop.create_server(accept, sock=listener)
     try:
-        await web.SockSite(runner, listener).start()
         await ended.wait()
     finally:
+        accepting.close()
         await runner.cleanup()

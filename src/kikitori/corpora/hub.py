@@ -53,7 +53,8 @@ def read(
             rows = _load_split(name, config, revision, own, roots)
             columns = (audio_column, text_column, speaker_column, language_column)
             clips += _split_clips(rows, name, split, *columns, roots)
-    return Corpus(f"hub, {name}" + (f" {config}" if config else ""), clips, [], absent=absent)
+    shown = Path(name).resolve().name if Path(name).is_dir() else name
+    return Corpus(f"hub, {shown}" + (f" {config}" if config else ""), clips, [], absent=absent)
 
 
 def _check_name(name: str) -> None:

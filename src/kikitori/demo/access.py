@@ -54,7 +54,7 @@ class Access:
             return "Another site's page may not use this server."
         if headers.get("Sec-Fetch-Site", "same-origin") != "same-origin":
             return "Another site's page may not use this server."
-        if not compare_digest(headers.get(KEY, "").encode(), self.key.encode()):
+        if not compare_digest(headers.get(KEY, "").encode(errors="surrogateescape"), self.key.encode()):
             return "The key is missing or of an earlier start: open the address that kikitori demo has printed."
         return ""
 

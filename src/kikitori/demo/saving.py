@@ -5,6 +5,7 @@ A recording that is saved again replaces its row, so that a correction can be co
 
 import csv
 import io
+import re
 from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
@@ -19,12 +20,14 @@ from kikitori.corpora.manifest import Columns
 from kikitori.corpora.table_reader import read_rows
 from kikitori.model.processor import Processor, control_token_in
 from kikitori.runtime.errors import DataError
-from kikitori.runtime.files import atomic_write, write_text
+from kikitori.runtime.files import atomic_write, is_regular, read_text, write_text
 from kikitori.runtime.text import CONTROL
 
 LIST = "metadata.csv"
 # The columns that data=manifest reads unless others are named.
 COLUMNS = [Columns.path, Columns.text]
+# Marks of the direction of writing: nobody sees or says them, and they come with text that is copied.
+DIRECTION = re.compile(r"[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
 
 def check_folder(folder: Path) -> None:
@@ -32,6 +35,11 @@ def check_folder(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise DataError(f"--save {folder} is a file; give a folder")
     _rows(folder)
+
+
+def one_line_of(text: str) -> str:
+    """A text that somebody typed, in one line, and without marks of direction."""
+    return " ".join(DIRECTION.sub("", text).split())
 
 
 def text_fault(text: str, processor: Processor) -> str:
@@ -66,10 +74,15 @@ def save_recording(folder: Path, samples: NDArray[np.int16], text: str) -> int:
 def _rows(folder: Path) -> list[list[str]]:
     """The rows of the list; none if it does not exist."""
     path = folder / LIST
-    if not path.exists():
+    if not path.exists() and not path.is_symlink():
         return []
+    if not is_regular(path):
+        raise DataError(f"{path} is a link, or no file; choose another folder with --save")
     rows = [row for _, row in read_rows(path, COLUMNS)]
-    if other := next((row for row in rows if list(row) != COLUMNS), None):
+    other = next((list(row) for row in rows if list(row) != COLUMNS), None)
+    if not rows and (line := read_text(path).strip("\ufeff \r\n")) not in ("", ",".join(COLUMNS)):
+        other = [line]  # a row without a header, perhaps
+    if other:
         raise DataError(
             f"{path} has the columns {', '.join(map(str, other))}, not {' and '.join(COLUMNS)} alone; choose another "
             "folder with --save"

@@ -12,7 +12,8 @@ from tempfile import NamedTemporaryFile, TemporaryFile
 
 import numpy as np
 import soundfile
-from aiohttp import BodyPartReader, StreamReader, web
+from aiohttp import BodyPartReader, MultipartReader, StreamReader, web
+from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.typedefs import Handler
 from numpy.typing import NDArray
 
@@ -23,9 +24,10 @@ from kikitori.demo.access import Access, add_headers
 from kikitori.demo.examples import Example
 from kikitori.demo.models import ShownModel
 from kikitori.demo.reading import read
-from kikitori.demo.saving import LIST, save_recording, text_fault
+from kikitori.demo.saving import LIST, one_line_of, save_recording, text_fault
 from kikitori.demo.turns import Check, Event, Turns, Work, describe, is_expected
 from kikitori.inference.checks import is_silent
+from kikitori.runtime.errors import one_line
 from kikitori.runtime.paths import shown_path
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -54,7 +56,7 @@ class Server:
     ) -> None:
         self.models, self.examples, self.why, self.save_folder = models, examples, why, save
         self.turns, self.open = Turns(), 0
-        self.app = web.Application(middlewares=[access.middleware, answer_errors])
+        self.app = web.Application(middlewares=[answer_errors, access.middleware])
         self.app.on_response_prepare.append(add_headers)
         self.app.on_cleanup.append(self._close)
         for path in sorted(TEMPLATES.iterdir()):
@@ -127,7 +129,7 @@ class Server:
         if request.content_type != "multipart/form-data":
             raise Refused(415, "A recording is saved with a form of its text and audio.")
         form = await request.multipart()
-        text = " ".join((await _text(await form.next())).split())
+        text = one_line_of(await asyncio.wait_for(_text(form), IDLE_S))
         if fault := text_fault(text, self.models[-1].whisper.processor):
             raise Refused(422, fault)
         recording = await form.next()
@@ -164,8 +166,6 @@ class Server:
                     file.write(chunk)
                 file.flush()
                 yield Path(file.name)
-        except TimeoutError:
-            raise Refused(408, "The recording did not arrive: send it again.") from None
         finally:
             self.open -= 1
 
@@ -191,8 +191,9 @@ async def _chunk(body: StreamReader | BodyPartReader) -> bytes:
     return await (body.readany() if isinstance(body, StreamReader) else body.read_chunk(CHUNK))
 
 
-async def _text(part: object) -> str:
+async def _text(form: MultipartReader) -> str:
     """The text in the first part of a form."""
+    part = await form.next()
     if not isinstance(part, BodyPartReader) or part.name != "text":
         raise Refused(400, "The form has no text.")
     data = b""
@@ -213,8 +214,12 @@ async def answer_errors(request: web.Request, handler: Handler) -> web.StreamRes
         return await handler(request)
     except Refused as error:
         return web.json_response({"error": str(error)}, status=error.status)
+    except TimeoutError:
+        return web.json_response({"error": "The recording did not arrive: send it again."}, status=408)
     except web.HTTPException as error:
         return web.json_response({"error": f"{error.reason}."}, status=error.status)
+    except HttpProcessingError as error:
+        return web.json_response({"error": f"The request is damaged: {one_line(error)}."}, status=400)
     except ConnectionError:  # the visitor has gone
         raise
     except Exception as error:

@@ -82,5 +82,7 @@ def describe(error: Exception) -> str:
         return f"The recording cannot be read: {error}."
     if isinstance(error, KikitoriError):
         return f"{error}."
+    if remedy := remedy_of(error):
+        return f"{remedy[:1].upper()}{remedy[1:]}."
     log.error("a request to the page failed", exc_info=error)
-    return f"{remedy_of(error) or f'An error that should not happen: {one_line(error)}'} (the terminal has more)."
+    return f"An error that should not happen: {one_line(error)} (the terminal has more)."

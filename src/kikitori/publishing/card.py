@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from kikitori.publishing.selection import CARD, check_card
+from kikitori.publishing.selection import CARD, check_text
 from kikitori.runs.model_card import PLACE, card_text, front_matter, metadata
 from kikitori.runs.results import RESULTS
 from kikitori.runs.summary import plain_text
@@ -37,11 +37,12 @@ def card(
         if "base_model" in found:
             found["base_model_relation"] = "adapter"
     if license_id:
+        found.pop("license", None)
         found = {"language": found.pop("language"), "license": license_id, **found}
     text = text.replace(PLACE, f"hub:{name}").rstrip("\n")
     text += f"\n\n{_licenses(found.get('license'), data_license)}\n"
     whole = front_matter(found) + text
-    check_card(whole, folder, results)
+    check_text(whole, folder / CARD, str(results.get("cwd", "")))
     return whole, found
 
 
@@ -52,8 +53,9 @@ def _read(path: Path) -> tuple[dict[str, Any], str]:
     try:
         if not is_regular(path):
             raise ValueError("it is no regular file")
-        text = read_text(path, MAX_CARD)
-        head = re.match(r"---\n(.*?)\n---\n", text, re.DOTALL)
+        # As editors of Windows write it, too.
+        text = read_text(path, MAX_CARD).removeprefix("\ufeff").replace("\r\n", "\n")
+        head = re.match(r"---[ \t]*\n(.*?)\n---[ \t]*(?:\n|\Z)", text, re.DOTALL)
         values = yaml.safe_load(head[1]) if head else {}
         if not isinstance(values, dict):
             raise ValueError("its metadata is no mapping")

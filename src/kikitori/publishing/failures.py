@@ -1,5 +1,6 @@
 """What the Hugging Face Hub refuses, in one sentence with the remedy, and how long is waited for it."""
 
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -7,7 +8,7 @@ from typing import Any, TypeVar
 
 import huggingface_hub
 from huggingface_hub.errors import HfHubHTTPError
-from huggingface_hub.utils import set_client_factory
+from huggingface_hub.utils import parse_ratelimit_headers, set_client_factory
 from huggingface_hub.utils._http import default_client_factory
 
 from kikitori.runtime.errors import ConfigError, one_line
@@ -20,21 +21,29 @@ T = TypeVar("T")
 class TooLong(Exception):  # noqa: N818
     """The Hub asks to wait for longer than a person would."""
 
-    def __init__(self, seconds: int) -> None:
-        super().__init__(seconds)
-        self.seconds = seconds
+    def __init__(self, seconds: int, status: int) -> None:
+        super().__init__(seconds, status)
+        self.seconds, self.status = seconds, status
 
 
 def _wait_of(response: Any) -> int | None:
-    """The seconds that an answer asks to wait."""
+    """The seconds that an answer asks to wait, in either of the headers that the client obeys."""
+    limit = parse_ratelimit_headers(response.headers) if response.status_code == 429 else None
+    if limit is not None and limit.remaining == 0:
+        return limit.reset_in_seconds
     value = str(response.headers.get("Retry-After") or "").strip()
-    return int(value) if value.isdigit() else None
+    return int(value) if re.fullmatch(r"[0-9]{1,18}", value) else None
 
 
 def _refuse_long_waits(response: Any) -> None:
     wait = _wait_of(response)
-    if response.status_code in (429, 503) and wait is not None and wait > MAX_WAIT_S:
-        raise TooLong(wait)
+    if response.is_error and wait is not None and wait > MAX_WAIT_S:
+        raise TooLong(wait, response.status_code)
+
+
+def _limit_wait(request: Any) -> None:
+    """Limits the wait for an answer of any request: some of the client's say themselves that it has no limit."""
+    request.extensions["timeout"] = dict.fromkeys(("connect", "read", "write", "pool"), ANSWER_S)
 
 
 @contextmanager
@@ -43,8 +52,8 @@ def polite_client() -> Iterator[None]:
 
     def factory() -> Any:
         client = default_client_factory()
-        client.timeout = ANSWER_S
-        client.event_hooks = {**client.event_hooks, "response": [_refuse_long_waits]}
+        own = client.event_hooks["request"]
+        client.event_hooks = {"request": [*own, _limit_wait], "response": [_refuse_long_waits]}
         return client
 
     set_client_factory(factory)
@@ -74,14 +83,25 @@ def explained(name: str) -> Iterator[None]:
         yield
     except ConfigError:
         raise
-    except TooLong as error:
-        raise ConfigError(f"the Hub is busy and asks to wait {error.seconds} s (429); run this again then") from None
-    except HfHubHTTPError as error:
-        raise ConfigError(_refusal(error, name)) from None
     except Exception as error:  # the HTTP library raises errors of many classes
-        cause = error.__cause__ if isinstance(error.__cause__, HfHubHTTPError) else None
-        reason = _refusal(cause, name) if cause else f"{name} was not pushed: {_line(error)}; run this again"
-        raise ConfigError(reason) from None
+        raise ConfigError(_reason(error, name)) from None
+
+
+def _reason(error: BaseException, name: str) -> str:
+    """What an error of the client means; the client hides some behind others."""
+    if isinstance(error, TooLong):
+        return f"the Hub is busy and asks to wait {error.seconds} s ({error.status}); run this again then"
+    if isinstance(error, HfHubHTTPError):
+        return _refusal(error, name)
+    if error.__cause__ is not None:
+        return _reason(error.__cause__, name)
+    if isinstance(error, LookupError | TypeError | AttributeError | ValueError | RecursionError):
+        address = huggingface_hub.constants.ENDPOINT
+        return (
+            f"{address} does not answer as the Hub does ({type(error).__name__}: {_line(error)}); check HF_ENDPOINT, "
+            "and whether the network asks for a login"
+        )
+    return f"{name} was not pushed: {_line(error)}; run this again"
 
 
 def _refusal(error: HfHubHTTPError, name: str) -> str:

@@ -8,7 +8,7 @@ or a secret is refused.
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,7 +30,9 @@ VOCABULARY = ("tokenizer.json", "vocab.json", "merges.txt", "added_tokens.json",
 OF_THE_MACHINE = ("is_local", "local_files_only", "_name_or_path", "name_or_path", "_commit_hash")
 # Whose value in adapter_config.json is the base, perhaps a folder.
 BASE = "base_model_name_or_path"
-ABSOLUTE = re.compile(r"/[\w.]|~/|[A-Za-z]:[\\/]|\\\\|file:")
+ABSOLUTE = re.compile(r"/[\w.]|~\w*/|[A-Za-z]:[\\/]|\\\\|file:")
+# Where the files of people lie, on whichever machine a text was written.
+OF_PEOPLE = r"/(?:home|Users|root|mnt|media|scratch|data|srv|tmp)/\w"
 
 
 class Selection(NamedTuple):
@@ -78,8 +80,7 @@ def _check_configuration(path: Path, chosen: Selection) -> None:
     for place, text in _texts(values):
         if _is_path(text):
             raise ConfigError(f"{path}: {place} is a path of this machine, {text}; delete it from the file")
-        if mask(text) != text:
-            raise ConfigError(f"{path}: {place} holds a secret of the environment; delete it from the file")
+    check_text(json.dumps(values, ensure_ascii=False), path)
     if removed:
         chosen.files[path.name] = (json.dumps(values, ensure_ascii=False, indent=2) + "\n").encode()
         chosen.notes.append(f"{path.name} goes without {', '.join(removed)}")
@@ -98,14 +99,18 @@ def _is_path(value: Any) -> bool:
     return isinstance(value, str) and ABSOLUTE.match(value) is not None
 
 
-def check_card(text: str, folder: Path, results: Mapping[str, Any]) -> None:
-    """Raises ConfigError for a card that names a folder of this machine, or holds a secret."""
+def check_text(text: str, path: Path, start: str = "") -> None:
+    """Raises ConfigError for the text of a file that names a folder of a machine, or holds a secret.
+
+    start: the folder in which the run was started.
+    """
     if mask(text) != text:
-        raise ConfigError(f"{folder / CARD} holds a secret of the environment; delete it from the file")
-    home, start = os.path.expanduser("~"), str(results.get("cwd", ""))
-    for place in {home, start, str(folder.absolute()), str(folder.resolve()), str(Path.cwd())} - {"", "/", "~"}:
-        if found := re.search(rf"(?<![\w/.]){re.escape(place)}(?![\w.-])\S*", text):
-            raise ConfigError(f"{folder / CARD} names {found[0]}, a path of this machine; delete it from the file")
+        raise ConfigError(f"{path} holds a secret of the environment; delete it from the file")
+    folder = path.parent
+    own = {os.path.expanduser("~"), start, str(folder.absolute()), str(folder.resolve()), str(Path.cwd())}
+    places = "|".join([OF_PEOPLE, *(rf"{re.escape(place)}(?![\w.-])" for place in own - {"", "/", "~"})])
+    if found := re.search(rf"(?<![\w/.])(?:{places})[^\s\"'`<>)]*", text):
+        raise ConfigError(f"{path} names {found[0]}, a path of this machine; delete it from the file")
 
 
 def size_of(content: Path | bytes) -> int:

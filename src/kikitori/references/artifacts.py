@@ -16,7 +16,7 @@ from urllib.parse import quote
 import xxhash
 from filelock import FileLock
 
-from kikitori.references.names import Artifact
+from kikitori.references.names import Artifact, parse_reference
 from kikitori.references.wandb_server import (
     check_reachable,
     check_surroundings,
@@ -99,6 +99,7 @@ def _fetch(artifact: Artifact) -> Artifact:
         api = wandb.Api(overrides={"base_url": server()}, timeout=TIMEOUT_S)
         found = api.artifact(artifact.path)
         pinned = Artifact(found.entity, found.project, found.name.partition(":")[0], found.version)
+        parse_reference(str(pinned))  # these names are the server's, and become names of folders
         if not pinned.is_immutable:
             raise ModelError(f"model.name={artifact}: has no version yet; wait until its run has uploaded it")
         with FileLock(private_folder(_folder(pinned)) / ".lock"):

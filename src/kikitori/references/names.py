@@ -2,6 +2,7 @@
 
 import re
 from typing import NamedTuple
+from urllib.parse import quote
 
 from kikitori.runtime.errors import ModelError
 
@@ -12,6 +13,8 @@ REVISION = re.compile(r"\w[\w.-]*(/\w[\w.-]*)*", re.ASCII)
 COMMIT = re.compile(r"[0-9a-f]{40}")
 # Weights & Biases allows more for projects, but no slash, which makes each part the name of one folder.
 PART = re.compile(r"\w[\w .-]*")
+# Bytes of a folder's name.
+MAX_PART = 255
 VERSION = re.compile(r"v\d+")
 SCHEMES = ("hub:", "wandb:")
 
@@ -93,10 +96,14 @@ def _hub_model(given: str, rest: str) -> HubModel:
 def _artifact(given: str, rest: str) -> Artifact:
     path, _, alias = rest.partition(":")
     parts = path.split("/")
-    if len(parts) not in (2, 3) or not all(map(PART.fullmatch, [*parts, alias or "latest"])):
+    if len(parts) not in (2, 3) or not all(map(_is_part, [*parts, alias or "latest"])):
         raise ModelError(
             f"model.name={given} is no artifact; give wandb:entity/project/artifact:alias, where alias is a version "
             "such as v3, or a name such as best or latest"
         )
     entity = parts[0] if len(parts) == 3 else None
     return Artifact(entity, parts[-2], parts[-1], alias or "latest")
+
+
+def _is_part(text: str) -> bool:
+    return PART.fullmatch(text) is not None and len(quote(text)) <= MAX_PART

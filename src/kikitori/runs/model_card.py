@@ -100,7 +100,12 @@ def _dataset_of_the_hub(results: Mapping[str, Any]) -> str | None:
     """The dataset's name on the Hugging Face Hub, if it is there."""
     data = results["config"]["data"]
     name = data.get("name") if str(data.get("_target_")).endswith("Hub") else None
-    return name if name and HUB_NAME.fullmatch(name) and not Path(name).exists() else None
+    return name if name and _is_of_the_hub(name, results) else None
+
+
+def _is_of_the_hub(name: str, results: Mapping[str, Any]) -> bool:
+    """Whether a name is owner/name on the Hub, and no folder where the run was started."""
+    return HUB_NAME.fullmatch(name) is not None and not Path(results.get("cwd", ""), name).exists()
 
 
 def card_text(results: Mapping[str, Any]) -> str:
@@ -153,7 +158,7 @@ def base_model(results: Mapping[str, Any]) -> str | None:
     if is_reference(name):
         found = parse_reference(name)
         return found.name if isinstance(found, HubModel) else None
-    return name if HUB_NAME.fullmatch(name) and not Path(name).exists() else None
+    return name if _is_of_the_hub(name, results) else None
 
 
 def _training(results: Mapping[str, Any]) -> str:

@@ -6,6 +6,9 @@ const FAULTS = {
   NotReadableError: "The microphone is in use by another program: close it there, and record again.",
 };
 
+// Of a microphone with two channels, the mean: one of them may be silent.
+const MONO = { numberOfOutputs: 0, channelCount: 1, channelCountMode: "explicit" };
+
 // Starts recording. onLevel is called about ten times per second with the level, 0 to 1, and the seconds so far.
 export async function record(onLevel) {
   if (!navigator.mediaDevices?.getUserMedia) throw new Error("This browser cannot record here: choose a file instead.");
@@ -25,7 +28,7 @@ export async function record(onLevel) {
   };
   try {
     await context.audioWorklet.addModule("microphone-worklet.js");
-    const collector = new AudioWorkletNode(context, "collector", { numberOfOutputs: 0 });
+    const collector = new AudioWorkletNode(context, "collector", MONO);
     collector.port.onmessage = ({ data }) => {
       blocks.push(toInt16(data));
       const peak = data.reduce((most, sample) => Math.max(most, Math.abs(sample)), 0);

@@ -148,17 +148,19 @@ function finish(own, results) {
 
 async function save(event) {
   event.preventDefault();
+  const own = current;
   const form = new FormData();
   form.append("text", $("text").value);
-  form.append("audio", current.audio, "recording");
+  form.append("audio", own.audio, "recording");
   const button = $("save").querySelector("button");
   button.disabled = true;
   try {
     const { rows } = await (await request("api/save", { method: "POST", body: form })).json();
+    if (current !== own) return; // another recording is shown by now
     $("saved").textContent = `Saved: ${state.list} has ${rows} row${rows === 1 ? "" : "s"}. Train on it with `;
     $("saved").append(element("code", state.command));
   } catch (error) {
-    $("saved").textContent = error.message;
+    if (current === own) $("saved").textContent = error.message;
   } finally {
     button.disabled = false;
   }
@@ -199,7 +201,7 @@ function listExamples() {
   $("examples").replaceChildren(
     ...state.examples.map(({ reference, cer }, number) => {
       const button = element("button", reference);
-      Object.assign(button, { type: "button", lang: state.models.at(-1).text_language });
+      Object.assign(button, { type: "button", lang: state.models.at(-1).text_language, dir: "auto" });
       button.dataset.number = number;
       const rates = element("small", "CER ");
       rates.lang = "en";
@@ -269,4 +271,6 @@ async function start() {
     takeFiles(event.dataTransfer.files);
   });
 }
+// The address of a later start differs in its key only, so the browser would keep this page.
+addEventListener("hashchange", () => location.reload());
 start();

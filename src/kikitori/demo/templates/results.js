@@ -49,7 +49,7 @@ function level(confidence) {
 
 function text(parts, language) {
   const paragraph = element("p", "", "text");
-  paragraph.lang = language;
+  Object.assign(paragraph, { lang: language, dir: "auto" });
   for (const [own, kind, confidence] of parts) {
     const span = element("span", kind === "missing" ? "" : own, `${kind} ${level(confidence)}`.trim());
     if (kind === "missing") Object.assign(span, { title: `missing here: ${own}`, role: "img", ariaLabel: `missing: ${own}` });
