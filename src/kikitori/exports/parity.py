@@ -30,6 +30,8 @@ from kikitori.model.whisper import Whisper, encode
 # Differences of two logits, at most, that are a tie in an engine of this precision. Texts of other precisions, such as
 # int8, may differ anywhere and are judged by their error rates alone.
 TOLERANCE = {"float32": 0.01, "float16": 0.1}
+# Where a text is cut off, engines differ by a few of TEXT_TOKENS: at most this share of its characters.
+CUT_SHARE = 0.1
 
 
 @dataclass(frozen=True)
@@ -100,9 +102,11 @@ def beyond_ties(figures: dict[str, Any]) -> list[str]:
 
 
 def _is_same(own: Own, text: str) -> bool:
-    """Whether two texts are equal; one that was cut off may be cut a few tokens earlier elsewhere."""
-    was_cut = not own.ended and bool(text) and (own.text.startswith(text) or text.startswith(own.text))
-    return text == own.text or was_cut
+    """Whether two texts are equal; one that was cut off may be cut a few tokens earlier or later elsewhere."""
+    if own.ended:
+        return text == own.text
+    short, long = sorted((text, own.text), key=len)
+    return long.startswith(short) and len(long) - len(short) <= CUT_SHARE * len(own.text)
 
 
 def _difference(whisper: Whisper, clip: Speech, own: Own, text: str, precision: str) -> dict[str, Any]:

@@ -8,6 +8,7 @@ elsewhere. A version is complete when its folder exists: what is interrupted con
 import base64
 import hashlib
 import logging
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -89,8 +90,6 @@ def _last_known(artifact: Artifact, why: str) -> Artifact:
 
 def _fetch(artifact: Artifact) -> Artifact:
     """Asks the server for the artifact's version, and downloads it if it is not there."""
-    import os
-
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # W&B would send figures on its own use
     import wandb
 
