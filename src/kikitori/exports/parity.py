@@ -17,14 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import WhisperTokenizer
-from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from kikitori.corpora.types import Speech
 from kikitori.exports.formats import TEXT_TOKENS
 from kikitori.exports.read_back import Reading
 from kikitori.inference.greedy import greedy
 from kikitori.metrics.error_rates import change, score_clips, summarise
-from kikitori.model.processor import END
+from kikitori.model.processor import BYTE_OF, END
 from kikitori.model.whisper import Whisper, encode
 
 # Differences of two logits, at most, that are a tie in an engine of this precision. Texts of other precisions, such as
@@ -165,13 +164,12 @@ class TokenBytes(dict[int, bytes]):
     """The bytes of each token of text, and the tokens of each sequence of bytes."""
 
     def __init__(self, tokenizer: WhisperTokenizer) -> None:
-        byte_of = {symbol: byte for byte, symbol in bytes_to_unicode().items()}
         words = tokenizer.backend_tokenizer.get_vocab(with_added_tokens=False)
         super().__init__(
             {
-                i: bytes(byte_of[symbol] for symbol in word)
+                i: bytes(BYTE_OF[symbol] for symbol in word)
                 for word, i in words.items()
-                if word != END and byte_of.keys() >= {*word}
+                if word != END and BYTE_OF.keys() >= {*word}
             }
         )
         self.tokens: dict[bytes, list[int]] = defaultdict(list)
