@@ -79,6 +79,7 @@ def engines(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]:
     monkeypatch.setattr(pipeline, "check_model", lambda *arguments: None)
     monkeypatch.setattr(pipeline, "read_back", read_back)
     monkeypatch.setattr(pipeline.parity, "read_own", own)
+    monkeypatch.setattr(pipeline.parity, "TEXT_TOKENS", 12)
     return texts
 
 

@@ -98,7 +98,9 @@ def _read_back(api: huggingface_hub.HfApi, name: str, commit: str, files: Mappin
     listed: dict[str, Any] = {entry.path: entry for entry in entries}
     wrong = [path for path, content in files.items() if not _is_equal(listed.get(path), content)]
     if wrong:
-        raise ConfigError(f"the Hub lists {', '.join(wrong)} of {name} otherwise than it was sent; run this again")
+        raise ConfigError(
+            f"{', '.join(wrong)} of {name} has another size or checksum on the Hub than here; run this again"
+        )
 
 
 def _is_equal(entry: Any, content: Path | bytes) -> bool:

@@ -188,14 +188,16 @@ class _Reader:
 
     def _detect(self, jobs: Sequence[_Job]) -> None:
         """Sets the language of recordings by their first seconds with sound."""
-        heard = [(job.recording, sound) for job in jobs if job.section and len(sound := self._heard(job.section))]
-        for i in range(0, len(heard), self.options.batch_size):
-            batch = heard[i : i + self.options.batch_size]
+        beginnings = [
+            (job.recording, sound) for job in jobs if job.section and len(sound := self._beginning(job.section))
+        ]
+        for i in range(0, len(beginnings), self.options.batch_size):
+            batch = beginnings[i : i + self.options.batch_size]
             for (recording, _), row in zip(batch, self.engine.detect([sound for _, sound in batch]), strict=True):
                 if recording.language is None:
                     recording.language, recording.language_probability = self._most_probable(row)
 
-    def _heard(self, section: Section) -> Tensor:
+    def _beginning(self, section: Section) -> Tensor:
         """The first window of a section that begins with a sound; empty if there is none."""
         loud = (section.samples.abs() > 10 ** (SILENCE_DBFS / 20)).nonzero()
         begin = int(loud[0]) if len(loud) else len(section.samples)
