@@ -309,6 +309,8 @@ def test_formats_that_need_a_folder_are_refused_before_the_model_is_loaded(
     assert message == "ConfigError: --format srt of 2 files needs a folder; add --output FOLDER"
     refusal(monkeypatch, "--model", "m", "--format", "docx")
     assert "invalid choice: 'docx' (choose from txt, srt, vtt, json, tsv, jsonl)" in capsys.readouterr().err
+    refusal(monkeypatch, "--model", "m", "--batch-size", "0")
+    assert "'0' is no whole number above 0" in capsys.readouterr().err
     (tmp_path / "file").touch()
     message = refusal(monkeypatch, "--model", "m", "--output", str(tmp_path / "file"))
     assert message == f"DataError: --output {tmp_path}/file is a file; give a folder"
