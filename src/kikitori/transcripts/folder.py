@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from kikitori.inference.confidence import Token
 from kikitori.inference.segments import Piece
 from kikitori.runtime.errors import DataError, remedy_of
-from kikitori.runtime.files import UNREADABLE, create, is_regular, open_regular, parse, plain, write_text
+from kikitori.runtime.files import UNREADABLE, atomic_write, create, is_regular, open_regular, parse, plain
 from kikitori.runtime.processes import folder_lock
 from kikitori.runtime.text import printable_line
 from kikitori.transcripts.formats import FORMATS, Transcript
@@ -166,7 +166,8 @@ class OutputFolder:
         for name in formats:
             path = self._file(source, name)
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_text(path, FORMATS[name](transcript))
+            with atomic_write(path) as file:
+                file.write(FORMATS[name](transcript).encode(errors="backslashreplace"))
 
     def _file(self, source: Source, format_name: str) -> Path:
         return self.folder / f"{self.name(source)}.{format_name}"
