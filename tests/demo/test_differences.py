@@ -33,14 +33,20 @@ def test_only_the_beginning_of_an_endless_text_is_compared() -> None:
 
 def test_a_text_is_divided_where_its_confidence_changes() -> None:
     pieces = [piece(0, 1, "ピザと", (Token("ピザ", 0.9), Token("と", 0.25))), piece(1, 2, ""), piece(2, 3, "water")]
-    text, known = confidences(pieces, " ")
+    text, known = confidences(pieces, " ", "ja")
     assert text == "ピザと water"
     assert known == [0.9, 0.9, 0.25, *[None] * 6]
     assert parts(text, known, None, "ja") == [("ピザ", SAME, 0.9), ("と", SAME, 0.25), (" water", SAME, None)]
 
 
 def test_a_probability_that_is_no_number_is_unknown() -> None:
-    assert confidences([piece(0, 1, "水", (Token("水", float("nan")),))], "")[1] == [None]
+    assert confidences([piece(0, 1, "水", (Token("水", float("nan")),))], "", "ja")[1] == [None]
+
+
+def test_a_word_is_as_sure_as_its_least_sure_token() -> None:
+    tokens = (Token("un", 0.9), Token("sure", 0.3), Token(" word", 0.8))
+    text, known = confidences([piece(0, 1, "unsure word", tokens)], " ", "en")
+    assert parts(text, known, None, "en") == [("unsure", SAME, 0.3), (" word", SAME, 0.8)]
 
 
 def piece(start_s: float, end_s: float, text: str = "水", tokens: tuple[Token, ...] = ()) -> Piece:

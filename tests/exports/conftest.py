@@ -19,9 +19,9 @@ def model_folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPa
     return write_exportable(tmp_path_factory.mktemp("exportable") / "model", request.param)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def exported(model_folder: Path) -> Whisper:
-    """The model of `model_folder`."""
+    """The model of `model_folder`, which no test changes."""
     whisper = load_whisper(str(model_folder))
     whisper.model.eval()
     return whisper

@@ -83,7 +83,7 @@ def target(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     return folder
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def written(target: Path) -> Contents:
     return contents(target / FILE)
 

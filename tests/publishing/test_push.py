@@ -209,8 +209,9 @@ def test_files_that_arrived_otherwise_are_named(hub: Hub, run: Path, monkeypatch
         return commit(self, revision, {**files, "config.json": b"{}"}, branch)
 
     monkeypatch.setattr(Repository, "commit", damaged)
-    assert "the Hub lists config.json of team/whisper-ja otherwise than it was sent; run this again" in refusal(
-        run, NAME
+    assert (
+        "config.json of team/whisper-ja has another size or checksum on the Hub than here; run this again"
+        in refusal(run, NAME)
     )
 
 

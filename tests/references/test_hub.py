@@ -111,6 +111,15 @@ def test_what_the_hub_does_not_have_is_named(hub: Hub, first: str, monkeypatch: 
     assert "there is no such model on the Hub; of a private one, log in" in refusal(f"hub:{NAME}")
 
 
+def test_a_hub_that_never_answers_is_an_error(hub: Hub, first: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kikitori.references.hub.ANSWER_S", 0.2)
+    hub.hold = "GET /api/models"
+    try:
+        assert "the Hub did not answer" in refusal(f"hub:{NAME}")
+    finally:
+        hub.released.set()
+
+
 def test_an_adapter_of_the_hub_is_merged_into_its_base(hub: Hub, first: str, tmp_path: Path) -> None:
     folder = tmp_path / "adapter"
     folder.mkdir()

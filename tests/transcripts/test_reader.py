@@ -28,6 +28,7 @@ class Stop(Exception):  # noqa: N818
 
 @pytest.fixture
 def engine(micro: Whisper) -> TorchEngine:
+    micro.configure_generation(max_new_tokens=12, num_beams=1)
     return TorchEngine(micro)
 
 

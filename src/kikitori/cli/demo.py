@@ -37,7 +37,10 @@ def parse() -> argparse.Namespace:
         "models and of their base side by side, and saves recordings with corrected texts to train on.",
     )
     parser.add_argument(
-        "models", nargs="+", metavar="RUN", help="folders of runs, models or adapters, or names on the Hugging Face Hub"
+        "models",
+        nargs="+",
+        metavar="RUN",
+        help="folders of runs, models or adapters, names on the Hugging Face Hub, or references (hub:..., wandb:...)",
     )
     parser.add_argument("--base", help="model to compare with (default: the base that the run recorded)")
     parser.add_argument("--port", type=int, default=PORT, help=f"port on {HOST}; 0: any free one (default: {PORT})")

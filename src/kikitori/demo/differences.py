@@ -6,6 +6,7 @@ from itertools import groupby
 from math import isfinite
 from typing import NamedTuple
 
+from kikitori.inference.confidence import words_of
 from kikitori.inference.segments import Piece
 from kikitori.metrics.alignment import spans
 from kikitori.metrics.normalizer import normalise
@@ -58,13 +59,13 @@ class Rows:
         return row
 
 
-def confidences(pieces: Sequence[Piece], separator: str) -> tuple[str, list[float | None]]:
-    """Returns the text of pieces and the probability of the token of each character, None where it is unknown."""
+def confidences(pieces: Sequence[Piece], separator: str, language: str) -> tuple[str, list[float | None]]:
+    """Returns the text of pieces and the probability of the word of each character, None where it is unknown."""
     text, found = "", list[float | None]()
     for piece in (piece for piece in pieces if piece.text):
         if text:
             text, found = text + separator, [*found, *[None] * len(separator)]
-        known = [_finite(token.probability) for token in piece.tokens for _ in token.text]
+        known = [_finite(word.probability) for word in words_of(piece.tokens, language) for _ in word.text]
         text += piece.text
         found += known if len(known) == len(piece.text) else [None] * len(piece.text)
     return text, found

@@ -18,7 +18,7 @@ from kikitori.demo.differences import DIFFERENT, MISSING, Rows, confidences, par
 from kikitori.demo.turns import Check, Event
 from kikitori.inference.reading import choose_reading
 from kikitori.inference.segments import STEP, Piece, loudness_db
-from kikitori.inference.transcribe import LEAST_S, Segments, moved, transcribe_pieces
+from kikitori.inference.transcribe import LEAST_S, Segments, is_long, moved, transcribe_pieces
 from kikitori.metrics.error_rates import score_clips
 from kikitori.model.features import FRAMES_PER_SECOND, HOP_LENGTH, log_mel
 from kikitori.model.whisper import Whisper
@@ -108,8 +108,7 @@ def read(
 
 
 def _begin(whisper: Whisper, samples: NDArray[np.int16], check: Check) -> _Model:
-    is_long = len(samples) > whisper.processor.window_s * SAMPLE_RATE
-    segments: Segments = choose_reading(whisper).segments if is_long else "pauses"
+    segments: Segments = choose_reading(whisper).segments if is_long(whisper, samples) else "pauses"
     return _Model(whisper, segments, _pieces(whisper, samples, segments, check))
 
 
@@ -138,7 +137,7 @@ def _row(row: Sequence[Sequence[Piece]], models: Sequence[_Model], reference: st
 
     A text is compared with the reference, or with that of the first model, which is compared with the second.
     """
-    texts = [confidences(pieces, one.separator) for pieces, one in zip(row, models, strict=True)]
+    texts = [confidences(pieces, one.separator, one.language) for pieces, one in zip(row, models, strict=True)]
     shown = []
     for i, ((text, known), pieces, one) in enumerate(zip(texts, row, models, strict=True)):
         others = [reference] if reference is not None else [text for text, _ in (texts[:1] if i else texts[1:2])]

@@ -1,1 +1,1 @@
-"""What transcribes besides torch: exports that CTranslate2 runs, and silero-vad, which finds speech."""
+"""Other programs that transcription uses: CTranslate2, which runs exports, and silero-vad, which finds speech."""

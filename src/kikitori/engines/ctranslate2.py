@@ -46,8 +46,9 @@ class CTranslate2Engine:
     """
 
     def __init__(self, folder: Path, language: str | None, task: str | None) -> None:
-        self.folder, run = folder, folder.parent.parent / "model"
-        self._known = _known(run) if folder.parent.name == "exports" and run.is_dir() else {}
+        self.folder, place = folder, folder.resolve().parent
+        run = place.parent / "model"
+        self._known = _known(run) if place.name == "exports" and run.is_dir() else {}
         self._model = _open(folder)
         generation = self._known.get("generation", {})
         own = (generation.get("language"), generation.get("task"))

@@ -32,9 +32,9 @@ def load_silero() -> Callable[[Tensor], Tensor]:
     def only_speech(samples: Tensor) -> Tensor:
         if len(samples) < SAMPLE_RATE // 10:  # it needs a few frames
             return samples
-        heard = torch.zeros_like(samples)
+        speech = torch.zeros_like(samples)
         for part in get_speech_timestamps(samples, model, sampling_rate=SAMPLE_RATE, **around):
-            heard[part["start"] : part["end"]] = samples[part["start"] : part["end"]]
-        return heard
+            speech[part["start"] : part["end"]] = samples[part["start"] : part["end"]]
+        return speech
 
     return only_speech

@@ -20,7 +20,7 @@ FORMATS = {
 }
 # Tokens of a text, at most, in every reading: openai-whisper has no other limit.
 TEXT_TOKENS = 224
-# Reads (samples,) float32 at 16 kHz, 30 s at most, to text.
+# Turns the first 30 s of (samples,) float32 at 16 kHz into text.
 Read = Callable[[Tensor], str]
 
 

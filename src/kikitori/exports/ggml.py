@@ -12,13 +12,12 @@ from typing import BinaryIO
 
 import torch
 from torch import Tensor
-from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from kikitori.audio.waveform import SAMPLE_RATE
 from kikitori.exports.formats import TEXT_TOKENS, Format, Read
 from kikitori.exports.openai import GENERATION, openai_weights
 from kikitori.model.features import mel_filters
-from kikitori.model.processor import END
+from kikitori.model.processor import BYTE_OF, END
 from kikitori.runtime.files import create, read_json
 
 FILE = "ggml-model.bin"
@@ -60,9 +59,8 @@ def _sizes(config: dict[str, int]) -> list[int]:
 def _words(model_folder: Path) -> list[bytes]:
     """The tokenizer's words before the end token, in the order of their ids."""
     vocabulary = read_json(model_folder / "tokenizer.json")["model"]["vocab"]
-    byte_of = {symbol: byte for byte, symbol in bytes_to_unicode().items()}
     words = sorted((number, word) for word, number in vocabulary.items() if word != END)
-    return [bytes(byte_of[symbol] for symbol in word) for _, word in words]
+    return [bytes(BYTE_OF[symbol] for symbol in word) for _, word in words]
 
 
 def _write_tensor(file: BinaryIO, name: str, weights: Tensor, precision: str) -> None:

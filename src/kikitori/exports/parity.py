@@ -17,19 +17,20 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import WhisperTokenizer
-from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from kikitori.corpora.types import Speech
 from kikitori.exports.formats import TEXT_TOKENS
 from kikitori.exports.read_back import Reading
 from kikitori.inference.greedy import greedy
 from kikitori.metrics.error_rates import change, score_clips, summarise
-from kikitori.model.processor import END
+from kikitori.model.processor import BYTE_OF, END
 from kikitori.model.whisper import Whisper, encode
 
 # Differences of two logits, at most, that are a tie in an engine of this precision. Texts of other precisions, such as
 # int8, may differ anywhere and are judged by their error rates alone.
 TOLERANCE = {"float32": 0.01, "float16": 0.1}
+# Where a text is cut off, engines differ by a few of TEXT_TOKENS: at most this share of its characters.
+CUT_SHARE = 0.1
 
 
 @dataclass(frozen=True)
@@ -100,9 +101,11 @@ def beyond_ties(figures: dict[str, Any]) -> list[str]:
 
 
 def _is_same(own: Own, text: str) -> bool:
-    """Whether two texts are equal; one that was cut off may be cut a few tokens earlier elsewhere."""
-    was_cut = not own.ended and bool(text) and (own.text.startswith(text) or text.startswith(own.text))
-    return text == own.text or was_cut
+    """Whether two texts are equal; one that was cut off may be cut a few tokens earlier or later elsewhere."""
+    if own.ended:
+        return text == own.text
+    short, long = sorted((text, own.text), key=len)
+    return long.startswith(short) and len(long) - len(short) <= CUT_SHARE * len(own.text)
 
 
 def _difference(whisper: Whisper, clip: Speech, own: Own, text: str, precision: str) -> dict[str, Any]:
@@ -161,13 +164,12 @@ class TokenBytes(dict[int, bytes]):
     """The bytes of each token of text, and the tokens of each sequence of bytes."""
 
     def __init__(self, tokenizer: WhisperTokenizer) -> None:
-        byte_of = {symbol: byte for byte, symbol in bytes_to_unicode().items()}
         words = tokenizer.backend_tokenizer.get_vocab(with_added_tokens=False)
         super().__init__(
             {
-                i: bytes(byte_of[symbol] for symbol in word)
+                i: bytes(BYTE_OF[symbol] for symbol in word)
                 for word, i in words.items()
-                if word != END and byte_of.keys() >= {*word}
+                if word != END and BYTE_OF.keys() >= {*word}
             }
         )
         self.tokens: dict[bytes, list[int]] = defaultdict(list)

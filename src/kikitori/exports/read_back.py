@@ -47,29 +47,28 @@ class Reading:
 def read_back(
     of: "Format", folder: Path, clips: "Sequence[Speech]", task: str, advance: Callable[[], None]
 ) -> list[Reading]:
-    """Reads clips of at most 30 s with the engine of an export.
+    """Reads the first 30 s of each clip with the engine of an export.
 
     advance: called after each clip. Raises ExportFailed if the engine's process ends before it has read them all.
     """
     with tempfile.TemporaryDirectory(prefix="kikitori-") as place, tempfile.TemporaryFile() as printed:
         _write_clips(Path(place), clips)
-        process = subprocess.Popen(
+        readings = []
+        with subprocess.Popen(
             [sys.executable, "-P", "-m", __name__, of.name, str(folder.absolute()), place, task],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=printed,
             # No engine has a reason to download anything.
             env={**os.environ, PARENT: str(os.getpid()), "HF_HUB_OFFLINE": "1"},
-        )
-        readings = []
-        try:
-            for line in process.stdout or ():
-                readings.append(Reading(**json.loads(line)))
-                advance()
-            code = process.wait()
-        finally:
-            process.kill()
-            process.wait()
+        ) as process:
+            try:
+                for line in process.stdout or ():
+                    readings.append(Reading(**json.loads(line)))
+                    advance()
+                code = process.wait()
+            finally:
+                process.kill()
         if code or len(readings) < len(clips):
             read = f"after {len(readings)} of {len(clips)} clips"
             raise ExportFailed(f"to={of.name}: the engine {_end(code)} {read}: {_reason(printed)}")

@@ -6,12 +6,8 @@ from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 from math import exp
 
-from transformers.convert_slow_tokenizer import bytes_to_unicode
-
 from kikitori.metrics.normalizer import split_words
-from kikitori.model.processor import Processor
-
-_BYTE_OF = {symbol: byte for byte, symbol in bytes_to_unicode().items()}
+from kikitori.model.processor import BYTE_OF, Processor
 
 
 @dataclass(frozen=True)
@@ -48,7 +44,7 @@ def tokens_of(processor: Processor, ids: Sequence[int], logprobs: Sequence[float
 
 def _bytes(processor: Processor, number: int) -> bytes:
     symbol: str = processor.tokenizer.convert_ids_to_tokens(number)
-    found = [_BYTE_OF.get(character) for character in symbol]
+    found = [BYTE_OF.get(character) for character in symbol]
     return symbol.encode() if None in found else bytes(byte for byte in found if byte is not None)
 
 

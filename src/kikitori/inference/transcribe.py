@@ -1,7 +1,7 @@
 """Transcribes recordings of any length, piece by piece, and says where the text is doubtful."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Sized
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby
@@ -146,7 +146,7 @@ def _read_part(engine: Engine, samples: Tensor, batch_size: int, language: str |
     return [moved(piece, place.start / SAMPLE_RATE) for piece in pieces]
 
 
-def is_long(model: Whisper | Engine, samples: Tensor) -> bool:
+def is_long(model: Whisper | Engine, samples: Sized) -> bool:
     """Returns whether a recording is longer than the model's window."""
     return len(samples) > model.processor.window_s * SAMPLE_RATE
 

@@ -33,6 +33,8 @@ SPECIAL_TOKENS = [START, *(f"<|{code}|>" for code in LANGUAGES), "<|translate|>"
 SPECIAL_TOKENS += ["<|startoflm|>", PREVIOUS, "<|nospeech|>", "<|notimestamps|>"]
 # What a control token looks like, timestamps (<|0.00|>) included; those of a tokenizer may look otherwise, too.
 CONTROL_TOKEN = re.compile(r"<\|[^\s|<>]+\|>")
+# The byte that each symbol of a token stands for.
+BYTE_OF = {symbol: byte for byte, symbol in bytes_to_unicode().items()}
 # Log-Mel frames per encoder position: the encoder's second convolution has a stride of 2.
 FRAMES_PER_POSITION = 2
 # Samples between two timestamps, which are multiples of 0.02 s: one position of the encoder.
@@ -120,9 +122,8 @@ class Processor:
     @cached_property
     def token_s(self) -> dict[int, float]:
         """The seconds of speech that each token takes at least; special tokens are not listed, they take none."""
-        byte_of = {symbol: byte for byte, symbol in bytes_to_unicode().items()}
         words = self.tokenizer.backend_tokenizer.get_vocab(with_added_tokens=False)
-        return {i: sum(BYTE_S[byte_of.get(symbol, 0)] for symbol in word) for word, i in words.items() if word != END}
+        return {i: sum(BYTE_S[BYTE_OF.get(symbol, 0)] for symbol in word) for word, i in words.items() if word != END}
 
     @property
     def text_language(self) -> str:

@@ -147,7 +147,7 @@ def read_source(whisper: Whisper, folder: Path, clips: Sequence[Speech]) -> Sour
     whisper.model.eval()
     if whisper.processor.window.edges_s:
         window = describe_window(whisper.processor.window)
-        log.info("the model was trained in other windows (%s); elsewhere, and here, it is read in 30 s", window)
+        log.info("the model was trained in other windows (%s); here it is read in 30 s, as other engines do", window)
     with reading("kikitori", len(clips)) as advance:
         own = parity.read_own(whisper, clips, advance)
     return Source(whisper, folder, whisper.processor.task, clips, own)
@@ -178,8 +178,8 @@ def export_all(
         write_json(place / RECORD, entries)
         if differing := parity.beyond_ties(new[name]):
             failures.append(
-                f"{name} reads {len(differing)} of {len(source.clips)} clips otherwise than the model, and no rounding "
-                f"explains that ({shortened(differing)}); {place / RECORD} has the texts"
+                f"{name} reads {len(differing)} of {len(source.clips)} clips differently from the model, by more than "
+                f"rounding ({shortened(differing)}); {place / RECORD} has the texts"
             )
     return new, failures
 
@@ -228,13 +228,15 @@ def print_table(entries: Entries, title: str) -> None:
 def table_row(entry: Mapping[str, Any]) -> list[str]:
     """The cells of an export: rates in percent, the change of the CER with its paired 95 % interval."""
     change = {"cer": entry["cer_change"], "cer_ci95": entry["cer_change_ci95"]}
-    equal = f"{entry['equal']} of {entry['clips']}"
     return [
-        *(entry["format"], entry["precision"], f"{entry['bytes'] / 1e6:.0f}", f"{entry['written_s']:.1f}"),
-        *(
-            f"{entry['seconds_per_clip']:.2f}",
-            equal,
-            str(entry["ties"]) if entry["precision"] in parity.TOLERANCE else "–",
-        ),
-        *(percent(entry["cer_ours"]), percent(entry["cer"]), rate_cell(change, "cer", sign="+")),
+        entry["format"],
+        entry["precision"],
+        f"{entry['bytes'] / 1e6:.0f}",
+        f"{entry['written_s']:.1f}",
+        f"{entry['seconds_per_clip']:.2f}",
+        f"{entry['equal']} of {entry['clips']}",
+        str(entry["ties"]) if entry["precision"] in parity.TOLERANCE else "–",
+        percent(entry["cer_ours"]),
+        percent(entry["cer"]),
+        rate_cell(change, "cer", sign="+"),
     ]

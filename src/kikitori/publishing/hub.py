@@ -4,6 +4,7 @@ An upload that is interrupted leaves no commit; weights that the Hub has already
 """
 
 import hashlib
+import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,8 +17,6 @@ from kikitori.publishing.failures import explained, patient, polite_client
 from kikitori.publishing.selection import size_of
 from kikitori.references.hub import hub_is_reachable
 from kikitori.runtime.errors import ConfigError
-
-CHUNK = 2**20
 
 
 class Pushed(NamedTuple):
@@ -99,7 +98,9 @@ def _read_back(api: huggingface_hub.HfApi, name: str, commit: str, files: Mappin
     listed: dict[str, Any] = {entry.path: entry for entry in entries}
     wrong = [path for path, content in files.items() if not _is_equal(listed.get(path), content)]
     if wrong:
-        raise ConfigError(f"the Hub lists {', '.join(wrong)} of {name} otherwise than it was sent; run this again")
+        raise ConfigError(
+            f"{', '.join(wrong)} of {name} has another size or checksum on the Hub than here; run this again"
+        )
 
 
 def _is_equal(entry: Any, content: Path | bytes) -> bool:
@@ -113,10 +114,5 @@ def _is_equal(entry: Any, content: Path | bytes) -> bool:
 
 
 def _hash(digest: Any, content: Path | bytes) -> str:
-    if isinstance(content, bytes):
-        digest.update(content)
-    else:
-        with content.open("rb") as file:
-            while chunk := file.read(CHUNK):
-                digest.update(chunk)
-    return str(digest.hexdigest())
+    with io.BytesIO(content) if isinstance(content, bytes) else content.open("rb") as file:
+        return hashlib.file_digest(file, lambda: digest).hexdigest()

@@ -8,7 +8,9 @@ elsewhere. A version is complete when its folder exists: what is interrupted con
 import base64
 import hashlib
 import logging
+import os
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -36,7 +38,6 @@ MAX_TEXT, MAX_TOTAL, MAX_FILES = 2**26, 2**35, 200
 # Seconds for one answer of the server.
 TIMEOUT_S = 30
 ALIASES = "aliases.json"
-CHUNK = 2**20
 
 log = logging.getLogger(__name__)
 
@@ -89,8 +90,6 @@ def _last_known(artifact: Artifact, why: str) -> Artifact:
 
 def _fetch(artifact: Artifact) -> Artifact:
     """Asks the server for the artifact's version, and downloads it if it is not there."""
-    import os
-
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # W&B would send figures on its own use
     import wandb
 
@@ -140,17 +139,17 @@ def _download(found: Any, pinned: Artifact) -> None:
     check_sizes(pinned, wanted, {file.name: file.size for file in found.files()})
     total = sum(entry.size for entry in wanted.values())
     log.info("downloading %s (%.0f MB)", pinned, total / 1e6)
-    partial = private_folder(_folder(pinned) / f".{pinned.alias}.partial")
+    unfinished = private_folder(_folder(pinned) / f".{pinned.alias}.partial")
     for name, entry in wanted.items():
-        path = partial / name
+        path = unfinished / name
         if not (is_regular(path) and _digest(path, entry) == entry.digest):
             path.unlink(missing_ok=True)
-            found.get_entry(name).download(root=str(partial), skip_cache=True)
+            found.get_entry(name).download(root=str(unfinished), skip_cache=True)
         if not is_regular(path) or path.stat().st_size != entry.size or _digest(path, entry) != entry.digest:
             raise ModelError(f"model.name={pinned}: {name} was damaged on the way; run the command again")
-    for path in set(partial.iterdir()) - {partial / name for name in wanted}:
+    for path in set(unfinished.iterdir()) - {unfinished / name for name in wanted}:
         path.unlink()
-    partial.rename(artifact_folder(pinned))
+    unfinished.rename(artifact_folder(pinned))
 
 
 def check_entries(artifact: Artifact, entries: Mapping[str, Any]) -> dict[str, Any]:
@@ -200,8 +199,6 @@ def check_sizes(artifact: Artifact, wanted: Mapping[str, Any], stored: Mapping[s
 def _digest(path: Path, entry: Any) -> str:
     """The digest of a file as its manifest writes it."""
     is_xxh = "xxh128" in str(entry.digest_algorithm()).lower()
-    digest: Any = xxhash.xxh128() if is_xxh else hashlib.md5(usedforsecurity=False)
+    kind: Any = xxhash.xxh128 if is_xxh else partial(hashlib.md5, usedforsecurity=False)
     with path.open("rb") as file:
-        while chunk := file.read(CHUNK):
-            digest.update(chunk)
-    return base64.b64encode(digest.digest()).decode()
+        return base64.b64encode(hashlib.file_digest(file, kind).digest()).decode()

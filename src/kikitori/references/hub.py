@@ -13,11 +13,13 @@ from filelock import FileLock
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
 from kikitori.references.names import HubModel
-from kikitori.runtime.errors import ModelError, one_line
+from kikitori.runtime.errors import ModelError, one_line, remedy_of
 from kikitori.runtime.paths import cache_folder, private_folder
 
 # Seconds to wait for an answer of the Hub. Without one, only files that were downloaded before are used.
 HUB_TIMEOUT_S = 5.0
+# Seconds to wait for what the Hub says of a model: without a limit, its client waits for ever.
+ANSWER_S = 30.0
 MODEL, ADAPTER = "config.json", "adapter_config.json"
 # The files of an adapter, see `kikitori.adapters.folder`.
 ADAPTER_FILES = [ADAPTER, "adapter_model.safetensors", "kikitori.json"]
@@ -56,7 +58,7 @@ def pin_revision(model: HubModel) -> HubModel:
 
 def _files(model: HubModel) -> set[str]:
     """The names of the files of a model on the Hub."""
-    info = huggingface_hub.HfApi().model_info(model.name, revision=model.revision)
+    info = huggingface_hub.HfApi().model_info(model.name, revision=model.revision, timeout=ANSWER_S)
     return {file.rfilename for file in info.siblings or []}
 
 
@@ -80,8 +82,9 @@ def _explained(model: HubModel) -> Iterator[None]:
             f"model.name={model}: there is no such model on the Hub; of a private one, log in with hf auth login or "
             "set HF_TOKEN"
         ) from error
-    except (OSError, ValueError) as error:
-        raise ModelError(f"model.name={model}: the Hub did not answer: {one_line(error)}") from error
+    except Exception as error:  # the HTTP library raises errors of many classes
+        reason = remedy_of(error) or f"the Hub did not answer: {one_line(error)}"
+        raise ModelError(f"model.name={model}: {reason}") from error
 
 
 def _last_known(model: HubModel, why: str) -> HubModel:

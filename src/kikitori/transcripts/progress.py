@@ -33,7 +33,7 @@ class Progress:
         self.seconds[path] = seconds
         self.done_s += done_s
 
-    def closed(self, path: Path) -> None:
+    def closed(self) -> None:
         """Counts a recording as finished, or as failed."""
         self.finished += 1
 

@@ -84,7 +84,7 @@ def read_recordings(
             return_free_memory()
             for job in group:
                 if job.section is None or job.section.is_last:
-                    progress.closed(job.recording.source.path)
+                    progress.closed()
                     yield job.recording
 
 

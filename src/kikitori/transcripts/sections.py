@@ -49,11 +49,11 @@ def sections_of(
         to_skip = max(0, to_skip - len(samples))
         while sum(map(len, held)) > most:
             joined = torch.cat(held)
-            heard = only_speech(joined[:most])
-            cut = _pause(heard)
-            held, heard = [joined[cut:].clone()], heard[:cut].clone()
+            speech = only_speech(joined[:most])
+            cut = _pause(speech)
+            held, speech = [joined[cut:].clone()], speech[:cut].clone()
             del joined
-            yield Section(heard, start, False, known_s)
+            yield Section(speech, start, False, known_s)
             start += cut
     rest = torch.cat([torch.empty(0), *held])
     seconds = (start + len(rest)) / SAMPLE_RATE
