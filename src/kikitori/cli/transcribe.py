@@ -83,7 +83,7 @@ def parse() -> argparse.Namespace:
         type=at_least_one,
         default=8,
         metavar="N",
-        help="pieces of up to 15 s that are read at a time, of 30 s half as many; fewer take less memory, more are "
+        help="pieces of up to 11 s that are read at a time, and fewer longer ones; fewer take less memory, more are "
         "faster on a GPU (default: 8)",
     )
     if wrong := [word for word in sys.argv[1:] if word.startswith(("model=", "language=", "format="))]:

@@ -190,7 +190,7 @@ class _Reader:
     def _detect(self, jobs: Sequence[_Job]) -> None:
         """Sets the language of recordings by their first seconds with sound."""
         heard = [(job.recording, sound) for job in jobs if job.section and len(sound := self._heard(job.section))]
-        most = max(1, self.options.batch_size // 2)  # whole windows
+        most = max(1, self.options.batch_size // 3)  # whole windows
         for i in range(0, len(heard), most):
             batch = heard[i : i + most]
             for (recording, _), row in zip(batch, self.engine.detect([sound for _, sound in batch]), strict=True):

@@ -13,7 +13,7 @@ from kikitori.inference.transcribe import LEAST_S
 
 # Seconds of a section, at most; a recording that is no longer is one section. A section is cut in a pause, at most
 # CUT_WITHIN_S before its end.
-SECTION_S, CUT_WITHIN_S = 300, 30.0
+SECTION_S, CUT_WITHIN_S = 120, 30.0
 
 
 @dataclass(frozen=True)
