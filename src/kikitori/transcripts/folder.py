@@ -11,14 +11,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from kikitori.inference.confidence import Token
 from kikitori.inference.segments import Piece
 from kikitori.runtime.errors import DataError, remedy_of
 from kikitori.runtime.files import UNREADABLE, atomic_write, create, is_regular, open_regular, parse, plain
 from kikitori.runtime.processes import folder_lock
-from kikitori.runtime.text import printable_line
 from kikitori.transcripts.formats import FORMATS, Transcript
 
 # The folder of what was read, and the bytes of a file in it at most: 3 hours of speech take 5 MB.
@@ -91,6 +90,8 @@ class Record:
 
     def add(self, section: Read) -> None:
         """Adds a section, which is on the disk when this returns; the last one only when the record is finished."""
+        if not self.sections:
+            self._begin()
         self.sections.append(section)
         if not section.is_last:
             self._save(section)
@@ -99,22 +100,23 @@ class Record:
         """Marks the recording as read, once its files are written."""
         self._save(self.sections[-1])
 
+    def _begin(self) -> None:
+        """Writes the first line, by which the recording's files are known as those of this folder."""
+        if self.path:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with create(self.path) as file:
+                _write_line(file, self.head)
+
     def _save(self, section: Read) -> None:
-        if self.path is None:
-            return
-        is_first = section is self.sections[0]
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        rows = [*([self.head] if is_first else []), _plain(section)]
-        with create(self.path) if is_first else _appending(self.path) as file:
-            file.write("".join(f"{json.dumps(row)}\n" for row in rows).encode())
-            file.flush()
-            os.fsync(file.fileno())
+        if self.path:
+            with _appending(self.path) as file:
+                _write_line(file, _plain(section))
 
     def discard(self) -> None:
-        """Forgets what was read, of a recording that turned out to be damaged."""
+        """Forgets what was read, of a recording that turned out to be damaged; earlier files stay known as its own."""
         self.sections.clear()
-        if self.path:
-            self.path.unlink(missing_ok=True)
+        if self.path and self.path.exists():
+            self._begin()
 
 
 class OutputFolder:
@@ -135,7 +137,7 @@ class OutputFolder:
 
         It is the recording's own without its suffix, or with it if another recording has that name.
         """
-        key = printable_line(str(source.path.absolute()))
+        key = _key(source)
         if key not in self._names:
             self._names[key] = next(name for name in _candidates(source) if name.casefold() not in self._taken)
             self._taken[self._names[key].casefold()] = key
@@ -143,10 +145,10 @@ class OutputFolder:
 
     def record(self, source: Source) -> Record:
         """What was read of a recording with the same settings; nothing if it has changed since."""
-        path = self.folder / RECORDS / f"{self.name(source)}.jsonl"
+        path = self._record(source)
         found = source.path.stat() if source.path.exists() else None
         head = {
-            "recording": printable_line(str(source.path.absolute())),
+            "recording": _key(source),
             "settings": self.settings,
             "bytes": found.st_size if found else 0,
             "modified": found.st_mtime_ns if found else 0,
@@ -156,6 +158,13 @@ class OutputFolder:
         record = Record(head, path, sections, bool(sections) and sections[-1].is_last)
         _drop_half_line(path, 1 + len(sections))
         return record
+
+    def check_free(self, sources: Iterable[Source]) -> None:
+        """Raises DataError for a file that would be replaced, although no earlier call wrote it."""
+        for source in sources:
+            files = [] if os.path.lexists(self._record(source)) else [self._file(source, name) for name in self.formats]
+            if foreign := next(filter(os.path.lexists, files), None):
+                raise DataError(f"{foreign} exists and is no earlier transcript; move it, or give another --output")
 
     def missing(self, source: Source) -> list[str]:
         """The formats in which a recording has no file."""
@@ -169,6 +178,9 @@ class OutputFolder:
             with atomic_write(path) as file:
                 file.write(FORMATS[name](transcript).encode(errors="backslashreplace"))
 
+    def _record(self, source: Source) -> Path:
+        return self.folder / RECORDS / f"{self.name(source)}.jsonl"
+
     def _file(self, source: Source, format_name: str) -> Path:
         return self.folder / f"{self.name(source)}.{format_name}"
 
@@ -178,6 +190,8 @@ def locked(folder: Path) -> Iterator[None]:
     """Makes the folder, and keeps other processes out. Raises DataError if it cannot be written to."""
     if folder.exists() and not folder.is_dir():
         raise DataError(f"--output {folder} is a file; give a folder")
+    if (folder / RECORDS).is_symlink():
+        raise DataError(f"--output {folder}: {RECORDS} in it is a link; delete the link")
     with disk_errors_as_sentences():
         (folder / RECORDS).mkdir(parents=True, exist_ok=True)
         with folder_lock(folder / RECORDS, "--output", DataError):
@@ -195,10 +209,17 @@ def disk_errors_as_sentences() -> Iterator[None]:
         raise DataError(f"{remedy}; the same command resumes") from error
 
 
+def _key(source: Source) -> str:
+    """What names a recording: another text for each path, which JSON can hold."""
+    return source.path.absolute().as_uri()
+
+
 def _candidates(source: Source) -> Iterator[str]:
     """Names for a recording's files, from the best."""
     folder, _, stem = source.name.rpartition("/")
-    short = os.fsdecode(os.fsencode(stem)[:LONGEST_NAME])
+    short = stem
+    while len(os.fsencode(short)) > LONGEST_NAME:
+        short = short[:-1]
     names = [short, f"{short}{source.path.suffix}"]
     number = 2
     while True:
@@ -222,13 +243,19 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
 
 def _drop_half_line(path: Path, rows: int) -> None:
     """Cuts a record after its first rows, which are all that could be read."""
-    if is_regular(path):
+    if is_regular(path) and path.stat().st_size <= MOST_BYTES:
         with open_regular(path, MOST_BYTES) as lines:
             size = sum(len(line) for _, line in zip(range(rows), lines, strict=False))
         os.truncate(path, size)
 
 
-def _appending(path: Path) -> Any:
+def _write_line(file: BinaryIO, row: dict[str, Any]) -> None:
+    file.write(f"{json.dumps(row)}\n".encode())
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _appending(path: Path) -> BinaryIO:
     return os.fdopen(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC), "ab")
 
 
