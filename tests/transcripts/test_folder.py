@@ -12,6 +12,7 @@ from kikitori.runtime.errors import DataError
 from kikitori.transcripts.folder import (
     MOST_BYTES,
     RECORDS,
+    WRITTEN,
     OutputFolder,
     Read,
     Source,
@@ -114,18 +115,17 @@ def test_a_damaged_recording_is_forgotten(tmp_path: Path, source: Source) -> Non
 
 
 def test_files_that_no_earlier_call_wrote_are_not_replaced(tmp_path: Path, source: Source) -> None:
-    folder = folder_of(tmp_path)
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "a.srt").touch()
-    folder.check_free([source])
-    (tmp_path / "out" / "a.txt").symlink_to("gone")
-    with pytest.raises(DataError, match=r"a\.txt exists and is no earlier transcript; move it, or give another --out"):
-        folder.check_free([source])
-    # A kill between a file and the end of its record; a recording that is damaged now.
-    folder.record(source).add(LAST)
+    (tmp_path / "out" / "a.srt").symlink_to("gone")
+    finish(tmp_path, source)
     folder_of(tmp_path).check_free([source])
+    with pytest.raises(DataError, match=r"a\.srt exists and is no earlier transcript; move it, or give another --out"):
+        folder_of(tmp_path, "txt", "srt").check_free([source])
     folder_of(tmp_path).record(source).discard()
     folder_of(tmp_path).check_free([source])
+    (tmp_path / "out" / RECORDS / WRITTEN).unlink()
+    with pytest.raises(DataError, match=r"a\.txt exists and is no earlier transcript"):
+        folder_of(tmp_path).check_free([source])
 
 
 def test_recordings_of_one_name_have_files_of_their_own_for_good(tmp_path: Path) -> None:
@@ -173,7 +173,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_no_partial_file(tmp_path: Path, 
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, before)
-    assert [path.name for path in (tmp_path / "out").iterdir()] == []
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [RECORDS]
     with pytest.raises(DataError, match="No space left on device; free space; the same command resumes"):  # noqa: SIM117
         with disk_errors_as_sentences():
             raise OSError(28, "No space left on device")

@@ -22,6 +22,8 @@ from kikitori.transcripts.formats import FORMATS, Transcript
 
 # The folder of what was read, and the bytes of a file in it at most: 3 hours of speech take 5 MB.
 RECORDS, MOST_BYTES = ".kikitori", 2**27
+# The file in it that names those which are written next to it, each followed by a zero byte: all others are a person's.
+WRITTEN = ".written"
 # Bytes of a name, so that suffixes can follow it: file systems allow 255.
 LONGEST_NAME = 200
 
@@ -90,8 +92,6 @@ class Record:
 
     def add(self, section: Read) -> None:
         """Adds a section, which is on the disk when this returns; the last one only when the record is finished."""
-        if not self.sections:
-            self._begin()
         self.sections.append(section)
         if not section.is_last:
             self._save(section)
@@ -100,23 +100,20 @@ class Record:
         """Marks the recording as read, once its files are written."""
         self._save(self.sections[-1])
 
-    def _begin(self) -> None:
-        """Writes the first line, by which the recording's files are known as those of this folder."""
-        if self.path:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with create(self.path) as file:
-                _write_line(file, self.head)
-
     def _save(self, section: Read) -> None:
-        if self.path:
-            with _appending(self.path) as file:
-                _write_line(file, _plain(section))
+        if self.path is None:
+            return
+        is_first = section is self.sections[0]
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        rows = [*([self.head] if is_first else []), _plain(section)]
+        with create(self.path) if is_first else _appending(self.path) as file:
+            _write(file, "".join(f"{json.dumps(row)}\n" for row in rows).encode())
 
     def discard(self) -> None:
-        """Forgets what was read, of a recording that turned out to be damaged; earlier files stay known as its own."""
+        """Forgets what was read, of a recording that turned out to be damaged."""
         self.sections.clear()
-        if self.path and self.path.exists():
-            self._begin()
+        if self.path:
+            self.path.unlink(missing_ok=True)
 
 
 class OutputFolder:
@@ -126,6 +123,7 @@ class OutputFolder:
         self.folder, self.formats, self.settings = folder, formats, settings
         self._names: dict[str, str] = {}
         self._taken: dict[str, str] = {}
+        self._written = _written_in(folder)
         for path in sorted((folder / RECORDS).rglob("*.jsonl")):
             if head := next(_rows(path), None):
                 name = str(path.relative_to(folder / RECORDS))[: -len(".jsonl")]
@@ -161,10 +159,9 @@ class OutputFolder:
 
     def check_free(self, sources: Iterable[Source]) -> None:
         """Raises DataError for a file that would be replaced, although no earlier call wrote it."""
-        for source in sources:
-            files = [] if os.path.lexists(self._record(source)) else [self._file(source, name) for name in self.formats]
-            if foreign := next(filter(os.path.lexists, files), None):
-                raise DataError(f"{foreign} exists and is no earlier transcript; move it, or give another --output")
+        for path in (self._file(source, name) for source in sources for name in self.formats):
+            if os.path.lexists(path) and self._relative(path) not in self._written:
+                raise DataError(f"{path} exists and is no earlier transcript; move it, or give another --output")
 
     def missing(self, source: Source) -> list[str]:
         """The formats in which a recording has no file."""
@@ -175,8 +172,20 @@ class OutputFolder:
         for name in formats:
             path = self._file(source, name)
             path.parent.mkdir(parents=True, exist_ok=True)
+            self._own(path)
             with atomic_write(path) as file:
                 file.write(FORMATS[name](transcript).encode(errors="backslashreplace"))
+
+    def _own(self, path: Path) -> None:
+        """Notes a file, before it is written, as one that may be replaced."""
+        if (name := self._relative(path)) not in self._written:
+            (self.folder / RECORDS).mkdir(exist_ok=True)
+            with _appending(self.folder / RECORDS / WRITTEN) as file:
+                _write(file, name + b"\0")
+            self._written.add(name)
+
+    def _relative(self, path: Path) -> bytes:
+        return os.fsencode(path.relative_to(self.folder))
 
     def _record(self, source: Source) -> Path:
         return self.folder / RECORDS / f"{self.name(source)}.jsonl"
@@ -227,6 +236,15 @@ def _candidates(source: Source) -> Iterator[str]:
         names, number = [f"{short}{source.path.suffix}-{number}"], number + 1
 
 
+def _written_in(folder: Path) -> set[bytes]:
+    """The files that earlier calls wrote, by their paths in the folder."""
+    try:
+        with open_regular(folder / RECORDS / WRITTEN, MOST_BYTES) as file:
+            return {*file.read().split(b"\0")}
+    except UNREADABLE:
+        return set()
+
+
 def _rows(path: Path) -> Iterator[dict[str, Any]]:
     """The objects of a record, up to the first that is damaged, such as the half line of a killed process."""
     try:
@@ -249,14 +267,14 @@ def _drop_half_line(path: Path, rows: int) -> None:
         os.truncate(path, size)
 
 
-def _write_line(file: BinaryIO, row: dict[str, Any]) -> None:
-    file.write(f"{json.dumps(row)}\n".encode())
+def _write(file: BinaryIO, data: bytes) -> None:
+    file.write(data)
     file.flush()
     os.fsync(file.fileno())
 
 
 def _appending(path: Path) -> BinaryIO:
-    return os.fdopen(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC), "ab")
+    return os.fdopen(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666), "ab")
 
 
 def _plain(section: Read) -> dict[str, Any]:
