@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from multiprocessing import Pipe
 from pathlib import Path
 
@@ -154,13 +155,20 @@ def test_a_long_recording_has_more_time(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("rate", [8_000, 16_000, 48_000])
-def test_a_recording_of_more_than_three_hours_is_rejected(rate: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert decoder_process.MAX_DURATION_S == 3 * 3600
-    monkeypatch.setattr(decoder_process, "MAX_DURATION_S", 2)
+def test_a_recording_that_is_too_long_is_rejected(rate: int) -> None:
+    assert (decoder_process.MAX_DURATION_S, decoder_process.MAX_STREAM_S) == (3 * 3600, 24 * 3600)
     parts = [encoded(tone(0.9, 300 + i, rate), "wav", rate) for i in range(3)]
-    assert len(decode(parts[0] + parts[1])) == round(1.8 * 16_000)
-    with pytest.raises(AudioError, match="is longer than"):
-        decode(b"".join(parts))
+    assert sum(len(block.samples) for block in decoder_process.blocks(parts[0] + parts[1], 2)) == round(1.8 * rate)
+    with pytest.raises(AudioError, match="is longer than 0 hours; split it"):
+        list(decoder_process.blocks(b"".join(parts), 2))
+
+
+def test_a_decoder_rejects_a_recording_that_is_too_long_before_it_decodes_it(tmp_path: Path) -> None:
+    (tmp_path / "long.wav").write_bytes(encoded(tone(3.0)))
+    with closing(Decoder(longest_s=2)) as short, closing(Decoder(longest_s=4)) as long:
+        assert len(next(long.stream(tmp_path / "long.wav")).samples) == 3 * 16_000
+        with pytest.raises(AudioError, match="is longer than 0 hours; split it"):
+            next(short.stream(tmp_path / "long.wav"))
 
 
 @pytest.mark.parametrize("call", ["b'SPIN'", "GOOD"])

@@ -264,3 +264,76 @@ def test_timestamps_of_a_model_without_any_and_previous_text_of_pauses_are_refus
     )
     refusal(monkeypatch, "--model", str(tmp_path), "--segments", "words")
     assert "invalid choice: 'words'" in capsys.readouterr().err
+
+
+def test_a_folder_gets_a_file_for_each_recording_and_format_and_what_is_there_is_left_out(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    talks, out = tmp_path / "talks", tmp_path / "talks" / "texts"
+    for name in ("a.wav", "a.flac", "sub/b.wav"):
+        write_clip(talks / name)
+    (talks / "broken.wav").write_bytes(b"RIFF")
+    words = (str(talks), "--model", model, "--output", str(out), "--format", "srt,json")
+    lines, errors, failed = output(monkeypatch, capsys, *words)
+    assert (lines, failed) == ("", 1)
+    assert f"{out}: 3 of 4 transcripts\n" in errors
+    files = sorted(str(path.relative_to(out)) for path in out.rglob("*.*") if ".kikitori" not in str(path))
+    assert files == ["a.json", "a.srt", "a.wav.json", "a.wav.srt", "sub/b.json", "sub/b.srt"]
+    assert (out / "a.srt").read_text() == "1\n00:00:00,000 --> 00:00:00,500\n犬と 猫\n"
+    assert json.loads((out / "a.wav.json").read_text())["file"] == str(talks / "a.wav")
+    monkeypatch.setattr("kikitori.inference.generate.generate", lambda *arguments, **more: pytest.fail("read again"))
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*.srt")}
+    _, errors, failed = output(monkeypatch, capsys, *words[:-1], "srt,json,vtt")
+    assert f"{out}: 3 of 4 transcripts, 3 of them from an earlier call\n" in errors
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*.srt")} == before
+    assert (out / "sub" / "b.vtt").read_text().startswith("WEBVTT\n\n00:00:00.000 --> ")
+
+
+def test_another_option_reads_again(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clip, out = str(write_clip(tmp_path / "a.wav")), str(tmp_path / "out")
+    for task in ("transcribe", "translate"):
+        errors = output(monkeypatch, capsys, clip, "--model", model, "--output", out, "--task", task)[1]
+        assert "earlier" not in errors
+
+
+def test_formats_that_need_a_folder_are_refused_before_the_model_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert refusal(monkeypatch, "--model", "m", "--format", "srt,vtt") == (
+        "ConfigError: --format srt,vtt: several formats need a folder; add --output FOLDER"
+    )
+    assert refusal(monkeypatch, str(tmp_path.parent / "x"), "--model", "m").startswith("DataError: ")
+    message = refusal(monkeypatch, str(write_clip(tmp_path / "b.wav")), "--model", "m", "--format", "srt")
+    assert message == "ConfigError: --format srt of 2 files needs a folder; add --output FOLDER"
+    refusal(monkeypatch, "--model", "m", "--format", "docx")
+    assert "invalid choice: 'docx' (choose from txt, srt, vtt, json, tsv, jsonl)" in capsys.readouterr().err
+    refusal(monkeypatch, "--model", "m", "--batch-size", "0")
+    assert "'0' is no whole number above 0" in capsys.readouterr().err
+    (tmp_path / "file").touch()
+    message = refusal(monkeypatch, "--model", "m", "--output", str(tmp_path / "file"))
+    assert message == f"DataError: --output {tmp_path}/file is a file; give a folder"
+
+
+def test_subtitles_of_one_file_may_go_to_stdout(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clip = str(write_clip(tmp_path / "a.wav"))
+    assert output(monkeypatch, capsys, clip, clip, "--model", model, "--format", "srt")[0].startswith("1\n00:00:00,000")
+
+
+def test_the_formats_are_those_of_transcripts() -> None:
+    from kikitori.transcripts.formats import FORMATS
+
+    assert tuple(FORMATS) == transcribe.FORMATS
+
+
+def test_a_language_is_detected_for_each_recording(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clip = str(write_clip(tmp_path / "a.wav"))
+    words = (clip, "--model", model, "--format", "jsonl", "--language", "auto")
+    row = json.loads(output(monkeypatch, capsys, *words)[0])
+    assert 0 < row["language_probability"] < 1
+    assert len(row["language"]) in (2, 3)

@@ -11,7 +11,7 @@ from recordings import encoded, tone, write_clip
 from torch import Tensor
 
 from kikitori.audio.waveform import SAMPLE_RATE, decode
-from kikitori.inference.generate import TorchEngine
+from kikitori.inference.generate import Generated, TorchEngine
 from kikitori.inference.segments import Piece
 from kikitori.inference.transcribe import transcribe_pieces
 from kikitori.model.loading import build_whisper
@@ -120,6 +120,17 @@ def test_a_long_recording_is_resumed_in_its_middle_with_equal_results(
     assert resumed.record.sections == undisturbed.record.sections
 
 
+def test_a_long_recording_that_is_damaged_at_its_end_leaves_nothing(
+    engine: TorchEngine, long: Source, tmp_path: Path
+) -> None:
+    whole = encoded(tone(30.0), "flac")
+    long.path.write_bytes(whole + whole[:-500])  # two recordings in one file, of which the second is damaged
+    (found,) = read_recordings(engine, [long], Options(), OutputFolder(tmp_path / "out", ["txt"], "s").record)
+    assert "lost sync" in found.error
+    assert found.record.sections == []
+    assert not list((tmp_path / "out").rglob("*.jsonl"))
+
+
 def test_a_recording_that_was_read_is_not_decoded_again(
     engine: TorchEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -139,6 +150,11 @@ class Detecting(TorchEngine):
     """Takes every recording for one of the languages in its order."""
 
     rows: list[dict[str, float]]
+    read_as: list[str | None]
+
+    def read(self, clips: Any, language: str | None) -> list[Generated]:
+        self.read_as.append(language)
+        return super().read(clips, language)
 
     def detect(self, clips: Any) -> list[dict[str, float]]:
         return [self.rows.pop(0) for _ in clips]
@@ -154,9 +170,11 @@ def test_each_recording_is_read_in_its_own_language(
         [{"ja": 0.2, "de": 0.6, "en": 0.2}, {"en": 0.8, "ja": 0.15, "de": 0.05}],
         raising=False,
     )
+    monkeypatch.setattr(Detecting, "read_as", [], raising=False)
     files = sources(tmp_path, 0.6, 0.7, 0.8)
     (tmp_path / "1.wav").write_bytes(encoded(np.zeros(16_000)))
     first, silent, second = read_recordings(Detecting(micro), files, Options(detect_language=True))
+    assert Detecting.read_as == ["de", "ja"]
     assert (first.language, first.language_probability) == ("de", pytest.approx(0.75))
     assert (second.language, second.language_probability) == ("ja", pytest.approx(0.75))
     assert (silent.language, silent.transcript(TorchEngine(micro)).language) == (None, "ja")

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from kikitori.audio.decoder_process import MAX_BYTES, MAX_SECONDS, MEMORY_SAMPLES, Block
+from kikitori.audio.decoder_process import MAX_BYTES, MAX_DURATION_S, MAX_SECONDS, MEMORY_SAMPLES, Block
 from kikitori.audio.formats import AudioError
 from kikitori.audio.waveform import Part, parts, peak_of, waveform
 
@@ -32,9 +32,13 @@ class AudioWorkerError(RuntimeError):
 
 
 class Decoder:
-    """One decoder process (`decoder_process`). It starts at once; only the first call waits until it is ready."""
+    """One decoder process (`decoder_process`). It starts at once; only the first call waits until it is ready.
 
-    def __init__(self) -> None:
+    longest_s: seconds that a recording may have.
+    """
+
+    def __init__(self, longest_s: int = MAX_DURATION_S) -> None:
+        self._longest_s = longest_s
         # Samples are returned through shared memory: as messages they would be copied three more times.
         self._memory = _memory_file()
         self._start()
@@ -42,8 +46,9 @@ class Decoder:
     def _start(self) -> None:
         self._connection, theirs = Pipe()
         with theirs:
+            arguments = (theirs.fileno(), self._memory, self._longest_s)
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "kikitori.audio.decoder_process", str(theirs.fileno()), str(self._memory)],
+                [sys.executable, "-P", "-m", "kikitori.audio.decoder_process", *map(str, arguments)],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno(), self._memory],

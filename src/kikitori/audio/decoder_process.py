@@ -34,8 +34,8 @@ MIN_RATE, MAX_RATE = 4_000, 768_000
 MAX_CHANNELS = 64
 # Values of a resampling kernel: 44.1 and 22.05 kHz need 0.07 and 0.14 million, a prime number near them 700 million.
 MAX_KERNEL = 16_000_000
-# Seconds of one recording.
-MAX_DURATION_S = 3 * 3600
+# Seconds of one recording that is decoded as a whole, and of one that is read as it is decoded.
+MAX_DURATION_S, MAX_STREAM_S = 3 * 3600, 24 * 3600
 # Speech takes 250 bytes a second and more in every format. A longer recording in fewer bytes is silence, or made to
 # fill the disk.
 MIN_BYTES_PER_S = 250
@@ -86,22 +86,25 @@ class StreamFile(soundfile.SoundFile):
         return False
 
 
-def blocks(data: bytes) -> Iterator[Block]:
-    """Decodes the bytes of an audio file block by block: all of its audio, or it raises an error.
+def blocks(data: bytes, longest_s: int = MAX_DURATION_S) -> Iterator[Block]:
+    """Decodes the bytes of an audio file of at most longest_s, block by block: all of its audio, or it raises an error.
 
     Raises AudioError for a file that is empty, incomplete, too long to process or holds values that are no audio, or an
     error of soundfile.
     """
-    allowed_s = min(MAX_DURATION_S, SHORT_S + len(data) / MIN_BYTES_PER_S)
+    most_s = SHORT_S + len(data) / MIN_BYTES_PER_S
+    allowed_s = min(longest_s, most_s)
     seconds = 0.0
     for number, stream in enumerate(streams(data)):
         with open_stream(stream.data) as file:
             is_float = file.subtype in ("FLOAT", "DOUBLE")
             stream_s = _expected_s(file, stream)
+            if longest_s < seconds + stream_s <= most_s:  # before hours of it are decoded
+                raise AudioError(_too_long(longest_s))
             for samples in _mono(file, stream):
                 seconds += len(samples) / file.samplerate
                 if seconds > allowed_s:
-                    raise AudioError(_too_long(allowed_s, len(data)))
+                    raise AudioError(_too_long(longest_s) if allowed_s == longest_s else _too_little(allowed_s, data))
                 yield Block(samples, file.samplerate, number, is_float, stream_s)
 
 
@@ -153,10 +156,12 @@ def _seconds(file: StreamFile, samples: int) -> str:
     return f"{samples / file.samplerate:.2f} s"
 
 
-def _too_long(allowed_s: float, size: int) -> str:
-    if allowed_s == MAX_DURATION_S:
-        return f"is longer than {MAX_DURATION_S // 3600} hours; split it"
-    return f"has more than {allowed_s:.0f} s in {size} bytes: it is silent, or made to fill the disk"
+def _too_long(longest_s: int) -> str:
+    return f"is longer than {longest_s // 3600} hours; split it"
+
+
+def _too_little(allowed_s: float, data: bytes) -> str:
+    return f"has more than {allowed_s:.0f} s in {len(data)} bytes: it is silent, or made to fill the disk"
 
 
 def error_reason(error: Exception) -> str:
@@ -184,7 +189,7 @@ def read_bytes(path: Path) -> bytes:
     return path.read_bytes()
 
 
-def serve_request(connection: Connection, memory: int) -> None:
+def serve_request(connection: Connection, memory: int, longest_s: int = MAX_DURATION_S) -> None:
     """Decodes one recording: receives a path or bytes, writes samples to `memory` and sends what they are.
 
     memory: a file descriptor. An empty path announces the bytes. A message has the number of samples, what else
@@ -203,7 +208,7 @@ def serve_request(connection: Connection, memory: int) -> None:
     try:
         data = read_bytes(Path(path)) if path else data
         signal.alarm(MAX_SECONDS + len(data) // BYTES_A_SECOND)
-        for block in blocks(data):
+        for block in blocks(data, longest_s):
             if written and (block.stream != last.stream or written + len(block.samples) > MEMORY_SAMPLES):
                 left = signal.alarm(0)
                 send(more=True)
@@ -224,7 +229,7 @@ def serve_request(connection: Connection, memory: int) -> None:
 def main() -> None:
     """Serves requests until the parent process closes the connection or ends.
 
-    Command-line arguments: the descriptors of an open socket and of a file in memory.
+    Command-line arguments: the descriptors of an open socket and of a file in memory, and the seconds of a recording.
     """
     # Ctrl-C reaches all processes of a terminal. This one ends with its parent, which decides when.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -234,11 +239,11 @@ def main() -> None:
         with suppress(ValueError, OSError):  # a lower limit is in force
             resource.setrlimit(kind, (limit, limit))
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())  # mpg123 prints a line for each damaged frame
-    connection, memory = Connection(int(sys.argv[1])), int(sys.argv[2])
+    connection, memory, longest_s = Connection(int(sys.argv[1])), int(sys.argv[2]), int(sys.argv[3])
     connection.send_bytes(b"ready")
     with suppress(EOFError, ConnectionError):
         while True:
-            serve_request(connection, memory)
+            serve_request(connection, memory, longest_s)
 
 
 if __name__ == "__main__":

@@ -32,12 +32,15 @@ from kikitori.inference.reading import choose_reading
 from kikitori.inference.segments import SHORTEST_S, Piece, halves, split_at_pauses
 from kikitori.inference.timestamps import read_by_timestamps
 from kikitori.metrics.normalizer import word_separator
+from kikitori.model.features import FRAMES_PER_SECOND
 from kikitori.model.whisper import Whisper, check_whisper
 from kikitori.runtime.files import expanded
 
 # Doubts for which a piece is read again in two halves, how often its halves are, and the seconds of the shortest piece
 # that is.
 READ_AGAIN, DEPTH, DIVISIBLE_S = (CUT, LITTLE, REPEATED), 2, 3 * SHORTEST_S
+# Seconds of the longest window of which `batch_size` pieces are read at a time.
+PIECE_S = 15.0
 # Seconds of the shortest recording: a tenth of a sound of speech.
 LEAST_S = 0.02
 # Seconds of the shortest limit for pieces, however short the clips were that a model was trained on.
@@ -60,7 +63,7 @@ def transcribe(
     """Transcribes a recording of any length. A long one is read in pieces, see `transcribe_pieces`.
 
     audio: a file (mp3, wav, flac, ogg, opus, aiff, ...), or samples: (samples,) float in [-1, 1] at 16 kHz, mono.
-    batch_size: pieces of the recording that are transcribed at a time. segments, previous_text: see
+    batch_size: pieces of up to 15 s that are transcribed at a time, of 30 s half as many. segments, previous_text: see
     `transcribe_pieces`.
     Raises AudioError if the file is missing or cannot be decoded, ValueError for samples of another shape or type.
     """
@@ -87,6 +90,7 @@ def transcribe_pieces(
     kept them, see `choose_reading`, and otherwise pauses.
     Silent pieces get no text. A piece whose text repeats itself, was cut off by a limit, or is too short for its speech
     is read again in two halves, and these likewise; the halves are taken if less of their time is doubtful.
+    batch_size: pieces of up to 15 s that are read at a time, of 30 s half as many.
     advance: called with the seconds of audio that were read. Samples that exceed full scale are scaled to it.
     previous_text: whether each window of timestamps is read with the text before it. language: Whisper's code, None
     for the model's own.
@@ -219,17 +223,23 @@ class _Reader:
         processor = self.engine.processor
         generated = [Generated("", cut=False) for _ in parts]
         # Pieces of one batch must have the same window, and a batch has one language.
-        alike = [(processor.window_frames(len(part.sound)), part.language or "") for part in parts]
+        window = [processor.window_frames(len(part.sound)) for part in parts]
+        alike = [(frames, part.language or "") for frames, part in zip(window, parts, strict=True)]
         heard = [i for i, part in enumerate(parts) if not is_silent(part.sound)]
         for _, group in groupby(sorted(heard, key=alike.__getitem__), alike.__getitem__):
             same = list(group)
-            for batch in (same[i : i + self.batch_size] for i in range(0, len(same), self.batch_size)):
+            size = self._batch_size(window[same[0]] / FRAMES_PER_SECOND)
+            for batch in (same[i : i + size] for i in range(0, len(same), size)):
                 sounds = [parts[i].sound for i in batch]
                 for i, row in zip(batch, self.engine.read(sounds, parts[batch[0]].language), strict=True):
                     generated[i] = row
                 advance(sum(map(len, sounds)) / SAMPLE_RATE)
         advance(sum(len(part.sound) for i, part in enumerate(parts) if i not in {*heard}) / SAMPLE_RATE)
         return generated
+
+    def _batch_size(self, window_s: float) -> int:
+        """How many pieces in a window of this length are read at a time: fewer of long ones, which take more memory."""
+        return max(1, min(self.batch_size, int(self.batch_size * PIECE_S / window_s)))
 
 
 def moved(piece: Piece, seconds: float) -> Piece:

@@ -8,6 +8,7 @@ from pathlib import Path
 from torch import Tensor
 
 from kikitori.audio.decoder_pool import Decoder
+from kikitori.audio.decoder_process import MAX_STREAM_S
 from kikitori.audio.formats import AudioError
 from kikitori.audio.waveform import SAMPLE_RATE
 from kikitori.inference.checks import SILENCE_DBFS
@@ -31,7 +32,7 @@ class Options:
 
     segments, previous_text: see `transcribe_pieces`. detect_language: whether each has its own language. only_speech:
     silences everything else in (samples,) at 16 kHz. note: called once with how long recordings are read, if that is
-    chosen here. batch_size: pieces that are read at a time.
+    chosen here. batch_size: see `transcribe_pieces`.
     """
 
     segments: Segments = "auto"
@@ -76,7 +77,7 @@ def read_recordings(
     """
     progress = progress or Progress({})
     reader = _Reader(engine, options, progress)
-    with closing(Decoder()) as decoder:
+    with closing(Decoder(MAX_STREAM_S)) as decoder:
         jobs = _jobs(decoder, sources, options, record_of, progress)
         for group in _grouped(jobs):
             reader.read([job for job in group if job.section])
@@ -189,8 +190,9 @@ class _Reader:
     def _detect(self, jobs: Sequence[_Job]) -> None:
         """Sets the language of recordings by their first seconds with sound."""
         heard = [(job.recording, sound) for job in jobs if job.section and len(sound := self._heard(job.section))]
-        for i in range(0, len(heard), self.options.batch_size):
-            batch = heard[i : i + self.options.batch_size]
+        most = max(1, self.options.batch_size // 2)  # whole windows
+        for i in range(0, len(heard), most):
+            batch = heard[i : i + most]
             for (recording, _), row in zip(batch, self.engine.detect([sound for _, sound in batch]), strict=True):
                 if recording.language is None:
                     recording.language, recording.language_probability = self._most_probable(row)

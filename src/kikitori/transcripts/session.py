@@ -34,7 +34,7 @@ class Wanted:
     """What a person asks for.
 
     model, language, task, base: see `load_engine`. segments, previous_text: see `transcribe_pieces`. pauses: what finds
-    them. formats: of the files in `output`, None to write no files.
+    them. formats: of the files in `output`, None to write no files. batch_size: see `transcribe_pieces`.
     """
 
     model: str
@@ -46,6 +46,7 @@ class Wanted:
     pauses: Pauses = "energy"
     formats: Sequence[str] = ("txt",)
     output: Path | None = None
+    batch_size: int = 8
 
 
 class Done(NamedTuple):
@@ -81,7 +82,7 @@ def transcribe_all(sources: Sequence[Source], wanted: Wanted, note: Callable[[st
             note(line)
 
         detects = wanted.language == AUTO
-        options = Options(wanted.segments, wanted.previous_text, detects, only_speech, noted)
+        options = Options(wanted.segments, wanted.previous_text, detects, only_speech, noted, wanted.batch_size)
         folder = OutputFolder(wanted.output, wanted.formats, settings_of(engine, wanted)) if wanted.output else None
         if folder:
             folder.check_free(sources)

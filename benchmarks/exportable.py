@@ -1,11 +1,12 @@
 """Folders of random Whispers of small widths with the real sizes of everything that an engine takes as given.
 
 Vocabulary, special token ids, window, Mels and generation_config.json are those of base (51,865 tokens, 80 Mels) or of
-large-v3 (51,866 tokens, one more language, 128 Mels). The words are synthetic: bytes, then pairs and triples of letters
-and digits. Engines that carry a tokenizer of their own (openai-whisper, mlx-whisper) give other texts for the same
-tokens, so compare their tokens.
+large-v3 (51,866 tokens, one more language, 128 Mels). The words are those of a pretrained model's tokenizer, or
+synthetic: bytes, then pairs and triples of letters and digits. Engines that carry a tokenizer of their own
+(openai-whisper, mlx-whisper) give other texts for the same tokens of synthetic words, so compare their tokens.
 """
 
+import json
 import string
 from itertools import islice, product
 from pathlib import Path
@@ -34,9 +35,14 @@ class Sizes(NamedTuple):
 BASE, LARGE_V3 = Sizes(51_865, 80), Sizes(51_866, 128)
 
 
-def write_exportable(folder: Path, sizes: Sizes = LARGE_V3, layers: int = 2, seed: int = 3) -> Path:
-    """Writes a model's folder, as `Whisper.save` does, and returns it. Its texts end after 9 tokens or less."""
-    tokenizer = whisper_tokenizer(sizes)
+def write_exportable(
+    folder: Path, sizes: Sizes = LARGE_V3, layers: int = 2, seed: int = 3, words_of: Path | None = None
+) -> Path:
+    """Writes a model's folder, as `Whisper.save` does, and returns it. Its texts end after 9 tokens or less.
+
+    words_of: the folder of a pretrained model, whose words are taken.
+    """
+    tokenizer = whisper_tokenizer(sizes, *(pretrained_words(words_of) if words_of else synthetic_words()))
     config = whisper_config(tokenizer, sizes, layers)
     model = WhisperForConditionalGeneration(config).eval()
     randomize(model, seed)
@@ -46,15 +52,32 @@ def write_exportable(folder: Path, sizes: Sizes = LARGE_V3, layers: int = 2, see
     return folder
 
 
-def whisper_tokenizer(sizes: Sizes) -> WhisperTokenizer:
-    """A byte-level tokenizer with the ids of a stock one: 50,257 words, then the special tokens, then timestamps."""
+Words = dict[str, int]
+Merges = list[tuple[str, str]]
+
+
+def pretrained_words(folder: Path) -> tuple[Words, Merges]:
+    """The words of a tokenizer.json, and the pairs of which they are made."""
+    model = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["model"]
+    pairs = [pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"]]
+    words = {word: index for word, index in model["vocab"].items() if index < NUM_WORDS}
+    return {**words, END: NUM_WORDS}, [(first, second) for first, second in pairs]
+
+
+def synthetic_words() -> tuple[Words, Merges]:
+    """Bytes, pairs and triples of letters and digits."""
     letters = string.ascii_letters + string.digits
     pairs = [(a, b) for a, b in product(letters, repeat=2)]
     triples = ((a + b, c) for (a, b), c in product(pairs, letters))
     alphabet = list(bytes_to_unicode().values())
     merges = [*pairs, *islice(triples, NUM_WORDS - len(alphabet) - len(pairs))]
     words = [*alphabet, *("".join(merge) for merge in merges), END]
-    tokenizer = WhisperTokenizer(vocab={word: i for i, word in enumerate(words)}, merges=merges, pad_token=END)
+    return {word: i for i, word in enumerate(words)}, merges
+
+
+def whisper_tokenizer(sizes: Sizes, words: Words, merges: Merges) -> WhisperTokenizer:
+    """A byte-level tokenizer with the ids of a stock one: 50,257 words, then the special tokens, then timestamps."""
+    tokenizer = WhisperTokenizer(vocab=words, merges=merges, pad_token=END)
     special = SPECIAL_TOKENS if sizes == LARGE_V3 else [token for token in SPECIAL_TOKENS if token != "<|yue|>"]
     tokenizer.add_special_tokens({"extra_special_tokens": special})
     add_timestamps(tokenizer, len(tokenizer), NUM_TIMESTAMPS)
