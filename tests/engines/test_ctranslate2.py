@@ -41,7 +41,20 @@ def test_without_the_package_the_extra_is_named(folder: Path, monkeypatch: pytes
 
 def test_damaged_weights_are_named(folder: Path) -> None:
     pytest.importorskip("ctranslate2", reason="ctranslate2 is not installed")
+    (folder / "vocabulary.json").write_text("[]")
     with pytest.raises(ModelError, match=r"cannot be read by CTranslate2: .*; export it again"):
+        load_engine(str(folder), "ja", None)
+
+
+@pytest.mark.parametrize("key", ["suppress_ids", "suppress_ids_begin", "lang_ids"])
+def test_tokens_beyond_the_vocabulary_are_refused(folder: Path, key: str) -> None:
+    pytest.importorskip("ctranslate2", reason="ctranslate2 is not installed")
+    (folder / "vocabulary.json").write_text('["a", "b"]')
+    (folder / "config.json").write_text(json.dumps({key: [1, 2]}))
+    with pytest.raises(ModelError, match=f"config.json has {key} with 2, but a vocabulary of 2"):
+        load_engine(str(folder), "ja", None)
+    (folder / "config.json").unlink()
+    with pytest.raises(ModelError, match=r"config\.json cannot be read: .*; export it again"):
         load_engine(str(folder), "ja", None)
 
 

@@ -11,9 +11,9 @@ from kikitori.exports.writing import (
     check_model,
     check_space,
     chosen,
-    disk_errors,
     replaced_folder,
     scratch_folder,
+    write_errors,
 )
 from kikitori.model.whisper import Whisper
 from kikitori.runtime.errors import ConfigError, ExportFailed, ModelError
@@ -113,15 +113,19 @@ def test_a_scratch_folder_begins_empty_and_is_removed(tmp_path: Path) -> None:
             "to=openai: no space left on the disk; free",
         ),
         (ValueError("I/O error: No space left on device (os error 28)"), "no space left on the disk; free space"),
+        (
+            ImportError("libx.so: cannot open"),
+            "to=openai: its engine cannot be imported: libx.so: .*; install it again",
+        ),
     ],
 )
-def test_a_full_disk_is_named_whichever_library_finds_it(error: Exception, message: str) -> None:
-    with pytest.raises(ExportFailed, match=message), disk_errors("to=openai"):
+def test_a_full_disk_and_a_broken_engine_are_named_whichever_library_finds_them(error: Exception, message: str) -> None:
+    with pytest.raises(ExportFailed, match=message), write_errors("to=openai"):
         raise error
 
 
 def test_other_errors_stay_what_they_are() -> None:
-    with pytest.raises(ZeroDivisionError), disk_errors("to=openai"):
+    with pytest.raises(ZeroDivisionError), write_errors("to=openai"):
         1 / 0  # noqa: B018
 
 

@@ -9,7 +9,16 @@ import pytest
 from kikitori.inference.confidence import Token
 from kikitori.inference.segments import Piece
 from kikitori.runtime.errors import DataError
-from kikitori.transcripts.folder import RECORDS, OutputFolder, Read, Source, disk_errors_as_sentences, locked
+from kikitori.transcripts.folder import (
+    MOST_BYTES,
+    RECORDS,
+    WRITTEN,
+    OutputFolder,
+    Read,
+    Source,
+    disk_errors_as_sentences,
+    locked,
+)
 from kikitori.transcripts.formats import Transcript
 
 PIECES = [Piece(0, 2.5, "犬", "", (Token("犬", 0.5),), 0.125, -0.25), Piece(2.5, 3, "", "no speech")]
@@ -88,12 +97,35 @@ def test_damaged_lines_are_read_again(tmp_path: Path, source: Source, damage: ob
     assert folder_of(tmp_path).record(source).sections == again.sections
 
 
+def test_a_record_that_is_too_large_is_begun_anew(tmp_path: Path, source: Source) -> None:
+    finish(tmp_path, source)
+    os.truncate(tmp_path / "out" / RECORDS / "a.jsonl", MOST_BYTES + 1)
+    record = folder_of(tmp_path).record(source)
+    assert record.sections == []
+    record.add(FIRST)
+    assert folder_of(tmp_path).record(source).sections == [FIRST]
+
+
 def test_a_damaged_recording_is_forgotten(tmp_path: Path, source: Source) -> None:
     record = folder_of(tmp_path).record(source)
     record.add(FIRST)
     record.discard()
     record.discard()
     assert folder_of(tmp_path).record(source).sections == []
+
+
+def test_files_that_no_earlier_call_wrote_are_not_replaced(tmp_path: Path, source: Source) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "a.srt").symlink_to("gone")
+    finish(tmp_path, source)
+    folder_of(tmp_path).check_free([source])
+    with pytest.raises(DataError, match=r"a\.srt exists and is no earlier transcript; move it, or give another --out"):
+        folder_of(tmp_path, "txt", "srt").check_free([source])
+    folder_of(tmp_path).record(source).discard()
+    folder_of(tmp_path).check_free([source])
+    (tmp_path / "out" / RECORDS / WRITTEN).unlink()
+    with pytest.raises(DataError, match=r"a\.txt exists and is no earlier transcript"):
+        folder_of(tmp_path).check_free([source])
 
 
 def test_recordings_of_one_name_have_files_of_their_own_for_good(tmp_path: Path) -> None:
@@ -112,7 +144,14 @@ def test_recordings_of_one_name_have_files_of_their_own_for_good(tmp_path: Path)
         record.finish()
     again = folder_of(tmp_path)
     assert [again.name(source) for source in reversed(sources)] == names[::-1]
+    breaks = [Source(tmp_path / f"{stem}.wav", stem) for stem in ("b\n", "b\\n")]
+    for source in breaks:
+        record = again.record(source)
+        record.add(LAST)
+        record.finish()
+    assert [folder_of(tmp_path).name(source) for source in breaks] == ["b\n", "b\\n"]
     long = Source(tmp_path / ("犬" * 80 + ".mp3"), "犬" * 80)
+    assert folder.name(long) == "犬" * 66
     folder.write(long, Transcript("", 1.0, [], "ja", "ja"), ["jsonl"])
     strange = Source(Path(os.fsdecode(bytes(tmp_path) + b"/\x98.wav")), os.fsdecode(b"\x98"))
     folder.write(strange, Transcript("", 1.0, [], "ja", "ja"), ["txt"])
@@ -134,7 +173,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_no_partial_file(tmp_path: Path, 
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, before)
-    assert [path.name for path in (tmp_path / "out").iterdir()] == []
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [RECORDS]
     with pytest.raises(DataError, match="No space left on device; free space; the same command resumes"):  # noqa: SIM117
         with disk_errors_as_sentences():
             raise OSError(28, "No space left on device")
@@ -147,10 +186,14 @@ def test_a_folder_that_is_a_file_or_in_use_is_refused(tmp_path: Path) -> None:
     with locked(tmp_path / "out"):
         pass
     assert (tmp_path / "out").is_dir()
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / RECORDS).symlink_to(tmp_path / "out")
+    with pytest.raises(DataError, match=r"\.kikitori in it is a link; delete the link"), locked(tmp_path / "in"):
+        pass
 
 
 def test_the_record_is_a_line_for_the_recording_and_one_for_each_section(tmp_path: Path, source: Source) -> None:
     finish(tmp_path, source)
     head, first, last = map(json.loads, lines(tmp_path))
-    assert head["recording"] == str(source.path)
+    assert head["recording"] == source.path.as_uri()
     assert (first["end"], last["is_last"]) == (40_000, True)

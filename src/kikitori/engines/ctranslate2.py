@@ -141,6 +141,7 @@ def _open(folder: Path) -> Any:
         )
     import ctranslate2
 
+    limits.ctranslate2_config(_config(folder), len(_vocabulary(folder)), f"model.name={folder}: config.json has ")
     device = "cuda" if ctranslate2.get_cuda_device_count() else "cpu"
     try:
         model = ctranslate2.models.Whisper(str(folder), device=device, intra_threads=cores())
@@ -151,6 +152,13 @@ def _open(folder: Path) -> Any:
     if not model.is_multilingual:
         raise ModelError(f"model.name={folder} is English-only and has no language tokens; use the multilingual model")
     return model
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    try:
+        return read_json(folder / "config.json")
+    except DataError as error:
+        raise ModelError(f"model.name={folder} cannot be read: {error.args[0]}; export it again") from error
 
 
 def _tokenizer(folder: Path) -> WhisperTokenizer:
@@ -188,8 +196,8 @@ def _vocabulary(folder: Path) -> list[str]:
 def _known(model: Path) -> dict[str, Any]:
     """What a model's folder says of its training, checked."""
     where = f"model.name={model}: config.json has "
+    config = _config(model)
     try:
-        config = read_json(model / "config.json")
         generation = read_json(model / "generation_config.json")
     except DataError as error:
         raise ModelError(str(error)) from error

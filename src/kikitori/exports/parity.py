@@ -29,8 +29,8 @@ from kikitori.model.whisper import Whisper, encode
 # Differences of two logits, at most, that are a tie in an engine of this precision. Texts of other precisions, such as
 # int8, may differ anywhere and are judged by their error rates alone.
 TOLERANCE = {"float32": 0.01, "float16": 0.1}
-# Where a text is cut off, engines differ by a few of TEXT_TOKENS: at most this share of its characters.
-CUT_SHARE = 0.1
+# Tokens, at most, by which a text that reaches TEXT_TOKENS is shorter elsewhere: 5 in whisper.cpp.
+CUT_EARLIER = 8
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def compare(
     differing = [
         _difference(whisper, clip, mine, other.text, precision)
         for clip, mine, other in zip(clips, own, theirs, strict=True)
-        if not _is_same(mine, other.text)
+        if not _is_same(whisper, mine, other.text)
     ]
     return {
         "clips": len(clips),
@@ -100,12 +100,15 @@ def beyond_ties(figures: dict[str, Any]) -> list[str]:
     return [row["clip"] for row in figures["differing"] if row.get("tie") is False]
 
 
-def _is_same(own: Own, text: str) -> bool:
-    """Whether two texts are equal; one that was cut off may be cut a few tokens earlier or later elsewhere."""
-    if own.ended:
+def _is_same(whisper: Whisper, own: Own, text: str) -> bool:
+    """Whether two texts are equal; one that was cut off may be cut a few tokens earlier elsewhere, or later."""
+    if own.ended or not text:
         return text == own.text
-    short, long = sorted((text, own.text), key=len)
-    return long.startswith(short) and len(long) - len(short) <= CUT_SHARE * len(own.text)
+    # A token that was cut off may have been in the middle of a character.
+    least, ours, theirs = (
+        found.rstrip("\ufffd") for found in (*whisper.processor.decode([own.tokens[:-CUT_EARLIER]]), own.text, text)
+    )
+    return theirs.startswith(least) and (ours.startswith(theirs) or theirs.startswith(ours))
 
 
 def _difference(whisper: Whisper, clip: Speech, own: Own, text: str, precision: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from kikitori.exports.formats import Format, find_format
 from kikitori.model.whisper import Whisper
-from kikitori.runtime.errors import ConfigError, ExportFailed, ModelError, remedy_of
+from kikitori.runtime.errors import ConfigError, ExportFailed, ModelError, one_line, remedy_of
 from kikitori.runtime.files import sync_folder
 
 # What engines take for granted: Whisper's window, and at least the vocabulary of the multilingual models.
@@ -99,15 +99,22 @@ def _flush(folder: Path) -> None:
 
 
 @contextmanager
-def disk_errors(what: str) -> Iterator[None]:
-    """Turns errors of a disk that is full or cannot be written to into ExportFailed. what: is written in the block."""
+def write_errors(what: str) -> Iterator[None]:
+    """Turns errors of a disk that is full or cannot be written to, and of an engine that is installed but cannot be
+    imported, into ExportFailed. what: is written in the block.
+    """
     try:
         yield
     except Exception as error:  # torch, safetensors and the engines' own writers have errors of their own
-        remedy = remedy_of(error) or _full_disk(error)
+        remedy = remedy_of(error) or _full_disk(error) or _broken_engine(error)
         if remedy is None:
             raise
         raise ExportFailed(f"{what}: {remedy}") from error
+
+
+def _broken_engine(error: Exception) -> str | None:
+    is_broken = isinstance(error, ImportError)
+    return f"its engine cannot be imported: {one_line(error)}; install it again" if is_broken else None
 
 
 def _full_disk(error: Exception) -> str | None:

@@ -93,6 +93,7 @@ GENERATION: dict[str, Rule] = {
     "task_to_id": optional(dict_of(TOKEN)),
     "lang_to_id": optional(dict_of(TOKEN)),
 }
+CTRANSLATE2 = dict.fromkeys(("suppress_ids", "suppress_ids_begin", "lang_ids"), TOKENS)
 SECONDS = number(0, 3_600)
 WINDOW = {"edges_s": list_of(SECONDS, 1_000), "margin_s": SECONDS}
 TRAINED_ON = dict.fromkeys(("longest_s", "p95_s"), number(0, 100_000)) | {"density": number(0, 1_000)}
@@ -139,6 +140,13 @@ def generation_config(values: Mapping[str, Any], vocab_size: int, where: str) ->
     if beyond := [token for token in found.get("suppress_tokens") or () if token >= vocab_size]:
         raise ModelError(f"{where}suppress_tokens with {beyond[0]}, but a vocabulary of {vocab_size}")
     return GenerationConfig(**found)
+
+
+def ctranslate2_config(values: Mapping[str, Any], vocab_size: int, where: str) -> None:
+    """Raises ModelError for a config of CTranslate2 with a token beyond the vocabulary, where it would write."""
+    for key, tokens in checked(values, CTRANSLATE2, where).items():
+        if beyond := [token for token in tokens or () if token >= vocab_size]:
+            raise ModelError(f"{where}{key} with {beyond[0]}, but a vocabulary of {vocab_size}")
 
 
 def trained_on(values: Mapping[str, Any], where: str) -> dict[str, float]:

@@ -24,10 +24,10 @@ from kikitori.exports.writing import (
     check_space,
     chosen,
     digest,
-    disk_errors,
     folder_bytes,
     replaced_folder,
     scratch_folder,
+    write_errors,
 )
 from kikitori.model.whisper import Whisper
 from kikitori.model.window import describe_window
@@ -135,7 +135,7 @@ def read_entries(place: Path) -> Entries:
 def saved_model(whisper: Whisper, place: Path) -> Iterator[Path]:
     """Yields a folder with the model as every converter reads it, adapters merged, and with the card of its run."""
     with scratch_folder(place / MODEL) as folder:
-        with disk_errors(str(place)):
+        with write_errors(str(place)):
             whisper.save(folder)
         if is_regular(card := place.parent / "model" / CARD):
             shutil.copyfile(card, folder / CARD)
@@ -188,7 +188,7 @@ def make_export(source: Source, of: Format, precision: str, target: Path) -> dic
     """Writes one export and reads it back. It gets its name once its engine has read it. Returns what came of it."""
     with replaced_folder(target) as folder:
         start = time.perf_counter()
-        with disk_errors(f"to={of.name}"):
+        with write_errors(f"to={of.name}"):
             of.write(source.folder, folder, precision)
         written_s, size = time.perf_counter() - start, folder_bytes(folder)
         log.info("%s: %.0f MB, written in %s", target.name, size / 1e6, duration(written_s))

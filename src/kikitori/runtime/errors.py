@@ -21,6 +21,7 @@ DISK_ERRORS = {
     **dict.fromkeys((errno.EACCES, errno.EPERM), "fix its permissions"),
     errno.EROFS: "mount it writable",
     errno.EIO: "check the disk",
+    **dict.fromkeys((errno.EISDIR, errno.ENOTDIR, errno.EEXIST), "move what has this name"),
 }
 
 

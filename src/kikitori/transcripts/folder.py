@@ -11,18 +11,19 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from kikitori.inference.confidence import Token
 from kikitori.inference.segments import Piece
 from kikitori.runtime.errors import DataError, remedy_of
 from kikitori.runtime.files import UNREADABLE, atomic_write, create, is_regular, open_regular, parse, plain
 from kikitori.runtime.processes import folder_lock
-from kikitori.runtime.text import printable_line
 from kikitori.transcripts.formats import FORMATS, Transcript
 
 # The folder of what was read, and the bytes of a file in it at most: 3 hours of speech take 5 MB.
 RECORDS, MOST_BYTES = ".kikitori", 2**27
+# The file in it that names those which are written next to it, each followed by a zero byte: all others are a person's.
+WRITTEN = ".written"
 # Bytes of a name, so that suffixes can follow it: file systems allow 255.
 LONGEST_NAME = 200
 
@@ -106,9 +107,7 @@ class Record:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         rows = [*([self.head] if is_first else []), _plain(section)]
         with create(self.path) if is_first else _appending(self.path) as file:
-            file.write("".join(f"{json.dumps(row)}\n" for row in rows).encode())
-            file.flush()
-            os.fsync(file.fileno())
+            _write(file, "".join(f"{json.dumps(row)}\n" for row in rows).encode())
 
     def discard(self) -> None:
         """Forgets what was read, of a recording that turned out to be damaged."""
@@ -124,6 +123,7 @@ class OutputFolder:
         self.folder, self.formats, self.settings = folder, formats, settings
         self._names: dict[str, str] = {}
         self._taken: dict[str, str] = {}
+        self._written = _written_in(folder)
         for path in sorted((folder / RECORDS).rglob("*.jsonl")):
             if head := next(_rows(path), None):
                 name = str(path.relative_to(folder / RECORDS))[: -len(".jsonl")]
@@ -135,7 +135,7 @@ class OutputFolder:
 
         It is the recording's own without its suffix, or with it if another recording has that name.
         """
-        key = printable_line(str(source.path.absolute()))
+        key = _key(source)
         if key not in self._names:
             self._names[key] = next(name for name in _candidates(source) if name.casefold() not in self._taken)
             self._taken[self._names[key].casefold()] = key
@@ -143,10 +143,10 @@ class OutputFolder:
 
     def record(self, source: Source) -> Record:
         """What was read of a recording with the same settings; nothing if it has changed since."""
-        path = self.folder / RECORDS / f"{self.name(source)}.jsonl"
+        path = self._record(source)
         found = source.path.stat() if source.path.exists() else None
         head = {
-            "recording": printable_line(str(source.path.absolute())),
+            "recording": _key(source),
             "settings": self.settings,
             "bytes": found.st_size if found else 0,
             "modified": found.st_mtime_ns if found else 0,
@@ -157,6 +157,12 @@ class OutputFolder:
         _drop_half_line(path, 1 + len(sections))
         return record
 
+    def check_free(self, sources: Iterable[Source]) -> None:
+        """Raises DataError for a file that would be replaced, although no earlier call wrote it."""
+        for path in (self._file(source, name) for source in sources for name in self.formats):
+            if os.path.lexists(path) and self._relative(path) not in self._written:
+                raise DataError(f"{path} exists and is no earlier transcript; move it, or give another --output")
+
     def missing(self, source: Source) -> list[str]:
         """The formats in which a recording has no file."""
         return [name for name in self.formats if not self._file(source, name).is_file()]
@@ -166,8 +172,23 @@ class OutputFolder:
         for name in formats:
             path = self._file(source, name)
             path.parent.mkdir(parents=True, exist_ok=True)
+            self._own(path)
             with atomic_write(path) as file:
                 file.write(FORMATS[name](transcript).encode(errors="backslashreplace"))
+
+    def _own(self, path: Path) -> None:
+        """Notes a file, before it is written, as one that may be replaced."""
+        if (name := self._relative(path)) not in self._written:
+            (self.folder / RECORDS).mkdir(exist_ok=True)
+            with _appending(self.folder / RECORDS / WRITTEN) as file:
+                _write(file, name + b"\0")
+            self._written.add(name)
+
+    def _relative(self, path: Path) -> bytes:
+        return os.fsencode(path.relative_to(self.folder))
+
+    def _record(self, source: Source) -> Path:
+        return self.folder / RECORDS / f"{self.name(source)}.jsonl"
 
     def _file(self, source: Source, format_name: str) -> Path:
         return self.folder / f"{self.name(source)}.{format_name}"
@@ -178,6 +199,8 @@ def locked(folder: Path) -> Iterator[None]:
     """Makes the folder, and keeps other processes out. Raises DataError if it cannot be written to."""
     if folder.exists() and not folder.is_dir():
         raise DataError(f"--output {folder} is a file; give a folder")
+    if (folder / RECORDS).is_symlink():
+        raise DataError(f"--output {folder}: {RECORDS} in it is a link; delete the link")
     with disk_errors_as_sentences():
         (folder / RECORDS).mkdir(parents=True, exist_ok=True)
         with folder_lock(folder / RECORDS, "--output", DataError):
@@ -195,15 +218,31 @@ def disk_errors_as_sentences() -> Iterator[None]:
         raise DataError(f"{remedy}; the same command resumes") from error
 
 
+def _key(source: Source) -> str:
+    """What names a recording: another text for each path, which JSON can hold."""
+    return source.path.absolute().as_uri()
+
+
 def _candidates(source: Source) -> Iterator[str]:
     """Names for a recording's files, from the best."""
     folder, _, stem = source.name.rpartition("/")
-    short = os.fsdecode(os.fsencode(stem)[:LONGEST_NAME])
+    short = stem
+    while len(os.fsencode(short)) > LONGEST_NAME:
+        short = short[:-1]
     names = [short, f"{short}{source.path.suffix}"]
     number = 2
     while True:
         yield from (f"{folder}/{name}" if folder else name for name in names)
         names, number = [f"{short}{source.path.suffix}-{number}"], number + 1
+
+
+def _written_in(folder: Path) -> set[bytes]:
+    """The files that earlier calls wrote, by their paths in the folder."""
+    try:
+        with open_regular(folder / RECORDS / WRITTEN, MOST_BYTES) as file:
+            return {*file.read().split(b"\0")}
+    except UNREADABLE:
+        return set()
 
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:
@@ -222,14 +261,20 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
 
 def _drop_half_line(path: Path, rows: int) -> None:
     """Cuts a record after its first rows, which are all that could be read."""
-    if is_regular(path):
+    if is_regular(path) and path.stat().st_size <= MOST_BYTES:
         with open_regular(path, MOST_BYTES) as lines:
             size = sum(len(line) for _, line in zip(range(rows), lines, strict=False))
         os.truncate(path, size)
 
 
-def _appending(path: Path) -> Any:
-    return os.fdopen(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC), "ab")
+def _write(file: BinaryIO, data: bytes) -> None:
+    file.write(data)
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _appending(path: Path) -> BinaryIO:
+    return os.fdopen(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666), "ab")
 
 
 def _plain(section: Read) -> dict[str, Any]:

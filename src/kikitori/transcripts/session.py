@@ -84,6 +84,8 @@ def transcribe_all(sources: Sequence[Source], wanted: Wanted, note: Callable[[st
         detects = wanted.language == AUTO
         options = Options(wanted.segments, wanted.previous_text, detects, only_speech, noted, wanted.batch_size)
         folder = OutputFolder(wanted.output, wanted.formats, settings_of(engine, wanted)) if wanted.output else None
+        if folder:
+            folder.check_free(sources)
         record_of = folder.record if folder else lambda source: Record()
         for recording in read_recordings(engine, sources, options, record_of, progress):
             progress.clear()
