@@ -43,7 +43,7 @@ def models() -> list[ShownModel]:
     found = [build_whisper(window_s=s, timestamps=s == 4 or None, **small) for s in (2, 3, 4)]
     for whisper in found:
         whisper.configure_generation(max_new_tokens=12, num_beams=1)
-    return [ShownModel(title, not i, found[i]) for i, title in enumerate(("base", "tuned", ATTACK))]
+    return [ShownModel(title, title, not i, found[i]) for i, title in enumerate(("base", "tuned", ATTACK))]
 
 
 @pytest.fixture(scope="module")

@@ -37,7 +37,7 @@ WAV = encoded(tone(0.8))
 @pytest.fixture(scope="module")
 def models() -> list[ShownModel]:
     """Two models with random weights and windows of 1 and 2 s."""
-    return [ShownModel("base", True, small(1)), ShownModel("tuned", False, small(2))]
+    return [ShownModel("base", "base", True, small(1)), ShownModel("tuned", "outputs/tuned", False, small(2))]
 
 
 def small(window_s: int) -> Whisper:

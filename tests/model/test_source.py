@@ -57,7 +57,9 @@ def test_a_folder_without_a_model_is_refused_with_what_it_holds(tmp_path: Path, 
     assert len(message.splitlines()) == 1
 
 
-@pytest.mark.parametrize("name", ["/nonesuch/model", "./nonesuch", "~/nonesuch", "a/b/c", "outputs/nonesuch"])
+@pytest.mark.parametrize(
+    "name", ["/nonesuch/model", "./nonesuch", "~/nonesuch", "a/b/c", "outputs/nonesuch", r"C:\runs\nonesuch"]
+)
 def test_a_folder_that_does_not_exist_is_not_looked_up_on_the_hub(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

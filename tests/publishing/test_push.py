@@ -82,7 +82,8 @@ def test_a_dry_run_lists_everything_and_uses_no_network(
     assert "left out: clip.mp3\n" in out
     assert "\nlanguage: ja\n" in out
     assert "no licence is stated" in out
-    assert out.endswith("nothing was uploaded (--dry-run)\n")
+    assert "nothing was uploaded (--dry-run); " in out
+    assert out.endswith(" would be private if new\n")
 
 
 def test_a_second_push_replaces_the_files_and_sends_the_weights_once(

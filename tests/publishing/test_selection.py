@@ -128,6 +128,9 @@ def test_a_run_without_a_model_is_refused(tmp_path: Path, changes: dict[str, Any
 
 def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
     assert refusal(tmp_path / "nonesuch").endswith("is no folder; give the folder of a completed run")
+    export = write_pushed_run(tmp_path / "exported") / "exports" / "ctranslate2-float16"
+    export.mkdir(parents=True)
+    assert refusal(export).endswith(f"which are all that is pushed; upload it with hf upload NAME {export}")
     (write_pushed_run(tmp_path / "run") / "model").rename(tmp_path / "model")
     assert "is no run: it has no results.json" in refusal(tmp_path)
     write_json(tmp_path / "results.json", results())

@@ -3,6 +3,9 @@
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from kikitori.runtime.errors import ConfigError
 from kikitori.runtime.files import read_json, write_json
 from kikitori.steps.origin import with_origin
 
@@ -45,3 +48,9 @@ def test_a_base_that_was_given_by_an_alias_is_the_version_that_the_run_found(tmp
 def test_the_base_is_found_in_the_folder_where_the_run_was_started(tmp_path: Path) -> None:
     (tmp_path / "base").mkdir()
     assert with_origin(CHOSEN_BY_THE_RUN, run(tmp_path / "run", name="base"))["against"] == str(tmp_path / "base")
+
+
+@pytest.mark.parametrize("place", ["/nonesuch/run", "./nonesuch", r"C:\runs\nonesuch"])
+def test_a_model_that_does_not_exist_is_named_before_its_corpus_is_missed(place: str) -> None:
+    with pytest.raises(ConfigError, match="does not exist; give the folder of a run or of a model"):
+        with_origin(CHOSEN_BY_THE_RUN, place)

@@ -51,7 +51,7 @@ def main() -> None:
         print(printable_line(f"no base is named, since it is none of the Hub; {folder / CARD} may state base_model"))
     if arguments.dry_run:
         show_metadata(metadata)
-        print("nothing was uploaded (--dry-run)")
+        print(f"nothing was uploaded (--dry-run); {name} would be {'public' if arguments.public else 'private'} if new")
         return
     message = f"Model fine-tuned with kikitori {__version__}"
     pushed = push(files, name, message, arguments.public, arguments.pull_request)

@@ -18,9 +18,13 @@ from kikitori.steps.origin import base_of_run
 
 @dataclass(frozen=True)
 class ShownModel:
-    """A model on the page. title: its name there, without the path to it. is_base: whether others were made of it."""
+    """A model on the page. title: its name there, without the path to it. is_base: whether others were made of it.
+
+    place: as it was given.
+    """
 
     title: str
+    place: str
     is_base: bool
     whisper: Whisper
 
@@ -56,8 +60,9 @@ def load_models(places: Sequence[str], base: str | None) -> tuple[list[ShownMode
                 raise ModelError(f"--base {error}") from error
             notes.append(f"the base is left out: {error}\n  Pass --base with a folder or a name on the Hub to show it")
     found = [*bases.values(), *tuned]
-    titles = _titles([*bases, *dict.fromkeys(places)])
-    return [ShownModel(t, i < len(bases), w) for i, (t, w) in enumerate(zip(titles, found, strict=True))], notes
+    names = [*bases, *dict.fromkeys(places)]
+    shown = enumerate(zip(_titles(names), names, found, strict=True))
+    return [ShownModel(title, name, i < len(bases), whisper) for i, (title, name, whisper) in shown], notes
 
 
 def _recorded(places: Sequence[str], notes: list[str]) -> list[str]:

@@ -77,14 +77,15 @@ class Server:
     async def state(self, _: web.Request) -> web.Response:
         """What the page shows before anything is read."""
         path = shown_path(self.save_folder / LIST)
-        command = ["kikitori", "train", "data=manifest", f"data.manifest={path}", "data.held_out=0.1"]
+        *_, tuned = self.models
+        command = ["kikitori", "train", f"model.name={tuned.place}", "data=manifest", f"data.manifest={path}"]
         return web.json_response(
             {
                 "models": [model.as_plain() for model in self.models],
                 "examples": [example.as_plain() for example in self.examples],
                 "why_no_examples": self.why,
                 "list": path,
-                "command": shlex.join(command),
+                "command": shlex.join([*command, "data.held_out=0.1"]),
                 "max_bytes": MAX_BYTES,
                 "longest_s": self.longest_s,
             }

@@ -18,6 +18,16 @@ from kikitori.runtime.files import read_json
 FORMATS = {
     name: f"kikitori.exports.{name}" for name in ("ctranslate2", "ggml", "onnx", "openai", "mlx", "transformers")
 }
+# Programs after which people name the format that they read.
+PROGRAMS = {
+    **dict.fromkeys(("faster-whisper", "faster_whisper", "whisperx"), "ctranslate2"),
+    **dict.fromkeys(("whisper.cpp", "whisper-cpp", "whispercpp", "gguf"), "ggml"),
+    **dict.fromkeys(("whisper", "openai-whisper"), "openai"),
+    "onnxruntime": "onnx",
+    "optimum": "onnx",
+    "mlx-whisper": "mlx",
+    "huggingface": "transformers",
+}
 # Tokens of a text, at most, in every reading: openai-whisper has no other limit.
 TEXT_TOKENS = 224
 # Turns the first 30 s of (samples,) float32 at 16 kHz into text.
@@ -44,19 +54,18 @@ class Format:
     write: Callable[[Path, Path, str], None]
     load: Callable[[Path, str, str], Read]
 
-    def check_installed(self) -> None:
-        """Raises ConfigError that names the extra if the engine is not installed."""
-        if missing := [name for name in self.modules if find_spec(name) is None]:
-            raise ConfigError(
-                f"to={self.name}: needs {', '.join(missing)}, which reads the export back: "
-                f"pip install 'kikitori[{self.extra}]'"
-            )
+    def missing(self) -> str:
+        """What is not installed of the engine, with its extra; empty if it is."""
+        if names := [name for name in self.modules if find_spec(name) is None]:
+            return f"to={self.name}: needs {', '.join(names)}: pip install 'kikitori[{self.extra}]'"
+        return ""
 
 
 def find_format(name: str) -> Format:
     """The format of this name. Raises ConfigError if there is none."""
     if name not in FORMATS:
-        raise ConfigError(f"to={name}: must be one of {', '.join(FORMATS)}{did_you_mean(name, FORMATS)}")
+        meant = f"; did you mean {PROGRAMS[name]}?" if name in PROGRAMS else did_you_mean(name, FORMATS)
+        raise ConfigError(f"to={name}: must be one of {', '.join(FORMATS)}{meant}")
     found: Format = import_module(FORMATS[name]).FORMAT
     return found
 

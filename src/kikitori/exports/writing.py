@@ -30,8 +30,9 @@ def chosen(names: Sequence[str], precisions: Sequence[str]) -> list[tuple[Format
     for of in map(find_format, dict.fromkeys(names)):
         if unknown := [precision for precision in precisions if precision not in of.precisions]:
             raise ConfigError(f"quantize={unknown[0]}: {of.name} has {', '.join(of.precisions)}")
-        of.check_installed()
         found += [(of, precision) for precision in dict.fromkeys(precisions or of.precisions[:1])]
+    if missing := [fault for of in dict.fromkeys(of for of, _ in found) if (fault := of.missing())]:
+        raise ConfigError("; ".join(missing))
     return found
 
 

@@ -48,8 +48,7 @@ def locate(name: str, revision: str | None, offline: bool = False) -> tuple[str,
         return str(model_folder(path, f"model.name={name}")), arguments
     if path.exists():
         raise ModelError(f"model.name={name} is a file; give the folder of a run, or a folder with a model")
-    # A name on the Hub has one slash. outputs/my-run could be one, but hardly where there is a folder outputs.
-    if is_path(name) or (path.parent != Path() and path.parent.is_dir()):
+    if is_missing(name):
         raise ModelError(
             f"model.name={name} does not exist; give the folder of a run, a folder with a model, or a name on the Hub"
         )
@@ -118,7 +117,17 @@ def _place(name: str) -> Path:
 
 def is_path(name: str) -> bool:
     """Returns whether a model's name can only be a path: names on the Hub have at most one slash, between words."""
-    return not is_reference(name) and (name.startswith(("/", ".", "~")) or name.count("/") > 1)
+    return not is_reference(name) and (name.startswith(("/", ".", "~")) or name.count("/") > 1 or "\\" in name)
+
+
+def is_missing(name: str) -> bool:
+    """Returns whether a model's name is a path that does not exist.
+
+    A name on the Hub has one slash. outputs/my-run could be one, but hardly where there is a folder outputs.
+    """
+    path = expanded(name)
+    is_one = is_path(name) or (not is_reference(name) and path.parent != Path() and path.parent.is_dir())
+    return is_one and not path.exists()
 
 
 def decide_on_the_hub(name: str) -> None:

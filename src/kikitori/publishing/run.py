@@ -22,6 +22,11 @@ def folder_to_push(run: Path, adapter: bool = False) -> tuple[Path, Results]:
         raise ConfigError(
             f"{run} is no run: it has no results.json, from which the card takes the scores; give the folder of a run"
         )
+    if path.resolve() not in (folder, folder / "model", folder / "adapter"):
+        raise ConfigError(
+            f"{run} is in a run, and neither its model nor its adapter, which are all that is pushed; upload it with "
+            f"hf upload NAME {run}"
+        )
     results = read_results(folder)
     if "scores" not in results or "model" not in results or results.get("command") not in ("train", "average"):
         raise ConfigError(f"{run} is a run of kikitori {results.get('command')} and made no model; give a training")

@@ -8,6 +8,7 @@ from omegaconf import DictConfig
 
 from kikitori.config.overrides import key_of, overrides, to_plain
 from kikitori.config.targets import TARGET
+from kikitori.model.source import is_missing
 from kikitori.references.names import is_reference
 from kikitori.runs.results import Results, folder_of_run, read_results
 from kikitori.runtime.errors import ConfigError
@@ -43,6 +44,8 @@ def with_corpus(cfg: DictConfig | Mapping[str, Any], place: str) -> dict[str, An
     if typed := [word for word in overrides() if key_of(word).startswith("data.")]:
         choices = "data=common_voice, manifest, hub or demo"
         raise ConfigError(f"{typed[0]}: belongs to a corpus; choose it as well: {choices}")
+    if not run and is_missing(place):
+        raise ConfigError(f"checkpoint={place} does not exist; give the folder of a run or of a model")
     if TARGET not in found:
         raise ConfigError(f"data: not chosen, and {place} is no run that would name its corpus; pass data=...")
     # Folders outside of the corpus are typed, never read from a file; the cache is of one frozen encoder.
