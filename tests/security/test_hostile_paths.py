@@ -13,7 +13,6 @@ from recordings import common_voice_row, write_clip, write_common_voice, write_t
 
 from kikitori.audio.formats import AudioError
 from kikitori.audio.waveform import decode
-from kikitori.cli.transcribe import find_audio
 from kikitori.corpora import common_voice, manifest
 from kikitori.corpora.manifest import Columns
 from kikitori.corpora.types import Corpus
@@ -21,6 +20,7 @@ from kikitori.data.audio_cache import build_audio_cache
 from kikitori.data.filters import FilterRules, select
 from kikitori.runtime.console import progress_bar
 from kikitori.runtime.errors import DataError
+from kikitori.transcripts.sources import find_sources
 
 OUTSIDE = "outside.wav"
 # Each leads to a good recording outside clips/.
@@ -156,8 +156,9 @@ def test_a_path_in_a_manifest_stays_below_its_folder(corpus: Path, path: str) ->
 
 
 def test_transcribe_reads_only_regular_files(corpus: Path) -> None:
-    for path in find_audio([corpus]):
+    found = [source.path for source in find_sources([corpus], lambda line: None)]
+    for path in found:
         if path.name in NOT_REGULAR.values():
             with pytest.raises(AudioError, match="missing"):
                 decode(path)
-    assert "pipe.mp3" in {path.name for path in find_audio([corpus])}
+    assert "pipe.mp3" in {path.name for path in found}
