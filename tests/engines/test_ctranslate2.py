@@ -15,6 +15,7 @@ from kikitori.inference.generate import TorchEngine
 from kikitori.inference.transcribe import transcribe_pieces
 from kikitori.model.whisper import Whisper
 from kikitori.runtime.errors import ModelError
+from kikitori.runtime.files import write_json
 
 
 @pytest.fixture
@@ -76,15 +77,18 @@ def test_a_tokenizer_of_another_model_is_refused(micro: Whisper, tmp_path: Path)
         module._tokenizer(tmp_path)
 
 
-def test_what_a_run_says_of_its_training_holds_for_its_exports(micro: Whisper, tmp_path: Path) -> None:
-    micro.set_trained_on({"longest_s": 9.0, "p95_s": 6.0, "density": 0.3})
-    micro.set_languages(["ja", "de"])
-    micro.save(tmp_path / "model")
-    known = module._known(tmp_path / "model")
+def test_what_an_export_says_of_its_training_is_checked(tmp_path: Path) -> None:
+    assert module._known(tmp_path) == {}
+    facts = {"language": "de", "kikitori_languages": ["de", "ja"]}
+    facts["kikitori_trained_on"] = {"longest_s": 9.0, "p95_s": 6.0, "density": 0.3}
+    write_json(tmp_path / "kikitori.json", facts)
+    known = module._known(tmp_path)
+    assert (known["language"], known["task"], known["languages"]) == ("de", None, ["de", "ja"])
     assert known["trained_on"]["p95_s"] == 6.0
-    assert known["languages"] == ["ja", "de"]
-    with pytest.raises(ModelError, match="cannot be read"):
-        module._known(tmp_path / "gone")
+    for wrong in ({"language": 5}, {"kikitori_languages": ["xx"]}, {"kikitori_trained_on": {"p95_s": "6"}}):
+        write_json(tmp_path / "kikitori.json", facts | wrong)
+        with pytest.raises(ModelError, match=r"kikitori\.json"):
+            module._known(tmp_path)
 
 
 @pytest.fixture(scope="session")

@@ -77,7 +77,7 @@ class Server:
     async def state(self, _: web.Request) -> web.Response:
         """What the page shows before anything is read."""
         path = shown_path(self.save_folder / LIST)
-        *_, tuned = self.models
+        tuned = self.models[-1]
         command = ["kikitori", "train", f"model.name={tuned.place}", "data=manifest", f"data.manifest={path}"]
         return web.json_response(
             {

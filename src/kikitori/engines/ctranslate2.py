@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from transformers import WhisperConfig, WhisperTokenizer
 
+from kikitori.adapters.folder import FACTS
 from kikitori.audio.waveform import SAMPLE_RATE
 from kikitori.inference.generate import MARGIN_S, Generated
 from kikitori.inference.greedy import Row
@@ -40,18 +41,15 @@ def is_export(folder: Path) -> bool:
 class CTranslate2Engine:
     """An `Engine` of a folder with model.bin, config.json and tokenizer.json, always in windows of 30 s.
 
-    What it knows of its training is read from `model/` of the run in whose `exports/` it is. It decodes greedily, like
+    What is known of its training is in a file that `kikitori export` adds. It decodes greedily, like
     `TorchEngine`, but a row that repeats itself goes on to MAX_NEW_TOKENS, and text beyond what can be said in the time
     is cut off afterwards. language, task: as of `load_whisper`. Raises ModelError if it cannot be used.
     """
 
     def __init__(self, folder: Path, language: str | None, task: str | None) -> None:
-        self.folder, place = folder, folder.resolve().parent
-        run = place.parent / "model"
-        self._known = _known(run) if place.name == "exports" and run.is_dir() else {}
+        self.folder, self._known = folder, _known(folder)
         self._model = _open(folder)
-        generation = self._known.get("generation", {})
-        own = (generation.get("language"), generation.get("task"))
+        own = (self._known.get("language"), self._known.get("task"))
         chosen = choose_language_and_task(str(folder), (language, task), own, "ja", self.languages)
         tokenizer = _tokenizer(folder)
         config = WhisperConfig(num_mel_bins=self._model.n_mels)
@@ -193,19 +191,20 @@ def _vocabulary(folder: Path) -> list[str]:
         raise ModelError(f"model.name={folder}: its vocabulary cannot be read: {error}") from error
 
 
-def _known(model: Path) -> dict[str, Any]:
-    """What a model's folder says of its training, checked."""
-    where = f"model.name={model}: config.json has "
-    config = _config(model)
+def _known(folder: Path) -> dict[str, Any]:
+    """What the folder says of the model's training, checked; nothing in one of another program."""
+    if not (folder / FACTS).exists():
+        return {}
+    where = f"model.name={folder}: {FACTS}"
     try:
-        generation = read_json(model / "generation_config.json")
+        facts = read_json(folder / FACTS, {"language": str, "task": str})
     except DataError as error:
-        raise ModelError(str(error)) from error
-    found: dict[str, Any] = {"generation": generation, "languages": ()}
-    if facts := config.get(TRAINED_ON_KEY):
-        found["trained_on"] = limits.trained_on(facts, f"{where}{TRAINED_ON_KEY} with ")
-    if facts := config.get(TIMESTAMPS_KEY):
-        found["timestamps"] = limits.timestamp_facts(facts, f"{where}{TIMESTAMPS_KEY} with ")
-    if codes := config.get(LANGUAGES_KEY):
-        found["languages"] = limits.languages(codes, f"{where}{LANGUAGES_KEY}: ")
+        raise ModelError(f"model.name={folder} cannot be read: {error.args[0]}; export it again") from error
+    found = {key: facts.get(key) for key in ("language", "task")}
+    if given := facts.get(TRAINED_ON_KEY):
+        found["trained_on"] = limits.trained_on(given, f"{where} has {TRAINED_ON_KEY} with ")
+    if given := facts.get(TIMESTAMPS_KEY):
+        found["timestamps"] = limits.timestamp_facts(given, f"{where} has {TIMESTAMPS_KEY} with ")
+    if given := facts.get(LANGUAGES_KEY):
+        found["languages"] = limits.languages(given, f"{where} has {LANGUAGES_KEY}: ")
     return found

@@ -4,7 +4,10 @@ from pathlib import Path
 
 from torch import Tensor
 
+from kikitori.adapters.folder import FACTS
 from kikitori.exports.formats import Format, Read, processor_in
+from kikitori.model.whisper import LANGUAGES_KEY, TIMESTAMPS_KEY, TRAINED_ON_KEY
+from kikitori.runtime.files import read_json, write_json
 from kikitori.runtime.processes import cores
 
 # Of faster-whisper: without preprocessor_config.json it computes 80 Mels, whatever the model has.
@@ -12,11 +15,15 @@ COPIED = ["tokenizer.json", "preprocessor_config.json"]
 
 
 def write(model_folder: Path, target: Path, precision: str) -> None:
-    """Writes an export."""
+    """Writes an export, with what `kikitori transcribe` knows of a model and CTranslate2's files have no place for."""
     from ctranslate2.converters import TransformersConverter
 
     converter = TransformersConverter(str(model_folder), copy_files=COPIED)
     converter.convert(str(target), quantization=precision, force=True)
+    config, generation = (read_json(model_folder / f"{name}.json") for name in ("config", "generation_config"))
+    known = {key: config.get(key) for key in (TRAINED_ON_KEY, TIMESTAMPS_KEY, LANGUAGES_KEY)}
+    known |= {key: generation.get(key) for key in ("language", "task")}
+    write_json(target / FACTS, {key: value for key, value in known.items() if value})
 
 
 def load(target: Path, language: str, task: str) -> Read:
