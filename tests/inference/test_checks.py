@@ -82,6 +82,8 @@ def test_speech_is_what_is_about_as_loud_as_the_loudest_parts() -> None:
     [
         (Generated("今日は寒いですね。", False, 0.1, -0.3), ("今日は寒いですね。", NONE)),
         (Generated("水", False, 0.8, -2.8), ("", NO_SPEECH_FOUND)),
+        (Generated("ご視聴ありがとうございました", False, 0.82, -0.4), ("", NO_SPEECH_FOUND)),
+        (Generated("部屋はあまり広くありません", False, 0.6, -0.3), ("部屋はあまり広くありません", NONE)),
         (Generated("ん" * 165, True, 0.7, -0.1), ("", NO_SPEECH_FOUND)),
         (Generated("ん" * 165, True, 0.2, -0.1), ("ん", REPEATED)),
         (Generated("今日は" * 8, True, 0.2, -0.1), ("今日は", REPEATED)),
