@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kikitori.runtime.errors import ConfigError, KikitoriError, describe_error
+from kikitori.runtime.errors import ConfigError, KikitoriError, Stopped, describe_error
 from kikitori.runtime.text import printable_line
 
 if TYPE_CHECKING:
@@ -117,6 +117,10 @@ def main() -> None:
     try:
         with disk_errors_as_sentences():
             transcribe(arguments)
+    except Stopped as error:
+        if arguments.output:
+            raise Stopped(error.number, f"; the same command goes on where {arguments.output} ends") from error
+        raise
     except KikitoriError as error:
         # The model, its language and its task are options here, not keys.
         message = describe_error(error)

@@ -24,7 +24,7 @@ def choose_reading(whisper: Whisper | Engine) -> Reading:
     if whisper.processor.timestamp_begin is None:
         return Reading("pauses", "the model has no timestamps")
     if facts is None:
-        return Reading("pauses", "no guard has read the timestamps of this model")
+        return Reading("pauses", "its timestamps were not checked, as kikitori guard does")
     fault = _fault(facts)
     found = (
         f"the guard found timestamps in {facts['texts'] * facts['stamped'] / 100:.0f} of {facts['texts']} texts, "
