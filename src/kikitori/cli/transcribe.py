@@ -81,10 +81,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--batch-size",
         type=at_least_one,
-        default=8,
+        default=4,
         metavar="N",
-        help="pieces of up to 11 s that are read at a time, and fewer longer ones; fewer take less memory, more are "
-        "faster on a GPU (default: 8)",
+        help="pieces of up to 15 s that are read at a time, and fewer longer ones; fewer take less memory, more are "
+        "faster on a GPU (default: 4)",
     )
     if wrong := [word for word in sys.argv[1:] if word.startswith(("model=", "language=", "format="))]:
         parser.error(f"{wrong[0]}: options are given as --{wrong[0].replace('=', ' ', 1)}")

@@ -39,8 +39,9 @@ from kikitori.runtime.files import expanded
 # Doubts for which a piece is read again in two halves, how often its halves are, and the seconds of the shortest piece
 # that is.
 READ_AGAIN, DEPTH, DIVISIBLE_S = (CUT, LITTLE, REPEATED), 2, 3 * SHORTEST_S
-# Seconds of the longest window of which `batch_size` pieces are read at a time: 8 of them take whisper-base 200 MB.
-PIECE_S = 11.25
+# Seconds of the longest window of which `batch_size` pieces are read at a time. On two cores whisper-base took 37 s for
+# 12 minutes with 8 pieces at a time and 270 MB, 40 s with 4 and 162 MB.
+PIECE_S = 15.0
 # Seconds of the shortest recording: a tenth of a sound of speech.
 LEAST_S = 0.02
 # Seconds of the shortest limit for pieces, however short the clips were that a model was trained on.
@@ -56,14 +57,14 @@ log = logging.getLogger(__name__)
 def transcribe(
     whisper: Whisper,
     audio: str | Path | Tensor,
-    batch_size: int = 8,
+    batch_size: int = 4,
     segments: Segments = "auto",
     previous_text: bool = False,
 ) -> str:
     """Transcribes a recording of any length. A long one is read in pieces, see `transcribe_pieces`.
 
     audio: a file (mp3, wav, flac, ogg, opus, aiff, ...), or samples: (samples,) float in [-1, 1] at 16 kHz, mono.
-    batch_size: pieces of up to 11 s that are transcribed at a time, and fewer longer ones. segments, previous_text: see
+    batch_size: pieces of up to 15 s that are transcribed at a time, and fewer longer ones. segments, previous_text: see
     `transcribe_pieces`.
     Raises AudioError if the file is missing or cannot be decoded, ValueError for samples of another shape or type.
     """
@@ -76,7 +77,7 @@ def transcribe(
 def transcribe_pieces(
     model: Whisper | Engine,
     samples: Tensor,
-    batch_size: int = 8,
+    batch_size: int = 4,
     advance: Callable[[float], None] = lambda seconds: None,
     segments: Segments = "auto",
     previous_text: bool = False,
@@ -90,7 +91,7 @@ def transcribe_pieces(
     kept them, see `choose_reading`, and otherwise pauses.
     Silent pieces get no text. A piece whose text repeats itself, was cut off by a limit, or is too short for its speech
     is read again in two halves, and these likewise; the halves are taken if less of their time is doubtful.
-    batch_size: pieces of up to 11 s that are read at a time, and fewer longer ones.
+    batch_size: pieces of up to 15 s that are read at a time, and fewer longer ones.
     advance: called with the seconds of audio that were read. Samples that exceed full scale are scaled to it.
     previous_text: whether each window of timestamps is read with the text before it. language: Whisper's code, None
     for the model's own.

@@ -40,7 +40,7 @@ class Options:
     detect_language: bool = False
     only_speech: Callable[[Tensor], Tensor] = lambda samples: samples
     note: Callable[[str], None] = lambda line: None
-    batch_size: int = 8
+    batch_size: int = 4
 
 
 @dataclass
@@ -190,7 +190,7 @@ class _Reader:
     def _detect(self, jobs: Sequence[_Job]) -> None:
         """Sets the language of recordings by their first seconds with sound."""
         heard = [(job.recording, sound) for job in jobs if job.section and len(sound := self._heard(job.section))]
-        most = max(1, self.options.batch_size // 3)  # whole windows
+        most = max(1, self.options.batch_size // 2)  # whole windows
         for i in range(0, len(heard), most):
             batch = heard[i : i + most]
             for (recording, _), row in zip(batch, self.engine.detect([sound for _, sound in batch]), strict=True):

@@ -46,7 +46,7 @@ class Wanted:
     pauses: Pauses = "energy"
     formats: Sequence[str] = ("txt",)
     output: Path | None = None
-    batch_size: int = 8
+    batch_size: int = 4
 
 
 class Done(NamedTuple):
