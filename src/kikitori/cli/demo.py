@@ -16,7 +16,7 @@ import webbrowser
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kikitori.runtime.errors import ConfigError, KikitoriError, describe_error
+from kikitori.runtime.errors import ConfigError
 
 if TYPE_CHECKING:
     from aiohttp import web
@@ -63,12 +63,9 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     """Loads the models and serves the page until Ctrl-C."""
     arguments = parse()
-    try:
-        # Before the models, which take seconds to load.
-        with listen(arguments.port) as listener:
-            serve(arguments, listener)
-    except KikitoriError as error:
-        sys.exit(describe_error(error))
+    # Before the models, which take seconds to load.
+    with listen(arguments.port) as listener:
+        serve(arguments, listener)
 
 
 def listen(port: int) -> socket.socket:
@@ -84,16 +81,14 @@ def listen(port: int) -> socket.socket:
 
 def serve(arguments: argparse.Namespace, listener: socket.socket) -> None:
     """Serves the page on a socket that listens."""
-    import transformers
-
     from kikitori.demo.access import Access
     from kikitori.demo.examples import find_examples
     from kikitori.demo.models import load_models
     from kikitori.demo.saving import check_folder
     from kikitori.demo.server import Server
+    from kikitori.runtime.console import quiet_transformers
 
-    transformers.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
+    quiet_transformers()
     check_folder(arguments.save)
     models, notes = load_models(arguments.models, arguments.base)
     examples, why = find_examples(arguments.models)

@@ -2,15 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import torch
-
 from kikitori.adapters.folder import is_adapter
-from kikitori.model.loading import load_whisper
+from kikitori.engines.loading import load_to_read
 from kikitori.model.whisper import Whisper
 from kikitori.model.window import describe_window
+from kikitori.runs.results import name_of_model
 from kikitori.runtime.errors import KikitoriError, ModelError
 from kikitori.runtime.files import expanded
 from kikitori.steps.origin import base_of_run
@@ -80,23 +78,13 @@ def _recorded(places: Sequence[str], notes: list[str]) -> list[str]:
 
 
 def _load(place: str, **arguments: Any) -> Whisper:
-    if place.endswith(".ckpt"):
-        raise ModelError(f"{place} is a checkpoint; give the folder of its run, which has its model once it ended")
     try:
-        whisper = load_whisper(place, **arguments)
+        return load_to_read(place, **arguments)
     except ModelError as error:
         raise ModelError(str(error).replace("model.name=", "").replace("model.base", "--base")) from error
-    whisper.model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
-    return whisper
 
 
 def _titles(places: Sequence[str]) -> list[str]:
     """The last part of each name that says something, or all of it where two would be equal."""
-    names = []
-    for place in places:
-        path = Path(place)
-        is_folder = expanded(place).is_dir()
-        # A run saves its model in a folder called `model`, and its adapter in `adapter`; the run's own name says more.
-        own = path.resolve().parent if path.name in ("model", "adapter") else path.resolve()
-        names.append(own.name if is_folder else place)
+    names = [name_of_model(expanded(place)) if expanded(place).is_dir() else place for place in places]
     return [name if names.count(name) == 1 else place for name, place in zip(names, places, strict=True)]

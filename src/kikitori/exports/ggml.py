@@ -15,7 +15,7 @@ from torch import Tensor
 
 from kikitori.audio.waveform import SAMPLE_RATE
 from kikitori.exports.formats import TEXT_TOKENS, Format, Read
-from kikitori.exports.openai import GENERATION, openai_weights
+from kikitori.exports.openai import GENERATION, openai_weights, suppresses_blank
 from kikitori.model.features import mel_filters
 from kikitori.model.processor import BYTE_OF, END
 from kikitori.runtime.files import create, read_json
@@ -106,7 +106,7 @@ def load(target: Path, language: str, task: str) -> Read:
         temperature_inc=0.0,
         no_speech_thold=1.0,
         max_tokens=MAX_TOKENS - 1,  # it adds one more
-        suppress_blank=generation["eos_token_id"] in (generation.get("begin_suppress_tokens") or ()),
+        suppress_blank=suppresses_blank(generation),
         # Its own list, OpenAI's, which is the only one that stock models have.
         suppress_nst=bool(generation.get("suppress_tokens")),
     )

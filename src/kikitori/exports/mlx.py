@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from kikitori.exports.formats import TEXT_TOKENS, Format, Read
-from kikitori.exports.openai import GENERATION, dimensions, openai_weights
-from kikitori.runtime.files import read_json, write_json
+from kikitori.exports.formats import Format, Read
+from kikitori.exports.openai import GENERATION, decoding_options, dimensions, openai_weights
+from kikitori.runtime.files import write_json
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
 WEIGHTS = "weights.safetensors"
@@ -45,16 +45,7 @@ def load(target: Path, language: str, task: str) -> Read:
     mx.set_default_device(mx.cpu)
     is_half = mx.load(str(target / WEIGHTS))["decoder.ln.bias"].dtype == mx.float16
     model = load_model(str(target), mx.float16 if is_half else mx.float32)
-    generation = read_json(target / GENERATION)
-    options = DecodingOptions(
-        task=task,
-        language=language,
-        sample_len=TEXT_TOKENS,
-        without_timestamps=True,
-        suppress_tokens=generation.get("suppress_tokens") or "",
-        suppress_blank=generation["eos_token_id"] in (generation.get("begin_suppress_tokens") or ()),
-        fp16=is_half,
-    )
+    options = DecodingOptions(**decoding_options(target, language, task), fp16=is_half)
 
     def read(samples: Tensor) -> str:
         mel = log_mel_spectrogram(pad_or_trim(mx.array(samples.numpy()), N_SAMPLES), model.dims.n_mels)

@@ -104,21 +104,30 @@ def readme(generation: dict[str, Any]) -> str:
     return text + (ALIGNMENT.format(heads=heads) if heads else "")
 
 
+def decoding_options(target: Path, language: str, task: str) -> dict[str, Any]:
+    """Greedy decoding without timestamps in the options of openai-whisper and mlx-whisper, for an export's folder."""
+    generation = read_json(target / GENERATION)
+    return {
+        "language": language,
+        "task": task,
+        "sample_len": TEXT_TOKENS,
+        "without_timestamps": True,
+        "suppress_tokens": generation.get("suppress_tokens") or "",
+        "suppress_blank": suppresses_blank(generation),
+    }
+
+
+def suppresses_blank(generation: dict[str, Any]) -> bool:
+    """Whether a text may not begin with its end. generation: what generation_config.json holds."""
+    return generation["eos_token_id"] in (generation.get("begin_suppress_tokens") or ())
+
+
 def load(target: Path, language: str, task: str) -> Read:
     """Opens an export on the CPU, which computes in float32."""
     import whisper
 
     model = whisper.load_model(str(target / FILE), device="cpu")
-    generation = read_json(target / GENERATION)
-    options = whisper.DecodingOptions(
-        language=language,
-        task=task,
-        sample_len=TEXT_TOKENS,
-        without_timestamps=True,
-        suppress_tokens=generation.get("suppress_tokens") or "",
-        suppress_blank=generation["eos_token_id"] in (generation.get("begin_suppress_tokens") or ()),
-        fp16=False,
-    )
+    options = whisper.DecodingOptions(**decoding_options(target, language, task), fp16=False)
 
     def read(samples: Tensor) -> str:
         features = whisper.log_mel_spectrogram(whisper.pad_or_trim(samples), model.dims.n_mels)

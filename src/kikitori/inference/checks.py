@@ -14,6 +14,7 @@ from kikitori.metrics.speech_rate import fastest_s
 
 # Peak level in dB of full scale below which audio is silent, as data.silence_dbfs.
 SILENCE_DBFS = -50.0
+SILENCE_PEAK = 10 ** (SILENCE_DBFS / 20)
 # Whisper's own test for audio without speech: the probability of the no-speech token is above the first, and the mean
 # log probability of the text below the second (or, here, the text repeats itself: repetitions are probable). Its own
 # numbers are 0.6 and -1; fine-tuned models are surer of what they write. On white and pink noise, whisper-base has 0.70
@@ -44,7 +45,7 @@ def least_density(trained_on: Mapping[str, float] | None) -> float:
 
 def is_silent(samples: Tensor) -> bool:
     """Returns whether there is nothing to transcribe in (samples,)."""
-    return len(samples) == 0 or float(samples.abs().max()) < 10 ** (SILENCE_DBFS / 20)
+    return len(samples) == 0 or float(samples.abs().max()) < SILENCE_PEAK
 
 
 def speech_s(samples: Tensor) -> float:

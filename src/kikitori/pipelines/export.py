@@ -67,10 +67,11 @@ Entries = dict[str, dict[str, Any]]
 
 @dataclass(frozen=True)
 class Source:
-    """What is exported: the model, its folder, and our own readings of the clips."""
+    """What is exported: the model, its folder with the digest of its weights, and our own readings of the clips."""
 
     whisper: Whisper
     folder: Path
+    sha256: str
     task: str
     clips: Sequence[Speech]
     own: Sequence[parity.Own]
@@ -150,7 +151,7 @@ def read_source(whisper: Whisper, folder: Path, clips: Sequence[Speech]) -> Sour
         log.info("the model was trained in other windows (%s); here it is read in 30 s, as other engines do", window)
     with reading("kikitori", len(clips)) as advance:
         own = parity.read_own(whisper, clips, advance)
-    return Source(whisper, folder, whisper.processor.task, clips, own)
+    return Source(whisper, folder, digest(folder / "model.safetensors"), whisper.processor.task, clips, own)
 
 
 @contextmanager
@@ -200,7 +201,7 @@ def make_export(source: Source, of: Format, precision: str, target: Path) -> dic
         "bytes": size,
         "written_s": round(written_s, 1),
         "versions": {name: version(name) for name in ("kikitori", *distributions(of.modules))},
-        "model_sha256": digest(source.folder / "model.safetensors"),
+        "model_sha256": source.sha256,
         "window": describe_window(source.whisper.processor.window),
         **parity.compare(source.whisper, source.clips, source.own, theirs, precision),
     }

@@ -236,6 +236,12 @@ def folder_of_run(place: Path) -> Path | None:
     return next((folder for folder in (path, *path.parents[:2]) if (folder / RESULTS).is_file()), None)
 
 
+def name_of_model(folder: Path) -> str:
+    """The name of a model's folder, or of its run, which says more: it saves its model in `model` or `adapter`."""
+    path = folder.resolve()
+    return path.parent.name if path.name in ("model", "adapter") else path.name
+
+
 def scored_precision(checkpoint: Path, accelerator: str) -> str | None:
     """The precision in which the run of a checkpoint scored it on such an accelerator; None if that is unknown.
 

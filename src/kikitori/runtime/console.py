@@ -123,10 +123,7 @@ def quiet_libraries() -> None:
 
     Processes of a run other than the first log warnings only.
     """
-    import transformers
-
-    transformers.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
+    quiet_transformers()
     for handler in logging.getLogger().handlers:
         if isinstance(handler, logging.StreamHandler) and handler.stream is sys.stdout:
             handler.setStream(_Stdout())
@@ -137,6 +134,14 @@ def quiet_libraries() -> None:
         warnings.filterwarnings("ignore", message)
     if not is_main():
         logging.disable(logging.INFO)
+
+
+def quiet_transformers() -> None:
+    """Silences the messages of transformers about its defaults, and its progress bars."""
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
 
 
 def silence(library: str) -> None:

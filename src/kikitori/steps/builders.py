@@ -22,7 +22,7 @@ from kikitori.model.whisper import Whisper
 from kikitori.model.window import describe_window
 from kikitori.references.names import parse_reference
 from kikitori.runs.record import timed
-from kikitori.runs.results import Results
+from kikitori.runs.results import Results, name_of_model
 from kikitori.runs.resume import check_data
 from kikitori.runtime.console import duration
 from kikitori.runtime.distributed import is_main
@@ -201,5 +201,4 @@ def model_name(config: dict[str, Any]) -> str:
     path = Path(own or config["model"].get("name", "micro")).resolve()
     if path.suffix == ".ckpt":
         return f"{path.parents[1].name}/{path.name}"
-    # A run saves its model in a folder called `model`, and its adapter in `adapter`; the run's own name says more.
-    return path.parent.name if path.name in ("model", "adapter") else path.name
+    return name_of_model(path)

@@ -10,13 +10,14 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from kikitori.inference.confidence import Token
 from kikitori.inference.segments import Piece
 from kikitori.runtime.errors import DataError, remedy_of
-from kikitori.runtime.files import UNREADABLE, atomic_write, create, is_regular, open_regular, parse, plain
+from kikitori.runtime.files import UNREADABLE, create, open_regular, parse, plain, write_text
 from kikitori.runtime.processes import folder_lock
 from kikitori.transcripts.formats import FORMATS, Transcript
 
@@ -125,7 +126,7 @@ class OutputFolder:
         self._taken: dict[str, str] = {}
         self._written = _written_in(folder)
         for path in sorted((folder / RECORDS).rglob("*.jsonl")):
-            if head := next(_rows(path), None):
+            for head, _ in islice(_rows(path), 1):
                 name = str(path.relative_to(folder / RECORDS))[: -len(".jsonl")]
                 self._names.setdefault(head["recording"], name)
                 self._taken[name.casefold()] = head["recording"]
@@ -151,11 +152,12 @@ class OutputFolder:
             "bytes": found.st_size if found else 0,
             "modified": found.st_mtime_ns if found else 0,
         }
-        rows = _rows(path)
-        sections = [_section(row) for row in rows] if next(rows, None) == head else []
-        record = Record(head, path, sections, bool(sections) and sections[-1].is_last)
-        _drop_half_line(path, 1 + len(sections))
-        return record
+        rows = [*_rows(path)]
+        if not rows or rows[0][0] != head:
+            return Record(head, path)
+        sections = [_section(row) for row, _ in rows[1:]]
+        os.truncate(path, rows[-1][1])  # without the half line of a killed process
+        return Record(head, path, sections, bool(sections) and sections[-1].is_last)
 
     def check_free(self, sources: Iterable[Source]) -> None:
         """Raises DataError for a file that would be replaced, although no earlier call wrote it."""
@@ -173,8 +175,7 @@ class OutputFolder:
             path = self._file(source, name)
             path.parent.mkdir(parents=True, exist_ok=True)
             self._own(path)
-            with atomic_write(path) as file:
-                file.write(FORMATS[name](transcript).encode(errors="backslashreplace"))
+            write_text(path, FORMATS[name](transcript))
 
     def _own(self, path: Path) -> None:
         """Notes a file, before it is written, as one that may be replaced."""
@@ -245,26 +246,20 @@ def _written_in(folder: Path) -> set[bytes]:
         return set()
 
 
-def _rows(path: Path) -> Iterator[dict[str, Any]]:
-    """The objects of a record, up to the first that is damaged, such as the half line of a killed process."""
+def _rows(path: Path) -> Iterator[tuple[dict[str, Any], int]]:
+    """The objects of a record, and the byte after each, up to the first that is damaged, such as a half line."""
     try:
         with open_regular(path, MOST_BYTES) as lines:
             kind: Any = _HEAD
+            end = 0
             for line in lines:
                 if not line.endswith(b"\n"):
                     return
-                yield parse(plain(line.decode()), kind)
+                end += len(line)
+                yield parse(plain(line.decode()), kind), end
                 kind = _SECTION
     except UNREADABLE:
         return
-
-
-def _drop_half_line(path: Path, rows: int) -> None:
-    """Cuts a record after its first rows, which are all that could be read."""
-    if is_regular(path) and path.stat().st_size <= MOST_BYTES:
-        with open_regular(path, MOST_BYTES) as lines:
-            size = sum(len(line) for _, line in zip(range(rows), lines, strict=False))
-        os.truncate(path, size)
 
 
 def _write(file: BinaryIO, data: bytes) -> None:

@@ -11,7 +11,7 @@ from kikitori.audio.decoder_pool import Decoder
 from kikitori.audio.decoder_process import MAX_STREAM_S
 from kikitori.audio.formats import AudioError
 from kikitori.audio.waveform import SAMPLE_RATE
-from kikitori.inference.checks import SILENCE_DBFS
+from kikitori.inference.checks import SILENCE_PEAK
 from kikitori.inference.generate import Engine
 from kikitori.inference.reading import choose_reading
 from kikitori.inference.segments import Piece
@@ -105,17 +105,16 @@ def _jobs(
 ) -> Iterator[_Job]:
     for source in sources:
         recording = Recording(source, record := record_of(source))
-        begin = record.sections[-1].end if record.sections else 0
+        last = record.sections[-1] if record.sections else None
+        begin = last.end if last else 0
+        progress.opened(source.path, begin / SAMPLE_RATE, begin / SAMPLE_RATE)
         if record.is_finished:
-            progress.opened(source.path, begin / SAMPLE_RATE, begin / SAMPLE_RATE)
             yield _Job(recording)
             continue
-        if record.sections:
-            *_, last = record.sections
+        if last:
             recording.segments = "timestamps" if last.segments == "timestamps" else "pauses"
             if not (options.detect_language and last.language_probability is None):
                 recording.language, recording.language_probability = last.language, last.language_probability
-        progress.opened(source.path, begin / SAMPLE_RATE, begin / SAMPLE_RATE)
         try:
             with closing(decoder.stream(source.path)) as parts:
                 for section in sections_of(parts, begin, options.only_speech):
@@ -199,7 +198,7 @@ class _Reader:
 
     def _heard(self, section: Section) -> Tensor:
         """The first window of a section that begins with a sound; empty if there is none."""
-        loud = (section.samples.abs() > 10 ** (SILENCE_DBFS / 20)).nonzero()
+        loud = (section.samples.abs() > SILENCE_PEAK).nonzero()
         begin = int(loud[0]) if len(loud) else len(section.samples)
         return section.samples[begin : begin + round(self.engine.processor.window_s * SAMPLE_RATE)]
 

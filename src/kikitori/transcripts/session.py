@@ -8,7 +8,6 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-import transformers
 from xxhash import xxh3_128
 
 from kikitori.audio.waveform import DECODER
@@ -18,6 +17,7 @@ from kikitori.inference.generate import Engine
 from kikitori.inference.reading import choose_reading
 from kikitori.inference.timestamps import timestamp_rule
 from kikitori.inference.transcribe import Segments, piece_limit_s
+from kikitori.runtime.console import quiet_transformers
 from kikitori.transcripts.folder import OutputFolder, Record, Source, locked
 from kikitori.transcripts.formats import Transcript
 from kikitori.transcripts.progress import Progress
@@ -66,8 +66,7 @@ def transcribe_all(sources: Sequence[Source], wanted: Wanted, note: Callable[[st
 
     Raises ModelError if the model cannot be loaded, DataError if the folder cannot be written to.
     """
-    transformers.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
+    quiet_transformers()
     with ExitStack() as stack:
         if wanted.output:
             stack.enter_context(locked(wanted.output))
