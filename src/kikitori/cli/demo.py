@@ -16,7 +16,7 @@ import webbrowser
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kikitori.runtime.errors import ConfigError
+from kikitori.runtime.errors import ConfigError, KikitoriError, describe_error
 
 if TYPE_CHECKING:
     from aiohttp import web
@@ -63,9 +63,12 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     """Loads the models and serves the page until Ctrl-C."""
     arguments = parse()
-    # Before the models, which take seconds to load.
-    with listen(arguments.port) as listener:
-        serve(arguments, listener)
+    try:
+        # Before the models, which take seconds to load.
+        with listen(arguments.port) as listener:
+            serve(arguments, listener)
+    except KikitoriError as error:
+        sys.exit(describe_error(error))
 
 
 def listen(port: int) -> socket.socket:
