@@ -310,6 +310,8 @@ def test_a_list_that_is_a_link_is_left_alone(models: list[ShownModel], tmp_path:
 
 def test_a_form_without_its_parts_is_refused(visitor: Visitor) -> None:
     assert visitor.request("POST", "/api/save", b"").status == 415
+    form = {"Content-Type": "multipart/form-data"}
+    assert visitor.request("POST", "/api/save", b"--x--\r\n", **form).status == 400
     form = {"Content-Type": "multipart/form-data; boundary=x"}
     assert visitor.request("POST", "/api/save", b"--x--\r\n", **form).status == 400
 

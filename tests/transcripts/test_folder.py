@@ -9,17 +9,10 @@ import pytest
 from kikitori.inference.confidence import Token
 from kikitori.inference.segments import Piece
 from kikitori.runtime.errors import DataError
-from kikitori.transcripts.folder import (
-    MOST_BYTES,
-    RECORDS,
-    WRITTEN,
-    OutputFolder,
-    Read,
-    Source,
-    disk_errors_as_sentences,
-    locked,
-)
+from kikitori.transcripts.folder import RECORDS, WRITTEN, OutputFolder, disk_errors_as_sentences, locked
 from kikitori.transcripts.formats import Transcript
+from kikitori.transcripts.record import MOST_BYTES, Read
+from kikitori.transcripts.sources import Source
 
 PIECES = [Piece(0, 2.5, "犬", "", (Token("犬", 0.5),), 0.125, -0.25), Piece(2.5, 3, "", "no speech")]
 FIRST = Read(40_000, False, "ja", 0.75, "pauses", PIECES[:1])
@@ -106,14 +99,6 @@ def test_a_record_that_is_too_large_is_begun_anew(tmp_path: Path, source: Source
     assert folder_of(tmp_path).record(source).sections == [FIRST]
 
 
-def test_a_damaged_recording_is_forgotten(tmp_path: Path, source: Source) -> None:
-    record = folder_of(tmp_path).record(source)
-    record.add(FIRST)
-    record.discard()
-    record.discard()
-    assert folder_of(tmp_path).record(source).sections == []
-
-
 def test_files_that_no_earlier_call_wrote_are_not_replaced(tmp_path: Path, source: Source) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "a.srt").symlink_to("gone")
@@ -121,7 +106,7 @@ def test_files_that_no_earlier_call_wrote_are_not_replaced(tmp_path: Path, sourc
     folder_of(tmp_path).check_free([source])
     with pytest.raises(DataError, match=r"a\.srt exists and is no earlier transcript; move it, or give another --out"):
         folder_of(tmp_path, "txt", "srt").check_free([source])
-    folder_of(tmp_path).record(source).discard()
+    (tmp_path / "out" / RECORDS / "a.jsonl").unlink()
     folder_of(tmp_path).check_free([source])
     (tmp_path / "out" / RECORDS / WRITTEN).unlink()
     with pytest.raises(DataError, match=r"a\.txt exists and is no earlier transcript"):

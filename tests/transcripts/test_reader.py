@@ -17,9 +17,11 @@ from kikitori.inference.transcribe import transcribe_pieces
 from kikitori.model.loading import build_whisper
 from kikitori.model.whisper import Whisper
 from kikitori.transcripts import reader, sections
-from kikitori.transcripts.folder import OutputFolder, Record, Source
+from kikitori.transcripts.folder import OutputFolder
 from kikitori.transcripts.progress import Progress
 from kikitori.transcripts.reader import Options, Recording, read_recordings, sizes_of
+from kikitori.transcripts.record import Record
+from kikitori.transcripts.sources import Source
 
 
 class Stop(Exception):  # noqa: N818
@@ -121,15 +123,18 @@ def test_a_long_recording_is_resumed_in_its_middle_with_equal_results(
     assert resumed.record.sections == undisturbed.record.sections
 
 
-def test_a_long_recording_that_is_damaged_at_its_end_leaves_nothing(
-    engine: TorchEngine, long: Source, tmp_path: Path
+def test_a_long_recording_that_fails_at_its_end_is_resumed_there(
+    engine: TorchEngine, long: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = encoded(tone(30.0), "flac")
     long.path.write_bytes(whole + whole[:-500])  # two recordings in one file, of which the second is damaged
-    (found,) = read_recordings(engine, [long], Options(), OutputFolder(tmp_path / "out", ["txt"], "s").record)
-    assert "lost sync" in found.error
-    assert found.record.sections == []
-    assert not list((tmp_path / "out").rglob("*.jsonl"))
+    heard, add = list[int](), Record.add
+    monkeypatch.setattr(Record, "add", lambda self, section: (heard.append(section.end), add(self, section)))
+    for _ in range(2):
+        (found,) = read_recordings(engine, [long], Options(), OutputFolder(tmp_path / "out", ["txt"], "s").record)
+        assert "lost sync" in found.error
+        assert [section.end for section in found.record.sections] == heard
+    assert len(heard) >= 3
 
 
 def test_a_recording_that_was_read_is_not_decoded_again(

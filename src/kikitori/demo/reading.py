@@ -13,15 +13,16 @@ import torch
 from numpy.typing import NDArray
 
 from kikitori.audio.formats import AudioError
-from kikitori.audio.waveform import SAMPLE_RATE, to_float
+from kikitori.audio.waveform import SAMPLE_RATE, Part, to_float
 from kikitori.demo.differences import DIFFERENT, MISSING, Rows, confidences, parts
 from kikitori.demo.turns import Check, Event
 from kikitori.inference.reading import choose_reading
-from kikitori.inference.segments import STEP, Piece, loudness_db
+from kikitori.inference.segments import Piece
 from kikitori.inference.transcribe import LEAST_S, Segments, is_long, moved, transcribe_pieces
 from kikitori.metrics.error_rates import score_clips
 from kikitori.model.features import FRAMES_PER_SECOND, HOP_LENGTH, log_mel
 from kikitori.model.whisper import Whisper
+from kikitori.transcripts.sections import sections_of
 
 # Seconds that a model reads at a time, at most, and pieces of them at a time: on a CPU the first text comes sooner.
 PART_S, CPU_BATCH, GPU_BATCH = 60, 1, 8
@@ -115,21 +116,11 @@ def _begin(whisper: Whisper, samples: NDArray[np.int16], check: Check) -> _Model
 def _pieces(whisper: Whisper, samples: NDArray[np.int16], segments: Segments, check: Check) -> Iterator[Piece]:
     """The pieces of a recording, of which half a minute to a minute is read at a time."""
     batch_size = CPU_BATCH if whisper.model.device.type == "cpu" else GPU_BATCH
-    for part in parts_of(samples):
-        start_s, read = part.start / SAMPLE_RATE, to_float(samples[part])
-        for piece in transcribe_pieces(whisper, read, batch_size, lambda _: check(), segments=segments):
-            yield moved(piece, start_s)
-
-
-def parts_of(samples: NDArray[np.int16]) -> Iterator[slice]:
-    """Divides (samples,) at 16 kHz into parts of at most PART_S, at the quietest moments of their second halves."""
-    start, longest = 0, PART_S * SAMPLE_RATE
-    while len(samples) - start > longest:
-        middle = start + longest // 2
-        quietest = int(loudness_db(to_float(samples[middle : start + longest])).argmin())
-        yield slice(start, middle + quietest * STEP)
-        start = middle + quietest * STEP
-    yield slice(start, len(samples))
+    seconds, step = len(samples) / SAMPLE_RATE, PART_S * SAMPLE_RATE
+    decoded = (Part(to_float(samples[at : at + step]), seconds) for at in range(0, len(samples), step))
+    for section in sections_of(decoded, most_s=PART_S):
+        for piece in transcribe_pieces(whisper, section.samples, batch_size, lambda _: check(), segments=segments):
+            yield moved(piece, section.start / SAMPLE_RATE)
 
 
 def _row(row: Sequence[Sequence[Piece]], models: Sequence[_Model], reference: str | None) -> dict[str, Any]:

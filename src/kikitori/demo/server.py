@@ -129,7 +129,10 @@ class Server:
         """Saves a recording with its text, two parts of a form, and answers with the number of rows."""
         if request.content_type != "multipart/form-data":
             raise Refused(415, "A recording is saved with a form of its text and audio.")
-        form = await request.multipart()
+        try:
+            form = await request.multipart()
+        except ValueError as error:
+            raise Refused(400, f"The form is damaged: {one_line(error)}.") from error
         text = one_line_of(await asyncio.wait_for(_text(form), IDLE_S))
         if fault := text_fault(text, self.models[-1].whisper.processor):
             raise Refused(422, fault)

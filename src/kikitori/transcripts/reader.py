@@ -17,10 +17,11 @@ from kikitori.inference.reading import choose_reading
 from kikitori.inference.segments import Piece
 from kikitori.inference.transcribe import Segments, is_long, moved, read_by_pauses, transcribe_pieces
 from kikitori.runtime.processes import return_free_memory
-from kikitori.transcripts.folder import Read, Record, Source
 from kikitori.transcripts.formats import Transcript
 from kikitori.transcripts.progress import Progress
+from kikitori.transcripts.record import Read, Record
 from kikitori.transcripts.sections import CUT_WITHIN_S, SECTION_S, Section, sections_of
+from kikitori.transcripts.sources import Source
 
 # Recordings are read together up to this many seconds and this many of them: a section of a long one, or many batches.
 GROUP_S, GROUP = SECTION_S - CUT_WITHIN_S, 64
@@ -122,7 +123,6 @@ def _jobs(
                     yield _Job(recording, section)
         except AudioError as error:
             recording.error = str(error.args[0])
-            record.discard()
             yield _Job(recording)
 
 

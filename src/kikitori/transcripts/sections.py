@@ -35,14 +35,18 @@ class Section:
 
 
 def sections_of(
-    parts: Iterable[Part], start: int = 0, only_speech: Callable[[Tensor], Tensor] = lambda samples: samples
+    parts: Iterable[Part],
+    start: int = 0,
+    only_speech: Callable[[Tensor], Tensor] = lambda samples: samples,
+    most_s: float | None = None,
 ) -> Iterator[Section]:
     """Yields the sections of a recording that is decoded in parts: each sample is in one of them.
 
     start: the sample with which the first begins; what is before it was read before. only_speech: silences all else,
-    before pauses are looked for. Raises AudioError for a recording that holds next to nothing.
+    before pauses are looked for. most_s: seconds of a section, SECTION_S by default. Raises AudioError for a recording
+    that holds next to nothing.
     """
-    most, known_s, to_skip = SECTION_S * SAMPLE_RATE, 0.0, start
+    most, known_s, to_skip = round((most_s or SECTION_S) * SAMPLE_RATE), 0.0, start
     held: list[Tensor] = []
     for samples, known_s in parts:
         held += samples[to_skip:].split(most)

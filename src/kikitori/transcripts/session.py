@@ -18,10 +18,12 @@ from kikitori.inference.reading import choose_reading
 from kikitori.inference.timestamps import timestamp_rule
 from kikitori.inference.transcribe import Segments, piece_limit_s
 from kikitori.runtime.console import quiet_transformers
-from kikitori.transcripts.folder import OutputFolder, Record, Source, locked
+from kikitori.transcripts.folder import OutputFolder, locked
 from kikitori.transcripts.formats import Transcript
 from kikitori.transcripts.progress import Progress
 from kikitori.transcripts.reader import Options, Recording, read_recordings, sizes_of
+from kikitori.transcripts.record import Record
+from kikitori.transcripts.sources import Source
 
 # Increase it whenever the same model reads the same recording differently.
 READING = 1

@@ -3,10 +3,17 @@
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from kikitori.audio.formats import CONVERT, SUFFIXES, find_recordings
 from kikitori.runtime.errors import DataError
-from kikitori.transcripts.folder import Source
+
+
+class Source(NamedTuple):
+    """A recording, and its name in a folder of transcripts: its path in the folder that was given, without suffix."""
+
+    path: Path
+    name: str
 
 
 def find_sources(paths: Iterable[Path], note: Callable[[str], None]) -> list[Source]:
