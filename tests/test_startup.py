@@ -24,6 +24,12 @@ def test_a_command_prints_its_help_before_it_loads_anything_heavy(command: str) 
     assert not HEAVY & loaded(*helped)
 
 
+def test_transcribe_answers_a_wrong_path_before_it_loads_anything_heavy() -> None:
+    line = "sys.argv = ['kikitori', 'transcribe', 'no-such.mp3', '--model', 'm']"
+    answered = ["import sys", "from kikitori.cli import main", line, "try: main.main()", "except SystemExit: pass"]
+    assert not HEAVY & loaded(*answered)
+
+
 def test_a_decoder_process_loads_only_soundfile_and_numpy() -> None:
     packages = loaded("import kikitori.audio.decoder_process")
     assert {"soundfile", "numpy"} < packages

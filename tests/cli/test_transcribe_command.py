@@ -337,3 +337,30 @@ def test_a_language_is_detected_for_each_recording(
     row = json.loads(output(monkeypatch, capsys, *words)[0])
     assert 0 < row["language_probability"] < 1
     assert len(row["language"]) in (2, 3)
+
+
+@pytest.mark.parametrize(
+    ("error", "alone", "in_folder"),
+    [
+        (
+            OSError(28, "No space left on device"),
+            "the disk: No space left on device; free space",
+            "the disk: No space left on device; free space; the same command resumes",
+        ),
+        (
+            RuntimeError("CUDA failed with error out of memory"),
+            "--batch-size 4: CUDA failed with error out of memory; pass a smaller one, or a smaller model",
+            "--batch-size 4: CUDA failed with error out of memory; pass a smaller one, or a smaller model; the same "
+            "command resumes",
+        ),
+    ],
+)
+def test_what_the_machine_lacks_is_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: Exception, alone: str, in_folder: str
+) -> None:
+    def fail(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("kikitori.transcripts.session.load_engine", fail)
+    assert refusal(monkeypatch, "--model", "m") == alone
+    assert refusal(monkeypatch, "--model", "m", "--output", str(tmp_path / "out")) == in_folder

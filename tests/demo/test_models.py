@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+from kikitori.demo import models
 from kikitori.demo.examples import find_examples
 from kikitori.demo.models import load_models
 from kikitori.model.whisper import Whisper
@@ -73,3 +74,21 @@ def test_a_run_without_a_model_is_named(tmp_path: Path) -> None:
 
 def test_without_a_run_there_are_no_examples(tmp_path: Path) -> None:
     assert find_examples([str(tmp_path)]) == ([], f"{tmp_path} is no run")
+
+
+def test_the_base_is_used_for_an_adapter_that_is_elsewhere(
+    micro: Whisper, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a reference, only its pinned name tells whether it is an adapter."""
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
+    loaded: list[tuple[str, str | None]] = []
+
+    def load(name: str, language: str | None = None, task: str | None = None, base: str | None = None) -> Whisper:
+        loaded.append((name, base))
+        return micro
+
+    monkeypatch.setattr(models, "pinned", lambda name, _: (str(tmp_path / "adapter") if ":" in name else name, None))
+    monkeypatch.setattr(models, "load_to_read", load)
+    load_models(["hub:me/adapter", str(run)], "b")
+    assert loaded == [("hub:me/adapter", "b"), (str(run), None), ("b", None)]

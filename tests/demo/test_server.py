@@ -26,12 +26,16 @@ from kikitori.data.audio_cache import build_audio_cache
 from kikitori.demo.access import KEY
 from kikitori.demo.examples import Example
 from kikitori.demo.models import ShownModel
+from kikitori.demo.saving import save_recording
 from kikitori.inference.transcribe import transcribe
 from kikitori.model.loading import build_whisper
 from kikitori.model.whisper import Whisper
 from kikitori.runtime.console import progress_bar
 
 WAV = encoded(tone(0.8))
+
+# A form that ends within its first part.
+TEXT_PART = b'--x\r\nContent-Disposition: form-data; name="text"\r\n\r\nhello'
 
 
 @pytest.fixture(scope="module")
@@ -291,6 +295,16 @@ def test_a_full_disk_is_a_sentence_without_a_traceback(
     assert not caplog.records
 
 
+def test_a_recording_whose_row_cannot_be_written_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("kikitori.demo.saving.write_text", full)
+    with pytest.raises(OSError, match="No space left"):
+        save_recording(tmp_path, np.ones(16000, np.int16), "あ")
+    assert not list(tmp_path.glob("*.flac"))
+
+
 @pytest.mark.parametrize("content", ["a.flac,あ\n", "path,text,speaker\n"])
 def test_a_list_without_a_header_is_left_alone(models: list[ShownModel], tmp_path: Path, content: str) -> None:
     (tmp_path / "metadata.csv").write_text(content, encoding="utf-8")
@@ -310,10 +324,25 @@ def test_a_list_that_is_a_link_is_left_alone(models: list[ShownModel], tmp_path:
 
 def test_a_form_without_its_parts_is_refused(visitor: Visitor) -> None:
     assert visitor.request("POST", "/api/save", b"").status == 415
-    form = {"Content-Type": "multipart/form-data"}
-    assert visitor.request("POST", "/api/save", b"--x--\r\n", **form).status == 400
     form = {"Content-Type": "multipart/form-data; boundary=x"}
     assert visitor.request("POST", "/api/save", b"--x--\r\n", **form).status == 400
+
+
+@pytest.mark.parametrize(
+    ("body", "kind"),
+    [
+        (b"--x--\r\n", "multipart/form-data"),
+        (b"hello", "multipart/form-data; boundary=x"),
+        (TEXT_PART, "multipart/form-data; boundary=x"),
+    ],
+)
+def test_a_form_that_ends_anywhere_is_answered(
+    visitor: Visitor, caplog: pytest.LogCaptureFixture, body: bytes, kind: str
+) -> None:
+    response = visitor.request("POST", "/api/save", body, **{"Content-Type": kind})
+    assert response.status == 400
+    assert "form" in response.text
+    assert not caplog.records
 
 
 def test_rows_of_another_list_are_left_alone(models: list[ShownModel], tmp_path: Path) -> None:

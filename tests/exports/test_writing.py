@@ -12,6 +12,7 @@ from kikitori.exports.writing import (
     check_space,
     chosen,
     replaced_folder,
+    restore,
     scratch_folder,
     write_errors,
 )
@@ -83,9 +84,11 @@ def test_what_a_kill_left_is_removed_or_put_back(tmp_path: Path) -> None:
     (tmp_path / ".a.earlier" / "file").write_text("first")
     (tmp_path / ".a.partial").mkdir()
     (tmp_path / ".a.partial" / "half").write_text("")
-    with pytest.raises(KeyboardInterrupt):
-        interrupted(tmp_path / "a", [])
-    assert names(tmp_path) == ["a"]
+    (tmp_path / "b").mkdir()
+    (tmp_path / ".b.earlier").mkdir()
+    (tmp_path / ".b.partial").mkdir()
+    restore(tmp_path)
+    assert names(tmp_path) == ["a", "b"]
     assert names(tmp_path / "a") == ["file"]
 
 

@@ -169,7 +169,7 @@ def test_refusals_come_before_anything_is_written(run_folder: Path, tmp_path: Pa
     (run_folder / "exports").unlink()
     (run_folder / "exports").mkdir()
     lock = FileLock(run_folder / "exports" / ".lock")
-    with lock, pytest.raises(ConfigError, match="exports is in use by another process"):
+    with lock, pytest.raises(ConfigError, match="run is in use by another process"):
         run(run_folder, tmp_path, "to=alpha")
     assert names(run_folder / "exports") == names(tmp_path / "elsewhere") == []
 

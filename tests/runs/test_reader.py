@@ -81,7 +81,7 @@ def test_a_run_without_an_end_has_the_time_of_its_last_record(tmp_path: Path) ->
     (run,) = find_runs([str(tmp_path)])
     assert run.status == "running"
     assert run.reason.startswith("killed, or running on another machine: no process here holds its lock (results.json")
-    with folder_lock(tmp_path / "run", "hydra.run.dir", ConfigError):
+    with folder_lock(tmp_path / "run", "hydra.run.dir=run", ConfigError):
         (run,) = find_runs([str(tmp_path)])
     assert run.reason.startswith("still running (results.json was last written")
 

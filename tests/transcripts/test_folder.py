@@ -9,7 +9,8 @@ import pytest
 from kikitori.inference.confidence import Token
 from kikitori.inference.segments import Piece
 from kikitori.runtime.errors import DataError
-from kikitori.transcripts.folder import RECORDS, WRITTEN, OutputFolder, disk_errors_as_sentences, locked
+from kikitori.transcripts import folder as folder_module
+from kikitori.transcripts.folder import RECORDS, WRITTEN, OutputFolder, locked
 from kikitori.transcripts.formats import Transcript
 from kikitori.transcripts.record import MOST_BYTES, Read
 from kikitori.transcripts.sources import Source
@@ -33,13 +34,17 @@ def lines(tmp_path: Path) -> list[str]:
     return (tmp_path / "out" / RECORDS / "a.jsonl").read_text().splitlines()
 
 
-def finish(tmp_path: Path, source: Source) -> None:
-    folder = folder_of(tmp_path)
+def finish(tmp_path: Path, source: Source, *formats: str, settings: str = "s", text: str = "犬") -> None:
+    """What a call does with a recording: reads what was not read, and writes the files."""
+    folder = folder_of(tmp_path, *formats, settings=settings)
+    folder.check_free([source])
     record = folder.record(source)
-    record.add(FIRST)
-    record.add(LAST)
-    folder.write(source, Transcript("a.wav", 3.0, record.pieces, "ja", "ja"), folder.formats)
-    record.finish()
+    if not record.is_finished:
+        record.add(FIRST)
+        record.add(LAST)
+    folder.write(source, record, Transcript("a.wav", 3.0, [Piece(0, 2.5, text, "")], "ja", "ja"))
+    if not record.is_finished:
+        record.finish()
 
 
 def test_what_was_read_is_found_again_until_its_recording_or_the_settings_change(
@@ -49,7 +54,6 @@ def test_what_was_read_is_found_again_until_its_recording_or_the_settings_change
     again = folder_of(tmp_path).record(source)
     assert (again.is_finished, again.sections) == (True, [FIRST, LAST])
     assert again.pieces == PIECES
-    assert folder_of(tmp_path, "txt", "srt").missing(source) == ["srt"]
     assert folder_of(tmp_path, settings="t").record(source).sections == []
     finish(tmp_path, source)
     source.path.write_bytes(b"other")
@@ -113,6 +117,42 @@ def test_files_that_no_earlier_call_wrote_are_not_replaced(tmp_path: Path, sourc
         folder_of(tmp_path).check_free([source])
 
 
+def test_a_file_of_an_earlier_reading_is_replaced_whatever_was_read_since(tmp_path: Path, source: Source) -> None:
+    finish(tmp_path, source, "txt", "tsv", settings="one", text="犬")
+    finish(tmp_path, source, "txt", settings="two", text="猫")
+    assert "犬" in (tmp_path / "out" / "a.tsv").read_text()
+    finish(tmp_path, source, "tsv", settings="two", text="猫")
+    assert "猫" in (tmp_path / "out" / "a.tsv").read_text()
+
+
+def test_a_corrected_file_stays_until_its_recording_is_read_anew_which_is_an_error(
+    tmp_path: Path, source: Source
+) -> None:
+    finish(tmp_path, source)
+    corrected = tmp_path / "out" / "a.txt"
+    corrected.write_text("いぬ")
+    finish(tmp_path, source, "txt", "tsv")
+    assert corrected.read_text() == "いぬ"
+    with pytest.raises(DataError, match=r"a\.txt was changed since it was written; move it, or give another --output"):
+        finish(tmp_path, source, settings="two")
+    assert corrected.read_text() == "いぬ"
+
+
+def test_a_file_that_a_killed_process_was_about_to_replace_is_replaced(
+    tmp_path: Path, source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def kill(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    finish(tmp_path, source, settings="one", text="犬")
+    with monkeypatch.context() as patch:
+        patch.setattr(folder_module, "write_text", kill)
+        with pytest.raises(KeyboardInterrupt):
+            finish(tmp_path, source, settings="two", text="猫")
+    finish(tmp_path, source, settings="two", text="猫")
+    assert (tmp_path / "out" / "a.txt").read_text() == "猫\n"
+
+
 def test_recordings_of_one_name_have_files_of_their_own_for_good(tmp_path: Path) -> None:
     sources = []
     for place in ("x/a.mp3", "x/a.wav", "y/a.mp3", "z/A.mp3", "x/sub/a.mp3"):
@@ -137,9 +177,9 @@ def test_recordings_of_one_name_have_files_of_their_own_for_good(tmp_path: Path)
     assert [folder_of(tmp_path).name(source) for source in breaks] == ["b\n", "b\\n"]
     long = Source(tmp_path / ("犬" * 80 + ".mp3"), "犬" * 80)
     assert folder.name(long) == "犬" * 66
-    folder.write(long, Transcript("", 1.0, [], "ja", "ja"), ["jsonl"])
+    folder.write(long, folder.record(long), Transcript("", 1.0, [], "ja", "ja"))
     strange = Source(Path(os.fsdecode(bytes(tmp_path) + b"/\x98.wav")), os.fsdecode(b"\x98"))
-    folder.write(strange, Transcript("", 1.0, [], "ja", "ja"), ["txt"])
+    folder.write(strange, folder.record(strange), Transcript("", 1.0, [], "ja", "ja"))
     assert os.fsencode(tmp_path) + b"/out/\x98.txt" in {os.fsencode(p) for p in (tmp_path / "out").iterdir()}
 
 
@@ -154,14 +194,11 @@ def test_a_full_disk_is_one_sentence_and_leaves_no_partial_file(tmp_path: Path, 
     before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:
         with pytest.raises(OSError, match="File too large"):
-            folder_of(tmp_path).write(source, transcript, ["txt"])
+            folder_of(tmp_path).write(source, folder_of(tmp_path).record(source), transcript)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, before)
     assert [path.name for path in (tmp_path / "out").iterdir()] == [RECORDS]
-    with pytest.raises(DataError, match="No space left on device; free space; the same command resumes"):  # noqa: SIM117
-        with disk_errors_as_sentences():
-            raise OSError(28, "No space left on device")
 
 
 def test_a_folder_that_is_a_file_or_in_use_is_refused(tmp_path: Path) -> None:

@@ -79,7 +79,7 @@ def test_a_failing_recording_costs_only_itself(engine: TorchEngine, micro: Whisp
 @pytest.fixture
 def long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Source:
     """A recording of several sections."""
-    monkeypatch.setattr(sections, "SECTION_S", 8)
+    monkeypatch.setattr(reader, "SECTION_S", 8)
     monkeypatch.setattr(sections, "CUT_WITHIN_S", 2.0)
     monkeypatch.setattr(reader, "GROUP_S", 8.0)
     return sources(tmp_path, 30.0)[0]
@@ -200,7 +200,7 @@ def test_the_detected_language_is_the_most_probable_of_the_models_tokens(micro: 
 
 
 def test_long_recordings_are_read_by_timestamps_in_all_their_sections(tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr(sections, "SECTION_S", 8)
+    monkeypatch.setattr(reader, "SECTION_S", 8)
     monkeypatch.setattr(sections, "CUT_WITHIN_S", 2.0)
     whisper = build_whisper(d_model=16, encoder_layers=1, decoder_layers=1, timestamps=True)
     whisper.configure_generation(max_new_tokens=20, num_beams=1)

@@ -9,7 +9,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kikitori.runtime.errors import ConfigError, KikitoriError, Stopped, describe_error
+from kikitori.runtime.errors import (
+    ConfigError,
+    KikitoriError,
+    Stopped,
+    describe_error,
+    is_out_of_memory,
+    one_line,
+    remedy_of,
+)
 from kikitori.runtime.text import printable_line
 
 if TYPE_CHECKING:
@@ -112,32 +120,39 @@ def at_least_one(text: str) -> int:
 def main() -> None:
     """Prints or writes the transcript of each file. What may be wrong or cannot be read is reported on stderr."""
     arguments = parse()
-    from kikitori.transcripts.folder import disk_errors_as_sentences
-
+    resumes = "; the same command resumes" if arguments.output else ""
     try:
-        with disk_errors_as_sentences():
-            transcribe(arguments)
+        transcribe(arguments)
     except Stopped as error:
-        if arguments.output:
-            raise Stopped(error.number, f"; the same command goes on where {arguments.output} ends") from error
+        raise Stopped(error.number, resumes) from error
+    except BrokenPipeError:
         raise
-    except KikitoriError as error:
-        # The model, its language and its task are options here, not keys.
-        message = describe_error(error)
-        for option in ("name", "language", "task", "base"):
-            message = message.replace(f"model.{option}", "--model" if option == "name" else f"--{option}")
-        sys.exit(
-            message.replace("--model=", "--model ").replace("--base=", "--base ").replace("--output=", "--output ")
-        )
+    except Exception as error:
+        if not isinstance(error, KikitoriError) and not remedy_of(error):
+            raise
+        sys.exit(message_of(error, arguments.batch_size, resumes))
+
+
+def message_of(error: Exception, batch_size: int, resumes: str) -> str:
+    """What an error says to a person, in terms of the options. resumes: is added where the machine is the cause."""
+    if is_out_of_memory(error):
+        return f"--batch-size {batch_size}: {one_line(error)}; pass a smaller one, or a smaller model{resumes}"
+    if not isinstance(error, KikitoriError):
+        return f"{remedy_of(error)}{resumes}"
+    message = describe_error(error)
+    for option in ("name", "language", "task", "base"):
+        message = message.replace(f"model.{option}", "--model" if option == "name" else f"--{option}")
+    return message.replace("--model=", "--model ").replace("--base=", "--base ").replace("--output=", "--output ")
 
 
 def transcribe(arguments: argparse.Namespace) -> None:
     """Transcribes all files, and exits with 1 if some could not be read."""
-    from kikitori.transcripts.session import Wanted, transcribe_all
     from kikitori.transcripts.sources import find_sources
 
     sources = find_sources(arguments.paths, report)
     check_stdout(arguments, len(sources))
+    from kikitori.transcripts.session import Wanted, transcribe_all
+
     options = {name: value for name, value in vars(arguments).items() if name not in ("paths", "format")}
     failed = before = 0
     for done in transcribe_all(sources, Wanted(**options, formats=arguments.format), report):

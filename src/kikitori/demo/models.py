@@ -6,8 +6,10 @@ from typing import Any
 
 from kikitori.adapters.folder import is_adapter
 from kikitori.engines.loading import load_to_read
+from kikitori.model.source import pinned
 from kikitori.model.whisper import Whisper
 from kikitori.model.window import describe_window
+from kikitori.references.pinning import local_path
 from kikitori.runs.results import name_of_model
 from kikitori.runtime.errors import KikitoriError, ModelError
 from kikitori.runtime.files import expanded
@@ -47,7 +49,7 @@ def load_models(places: Sequence[str], base: str | None) -> tuple[list[ShownMode
     places: folders of runs, models or adapters, or names on the Hub. base: instead of those that the runs recorded.
     A recorded base that cannot be loaded is left out. Raises ModelError if another model cannot be loaded.
     """
-    tuned = [_load(place, base=base if is_adapter(expanded(place)) else None) for place in dict.fromkeys(places)]
+    tuned = [_load(place, adapter_base=base) for place in dict.fromkeys(places)]
     first, notes = tuned[0].processor, list[str]()
     bases: dict[str, Whisper] = {}
     for wanted in [base] if base else _recorded(places, notes):
@@ -77,8 +79,11 @@ def _recorded(places: Sequence[str], notes: list[str]) -> list[str]:
     return list(found)
 
 
-def _load(place: str, **arguments: Any) -> Whisper:
+def _load(place: str, adapter_base: str | None = None, **arguments: Any) -> Whisper:
+    """Loads a model. adapter_base: the base of a model that is an adapter."""
     try:
+        if adapter_base and is_adapter(local_path(pinned(place, None)[0])):
+            arguments["base"] = adapter_base
         return load_to_read(place, **arguments)
     except ModelError as error:
         raise ModelError(str(error).replace("model.name=", "").replace("model.base", "--base")) from error

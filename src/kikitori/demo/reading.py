@@ -24,8 +24,8 @@ from kikitori.model.features import FRAMES_PER_SECOND, HOP_LENGTH, log_mel
 from kikitori.model.whisper import Whisper
 from kikitori.transcripts.sections import sections_of
 
-# Seconds that a model reads at a time, at most, and pieces of them at a time: on a CPU the first text comes sooner.
-PART_S, CPU_BATCH, GPU_BATCH = 60, 1, 8
+# Seconds of a section, at most: short ones, so that texts come soon. Pieces of it that are read at a time.
+SECTION_S, CPU_BATCH, GPU_BATCH = 60, 1, 8
 # Columns of a spectrogram, and frames that are computed at a time: half a minute.
 COLUMNS, FRAMES_AT_ONCE = 1000, 3000
 # The loudest and the faintest value of a log-Mel differ by this much.
@@ -116,9 +116,9 @@ def _begin(whisper: Whisper, samples: NDArray[np.int16], check: Check) -> _Model
 def _pieces(whisper: Whisper, samples: NDArray[np.int16], segments: Segments, check: Check) -> Iterator[Piece]:
     """The pieces of a recording, of which half a minute to a minute is read at a time."""
     batch_size = CPU_BATCH if whisper.model.device.type == "cpu" else GPU_BATCH
-    seconds, step = len(samples) / SAMPLE_RATE, PART_S * SAMPLE_RATE
+    seconds, step = len(samples) / SAMPLE_RATE, SECTION_S * SAMPLE_RATE
     decoded = (Part(to_float(samples[at : at + step]), seconds) for at in range(0, len(samples), step))
-    for section in sections_of(decoded, most_s=PART_S):
+    for section in sections_of(decoded, SECTION_S):
         for piece in transcribe_pieces(whisper, section.samples, batch_size, lambda _: check(), segments=segments):
             yield moved(piece, section.start / SAMPLE_RATE)
 

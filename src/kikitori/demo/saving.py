@@ -65,9 +65,15 @@ def save_recording(folder: Path, samples: NDArray[np.int16], text: str) -> int:
     name = f"{sha256(samples.tobytes()).hexdigest()[:16]}.flac"
     with FileLock(folder / ".lock"):
         rows = [*(row for row in _rows(folder) if row[0] != name), [name, text]]
+        is_new = not (folder / name).exists()
         with atomic_write(folder / name) as file:
             soundfile.write(file, samples, SAMPLE_RATE, format="FLAC")
-        _write(folder / LIST, rows)
+        try:
+            _write(folder / LIST, rows)
+        except OSError:
+            if is_new:
+                (folder / name).unlink()
+            raise
     return len(rows)
 
 

@@ -129,14 +129,13 @@ class Server:
         """Saves a recording with its text, two parts of a form, and answers with the number of rows."""
         if request.content_type != "multipart/form-data":
             raise Refused(415, "A recording is saved with a form of its text and audio.")
-        try:
+        with damaged_form():
             form = await request.multipart()
-        except ValueError as error:
-            raise Refused(400, f"The form is damaged: {one_line(error)}.") from error
-        text = one_line_of(await asyncio.wait_for(_text(form), IDLE_S))
+            text = one_line_of(await asyncio.wait_for(_text(form), IDLE_S))
         if fault := text_fault(text, self.models[-1].whisper.processor):
             raise Refused(422, fault)
-        recording = await form.next()
+        with damaged_form():
+            recording = await asyncio.wait_for(form.next(), IDLE_S)
         if not isinstance(recording, BodyPartReader):
             raise Refused(400, "The form has no recording.")
         async with self._received(recording, request.content_length or 0, MAX_SAVED_BYTES) as path:
@@ -191,8 +190,20 @@ def decoded(path: Path, check: Check = lambda: None) -> Iterator[NDArray[np.int1
         yield np.memmap(file, np.int16, "r") if file.tell() else empty
 
 
+@contextmanager
+def damaged_form() -> Iterator[None]:
+    """Refuses a form that cannot be read."""
+    try:
+        yield
+    except ValueError as error:
+        raise Refused(400, f"The form is damaged: {one_line(error)}.") from error
+
+
 async def _chunk(body: StreamReader | BodyPartReader) -> bytes:
-    return await (body.readany() if isinstance(body, StreamReader) else body.read_chunk(CHUNK))
+    if isinstance(body, StreamReader):
+        return await body.readany()
+    with damaged_form():
+        return await body.read_chunk(CHUNK)
 
 
 async def _text(form: MultipartReader) -> str:

@@ -1,7 +1,7 @@
 """What every format of an exported model has in common, and where each is."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -45,6 +45,8 @@ class Format:
     load: opens such a folder and returns what reads clips, for Whisper's code of a language and a task: greedily,
     without timestamps, with the prefix start, language, task and no-timestamps, TEXT_TOKENS at most, and no spaces
     around the text. Features are the engine's own, where it has some.
+    disk: bytes on the disk for each weight while an export is written, by precision, where weights are written several
+    times.
     """
 
     name: str
@@ -53,6 +55,7 @@ class Format:
     precisions: tuple[str, ...]
     write: Callable[[Path, Path, str], None]
     load: Callable[[Path, str, str], Read]
+    disk: Mapping[str, float] = field(default_factory=dict, hash=False)
 
     def missing(self) -> str:
         """What is not installed of the engine, with its extra; empty if it is."""

@@ -14,6 +14,8 @@ from kikitori.runtime.files import sync_folder
 
 # What engines take for granted: Whisper's window, and at least the vocabulary of the multilingual models.
 WINDOW_S, VOCABULARY = 30, 51_865
+# Ends of hidden names: of an export that is being written, and of the one that it replaces.
+PARTIAL, EARLIER = ".partial", ".earlier"
 # Bytes of a weight by precision; 4 for others.
 BYTES = {"float16": 2, "bfloat16": 2, "int8": 1, "int8_float16": 1}
 
@@ -51,7 +53,8 @@ def check_space(folder: Path, weights: int, formats: Sequence[tuple[Format, str]
 
     weights: how many there are.
     """
-    needed = weights * (4 + sum(BYTES.get(precision, 4) for _, precision in formats))
+    sizes = [of.disk.get(precision, BYTES.get(precision, 4)) for of, precision in formats]
+    needed = weights * (4 + sum(sizes))
     if (free := shutil.disk_usage(folder).free) < needed:
         raise ExportFailed(
             f"{folder}: {free / 1e9:.1f} GB are free, and about {needed / 1e9:.1f} GB needed; free space"
@@ -69,19 +72,28 @@ def scratch_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def restore(place: Path) -> None:
+    """Removes what a killed process left of its exports in a folder, and gives earlier ones their names again."""
+    for earlier in place.glob(f".*{EARLIER}"):
+        folder = place / earlier.name[1 : -len(EARLIER)]
+        if folder.exists():
+            shutil.rmtree(earlier)
+        else:
+            earlier.rename(folder)
+    for partial in place.glob(f".*{PARTIAL}"):
+        shutil.rmtree(partial)
+
+
 @contextmanager
 def replaced_folder(folder: Path) -> Iterator[Path]:
     """Yields an empty folder that replaces `folder` when the block ends without an error; until then it is unchanged.
 
-    After a kill between the two renames, the earlier one has the name .NAME.earlier.
+    After a kill between the two renames, the earlier one has the name .NAME.earlier: see `restore`.
     """
-    earlier = folder.with_name(f".{folder.name}.earlier")
-    if earlier.exists() and not folder.exists():
-        earlier.rename(folder)
-    with scratch_folder(folder.with_name(f".{folder.name}.partial")) as partial:
+    earlier = folder.with_name(f".{folder.name}{EARLIER}")
+    with scratch_folder(folder.with_name(f".{folder.name}{PARTIAL}")) as partial:
         yield partial
         _flush(partial)
-        shutil.rmtree(earlier, ignore_errors=True)
         if folder.exists():
             folder.rename(earlier)
         partial.rename(folder)

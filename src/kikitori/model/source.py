@@ -207,7 +207,8 @@ def check_files(name: str, folder: Path) -> None:
 def check_type(name: str, config: Mapping[str, Any]) -> None:
     """Raises ModelError unless config.json is that of a plain Whisper."""
     if (found := config.get("model_type")) != "whisper":
-        raise ModelError(f"model.name={name} is not a Whisper: the model_type in its config.json is {found}")
+        remedy = "; of an export, give the model that it was made of" if found is None else ""
+        raise ModelError(f"model.name={name} is not a Whisper: the model_type in its config.json is {found}{remedy}")
     for key in ("quantization_config", "transformers_weights"):
         if key in config:
             raise ModelError(f"model.name={name}: config.json has {key}; give a plain Whisper in model.safetensors")

@@ -26,6 +26,7 @@ from kikitori.exports.writing import (
     digest,
     folder_bytes,
     replaced_folder,
+    restore,
     scratch_folder,
     write_errors,
 )
@@ -101,7 +102,8 @@ def export(cfg: DictConfig | dict[str, Any], folder: Path) -> Entries:
     language = whisper.processor.language
     clips = [clip for split in data.splits for clip in speech_of(data, split, config["check"], language)]
     place.mkdir(parents=True, exist_ok=True)
-    with folder_lock(place, "checkpoint", ConfigError):
+    with folder_lock(place, f"checkpoint={name}", ConfigError):
+        restore(place)
         entries = read_entries(place)
         with saved_model(whisper, place) as model_folder:
             source = read_source(whisper, model_folder, clips)
@@ -195,6 +197,7 @@ def make_export(source: Source, of: Format, precision: str, target: Path) -> dic
         log.info("%s: %.0f MB, written in %s", target.name, size / 1e6, duration(written_s))
         with reading(target.name, len(source.clips)) as advance:
             theirs = read_back(of, folder, source.clips, source.task, advance)
+        figures = parity.compare(source.whisper, source.clips, source.own, theirs, precision)
     return {
         "format": of.name,
         "precision": precision,
@@ -203,7 +206,7 @@ def make_export(source: Source, of: Format, precision: str, target: Path) -> dic
         "versions": {name: version(name) for name in ("kikitori", *distributions(of.modules))},
         "model_sha256": source.sha256,
         "window": describe_window(source.whisper.processor.window),
-        **parity.compare(source.whisper, source.clips, source.own, theirs, precision),
+        **figures,
     }
 
 

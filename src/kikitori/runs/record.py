@@ -65,7 +65,7 @@ def record(results: Results, command: str, config: dict[str, Any], folder: Path)
     if not is_main():
         yield
         return
-    with folder_lock(folder, "hydra.run.dir", ConfigError):
+    with folder_lock(folder, f"hydra.run.dir={folder}", ConfigError):
         earlier = read_results(folder) if (folder / RESULTS).exists() else {}
         results |= _start(command, config, folder, deepcopy(earlier))
         save(results, folder)

@@ -212,7 +212,12 @@ def reserve_file(path: Path, size: int) -> None:
 def write_text(path: Path, text: str) -> None:
     """Writes a text. A process that reads meanwhile gets the old or the new file, never a part."""
     with atomic_write(path) as file:
-        file.write(text.encode(errors="backslashreplace"))
+        file.write(encoded(text))
+
+
+def encoded(text: str) -> bytes:
+    """The bytes of a text in a file: UTF-8, with escapes for what has none."""
+    return text.encode(errors="backslashreplace")
 
 
 def write_json(path: Path, value: Any) -> None:

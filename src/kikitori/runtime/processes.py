@@ -43,10 +43,11 @@ def return_free_memory() -> None:
 
 
 @contextmanager
-def folder_lock(folder: Path, key: str, refusal: type[KikitoriError]) -> Iterator[None]:
+def folder_lock(folder: Path, name: str, refusal: type[KikitoriError]) -> Iterator[None]:
     """Locks a folder for this process. The lock is released when the process ends, however that happens.
 
-    key: the configuration key that names the folder. Raises `refusal` if another process holds the lock.
+    name: the folder as its user gave it, such as hydra.run.dir=outputs/a. Raises `refusal` if another process holds the
+    lock.
     """
     from filelock import FileLock, Timeout  # here, since the command line imports this module and must start fast
 
@@ -55,7 +56,7 @@ def folder_lock(folder: Path, key: str, refusal: type[KikitoriError]) -> Iterato
         # A reader may look at the lock at this moment.
         lock.acquire(timeout=0.2)
     except Timeout as error:
-        raise refusal(f"{key}={folder} is in use by another process; wait until it has ended") from error
+        raise refusal(f"{name} is in use by another process; wait until it has ended") from error
     try:
         yield
     finally:

@@ -98,7 +98,7 @@ class TrialRunner:
         setup_globals()
         quiet_libraries()
         self.folder.mkdir(parents=True, exist_ok=True)
-        with folder_lock(self.folder, "hydra.sweep.dir", SweepError):
+        with folder_lock(self.folder, f"hydra.sweep.dir={self.folder}", SweepError):
             line = ["kikitori", self.command, *sys.argv[1:]]
             resume = str(self.folder) if is_continued else OmegaConf.select(self.config, "resume_sweep")
             self.sweep: Sweep = open_sweep(self.folder, line, resume)

@@ -5,20 +5,24 @@ written without reading anything again.
 """
 
 import os
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
-from kikitori.runtime.errors import DataError, remedy_of
-from kikitori.runtime.files import UNREADABLE, open_regular, write_text
+from kikitori.runtime.errors import DataError
+from kikitori.runtime.files import UNREADABLE, encoded, open_regular, write_text
 from kikitori.runtime.processes import folder_lock
 from kikitori.transcripts.formats import FORMATS, Transcript
-from kikitori.transcripts.record import MOST_BYTES, Record, append, open_record, read_head
+from kikitori.transcripts.record import MOST_BYTES, Record, append, open_record, read_head, reading_of
 from kikitori.transcripts.sources import Source
 
 # The folder of what was read.
 RECORDS = ".kikitori"
-# The file in it that names those which are written next to it, each followed by a zero byte: all others are a person's.
+# The file in it that notes those which are written next to it: all others are a person's. Each entry is a zero byte, a
+# digest of the content, one of the recording and the settings, and the path in the folder, divided by spaces.
 WRITTEN = ".written"
 # Bytes of a name, so that suffixes can follow it: file systems allow 255.
 LONGEST_NAME = 200
@@ -31,7 +35,7 @@ class OutputFolder:
         self.folder, self.formats, self.settings = folder, formats, settings
         self._names: dict[str, str] = {}
         self._taken: dict[str, str] = {}
-        self._written = _written_in(folder)
+        self._noted = _noted_in(folder)
         for path in sorted((folder / RECORDS).rglob("*.jsonl")):
             if head := read_head(path):
                 name = str(path.relative_to(folder / RECORDS))[: -len(".jsonl")]
@@ -51,40 +55,47 @@ class OutputFolder:
 
     def record(self, source: Source) -> Record:
         """What was read of a recording with the same settings; nothing if it has changed since."""
-        path = self._record(source)
+        return open_record(self._record(source), self._head(source))
+
+    def check_free(self, sources: Iterable[Source]) -> None:
+        """Raises DataError for a file that would be replaced, although no earlier call wrote what it holds."""
+        for source in sources:
+            reading = reading_of(self._head(source))
+            for path in (self._file(source, name) for name in self.formats):
+                noted = self._noted[self._relative(path)]
+                if os.path.lexists(path) and _digest(path) not in noted and reading not in noted.values():
+                    what = "was changed since it was written" if noted else "exists and is no earlier transcript"
+                    raise DataError(f"{path} {what}; move it, or give another --output")
+
+    def write(self, source: Source, record: Record, transcript: Transcript) -> None:
+        """Writes the files of a recording that are missing or of an earlier reading; each exists once it is complete.
+
+        One that somebody has changed since it was written stays as it is.
+        """
+        for name in self.formats:
+            path, reading = self._file(source, name), reading_of(record.head)
+            noted = self._noted[self._relative(path)]
+            if not os.path.lexists(path) or noted.get(_digest(path), reading) != reading:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                text = FORMATS[name](transcript)
+                self._note(path, encoded(text), reading)
+                write_text(path, text)
+
+    def _note(self, path: Path, data: bytes, reading: bytes) -> None:
+        """Notes a file before it is written, so that one of a killed process may be replaced."""
+        name, digest = self._relative(path), sha256(data).hexdigest().encode()
+        (self.folder / RECORDS).mkdir(exist_ok=True)
+        append(self.folder / RECORDS / WRITTEN, b"\0%s %s %s" % (digest, reading, name))
+        self._noted[name][digest] = reading
+
+    def _head(self, source: Source) -> dict[str, Any]:
         found = source.path.stat() if source.path.exists() else None
-        head = {
+        return {
             "recording": _key(source),
             "settings": self.settings,
             "bytes": found.st_size if found else 0,
             "modified": found.st_mtime_ns if found else 0,
         }
-        return open_record(path, head)
-
-    def check_free(self, sources: Iterable[Source]) -> None:
-        """Raises DataError for a file that would be replaced, although no earlier call wrote it."""
-        for path in (self._file(source, name) for source in sources for name in self.formats):
-            if os.path.lexists(path) and self._relative(path) not in self._written:
-                raise DataError(f"{path} exists and is no earlier transcript; move it, or give another --output")
-
-    def missing(self, source: Source) -> list[str]:
-        """The formats in which a recording has no file."""
-        return [name for name in self.formats if not self._file(source, name).is_file()]
-
-    def write(self, source: Source, transcript: Transcript, formats: Iterable[str]) -> None:
-        """Writes the files of a recording; each exists only when it is complete."""
-        for name in formats:
-            path = self._file(source, name)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._own(path)
-            write_text(path, FORMATS[name](transcript))
-
-    def _own(self, path: Path) -> None:
-        """Notes a file, before it is written, as one that may be replaced."""
-        if (name := self._relative(path)) not in self._written:
-            (self.folder / RECORDS).mkdir(exist_ok=True)
-            append(self.folder / RECORDS / WRITTEN, name + b"\0")
-            self._written.add(name)
 
     def _relative(self, path: Path) -> bytes:
         return os.fsencode(path.relative_to(self.folder))
@@ -98,26 +109,14 @@ class OutputFolder:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Makes the folder, and keeps other processes out. Raises DataError if it cannot be written to."""
+    """Makes the folder, and keeps other processes out. Raises DataError if it cannot be one."""
     if folder.exists() and not folder.is_dir():
         raise DataError(f"--output {folder} is a file; give a folder")
     if (folder / RECORDS).is_symlink():
         raise DataError(f"--output {folder}: {RECORDS} in it is a link; delete the link")
-    with disk_errors_as_sentences():
-        (folder / RECORDS).mkdir(parents=True, exist_ok=True)
-        with folder_lock(folder / RECORDS, "--output", DataError):
-            yield
-
-
-@contextmanager
-def disk_errors_as_sentences() -> Iterator[None]:
-    """Raises DataError in place of an error of the disk, with the remedy."""
-    try:
+    (folder / RECORDS).mkdir(parents=True, exist_ok=True)
+    with folder_lock(folder / RECORDS, f"--output {folder}", DataError):
         yield
-    except OSError as error:
-        if isinstance(error, BrokenPipeError) or not (remedy := remedy_of(error)):
-            raise
-        raise DataError(f"{remedy}; the same command resumes") from error
 
 
 def _key(source: Source) -> str:
@@ -138,10 +137,18 @@ def _candidates(source: Source) -> Iterator[str]:
         names, number = [f"{short}{source.path.suffix}-{number}"], number + 1
 
 
-def _written_in(folder: Path) -> set[bytes]:
-    """The files that earlier calls wrote, by their paths in the folder."""
-    try:
-        with open_regular(folder / RECORDS / WRITTEN, MOST_BYTES) as file:
-            return {*file.read().split(b"\0")}
-    except UNREADABLE:
-        return set()
+def _noted_in(folder: Path) -> dict[bytes, dict[bytes, bytes]]:
+    """The files that earlier calls wrote, by their paths in the folder: digest of the content to what was read then."""
+    noted: dict[bytes, dict[bytes, bytes]] = defaultdict(dict)
+    with suppress(*UNREADABLE), open_regular(folder / RECORDS / WRITTEN, MOST_BYTES) as file:
+        for entry in file.read().split(b"\0"):
+            digest, reading, name = [*entry.split(b" ", 2), b"", b""][:3]
+            noted[name][digest] = reading
+    return noted
+
+
+def _digest(path: Path) -> bytes:
+    """A digest of a file's content; empty for what cannot be read, such as a link."""
+    with suppress(*UNREADABLE), open_regular(path, MOST_BYTES) as file:
+        return sha256(file.read()).hexdigest().encode()
+    return b""

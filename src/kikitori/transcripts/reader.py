@@ -20,9 +20,11 @@ from kikitori.runtime.processes import return_free_memory
 from kikitori.transcripts.formats import Transcript
 from kikitori.transcripts.progress import Progress
 from kikitori.transcripts.record import Read, Record
-from kikitori.transcripts.sections import CUT_WITHIN_S, SECTION_S, Section, sections_of
+from kikitori.transcripts.sections import CUT_WITHIN_S, Section, sections_of
 from kikitori.transcripts.sources import Source
 
+# Seconds of a section, at most.
+SECTION_S = 120
 # Recordings are read together up to this many seconds and this many of them: a section of a long one, or many batches.
 GROUP_S, GROUP = SECTION_S - CUT_WITHIN_S, 64
 
@@ -118,7 +120,7 @@ def _jobs(
                 recording.language, recording.language_probability = last.language, last.language_probability
         try:
             with closing(decoder.stream(source.path)) as parts:
-                for section in sections_of(parts, begin, options.only_speech):
+                for section in sections_of(parts, SECTION_S, begin, options.only_speech):
                     progress.opened(source.path, section.known_s)
                     yield _Job(recording, section)
         except AudioError as error:

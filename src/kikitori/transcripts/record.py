@@ -1,13 +1,14 @@
 """What was read of a recording so far, in a file that a killed process leaves usable.
 
 The file has a line that names the recording and the settings, a line for each section, and the line of the end. It is
-written section by section, so that a long recording is resumed in its middle, also one whose decoding failed there.
+written section by section, so that a long recording is resumed where it stopped, even if its decoding failed there.
 """
 
 import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -91,6 +92,11 @@ class Record:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         rows = [*([self.head] if is_first else []), _plain(section)]
         append(self.path, "".join(f"{json.dumps(row)}\n" for row in rows).encode(), anew=is_first)
+
+
+def reading_of(head: dict[str, Any]) -> bytes:
+    """A digest of a first line: of all on which the texts of a recording depend."""
+    return sha256(json.dumps(head, sort_keys=True).encode()).hexdigest().encode()
 
 
 def read_head(path: Path) -> dict[str, Any] | None:

@@ -8,12 +8,11 @@ from torch import Tensor
 
 from kikitori.audio.formats import AudioError
 from kikitori.audio.waveform import SAMPLE_RATE, Part
-from kikitori.inference.segments import split_at_pauses
+from kikitori.inference.segments import PAUSE_STEPS, STEP, loudness_db
 from kikitori.inference.transcribe import LEAST_S
 
-# Seconds of a section, at most; a recording that is no longer is one section. A section is cut in a pause, at most
-# CUT_WITHIN_S before its end.
-SECTION_S, CUT_WITHIN_S = 120, 30.0
+# A section is cut at the quietest moment of its last seconds.
+CUT_WITHIN_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -36,17 +35,17 @@ class Section:
 
 def sections_of(
     parts: Iterable[Part],
+    most_s: int,
     start: int = 0,
     only_speech: Callable[[Tensor], Tensor] = lambda samples: samples,
-    most_s: float | None = None,
 ) -> Iterator[Section]:
     """Yields the sections of a recording that is decoded in parts: each sample is in one of them.
 
-    start: the sample with which the first begins; what is before it was read before. only_speech: silences all else,
-    before pauses are looked for. most_s: seconds of a section, SECTION_S by default. Raises AudioError for a recording
-    that holds next to nothing.
+    most_s: seconds of a section, at most, above CUT_WITHIN_S; a recording that is no longer is one section. start: the
+    sample with which the first begins; what is before it was read before. only_speech: silences all else, before a
+    quiet moment is looked for. Raises AudioError for a recording that holds next to nothing.
     """
-    most, known_s, to_skip = round((most_s or SECTION_S) * SAMPLE_RATE), 0.0, start
+    most, known_s, to_skip = most_s * SAMPLE_RATE, 0.0, start
     held: list[Tensor] = []
     for samples, known_s in parts:
         held += samples[to_skip:].split(most)
@@ -54,7 +53,7 @@ def sections_of(
         while sum(map(len, held)) > most:
             joined = torch.cat(held)
             speech = only_speech(joined[:most])
-            cut = _pause(speech)
+            cut = _quietest(speech)
             held, speech = [joined[cut:].clone()], speech[:cut].clone()
             del joined
             yield Section(speech, start, False, known_s)
@@ -66,8 +65,8 @@ def sections_of(
     yield Section(only_speech(rest), start, True, max(known_s, seconds))
 
 
-def _pause(samples: Tensor) -> int:
-    """The sample in the last pause of a section, behind which the next one begins."""
-    around = round(2 * CUT_WITHIN_S * SAMPLE_RATE)
-    pieces = split_at_pauses(samples[-around:], CUT_WITHIN_S)
-    return len(samples) - around + pieces[-1].start
+def _quietest(samples: Tensor) -> int:
+    """The sample at the quietest moment of the last CUT_WITHIN_S, with which the next section begins."""
+    first = len(samples) - round(CUT_WITHIN_S * SAMPLE_RATE)
+    edge = PAUSE_STEPS // 2  # steps whose surroundings are not all in the section
+    return first + STEP * (edge + int(loudness_db(samples[first:])[edge:-edge].argmin()))

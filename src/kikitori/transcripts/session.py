@@ -40,15 +40,15 @@ class Wanted:
     """
 
     model: str
-    language: str | None = None
-    task: str | None = None
-    base: str | None = None
-    segments: Segments = "auto"
-    previous_text: bool = False
-    pauses: Pauses = "energy"
-    formats: Sequence[str] = ("txt",)
-    output: Path | None = None
-    batch_size: int = 4
+    language: str | None
+    task: str | None
+    base: str | None
+    segments: Segments
+    previous_text: bool
+    pauses: Pauses
+    formats: Sequence[str]
+    output: Path | None
+    batch_size: int
 
 
 class Done(NamedTuple):
@@ -66,7 +66,7 @@ class Done(NamedTuple):
 def transcribe_all(sources: Sequence[Source], wanted: Wanted, note: Callable[[str], None]) -> Iterator[Done]:
     """Yields each recording in its order, after its files are written. note: called with what a person should know.
 
-    Raises ModelError if the model cannot be loaded, DataError if the folder cannot be written to.
+    Raises ModelError if the model cannot be loaded, DataError if the folder cannot be used, OSError of its disk.
     """
     quiet_transformers()
     with ExitStack() as stack:
@@ -100,7 +100,7 @@ def _finished(recording: Recording, engine: Engine, folder: OutputFolder | None)
         return Done(source.path, None, recording.error)
     transcript, was_read = recording.transcript(engine), record.is_finished
     if folder:
-        folder.write(source, transcript, folder.missing(source) if was_read else folder.formats)
+        folder.write(source, record, transcript)
         if not was_read:
             record.finish()
     return Done(source.path, transcript, was_read=was_read)
