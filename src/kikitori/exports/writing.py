@@ -77,11 +77,11 @@ def restore(place: Path) -> None:
     for earlier in place.glob(f".*{EARLIER}"):
         folder = place / earlier.name[1 : -len(EARLIER)]
         if folder.exists():
-            shutil.rmtree(earlier)
+            shutil.rmtree(earlier, ignore_errors=True)
         else:
             earlier.rename(folder)
     for partial in place.glob(f".*{PARTIAL}"):
-        shutil.rmtree(partial)
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 @contextmanager
