@@ -131,7 +131,9 @@ def test_a_long_recording_that_fails_at_its_end_is_resumed_there(
     heard, add = list[int](), Record.add
     monkeypatch.setattr(Record, "add", lambda self, section: (heard.append(section.end), add(self, section)))
     for _ in range(2):
-        (found,) = read_recordings(engine, [long], Options(), OutputFolder(tmp_path / "out", ["txt"], "s").record)
+        record_of, progress = OutputFolder(tmp_path / "out", ["txt"], "s").record, Progress(sizes_of([long]))
+        (found,) = read_recordings(engine, [long], Options(), record_of, progress)
+        assert "100 %" in progress.line()
         assert "lost sync" in found.error
         assert [section.end for section in found.record.sections] == heard
     assert len(heard) >= 3

@@ -122,8 +122,10 @@ def _jobs(
             with closing(decoder.stream(source.path)) as parts:
                 for section in sections_of(parts, SECTION_S, begin, options.only_speech):
                     progress.opened(source.path, section.known_s)
+                    begin = section.end
                     yield _Job(recording, section)
         except AudioError as error:
+            progress.opened(source.path, begin / SAMPLE_RATE)
             recording.error = str(error.args[0])
             yield _Job(recording)
 
