@@ -104,8 +104,9 @@ def test_exports_lie_next_to_the_model_of_their_run_and_are_described(
     )
     entry = recorded["alpha-float32"]
     assert (entry["clips"], entry["equal"], entry["ties"], entry["differing"]) == (3, 3, 0, [])
-    assert (entry["bytes"], entry["window"], len(entry["model_sha256"])) == (7, "the full window", 64)
+    assert (entry["bytes"], entry["trained_window"], len(entry["model_sha256"])) == (7, "the full window", 64)
     assert entry["cer"] == entry["cer_ours"]
+    assert (entry["corpus"], entry["splits"]) == ("kikitori's demo corpus", ["test"])
     assert "kikitori" in entry["versions"]
     printed = capsys.readouterr().out
     assert "run on 3 clips of " in printed

@@ -178,7 +178,8 @@ def _models(command: str, words: list[str]) -> list[str]:
     if len(models) > 1 and command == "guard":
         sys.exit(f"kikitori: {models[1]}: one model is compared, {models[0]}; its base is --against {models[1]}")
     if len(models) > 1:
-        sys.exit(f"kikitori: {models[1]}: one model is exported at a time, {models[0]}; formats are --to {models[1]}")
+        meant = "" if Path(models[1]).exists() else f"; formats are --to {models[1]}"
+        sys.exit(f"kikitori: {models[1]}: one model is exported at a time, {models[0]}{meant}")
     return [*(override(key, model) for model in models), *found]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from importlib.util import find_spec
@@ -139,6 +140,7 @@ def _open(folder: Path) -> Any:
         )
     import ctranslate2
 
+    ctranslate2.set_log_level(logging.ERROR)  # it warns of float16 on a CPU, which it computes in float32
     limits.ctranslate2_config(_config(folder), len(_vocabulary(folder)), f"model.name={folder}: config.json has ")
     device = "cuda" if ctranslate2.get_cuda_device_count() else "cpu"
     try:

@@ -20,7 +20,7 @@ FORMATS = {
 }
 # Programs after which people name the format that they read.
 PROGRAMS = {
-    **dict.fromkeys(("faster-whisper", "faster_whisper", "whisperx"), "ctranslate2"),
+    **dict.fromkeys(("faster-whisper", "faster_whisper", "whisperx", "ct2"), "ctranslate2"),
     **dict.fromkeys(("whisper.cpp", "whisper-cpp", "whispercpp", "gguf"), "ggml"),
     **dict.fromkeys(("whisper", "openai-whisper"), "openai"),
     "onnxruntime": "onnx",

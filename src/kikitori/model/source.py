@@ -126,7 +126,7 @@ def is_missing(name: str) -> bool:
     A name on the Hub has one slash. outputs/my-run could be one, but hardly where there is a folder outputs.
     """
     path = expanded(name)
-    is_one = is_path(name) or (not is_reference(name) and path.parent != Path() and path.parent.is_dir())
+    is_one = is_path(name) or (not is_reference(name) and path.parent.is_dir())
     return is_one and not path.exists()
 
 

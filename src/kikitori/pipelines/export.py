@@ -76,6 +76,8 @@ class Source:
     task: str
     clips: Sequence[Speech]
     own: Sequence[parity.Own]
+    corpus: str
+    splits: Sequence[str]
 
 
 def export(cfg: DictConfig | dict[str, Any], folder: Path) -> Entries:
@@ -106,9 +108,10 @@ def export(cfg: DictConfig | dict[str, Any], folder: Path) -> Entries:
         restore(place)
         entries = read_entries(place)
         with saved_model(whisper, place) as model_folder:
-            source = read_source(whisper, model_folder, clips)
+            source = read_source(whisper, model_folder, clips, results["data"]["corpus"], data.splits)
             new, failures = export_all(source, formats, place, entries)
-    print_table(new, f"{model_name(config)} on {len(clips)} clips of {results['data']['corpus']}")
+    print_table(new, f"{model_name(config)} on {len(clips)} clips of {source.corpus}")
+    log.info("the exports are in %s", place)
     if failures:
         raise ExportFailed("; ".join(failures))
     return new
@@ -145,7 +148,7 @@ def saved_model(whisper: Whisper, place: Path) -> Iterator[Path]:
         yield folder
 
 
-def read_source(whisper: Whisper, folder: Path, clips: Sequence[Speech]) -> Source:
+def read_source(whisper: Whisper, folder: Path, clips: Sequence[Speech], corpus: str, splits: Sequence[str]) -> Source:
     """Reads the clips with the model itself."""
     whisper.model.eval()
     if whisper.processor.window.edges_s:
@@ -153,7 +156,8 @@ def read_source(whisper: Whisper, folder: Path, clips: Sequence[Speech]) -> Sour
         log.info("the model was trained in other windows (%s); here it is read in 30 s, as other engines do", window)
     with reading("kikitori", len(clips)) as advance:
         own = parity.read_own(whisper, clips, advance)
-    return Source(whisper, folder, digest(folder / "model.safetensors"), whisper.processor.task, clips, own)
+    sha256 = digest(folder / "model.safetensors")
+    return Source(whisper, folder, sha256, whisper.processor.task, clips, own, corpus, splits)
 
 
 @contextmanager
@@ -205,7 +209,9 @@ def make_export(source: Source, of: Format, precision: str, target: Path) -> dic
         "written_s": round(written_s, 1),
         "versions": {name: version(name) for name in ("kikitori", *distributions(of.modules))},
         "model_sha256": source.sha256,
-        "window": describe_window(source.whisper.processor.window),
+        "trained_window": describe_window(source.whisper.processor.window),
+        "corpus": source.corpus,
+        "splits": [*source.splits],
         **figures,
     }
 
