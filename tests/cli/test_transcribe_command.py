@@ -353,6 +353,16 @@ def test_a_language_is_detected_for_each_recording(
             "--batch-size 4: CUDA failed with error out of memory; pass a smaller one, or a smaller model; the same "
             "command resumes",
         ),
+        (
+            MemoryError(),
+            "--batch-size 4: MemoryError; pass a smaller one, or a smaller model",
+            "--batch-size 4: MemoryError; pass a smaller one, or a smaller model; the same command resumes",
+        ),
+        (
+            OSError(24, "Too many open files", "x"),
+            "OSError: [Errno 24] Too many open files: 'x'",
+            "OSError: [Errno 24] Too many open files: 'x'; the same command resumes",
+        ),
     ],
 )
 def test_what_the_machine_lacks_is_one_sentence(

@@ -322,6 +322,14 @@ def test_a_list_that_is_a_link_is_left_alone(models: list[ShownModel], tmp_path:
     assert (tmp_path / "metadata.csv").is_symlink()
 
 
+@pytest.mark.parametrize("place", ["/api/read", "/api/save"])
+def test_a_body_that_is_not_compressed_as_it_says_is_answered(visitor: Visitor, place: str) -> None:
+    kind = {"Content-Type": "multipart/form-data; boundary=x", "Content-Encoding": "gzip"}
+    response = visitor.request("POST", place, b"--x\r\nno gzip", **kind)
+    assert response.status == 400
+    assert "The request is damaged" in response.text
+
+
 def test_a_form_without_its_parts_is_refused(visitor: Visitor) -> None:
     assert visitor.request("POST", "/api/save", b"").status == 415
     form = {"Content-Type": "multipart/form-data; boundary=x"}

@@ -138,6 +138,39 @@ def test_a_corrected_file_stays_until_its_recording_is_read_anew_which_is_an_err
     assert corrected.read_text() == "いぬ"
 
 
+def test_a_correction_of_one_reading_does_not_pass_for_another(tmp_path: Path, source: Source) -> None:
+    finish(tmp_path, source, settings="one", text="犬")
+    finish(tmp_path, source, settings="two", text="猫")
+    (tmp_path / "out" / "a.txt").write_text("ねこ")
+    with pytest.raises(DataError, match=r"a\.txt was changed since it was written"):
+        finish(tmp_path, source, settings="one", text="犬")
+
+
+@pytest.mark.parametrize("what", ["link", "folder"])
+def test_what_is_no_file_is_no_transcript(tmp_path: Path, source: Source, what: str) -> None:
+    finish(tmp_path, source)
+    path = tmp_path / "out" / "a.txt"
+    path.unlink()
+    path.mkdir() if what == "folder" else path.symlink_to(source.path)
+    with pytest.raises(DataError, match=r"a\.txt was changed since it was written"):
+        finish(tmp_path, source)
+
+
+def test_a_name_is_kept_without_the_record_of_what_was_read(tmp_path: Path, source: Source) -> None:
+    """Of a short recording there is none until its files are written."""
+    finish(tmp_path, source)
+    (tmp_path / "out" / RECORDS / "a.jsonl").unlink()
+    other = Source(tmp_path / "a.flac", "a")
+    assert [folder_of(tmp_path).name(one) for one in (other, source)] == ["a.flac", "a"]
+
+
+def test_a_pipe_in_place_of_the_notes_is_an_error(tmp_path: Path, source: Source) -> None:
+    (tmp_path / "out" / RECORDS).mkdir(parents=True)
+    os.mkfifo(tmp_path / "out" / RECORDS / WRITTEN)
+    with pytest.raises(OSError, match="No such device"):
+        finish(tmp_path, source)
+
+
 def test_a_file_that_a_killed_process_was_about_to_replace_is_replaced(
     tmp_path: Path, source: Source, monkeypatch: pytest.MonkeyPatch
 ) -> None:

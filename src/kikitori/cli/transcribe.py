@@ -128,17 +128,17 @@ def main() -> None:
     except BrokenPipeError:
         raise
     except Exception as error:
-        if not isinstance(error, KikitoriError) and not remedy_of(error):
+        if not isinstance(error, KikitoriError | OSError | MemoryError) and not remedy_of(error):
             raise
         sys.exit(message_of(error, arguments.batch_size, resumes))
 
 
 def message_of(error: Exception, batch_size: int, resumes: str) -> str:
     """What an error says to a person, in terms of the options. resumes: is added where the machine is the cause."""
-    if is_out_of_memory(error):
+    if is_out_of_memory(error) or isinstance(error, MemoryError):
         return f"--batch-size {batch_size}: {one_line(error)}; pass a smaller one, or a smaller model{resumes}"
     if not isinstance(error, KikitoriError):
-        return f"{remedy_of(error)}{resumes}"
+        return f"{remedy_of(error) or describe_error(error)}{resumes}"
     message = describe_error(error)
     for option in ("name", "language", "task", "base"):
         message = message.replace(f"model.{option}", "--model" if option == "name" else f"--{option}")

@@ -40,7 +40,11 @@ def _hold_out(clips: Sequence[Clip], language: str | None, share: float) -> list
     places = {group: _place(group) for group in {_group(clip) for clip in train}}
     which = f" of the language {language}" if language else ""
     if missing and len(places) <= len(missing):
-        hint = "; without data.speaker_column the clips of one speaker are divided" if any(clip.speaker for clip in train) else ""
+        hint = (
+            "; without data.speaker_column the clips of one speaker are divided"
+            if any(clip.speaker for clip in train)
+            else ""
+        )
         raise DataError(
             f"data.held_out={share}: {len(places)} speakers or recordings{which} are too few for training, "
             f"{' and '.join(missing)}, which need {len(missing) + 1}{hint}"

@@ -233,7 +233,7 @@ async def answer_errors(request: web.Request, handler: Handler) -> web.StreamRes
         return web.json_response({"error": "The recording did not arrive: send it again."}, status=408)
     except web.HTTPException as error:
         return web.json_response({"error": f"{error.reason}."}, status=error.status)
-    except HttpProcessingError as error:
+    except (HttpProcessingError, web.RequestPayloadError) as error:
         return web.json_response({"error": f"The request is damaged: {one_line(error)}."}, status=400)
     except ConnectionError:  # the visitor has gone
         raise

@@ -178,7 +178,12 @@ def export_all(
     for of, precision in formats:
         name = f"{of.name}-{precision}"
         try:
-            new[name] = entries[name] = make_export(source, of, precision, place / name)
+            with replaced_folder(place / name) as folder:
+                entry = make_export(source, of, precision, folder, name)
+                # Until the new entry is written, none is better than that of the earlier export.
+                if entries.pop(name, None):
+                    write_json(place / RECORD, entries)
+            new[name] = entries[name] = entry
         except ExportFailed as error:  # costs only itself
             failures.append(str(error))
             continue
@@ -191,17 +196,15 @@ def export_all(
     return new, failures
 
 
-def make_export(source: Source, of: Format, precision: str, target: Path) -> dict[str, Any]:
-    """Writes one export and reads it back. It gets its name once its engine has read it. Returns what came of it."""
-    with replaced_folder(target) as folder:
-        start = time.perf_counter()
-        with write_errors(f"to={of.name}"):
-            of.write(source.folder, folder, precision)
-        written_s, size = time.perf_counter() - start, folder_bytes(folder)
-        log.info("%s: %.0f MB, written in %s", target.name, size / 1e6, duration(written_s))
-        with reading(target.name, len(source.clips)) as advance:
-            theirs = read_back(of, folder, source.clips, source.task, advance)
-        figures = parity.compare(source.whisper, source.clips, source.own, theirs, precision)
+def make_export(source: Source, of: Format, precision: str, folder: Path, name: str) -> dict[str, Any]:
+    """Writes one export and reads it back. Returns what came of it."""
+    start = time.perf_counter()
+    with write_errors(f"to={of.name}"):
+        of.write(source.folder, folder, precision)
+    written_s, size = time.perf_counter() - start, folder_bytes(folder)
+    log.info("%s: %.0f MB, written in %s", name, size / 1e6, duration(written_s))
+    with reading(name, len(source.clips)) as advance:
+        theirs = read_back(of, folder, source.clips, source.task, advance)
     return {
         "format": of.name,
         "precision": precision,
@@ -212,7 +215,7 @@ def make_export(source: Source, of: Format, precision: str, target: Path) -> dic
         "trained_window": describe_window(source.whisper.processor.window),
         "corpus": source.corpus,
         "splits": [*source.splits],
-        **figures,
+        **parity.compare(source.whisper, source.clips, source.own, theirs, precision),
     }
 
 

@@ -22,10 +22,10 @@ from kikitori.transcripts.sources import Source
 # The folder of what was read.
 RECORDS = ".kikitori"
 # The file in it that notes those which are written next to it: all others are a person's. Each entry is a zero byte, a
-# digest of the content, one of the recording and the settings, and the path in the folder, divided by spaces.
+# digest of the content, one of the recording and the settings, the recording, and the path, divided by spaces.
 WRITTEN = ".written"
-# Bytes of a name, so that suffixes can follow it: file systems allow 255.
-LONGEST_NAME = 200
+# Bytes of a name, and characters of its suffix, so that more can follow: file systems allow 255.
+LONGEST_NAME, LONGEST_SUFFIX = 200, 6
 
 
 class OutputFolder:
@@ -35,10 +35,14 @@ class OutputFolder:
         self.folder, self.formats, self.settings = folder, formats, settings
         self._names: dict[str, str] = {}
         self._taken: dict[str, str] = {}
-        self._noted = _noted_in(folder)
-        for path in sorted((folder / RECORDS).rglob("*.jsonl")):
-            if head := read_head(path):
-                name = str(path.relative_to(folder / RECORDS))[: -len(".jsonl")]
+        self._noted: dict[bytes, dict[bytes, bytes]] = defaultdict(dict)
+        for digest, reading, key, path in _entries(folder):
+            self._set_noted(path, digest, reading)
+            self._names[key.decode()] = name = os.fsdecode(path).rpartition(".")[0]
+            self._taken[name.casefold()] = key.decode()
+        for record in sorted((folder / RECORDS).rglob("*.jsonl")):
+            if head := read_head(record):
+                name = str(record.relative_to(folder / RECORDS))[: -len(".jsonl")]
                 self._names.setdefault(head["recording"], name)
                 self._taken[name.casefold()] = head["recording"]
 
@@ -62,31 +66,41 @@ class OutputFolder:
         for source in sources:
             reading = reading_of(self._head(source))
             for path in (self._file(source, name) for name in self.formats):
-                noted = self._noted[self._relative(path)]
-                if os.path.lexists(path) and _digest(path) not in noted and reading not in noted.values():
+                noted, digest = self._noted[self._relative(path)], _digest(path)
+                is_ours = digest in noted or (digest and reading == next(reversed(noted.values()), None))
+                if os.path.lexists(path) and not is_ours:
                     what = "was changed since it was written" if noted else "exists and is no earlier transcript"
                     raise DataError(f"{path} {what}; move it, or give another --output")
 
-    def write(self, source: Source, record: Record, transcript: Transcript) -> None:
+    def write(self, source: Source, record: Record, transcript: Transcript) -> list[Path]:
         """Writes the files of a recording that are missing or of an earlier reading; each exists once it is complete.
 
-        One that somebody has changed since it was written stays as it is.
+        Returns those that stay as they are, since somebody has changed them.
         """
+        changed = []
         for name in self.formats:
             path, reading = self._file(source, name), reading_of(record.head)
-            noted = self._noted[self._relative(path)]
-            if not os.path.lexists(path) or noted.get(_digest(path), reading) != reading:
+            noted, digest = self._noted[self._relative(path)], _digest(path)
+            if not os.path.lexists(path) or noted.get(digest, reading) != reading:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 text = FORMATS[name](transcript)
-                self._note(path, encoded(text), reading)
+                self._note(path, encoded(text), reading, record.head["recording"].encode())
                 write_text(path, text)
+            elif digest not in noted:
+                changed.append(path)
+        return changed
 
-    def _note(self, path: Path, data: bytes, reading: bytes) -> None:
+    def _note(self, path: Path, data: bytes, reading: bytes, key: bytes) -> None:
         """Notes a file before it is written, so that one of a killed process may be replaced."""
-        name, digest = self._relative(path), sha256(data).hexdigest().encode()
+        digest = sha256(data).hexdigest().encode()
         (self.folder / RECORDS).mkdir(exist_ok=True)
-        append(self.folder / RECORDS / WRITTEN, b"\0%s %s %s" % (digest, reading, name))
-        self._noted[name][digest] = reading
+        append(self.folder / RECORDS / WRITTEN, b"\0" + b" ".join((digest, reading, key, self._relative(path))))
+        self._set_noted(self._relative(path), digest, reading)
+
+    def _set_noted(self, path: bytes, digest: bytes, reading: bytes) -> None:
+        """Notes what a file holds now: the last one."""
+        self._noted[path].pop(digest, None)
+        self._noted[path][digest] = reading
 
     def _head(self, source: Source) -> dict[str, Any]:
         found = source.path.stat() if source.path.exists() else None
@@ -130,21 +144,20 @@ def _candidates(source: Source) -> Iterator[str]:
     short = stem
     while len(os.fsencode(short)) > LONGEST_NAME:
         short = short[:-1]
-    names = [short, f"{short}{source.path.suffix}"]
+    suffix = source.path.suffix[:LONGEST_SUFFIX]
+    names = [short, f"{short}{suffix}"]
     number = 2
     while True:
         yield from (f"{folder}/{name}" if folder else name for name in names)
-        names, number = [f"{short}{source.path.suffix}-{number}"], number + 1
+        names, number = [f"{short}{suffix}-{number}"], number + 1
 
 
-def _noted_in(folder: Path) -> dict[bytes, dict[bytes, bytes]]:
-    """The files that earlier calls wrote, by their paths in the folder: digest of the content to what was read then."""
-    noted: dict[bytes, dict[bytes, bytes]] = defaultdict(dict)
+def _entries(folder: Path) -> list[list[bytes]]:
+    """What earlier calls noted of each file: digests of the content and of what was read, the recording, the path."""
     with suppress(*UNREADABLE), open_regular(folder / RECORDS / WRITTEN, MOST_BYTES) as file:
-        for entry in file.read().split(b"\0"):
-            digest, reading, name = [*entry.split(b" ", 2), b"", b""][:3]
-            noted[name][digest] = reading
-    return noted
+        # A killed process may have left a part of an entry.
+        return [entry for text in file.read().split(b"\0") if len(entry := text.split(b" ", 3)) == 4]
+    return []
 
 
 def _digest(path: Path) -> bytes:

@@ -90,17 +90,18 @@ def transcribe_all(sources: Sequence[Source], wanted: Wanted, note: Callable[[st
         record_of = folder.record if folder else lambda source: Record()
         for recording in read_recordings(engine, sources, options, record_of, progress):
             progress.clear()
-            yield _finished(recording, engine, folder)
+            yield _finished(recording, engine, folder, note)
 
 
-def _finished(recording: Recording, engine: Engine, folder: OutputFolder | None) -> Done:
+def _finished(recording: Recording, engine: Engine, folder: OutputFolder | None, note: Callable[[str], None]) -> Done:
     """Writes the files of a recording that was read, or those that are missing of one that was read before."""
     source, record = recording.source, recording.record
     if recording.error:
         return Done(source.path, None, recording.error)
     transcript, was_read = recording.transcript(engine), record.is_finished
     if folder:
-        folder.write(source, record, transcript)
+        for path in folder.write(source, record, transcript):
+            note(f"{path} was changed since it was written, and stays as it is")
         if not was_read:
             record.finish()
     return Done(source.path, transcript, was_read=was_read)
