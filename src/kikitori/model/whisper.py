@@ -189,14 +189,14 @@ class Whisper:
         name, revision = self.arguments.get("name"), self.arguments.get("revision")
         save_adapter(self.model, self.adapter, name and resolved(name), revision, facts, folder)
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path | str) -> None:
         """Writes a folder that transformers and other tools can load, see `kikitori.model.saving`.
 
         Raises ModelError while an adapter is in the layers, which these tools do not know.
         """
         if self.adapter:
             raise ModelError("the model has an adapter; merge it first: whisper.merge_adapter()")
-        save_model(self.model, self.processor, folder)
+        save_model(self.model, self.processor, Path(folder))
 
 
 def allow_empty_text(model: WhisperForConditionalGeneration, allowed: bool) -> None:

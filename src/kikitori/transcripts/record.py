@@ -139,10 +139,9 @@ def append(path: Path, data: bytes, anew: bool = False) -> None:
 
 
 def _appending(path: Path) -> BinaryIO:
-    return os.fdopen(
-        os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666),
-        "ab",
-    )
+    # Without O_NONBLOCK, opening a pipe would wait for a reader.
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    return os.fdopen(os.open(path, flags, 0o666), "ab")
 
 
 def _plain(section: Read) -> dict[str, Any]:
