@@ -47,7 +47,7 @@ def test_another_base_can_be_named(run: Path, tmp_path: Path) -> None:
     assert shown([str(run)], str(tmp_path / "moved")) == ([("moved", True), ("tuned", False)], [])
     titles, (note,) = shown([str(run)])
     assert titles == [("tuned", False)]
-    assert note.startswith("the base is left out: base cannot be loaded: ")
+    assert note.startswith("the base is left out: base does not exist; ")
     assert "--base" in note
     with pytest.raises(ModelError, match=r"--base .*nowhere does not exist"):
         load_models([str(run)], str(tmp_path / "nowhere"))
