@@ -77,9 +77,9 @@ class OutputFolder:
 
         Returns those that stay as they are, since somebody has changed them.
         """
-        changed = []
+        changed, reading = [], reading_of(record.head)
         for name in self.formats:
-            path, reading = self._file(source, name), reading_of(record.head)
+            path = self._file(source, name)
             noted, digest = self._noted[self._relative(path)], _digest(path)
             if not os.path.lexists(path) or noted.get(digest, reading) != reading:
                 path.parent.mkdir(parents=True, exist_ok=True)
