@@ -2,7 +2,6 @@
 
 import http.server
 import json
-import os
 import threading
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -119,8 +118,6 @@ def test_the_microphone_is_read_by_all_models_and_saved_as_a_row(page: Any, visi
     wait(page, lambda: button.text == "Stop" and text(page, "#clock") > "1.2 s")
     button.click()
     shown = [found.replace("no text", "") for found in finish(page)]
-    if not any(shown) and os.getloadavg()[0] > (os.cpu_count() or 1):
-        pytest.skip("Chromium's fake microphone is silent now and then on a busy machine")
     assert any(shown)
     assert page.find_elements(By.CSS_SELECTOR, "#rows .c2, #rows .c3, #rows .c4")
     box = page.find_element(By.ID, "text")

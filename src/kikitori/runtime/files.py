@@ -230,7 +230,7 @@ def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as file:
         for row in rows:
-            file.write((json.dumps(row, ensure_ascii=False) + "\n").encode(errors="backslashreplace"))
+            file.write(encoded(json.dumps(row, ensure_ascii=False) + "\n"))
 
 
 def is_utf8(text: str) -> bool:
